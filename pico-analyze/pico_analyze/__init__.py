@@ -1,0 +1,1 @@
+"""Learning dynamics of language models from their checkpoints and snapshots."""

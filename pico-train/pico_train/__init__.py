@@ -1,0 +1,1 @@
+"""Train small language models and observe them while they learn."""

@@ -1,0 +1,240 @@
+"""Bytes on disk: directories that appear whole or not at all, their verification, and tensors read one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pico_contract.errors import DamagedError
+from pico_contract.layout import MANIFEST, is_leftover, parse_step, replaced, step_name, temporary
+from pico_contract.schema import DirectoryManifest, FileEntry, Manifest
+
+M = TypeVar("M", bound=Manifest)
+
+
+def _no_stage(stage: str, path: Path) -> None:
+    """Nothing happens between the stages of a write."""
+
+
+on_stage: Callable[[str, Path], None] = _no_stage
+"""Called at each stage of a directory's writing (`temporary_created`, `file_written`, `before_rename`,
+`after_rename`) with the final path; crash tests replace it to end the process there."""
+
+
+def utc_now() -> str:
+    """The current time, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries; a rename is durable only after this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically: readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = temporary(path, uuid.uuid4().hex[:8])
+    try:
+        with draft.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def publish(final: Path) -> Iterator[Path]:
+    """Write a directory so that it appears under `final` whole or not at all.
+
+    The body gets a temporary directory beside `final`, fills it and calls `seal` on it last; then it is renamed.
+    An older `final` is replaced. When the body raises, the temporary directory is removed and `final` is untouched.
+    """
+    tag = uuid.uuid4().hex[:8]
+    draft = temporary(final, tag)
+    draft.mkdir(parents=True)
+    on_stage("temporary_created", final)
+    try:
+        yield draft
+        if not any(draft.glob("*.json")):
+            raise RuntimeError(f"{final} was not sealed")
+        on_stage("before_rename", final)
+        if final.exists():
+            old = replaced(final, tag)
+            final.rename(old)
+            draft.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            draft.rename(final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    sync_directory(final.parent)
+    on_stage("after_rename", final)
+
+
+def seal(directory: Path, manifest: DirectoryManifest, name: str = MANIFEST) -> None:
+    """Flush every file of `directory`, then write its manifest (sizes, sha256) as the last one.
+
+    Files below a subdirectory are not listed: such a subdirectory (a checkpoint's `state/`) has its own manifest.
+    """
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != name)
+    for path in files:
+        _sync_file(path)
+    manifest.files = {path.name: FileEntry(path.stat().st_size, sha256_file(path)) for path in files}
+    manifest.created = manifest.created or utc_now()
+    write_text(directory / name, manifest.to_json())
+
+
+def read_manifest(path: Path, kind: type[M]) -> M:
+    """The manifest at `path`.
+
+    Raises:
+        DamagedError: it is missing, not JSON, of another format or a newer major version, or lacks a key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DamagedError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedError(f"{path} is not a readable manifest ({error})") from None
+    return kind.from_json(text, path)
+
+
+def damage(directory: Path, kind: type[DirectoryManifest], *, hashes: bool = False, name: str = MANIFEST) -> str | None:
+    """None when `directory` is intact, else one sentence naming the file that is not and how.
+
+    Without `hashes` the manifest must parse and the sizes match (enough to list); with it every sha256 is compared
+    (needed to resume, audit or verify).
+    """
+    try:
+        manifest = read_manifest(directory / name, kind)
+    except DamagedError as error:
+        return str(error)
+    for file, entry in manifest.files.items():
+        path = directory / file
+        if not path.is_file():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        if size != entry.size:
+            return f"{path} has {size} bytes where its manifest says {entry.size}"
+        if hashes and sha256_file(path) != entry.sha256:
+            return f"{path} does not have the sha256 that its manifest says: its bytes were altered"
+    return None
+
+
+def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False) -> list[int]:
+    """Steps below `parent` (a run's checkpoints or snapshots) whose directories are intact, ascending."""
+    return [step for step in listed_steps(parent) if damage(parent / step_name(step), kind, hashes=hashes) is None]
+
+
+def listed_steps(parent: Path) -> list[int]:
+    """Steps that have a directory below `parent`, intact or not, ascending; [] when `parent` does not exist."""
+    if not parent.is_dir():
+        return []
+    steps = (parse_step(path.name) for path in parent.iterdir() if path.is_dir())
+    return sorted(step for step in steps if step is not None)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete what interrupted writes left below `parent`; only the holder of the run's lock may call this."""
+    for path in parent.iterdir() if parent.is_dir() else ():
+        if is_leftover(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file (metadata `format: pt`, which Hugging Face loaders ask for). Not atomic by itself."""
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(ready, path, metadata={"format": "pt", **(metadata or {})})
+    on_stage("file_written", path)
+
+
+class TensorFile:
+    """A safetensors file of which single tensors are read on demand, without loading the rest.
+
+    Raises (on construction):
+        DamagedError: missing, not safetensors, or shorter or longer than its header says, with both byte counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries = _checked_header(path)
+        self._handle: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the stored tensors, in the order of the header."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._entry(name)["shape"])
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor called `name`, in its stored dtype, on CPU, not sharing memory with the file."""
+        self._entry(name)
+        if self._handle is None:
+            self._handle = safe_open(self.path, framework="pt", device="cpu")
+        return self._handle.get_tensor(name).clone()
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._entries:
+            raise DamagedError(f'{self.path} has no tensor "{name}"')
+        return self._entries[name]
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file; errors as `TensorFile`."""
+    file = TensorFile(path)
+    return {name: file.get(name) for name in file.names}
+
+
+def _checked_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Header of a safetensors file, its end compared with the file's size (the library's own message misleads)."""
+    try:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            actual = os.fstat(handle.fileno()).st_size
+            if not 2 <= length <= actual - 8:
+                raise DamagedError(f"{path} is not a safetensors file, or its header was cut ({actual} bytes in all)")
+            header = json.loads(handle.read(length))
+        header.pop("__metadata__", None)
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except FileNotFoundError:
+        raise DamagedError(f"{path} does not exist") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{path} is not a safetensors file: its header does not parse") from None
+    if actual != expected:
+        raise DamagedError(f"{path} has {actual} bytes where its header says {expected}")
+    return header

@@ -1,0 +1,181 @@
+"""Where everything of a run and of a data directory lies: pure path arithmetic, and the only home of file names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+# Files of a checkpoint: a Hugging Face model directory.
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = "model.safetensors"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+# Files of a checkpoint's state/.
+OPTIMIZER = "optimizer.safetensors"
+METHOD_TENSORS = "method.safetensors"
+SCALARS = "scalars.json"
+
+# Files of a snapshot.
+SNAPSHOT_WEIGHTS = "weights.safetensors"
+TRAIN_BATCH = "train.batch.safetensors"
+
+_STEP = re.compile(r"step_(\d{8,})")
+_TEMPORARY = ".tmp-"
+_TRASH = ".old-"
+
+
+def step_name(step: int) -> str:
+    """`step_00001000`; eight digits, so that names sort as numbers do up to 99,999,999."""
+    return f"step_{step:08d}"
+
+
+def parse_step(name: str) -> int | None:
+    """The step of a directory called `name`, or None where it is not a step's directory."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def temporary(final: Path, tag: str) -> Path:
+    """The name under which `final` is being written; same directory, hence same file system."""
+    return final.parent / f"{_TEMPORARY}{final.name}-{tag}"
+
+
+def replaced(final: Path, tag: str) -> Path:
+    """The name that an older `final` gets for the moment in which a new one takes its place."""
+    return final.parent / f"{_TRASH}{final.name}-{tag}"
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is what an interrupted write left behind, safe to delete by the holder of the lock."""
+    return path.name.startswith((_TEMPORARY, _TRASH))
+
+
+def observed_file(split: str, kind: str) -> str:
+    """The file of a snapshot that holds `kind` (gradients, activations) of `split` (train, val)."""
+    return f"{split}.{kind}.safetensors"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths inside one run directory."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def probe(self) -> Path:
+        return self.root / "probe.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def reference(self) -> Path:
+        """N-gram reference losses of the run's data, next to which its own validation loss is read."""
+        return self.evaluations / "reference.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / step_name(step)
+
+    def state(self, step: int) -> Path:
+        return self.checkpoint(step) / "state"
+
+    def snapshot(self, step: int) -> Path:
+        return self.snapshots / step_name(step)
+
+    def evaluation(self, step: int, task: str, settings_hash: str) -> Path:
+        return self.evaluations / step_name(step) / f"{task}-{settings_hash}.json"
+
+    def failure(self, step: int) -> Path:
+        return self.logs / f"failure_{step:08d}"
+
+    def cut_metrics(self) -> Path:
+        """The first unused `logs/metrics.cut-<n>.jsonl`."""
+        numbers = [int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")]
+        return self.logs / f"metrics.cut-{max(numbers, default=0) + 1}.jsonl"
+
+    def analysis(self, name: str) -> AnalysisLayout:
+        return AnalysisLayout(self.root / "analysis" / name)
+
+
+@dataclass(frozen=True)
+class AnalysisLayout:
+    """Paths inside one analysis of a run."""
+
+    root: Path
+
+    @property
+    def table(self) -> Path:
+        return self.root / "table.parquet"
+
+    @property
+    def table_csv(self) -> Path:
+        return self.root / "table.csv"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """Paths inside one data directory."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "data.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / TOKENIZER
+
+    def rows(self, split: str) -> Path:
+        """Packed token ids of `split`, raw little-endian uint16 or uint32, seq_len+1 ids a row."""
+        return self.root / f"{split}.rows.bin"
+
+    def documents(self, split: str) -> Path:
+        """int64 offsets (in tokens) at which the documents of `split` begin in its token stream."""
+        return self.root / f"{split}.documents.bin"

@@ -1,0 +1,155 @@
+"""One writer a run: a lock file that says who holds it, and is taken over when its holder is gone.
+
+Creation is a hard link of a finished file, which is atomic also on NFS; what network file systems do not guarantee
+is in CONTRACT.md. A lock is stale when its process has ended on this host, or when its heartbeat is older than
+`STALE_SECONDS` (another host, or a process id used again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pico_contract.errors import UserError
+from pico_contract.layout import replaced, temporary
+
+STALE_SECONDS = 900.0
+
+
+class LockHeldError(UserError):
+    """Another live process writes this run; the sentence names it."""
+
+
+class RunLock:
+    """The lock of one run directory. `acquire`, then `beat` now and then, then `release`; also a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.token = uuid.uuid4().hex
+        self.taken_over: str | None = None
+        """The sentence to print when a stale lock was taken over, else None."""
+        self._last_beat = 0.0
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            LockHeldError: a live process holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not self._try_create():
+            holder = read_lock(self.path)
+            if holder is None:
+                continue
+            if not is_stale(holder):
+                raise LockHeldError(
+                    f"{self.path.parent} is being written by process {holder.get('pid')} on {holder.get('host')}"
+                    f" (last sign of life {_age(holder):.0f} s ago); if that is not so, delete {self.path}"
+                )
+            self._remove_stale(holder)
+        self._last_beat = time.monotonic()
+
+    def beat(self, every: float = 30.0) -> bool:
+        """Renew the heartbeat when `every` seconds have passed; True when it was renewed.
+
+        Raises:
+            LockHeldError: the lock was taken over by another process, which now writes the run: stop at once.
+        """
+        if time.monotonic() - self._last_beat < every:
+            return False
+        holder = read_lock(self.path)
+        if holder is None or holder.get("token") != self.token:
+            who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "somebody who removed it"
+            raise LockHeldError(f"{self.path} was taken over by {who} while this process was silent")
+        draft = self._write_draft()
+        draft.replace(self.path)
+        self._last_beat = time.monotonic()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it is no longer ours."""
+        holder = read_lock(self.path)
+        if holder is not None and holder.get("token") == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def _write_draft(self) -> Path:
+        draft = temporary(self.path, self.token[:8])
+        content = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time(), "token": self.token}
+        draft.write_text(json.dumps(content), encoding="utf-8")
+        return draft
+
+    def _try_create(self) -> bool:
+        draft = self._write_draft()
+        try:
+            os.link(draft, self.path)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _remove_stale(self, holder: dict[str, Any]) -> None:
+        # Two processes may find the same stale lock. Renaming is atomic, so one of them may in fact have moved the
+        # other's fresh lock: it looks at what it moved and, if so, puts it back.
+        moved = replaced(self.path, self.token[:8])
+        try:
+            self.path.rename(moved)
+        except FileNotFoundError:
+            return
+        found = read_lock(moved)
+        if found is not None and found.get("token") != holder.get("token"):
+            with contextlib.suppress(FileExistsError):
+                os.link(moved, self.path)
+        else:
+            self.taken_over = (
+                f"took over the lock of process {holder.get('pid')} on {holder.get('host')}, which is gone"
+            )
+        moved.unlink(missing_ok=True)
+
+
+def read_lock(path: Path) -> dict[str, Any] | None:
+    """What a lock file says, {} when it cannot be read as JSON, None when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_stale(holder: dict[str, Any]) -> bool:
+    """Whether the process that `holder` (a lock's content) names can be taken to be gone."""
+    if _age(holder) > STALE_SECONDS:
+        return True
+    return holder.get("host") == socket.gethostname() and not _alive(holder.get("pid"))
+
+
+def _age(holder: dict[str, Any]) -> float:
+    heartbeat = holder.get("heartbeat")
+    return time.time() - heartbeat if isinstance(heartbeat, int | float) else float("inf")
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,98 @@
+"""Module names: Hugging Face Llama's, what each one is, the aliases of earlier Pico code, and pattern matching."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pico_contract.errors import UserError, nearest
+
+_WRAPPERS = re.compile(r"^(?:(?:_forward_module|_orig_mod|module|pico_decoder)\.)+|(?<=\.)_orig_mod\.")
+_EARLIER = (
+    (re.compile(r"\battention_norm\b"), "input_layernorm"),
+    (re.compile(r"\bswiglu_norm\b"), "post_attention_layernorm"),
+    (re.compile(r"\battention\.(?=[qkvo]_proj|[*?\[])"), "self_attn."),
+    (re.compile(r"\bswiglu\.w_0\b"), "mlp.gate_proj"),
+    (re.compile(r"\bswiglu\.w_1\b"), "mlp.up_proj"),
+    (re.compile(r"\bswiglu\.w_2\b"), "mlp.down_proj"),
+    (re.compile(r"^embedding_proj\b"), "model.embed_tokens"),
+    (re.compile(r"^de_embedding_proj\b"), "lm_head"),
+    (re.compile(r"^output_norm\b"), "model.norm"),
+    (re.compile(r"^layers\."), "model.layers."),
+)
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_KINDS = {
+    "self_attn": "attention",
+    "mlp": "mlp",
+    "input_layernorm": "norm",
+    "post_attention_layernorm": "norm",
+    "model.norm": "norm",
+    "model.embed_tokens": "embedding",
+    "lm_head": "head",
+}
+
+
+@dataclass(frozen=True)
+class ModuleName:
+    """What a module's name says: `layer` is None outside the layers; `kind` is one of attention, mlp, norm,
+    embedding, head, other; `component` is the name within its layer, such as `self_attn.q_proj`."""
+
+    name: str
+    layer: int | None
+    kind: str
+    component: str
+
+
+def canonical(name: str) -> str:
+    """The Hugging Face name for `name`, which may be a wrapped name or one of earlier Pico code.
+
+    `_forward_module.layers.0.swiglu.w_2` -> `model.layers.0.mlp.down_proj`; a name already in use is unchanged.
+    Works on glob patterns as well, since only whole name parts are replaced.
+    """
+    name = _WRAPPERS.sub("", name)
+    for pattern, replacement in _EARLIER:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def parse(name: str) -> ModuleName:
+    """Split a module (or parameter) name into layer, kind and component; aliases are accepted."""
+    name = canonical(name)
+    match = _LAYER.match(name)
+    layer, component = (int(match[1]), match[2]) if match else (None, name)
+    kind = next(
+        (kind for part, kind in _KINDS.items() if component == part or component.startswith(part + ".")), "other"
+    )
+    return ModuleName(name, layer, kind, component)
+
+
+def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
+    """Those of `names` that fit any of the glob `patterns`, in the order of `names`.
+
+    A pattern is compared with the whole name and with its endings at a dot, so `v_proj`, `self_attn.v_proj` and
+    `model.layers.*.self_attn.v_proj` all work; `*` crosses dots. Aliases of earlier Pico code are accepted.
+
+    Raises:
+        UserError: a pattern fits nothing; the sentence names it and the nearest names.
+    """
+    names = list(names)
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = [name for name in names if _fits(canonical(pattern), name)]
+        if not hits:
+            raise UserError(_nothing_fits(pattern, names))
+        chosen.update(hits)
+    return [name for name in names if name in chosen]
+
+
+def _fits(pattern: str, name: str) -> bool:
+    parts = canonical(name).split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[start:]), pattern) for start in range(len(parts)))
+
+
+def _nothing_fits(pattern: str, names: list[str]) -> str:
+    endings = {".".join(name.split(".")[start:]) for name in names for start in range(len(name.split(".")))}
+    near = nearest(canonical(pattern), endings, limit=3) or sorted(names)[:3]
+    return f'the pattern "{pattern}" matches no module; the nearest names are: {", ".join(near) or "(there are none)"}'

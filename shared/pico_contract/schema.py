@@ -1,0 +1,217 @@
+"""The manifests as dataclasses: strict JSON out, checked JSON in, and the version policy.
+
+A reader ignores keys that it does not know (a later minor version may have written them) and refuses a major version
+above its own. A writer can only write the fields declared here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pico_contract.errors import DamagedError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file as it was when its directory was sealed: size in bytes and sha256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """What every manifest has: the name of its format, its version, when it was created (UTC, ISO 8601)."""
+
+    FORMAT: ClassVar[str] = ""
+    format: str = ""
+    format_version: int = FORMAT_VERSION
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        self.format = self.format or self.FORMAT
+
+    def to_json(self) -> str:
+        """Indented JSON with the declared fields in their order; NaN and infinities are refused (ValueError)."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Self:
+        """Parse and check; `path` is only for messages.
+
+        Raises:
+            DamagedError: not JSON, another format, a newer major version, a missing key or a wrong type, by name.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DamagedError(f"{path} is not valid JSON ({error})") from None
+        if not isinstance(raw, dict) or raw.get("format") != cls.FORMAT:
+            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {found!r}')
+        version = raw.get("format_version")
+        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
+            raise DamagedError(
+                f"{path} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}: update pico-contract"
+            )
+        return typing.cast(Self, _build(cls, raw, str(path)))
+
+
+@dataclass(kw_only=True)
+class RunManifest(Manifest):
+    """run.json: what the run is and how far it came."""
+
+    FORMAT: ClassVar[str] = "pico-run"
+    name: str
+    parent: str | None  # RUN@STEP or a model directory that the weights came from
+    status: str  # running | stopped | failed | finished
+    step: int  # newest step that was saved
+    total_steps: int
+    heartbeat: str  # UTC; a "running" run whose heartbeat is old has died
+    model: dict[str, Any]  # geometry, Hugging Face names
+    parameters: dict[str, int]  # counts: total and by component
+    method: str
+    seeds: dict[str, int]
+    data: dict[str, Any]  # fingerprint, path, order
+    sessions: list[dict[str, Any]]  # one per start: host, processes, micro-batch, device, precision, packages, commit
+    message: str = ""  # why it stopped or failed, in one sentence
+
+
+@dataclass(kw_only=True)
+class DirectoryManifest(Manifest):
+    """The last file of a sealed directory: without it, or with sizes that differ, the directory does not exist."""
+
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class CheckpointManifest(DirectoryManifest):
+    """checkpoints/step_t/manifest.json: theta_t as a Hugging Face model; `state/` has a manifest of its own."""
+
+    FORMAT: ClassVar[str] = "pico-checkpoint"
+    run: str
+    step: int
+    tokens: int  # consumed up to and including update t
+    dtype: str = "float32"
+
+
+@dataclass(kw_only=True)
+class StateManifest(DirectoryManifest):
+    """checkpoints/step_t/state/manifest.json: what continuing bit for bit needs."""
+
+    FORMAT: ClassVar[str] = "pico-state"
+    step: int
+
+
+@dataclass(kw_only=True)
+class TensorSet:
+    """One observed file of a snapshot.
+
+    `tensors` maps the stored name (a parameter's for gradients, a module's for activations) to its shape;
+    `objective`, `parameters` and `dropout` say what a gradient is of: which loss, with respect to what, dropout on.
+    """
+
+    file: str
+    split: str  # train | val
+    kind: str  # gradients | activations
+    dtype: str
+    tensors: dict[str, list[int]]
+    objective: str = ""
+    parameters: str = ""
+    dropout: bool = False
+
+
+@dataclass(kw_only=True)
+class RowMap:
+    """Which token each row of an activation tensor belongs to.
+
+    Row r belongs to probe row r // len(positions), at position positions[r % len(positions)]. With rule "mean" there
+    is one row per probe row, the mean over all positions, and `positions` is empty.
+    """
+
+    rule: str  # last | mean | all | every | sampled
+    positions: list[int]
+    probe_rows: int
+
+
+@dataclass(kw_only=True)
+class SnapshotManifest(DirectoryManifest):
+    """snapshots/step_t/manifest.json: what was observed at theta_t, and what is absent and why."""
+
+    FORMAT: ClassVar[str] = "pico-snapshot"
+    run: str
+    step: int
+    weights: str  # "snapshot" (weights.safetensors here) or "checkpoint" (checkpoints/step_t/model.safetensors)
+    modules: list[str]
+    observed: list[TensorSet]
+    row_map: RowMap | None = None
+    absent: dict[str, str] = field(default_factory=dict)  # for example {"train.gradients": "final_step"}
+
+
+@dataclass(kw_only=True)
+class SplitInfo:
+    """Counts of one split of a data directory; `dropped_tokens` did not fill a last row."""
+
+    rows: int
+    tokens: int
+    documents: int
+    dropped_tokens: int
+
+
+@dataclass(kw_only=True)
+class DataManifest(DirectoryManifest):
+    """data.json: the packed rows of a data directory and where they came from."""
+
+    FORMAT: ClassVar[str] = "pico-data"
+    fingerprint: str  # sha256 over the token streams of all splits and the row length
+    source: str
+    licence: str
+    seq_len: int  # tokens a row predicts; a row holds seq_len + 1 ids
+    vocab_size: int
+    dtype: str  # uint16 | uint32
+    special_tokens: dict[str, int]  # eos, pad, mask where they exist
+    splits: dict[str, SplitInfo]
+    settings: dict[str, Any] = field(default_factory=dict)  # how it was prepared
+
+
+def _build(kind: Any, raw: Any, where: str) -> Any:
+    """`raw` (parsed JSON) as `kind` (a type annotation), or a DamagedError naming the place in the file."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return raw
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(typing.cast(type, kind), raw, where)
+    if origin in (typing.Union, types.UnionType):
+        if raw is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), raw, where)
+    if origin is dict and isinstance(raw, dict):
+        return {key: _build(arguments[1], value, f"{where}: {key}") for key, value in raw.items()}
+    if origin is list and isinstance(raw, list):
+        return [_build(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(raw)]
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if isinstance(kind, type) and type(raw) is kind:
+        return raw
+    raise DamagedError(f"{where} should be {getattr(kind, '__name__', kind)} but is {raw!r}")
+
+
+def _build_dataclass(kind: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise DamagedError(f"{where} should be an object but is {raw!r}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for item in dataclasses.fields(kind):
+        if item.name in raw:
+            values[item.name] = _build(hints[item.name], raw[item.name], f"{where}: {item.name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise DamagedError(f'{where} lacks the key "{item.name}"')
+    return kind(**values)
