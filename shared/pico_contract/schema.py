@@ -157,6 +157,27 @@ class SnapshotManifest(DirectoryManifest):
 
 
 @dataclass(kw_only=True)
+class Measured:
+    """One number of an evaluation; `n` is how many of `unit`'s denominator it averages over (tokens, pairs, spans)."""
+
+    value: float
+    unit: str
+    n: int
+
+
+@dataclass(kw_only=True)
+class EvaluationManifest(Manifest):
+    """evaluations/step_t/<task>-<settings hash>.json: the results of one task on theta_t."""
+
+    FORMAT: ClassVar[str] = "pico-evaluation"
+    run: str
+    step: int
+    task: str
+    settings: dict[str, Any]
+    metrics: dict[str, Measured]
+
+
+@dataclass(kw_only=True)
 class SplitInfo:
     """Counts of one split of a data directory; `dropped_tokens` did not fill a last row."""
 

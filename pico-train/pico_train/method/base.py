@@ -1,0 +1,82 @@
+"""The seam along which training varies: one object, few hooks, each with a default that does nothing special."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pico_train.config import Section
+from pico_train.model.decoder import Decoder
+
+Reads = Literal["language_model"] | torch.Tensor | None
+"""What one update reads: the next language-model rows, rows of the method's own (first dimension: rows), or none."""
+
+
+class Method:
+    """How a model is trained. Subclasses override what differs; `loss` alone is required.
+
+    Life of a method: constructed from its options; on resume or rebuild `load_state_dict` comes first; then
+    `prepare`, once, which returns what trains. The loop then calls, for update t: `begin_step(t)`, `loss` for every
+    micro-batch, `after_step`. It holds no generator: draws come from `seeds.generator(seed, purpose, step)`.
+    """
+
+    class Config(Section):
+        """Options of the method, read from `method.options`."""
+
+    objective = "mean next-token negative log-likelihood, nats"
+    """What the train gradients in snapshots are gradients of."""
+    dropout = False
+    """Whether the objective is stochastic through dropout."""
+
+    def __init__(self, config: Section) -> None:
+        self.config = config
+
+    def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that trains, before the optimizer exists.
+
+        May add a head or wrap layers. `model` holds the effective weights of the step that training starts from;
+        `data` is the run's `PackedData`; `seed` is `seed.method`. State given to `load_state_dict` wins over both.
+        """
+        return dict(model.named_parameters())
+
+    def begin_step(self, step: int) -> Reads:
+        """What update `step` reads. Rows of its own do not advance the language-model order."""
+        return "language_model"
+
+    def loss(
+        self, model: nn.Module, batch: torch.Tensor | None, step: int
+    ) -> tuple[torch.Tensor, int, dict[str, float]]:
+        """(loss summed over the micro-batch, how many terms it sums, scalars for the log).
+
+        `batch` is a micro-batch (rows, seq_len + 1) of token ids, int64, or of the method's own rows, or None. The
+        loop divides by the number of terms of the global batch, so that micro-batches do not change gradients.
+        Scalars are averaged over the micro-batches, weighted by their terms.
+        """
+        raise NotImplementedError
+
+    def after_step(self, model: Decoder, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """After update `step`: merges, restarts. Changes parameters in place only."""
+
+    def effective_weights(self, model: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
+        """(Hugging Face name, tensor) of the plain decoder that computes the same function: what checkpoints hold
+        and probes see."""
+        yield from model.named_parameters()
+
+    def extra_tensors(self, model: Decoder) -> dict[str, torch.Tensor]:
+        """Further tensors for the weights of a snapshot, such as low-rank factors."""
+        return {}
+
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """(tensors, JSON scalars) that continuing needs beyond the effective weights and the optimizer."""
+        return {}, {}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; called before `prepare`, which builds from it."""
+
+    def rebuild_at(self, step: int) -> bool:
+        """Whether, after update `step`, what trains changes, so that the loop must build model, method and optimizer
+        anew from the state, exactly as on resume."""
+        return False
