@@ -181,6 +181,19 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     on_stage("file_written", path)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace a safetensors file atomically, as `write_text` does a text file."""
+    draft = temporary(path, uuid.uuid4().hex[:8])
+    try:
+        save_tensors(draft, tensors)
+        _sync_file(draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 class TensorFile:
     """A safetensors file of which single tensors are read on demand, without loading the rest.
 

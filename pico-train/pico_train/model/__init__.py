@@ -1,0 +1,1 @@
+"""The decoder: torch only, no configuration loading, no data, no accelerate, no contract."""

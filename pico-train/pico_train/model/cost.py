@@ -1,0 +1,41 @@
+"""What a decoder costs, from its geometry alone: parameters, arithmetic, memory."""
+
+from __future__ import annotations
+
+from pico_train.model.decoder import DecoderConfig
+
+
+def count_parameters(config: DecoderConfig) -> dict[str, int]:
+    """Parameters by component, and in `total`; tied embeddings count once."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    kv_width = config.num_key_value_heads * config.head_dim
+    embedding = config.vocab_size * width
+    counts = {
+        "embedding": embedding,
+        "attention": layers * (2 * width * width + 2 * width * kv_width),
+        "mlp": layers * 3 * width * config.intermediate_size,
+        "norms": (2 * layers + 1) * width,
+        "head": 0 if config.tie_word_embeddings else embedding,
+    }
+    return {"total": sum(counts.values()), **counts}
+
+
+def matmul_parameters(config: DecoderConfig) -> int:
+    """Parameters that every token is multiplied with: all but norms and the embedding's look-up."""
+    counts = count_parameters(config)
+    return counts["attention"] + counts["mlp"] + config.vocab_size * config.hidden_size
+
+
+def flops_per_token(config: DecoderConfig, seq_len: int) -> int:
+    """Floating-point operations of one training step, a token: 6 P + 12 L D T (Chowdhery et al. 2022, appendix B).
+
+    P are the parameters that multiply; the second term is attention's scores and mixing over T positions, forward
+    and backward, the causal half not taken off, as is customary.
+    """
+    return 6 * matmul_parameters(config) + 12 * config.num_hidden_layers * config.hidden_size * seq_len
+
+
+def state_bytes(config: DecoderConfig) -> dict[str, int]:
+    """Bytes of float32 weights, gradients and AdamW's two moments."""
+    total = 4 * count_parameters(config)["total"]
+    return {"weights": total, "gradients": total, "optimizer": 2 * total}

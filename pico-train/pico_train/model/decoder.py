@@ -1,0 +1,326 @@
+"""A LLaMA-style decoder under the names of Hugging Face's Llama.
+
+Shapes: B batch, T tokens, D width, H query heads, K key-value heads, d head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Geometry, in the terms of Hugging Face's LlamaConfig. The defaults are pico-decoder tiny."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    vocab_size: int = 50_304
+    """Rows of the embedding and of the head."""
+    hidden_size: int = 96
+    """Width D of the residual stream."""
+    intermediate_size: int = 384
+    """Width of the feed-forward layers."""
+    num_hidden_layers: int = 12
+    """Layers."""
+    num_attention_heads: int = 12
+    """Query heads H; D / H is the head width."""
+    num_key_value_heads: int = 4
+    """Key-value heads K, each shared by H / K query heads."""
+    max_position_embeddings: int = 2048
+    """Longest sequence, tokens."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position embedding."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    tie_word_embeddings: bool = False
+    """Whether the head shares the embedding's weight."""
+    initializer_range: float = 0.02
+    """Standard deviation of every matrix at initialisation."""
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+            " max_position_embeddings rope_theta rms_norm_eps initializer_range"
+        )
+        for name in sizes.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) does not divide hidden_size ({self.hidden_size})"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads ({self.num_key_value_heads}) does not divide num_attention_heads"
+                f" ({self.num_attention_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"hidden_size / num_attention_heads is {self.head_dim}; rotary embeddings need an even head width"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width d of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Rotary:
+    """cos and sin of the rotary position embedding (Su et al. 2021), rotate-half layout, float32.
+
+    A plain object of one model, not a buffer and not shared by a class: models of different shapes live side by
+    side, nothing of it enters the state dict, and a model built on the meta device computes it where it first runs.
+    """
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        self.head_dim, self.theta = head_dim, theta
+        self._cos = self._sin = torch.empty(0, device="cpu")
+
+    def tables(self, start: int, stop: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin) of positions start..stop-1, each (T, d)."""
+        if self._cos.shape[0] < stop or self._cos.device != device:
+            with torch.inference_mode(False), torch.no_grad():
+                exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+                angles = torch.outer(torch.arange(stop, device=device, dtype=torch.float32), 1.0 / self.theta**exponent)
+                angles = torch.cat((angles, angles), dim=-1)  # (T, d)
+                self._cos, self._sin = angles.cos(), angles.sin()
+        return self._cos[start:stop], self._sin[start:stop]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by the angle of their position."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, per layer."""
+
+    def __init__(self, layers: int) -> None:
+        self.keys: list[torch.Tensor | None] = [None] * layers
+        self.values: list[torch.Tensor | None] = [None] * layers
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return 0 if self.keys[0] is None else self.keys[0].shape[2]
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of `layer` with the new ones at the end, each (B, K, T so far, d)."""
+        old_key, old_value = self.keys[layer], self.values[layer]
+        if old_key is not None and old_value is not None:
+            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
+        self.keys[layer], self.values[layer] = key, value
+        return key, value
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries; no mask is materialised."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        query = rotate(self._heads(self.q_proj(x)), cos, sin)  # (B, H, T, d)
+        key = rotate(self._heads(self.k_proj(x)), cos, sin)  # (B, K, T, d)
+        value = self._heads(self.v_proj(x))  # (B, K, T, d)
+        # A single new token sees everything; several see a causal triangle, which with a non-empty cache would have
+        # to be shifted: `Decoder` therefore feeds a prompt whole and then one token at a time.
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)
+        mixed = F.scaled_dot_product_attention(query, self._shared(key), self._shared(value), is_causal=tokens > 1)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _shared(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, K, T, d) -> (B, H, T, d): the H / K query heads of a group are neighbours, as in Hugging Face's."""
+        return x if self.groups == 1 else x.repeat_interleave(self.groups, dim=1)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind an RMSNorm and added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    """Embedding, layers and final norm: what Hugging Face calls `model`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config.head_dim, config.rope_theta)
+
+    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        start = cache.length if cache is not None else 0
+        cos, sin = self.rotary.tables(start, start + input_ids.shape[1], input_ids.device)
+        x = self.embed_tokens(input_ids)  # (B, T, D)
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Decoder with a language-model head; `state_dict()` has the names of LlamaForCausalLM and nothing else."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def init_weights(self, generator_for: Callable[[str], torch.Generator]) -> None:
+        """Initialise in place.
+
+        | parameters                          | distribution                |
+        |-------------------------------------|-----------------------------|
+        | embedding, head, every projection   | N(0, initializer_range^2)   |
+        | norms                               | 1                           |
+
+        Each matrix is drawn on CPU in float32 from a generator of its own, `generator_for(parameter name)`, so that
+        its values depend neither on the device nor on the order of construction.
+        """
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.dim() < 2:
+                    parameter.fill_(1.0)
+                    continue
+                drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                drawn.normal_(0.0, self.config.initializer_range, generator=generator_for(name))
+                parameter.copy_(drawn)
+
+    def hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) token ids -> (B, T, D) after the final norm."""
+        return self.model(input_ids)
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, *, double_backward: bool = False
+    ) -> torch.Tensor:
+        """Logits (B, T, V); or, with `labels` (B, T), the scalar sum over tokens of the next-token loss, in nats.
+
+        `labels[:, t]` is the token that follows `input_ids[:, t]` (the caller shifts); -100 is left out. The loss
+        never forms the logits of all tokens unless `double_backward` asks for a path that is differentiable twice.
+        """
+        hidden = self.hidden_states(input_ids)
+        if labels is None:
+            return self.lm_head(hidden)
+        loss_sum = plain_loss_sum if double_backward else fused_loss_sum
+        return loss_sum(hidden.flatten(0, 1), self.lm_head.weight, labels.flatten())
+
+    @torch.no_grad()
+    def token_nll(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of each label in nats, (B, T) float32; 0 where the label is -100."""
+        hidden = self.hidden_states(input_ids)
+        return token_nll(hidden.flatten(0, 1), self.lm_head.weight, labels.flatten()).view_as(labels)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        eos_token_id: int | None = None,
+    ) -> torch.Tensor:
+        """Continue `input_ids` (B, T) by up to `max_new_tokens`, decoding with a key-value cache.
+
+        Temperature 0 is greedy. After `eos_token_id` a row repeats it; generation ends when every row has met it.
+
+        Raises:
+            ValueError: an empty prompt, or prompt and new tokens exceed `max_position_embeddings`.
+        """
+        length, limit = input_ids.shape[1], self.config.max_position_embeddings
+        if length == 0:
+            raise ValueError("the prompt is empty: give at least one token")
+        if length + max_new_tokens > limit:
+            raise ValueError(f"{length} prompt tokens and {max_new_tokens} new ones exceed the {limit} positions")
+        draws = torch.Generator().manual_seed(seed)
+        cache, fed = Cache(self.config.num_hidden_layers), input_ids
+        ended = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for _ in range(max_new_tokens):
+            logits = self.lm_head(self.model(fed, cache)[:, -1]).float()  # (B, V)
+            fed = _sample(logits, temperature, top_k, top_p, draws)
+            if eos_token_id is not None:
+                fed = torch.where(ended[:, None], eos_token_id, fed)
+                ended |= fed[:, 0] == eos_token_id
+            input_ids = torch.cat((input_ids, fed), dim=1)
+            if bool(ended.all()):
+                break
+        return input_ids
+
+
+def _sample(
+    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, draws: torch.Generator
+) -> torch.Tensor:
+    """(B, V) logits -> (B, 1) token ids; drawn on CPU so that a seed means the same on every device."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    ordered, ids = (logits / temperature).sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[:, top_k:] = -torch.inf
+    probabilities = ordered.softmax(-1)
+    if top_p is not None:
+        # A token stays while the mass before it is below top_p, so the most likely one always stays.
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= max(top_p, 1e-9), 0.0)
+    drawn = torch.multinomial(probabilities.cpu(), 1, generator=draws).to(ids.device)
+    return ids.gather(-1, drawn)

@@ -1,0 +1,148 @@
+"""Hugging Face's files: config.json and its kin, written so that transformers 4 and 5 read them, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pico_train.model.decoder import Decoder, DecoderConfig
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def hf_config(config: DecoderConfig, special_tokens: Mapping[str, int]) -> dict[str, Any]:
+    """config.json of a LlamaForCausalLM.
+
+    transformers 4 reads `rope_theta` and `torch_dtype`, transformers 5 `rope_parameters` and `dtype`: both are there.
+    Token ids are explicit, since the class defaults (1, 2) mean other tokens here. `special_tokens`: eos, pad, mask.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_scaling": None,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "initializer_range": config.initializer_range,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "use_cache": True,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        **_token_ids(special_tokens),
+    }
+
+
+def generation_config(special_tokens: Mapping[str, int]) -> dict[str, Any]:
+    """generation_config.json: only what a generator must know of the tokens."""
+    return {"_from_model_config": True, **_token_ids(special_tokens)}
+
+
+def tokenizer_config(config: DecoderConfig, special_tokens: Mapping[str, int], tokenizer: Path) -> dict[str, Any]:
+    """tokenizer_config.json for the tokenizer.json at `tokenizer`, with a class name that transformers 4 knows."""
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    words = {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
+    named = {role: words.get(token) for role, token in special_tokens.items()}
+    tokens = {"bos_token": named.get("eos"), "eos_token": named.get("eos"), "pad_token": named.get("pad")}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **{key: word for key, word in tokens.items() if word is not None},
+    }
+
+
+def _token_ids(special_tokens: Mapping[str, int]) -> dict[str, int | None]:
+    eos = special_tokens.get("eos")
+    return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": special_tokens.get("pad")}
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
+    """The geometry in a config.json.
+
+    Raises:
+        ValueError: names the first thing that this decoder does not have (another architecture, scaled rotary
+            embeddings, biases, another activation, a free head width), or a missing key.
+    """
+    if raw.get("model_type") != "llama":
+        raise ValueError(f'model_type is "{raw.get("model_type")}"; only "llama" is supported')
+    _refuse_unsupported(raw)
+    rope = raw.get("rope_parameters") or {}
+    try:
+        config = DecoderConfig(
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_hidden_layers=raw["num_hidden_layers"],
+            num_attention_heads=raw["num_attention_heads"],
+            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+            max_position_embeddings=raw["max_position_embeddings"],
+            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
+            rms_norm_eps=raw["rms_norm_eps"],
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            initializer_range=raw.get("initializer_range", 0.02),
+        )
+    except KeyError as error:
+        raise ValueError(f"the key {error} is missing") from None
+    if raw.get("head_dim") not in (None, config.head_dim):
+        raise ValueError(f"head_dim is {raw['head_dim']}; only hidden_size / num_attention_heads is supported")
+    return config
+
+
+def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = raw.get(key) or {}
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind != "default":
+            raise ValueError(f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported')
+    for key in ("attention_bias", "mlp_bias"):
+        if raw.get(key):
+            raise ValueError(f"{key} is true; this decoder has no biases")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f'hidden_act is "{raw["hidden_act"]}"; only "silu" is supported')
+
+
+def load_weights(model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign: bool = False) -> None:
+    """Give `model` the weights in `tensors` (names of LlamaForCausalLM, any float dtype; stored as float32).
+
+    With tied embeddings a head that equals the embedding is accepted. `assign` shares memory instead of copying, and
+    works for a model on the meta device; there the dtype is left as it is.
+
+    Raises:
+        ValueError: a missing, unknown or misshaped tensor, by name.
+    """
+    given = dict(tensors)
+    if model.config.tie_word_embeddings and EMBEDDING in given and HEAD in given:
+        head = given.pop(HEAD)
+        if not torch.equal(head, given[EMBEDDING]):
+            raise ValueError(f'"{HEAD}" differs from "{EMBEDDING}", but tie_word_embeddings is true')
+    expected = dict(model.named_parameters())
+    for name in [*expected, *given]:
+        if name not in given:
+            raise ValueError(f'the tensor "{name}" is missing')
+        if name not in expected:
+            raise ValueError(f'the tensor "{name}" is not one of this model\'s')
+        if given[name].shape != expected[name].shape:
+            shapes = f"{tuple(given[name].shape)} where {tuple(expected[name].shape)} is expected"
+            raise ValueError(f'the tensor "{name}" has shape {shapes}')
+    if model.config.tie_word_embeddings:
+        given[HEAD] = given[EMBEDDING]
+    model.load_state_dict(given, strict=True, assign=assign)
+    if assign and model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight

@@ -1,0 +1,116 @@
+"""Next-token loss without the logits of all tokens: chunks, with the gradient formed in the forward pass.
+
+Shapes: N tokens, D width, V vocabulary, C tokens a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+IGNORE = -100
+_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20, "mps": 256 << 20}
+"""Size of the block of logits: on a CPU a few passes over it should find it in the last cache."""
+
+
+def chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """How many tokens' logits are formed at a time."""
+    return max(16, _CHUNK_BYTES.get(device.type, 64 << 20) // (4 * vocab_size))
+
+
+def plain_loss_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The same sum from all logits at once, by autograd alone: differentiable twice, and the tests' oracle."""
+    return F.cross_entropy((hidden @ weight.T).float(), labels, ignore_index=IGNORE, reduction="sum")
+
+
+def fused_loss_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens of -ln softmax(hidden @ weight.T)[label].
+
+    Args:
+        hidden: (N, D), any float dtype; weight: (V, D), the same dtype or, under autocast, float32.
+        labels: (N,) int64; -100 is left out.
+    Returns:
+        A scalar, float32 (float64 for float64 input). Differentiable once.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _FusedLossSum.apply(hidden, weight, labels)
+
+
+class _FusedLossSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        compute = _compute_weight(hidden, weight)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        for rows in _chunks(hidden, compute):
+            logits = (hidden[rows] @ compute.T).to(wide)
+            chunk = labels[rows]
+            kept = chunk != IGNORE
+            target = logits.gather(1, chunk.clamp(min=0)[:, None])  # (C, 1)
+            top = logits.amax(1, keepdim=True)
+            block = logits.sub_(top).exp_()
+            mass = block.sum(1, keepdim=True)
+            total += ((top + mass.log() - target)[:, 0] * kept).sum(dtype=torch.float64)
+            if not (needs_hidden or needs_weight):
+                continue
+            # d loss / d logits = softmax - onehot
+            block.div_(mass).scatter_add_(1, chunk.clamp(min=0)[:, None], torch.full_like(target, -1.0))
+            if not kept.all():
+                block *= kept[:, None]
+            block = block.to(compute.dtype)
+            if grad_hidden is not None:
+                torch.mm(block, compute, out=grad_hidden[rows])
+            if grad_weight is not None:
+                _accumulate(grad_weight, block, hidden[rows])
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total.to(wide)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return _scaled(grad_hidden, grad), _scaled(grad_weight, grad), None
+
+
+def token_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-ln softmax(hidden @ weight.T)[label] of each token, (N,) float32, in chunks and without gradient; 0 where -100."""
+    with torch.no_grad():
+        compute = _compute_weight(hidden, weight)
+        parts = [
+            F.cross_entropy((hidden[rows] @ compute.T).float(), labels[rows], ignore_index=IGNORE, reduction="none")
+            for rows in _chunks(hidden, compute)
+        ]
+        return torch.cat(parts)
+
+
+def _compute_weight(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`weight` in the dtype of `hidden`: under autocast hidden states may be bfloat16 and the weight float32."""
+    return weight if weight.dtype == hidden.dtype else weight.to(hidden.dtype)
+
+
+def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    size = chunk_tokens(weight.shape[0], hidden.device)
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+
+def _accumulate(total: torch.Tensor, block: torch.Tensor, hidden: torch.Tensor) -> None:
+    if total.dtype == block.dtype:
+        total.addmm_(block.T, hidden)
+    else:
+        total += block.T @ hidden
+
+
+def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
+    """In place, since the saved gradient is used once and is as large as the embedding; a factor of 1, which is what
+    `loss.backward()` passes, costs no pass where looking at it costs no synchronisation."""
+    if gradient is None or (factor.device.type == "cpu" and factor.item() == 1.0):
+        return gradient
+    return gradient.mul_(factor.to(gradient.dtype))

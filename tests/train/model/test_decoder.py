@@ -1,0 +1,211 @@
+"""The decoder is transformers' Llama: same names, same numbers."""
+
+import json
+
+import pytest
+import torch
+from pico_train.model.cost import count_parameters, flops_per_token
+from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.hf import config_from_hf, generation_config, hf_config, load_weights
+from pico_train.seeds import generator
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+SHAPES = {
+    "grouped": DecoderConfig(61, 32, 48, 2, 4, 2, 64),
+    "full": DecoderConfig(97, 24, 40, 3, 3, 3, 32, rope_theta=5000.0),
+    "single": DecoderConfig(50, 16, 32, 1, 4, 1, 16, rms_norm_eps=1e-5),
+    "tied": DecoderConfig(61, 32, 48, 2, 8, 2, 64, tie_word_embeddings=True),
+}
+SPECIAL = {"eos": 0, "pad": 1, "mask": 2}
+
+
+def make(config: DecoderConfig, seed: int = 0) -> Decoder:
+    model = Decoder(config)
+    model.init_weights(lambda name: generator(seed, name))
+    with torch.no_grad():  # norms other than one, and activations of order one, so that nothing is tested at zero
+        for name, parameter in model.named_parameters():
+            parameter.mul_(4.0) if parameter.dim() > 1 else parameter.normal_(1.0, 0.2, generator=generator(1, name))
+    return model
+
+
+def twin(model: Decoder) -> LlamaForCausalLM:
+    # No pad id here: transformers would keep the gradient of its row of the embedding at zero.
+    hf = LlamaForCausalLM(LlamaConfig(**hf_config(model.config, {"eos": 0}), attn_implementation="eager"))
+    hf.load_state_dict(model.state_dict(), strict=True)
+    return hf
+
+
+def tokens(config: DecoderConfig, rows: int = 3, length: int = 11) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (rows, length), generator=generator(5, "tokens"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_and_gradients_equal_hugging_face(shape):
+    model = make(SHAPES[shape])
+    hf, ids = twin(model), tokens(SHAPES[shape])
+    torch.testing.assert_close(model(ids), hf(ids).logits, rtol=1e-5, atol=1e-5)
+
+    loss = model(ids[:, :-1], labels=ids[:, 1:]) / ids[:, 1:].numel()
+    reference = hf(ids, labels=ids).loss
+    torch.testing.assert_close(loss, reference, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    reference.backward()
+    expected = dict(hf.named_parameters())
+    for name, parameter in model.named_parameters():
+        scale = expected[name].grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cached_decoding_equals_hugging_face_and_uncached(shape):
+    model = make(SHAPES[shape])
+    hf, ids = twin(model), tokens(SHAPES[shape], rows=2, length=1)
+    made = model.generate(ids, 8, temperature=0)
+    for length in range(1, 9):
+        assert torch.equal(made[:, length], model(made[:, :length])[:, -1].argmax(-1))
+    pad = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(made, hf.generate(ids, max_new_tokens=8, attention_mask=torch.ones_like(ids), **pad))
+
+
+def test_parameter_names_are_the_contract():
+    """The names that checkpoints, snapshots and analysis rely on."""
+    names = [name for name, _ in Decoder(DecoderConfig(8, 8, 8, 1, 2, 1, 8)).named_parameters()]
+    assert names == [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.k_proj.weight",
+        "model.layers.0.self_attn.v_proj.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.post_attention_layernorm.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ]
+    assert list(Decoder(DecoderConfig(8, 8, 8, 1, 2, 1, 8)).state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("width", "total"), [(96, 11_282_784), (384, 64_595_328), (768, 181_095_168), (1536, 569_808_384)]
+)
+def test_parameter_counts_of_the_pico_decoders(width, total):
+    config = DecoderConfig(hidden_size=width, intermediate_size=4 * width)
+    assert count_parameters(config)["total"] == total
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Decoder(config).parameters()) == total
+
+
+def test_flops_of_a_hand_counted_shape():
+    config = DecoderConfig(10, 4, 6, 1, 2, 1, 8)
+    assert flops_per_token(config, 5) == 6 * (2 * 16 + 2 * 8 + 3 * 24 + 40) + 12 * 4 * 5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_checkpoint_files_open_as_a_hugging_face_model(shape, tmp_path):
+    model = make(SHAPES[shape])
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(model.config, SPECIAL)))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation_config(SPECIAL)))
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(opened, LlamaForCausalLM)
+    ids = tokens(SHAPES[shape])
+    torch.testing.assert_close(model(ids), opened(ids).logits, rtol=1e-5, atol=1e-5)
+    assert config_from_hf(json.loads((tmp_path / "config.json").read_text())) == model.config
+
+
+def test_two_shapes_live_in_one_process():
+    first, second = make(SHAPES["grouped"]), make(SHAPES["full"])
+    before = first(tokens(SHAPES["grouped"]))
+    second(tokens(SHAPES["full"]))
+    assert torch.equal(before, first(tokens(SHAPES["grouped"])))
+
+
+def test_initialisation_depends_on_seed_and_name_only():
+    small, deep = Decoder(DecoderConfig(61, 32, 48, 1, 4, 2, 64)), Decoder(DecoderConfig(61, 32, 48, 2, 4, 2, 64))
+    for model in (deep, small):
+        model.init_weights(lambda name: generator(3, "init", name))
+    shared = dict(deep.named_parameters())
+    assert all(torch.equal(parameter, shared[name]) for name, parameter in small.named_parameters())
+    assert not torch.equal(shared["model.layers.0.mlp.up_proj.weight"], shared["model.layers.1.mlp.up_proj.weight"])
+    assert abs(shared["model.embed_tokens.weight"].std().item() - 0.02) < 0.002
+
+
+@pytest.mark.parametrize("shape", ["grouped", "tied"])
+def test_a_meta_decoder_takes_weights_without_copying(shape):
+    model = make(SHAPES[shape])
+    with torch.device("meta"):
+        other = Decoder(SHAPES[shape])
+    load_weights(other, {name: p.detach() for name, p in model.named_parameters()}, assign=True)
+    assert other.model.embed_tokens.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    ids = tokens(SHAPES[shape])
+    assert torch.equal(other(ids), model(ids))
+    assert len(list(other.parameters())) == len(list(model.parameters()))
+
+
+def test_sampling_is_seeded_and_filtered():
+    model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=2, length=4)
+    first = model.generate(ids, 12, seed=1)
+    assert torch.equal(first, model.generate(ids, 12, seed=1))
+    assert not torch.equal(first, model.generate(ids, 12, seed=2))
+    greedy = model.generate(ids, 12, temperature=0)
+    assert torch.equal(greedy, model.generate(ids, 12, top_k=1))
+    assert torch.equal(greedy, model.generate(ids, 12, top_p=1e-6))
+    assert model.generate(ids, 60).shape == (2, 64)
+    with pytest.raises(ValueError, match="exceed the 64 positions"):
+        model.generate(ids, 61)
+    with pytest.raises(ValueError, match="empty"):
+        model.generate(ids[:, :0], 1)
+
+
+def test_generation_ends_at_eos():
+    model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=1, length=2)
+    free = model.generate(ids, 10, temperature=0)
+    eos = int(free[0, 4])
+    first = free[0].tolist().index(eos, 2)
+    ended = model.generate(ids, 10, temperature=0, eos_token_id=eos)
+    assert ended[0].tolist() == free[0, : first + 1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hidden_size": 30}, "does not divide hidden_size"),
+        ({"num_key_value_heads": 3}, "does not divide num_attention_heads"),
+        ({"hidden_size": 12}, "even head width"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+    ],
+)
+def test_impossible_geometry_is_named(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DecoderConfig(**{"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"head_dim": 99}, "head_dim"),
+    ],
+)
+def test_what_this_decoder_lacks_is_refused_by_name(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config_from_hf({**hf_config(SHAPES["grouped"], SPECIAL), **change})
+
+
+def test_wrong_tensors_are_named():
+    model = make(SHAPES["grouped"])
+    good = {name: p.detach() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r'"model\.norm\.weight" is missing'):
+        load_weights(model, {k: v for k, v in good.items() if k != "model.norm.weight"})
+    with pytest.raises(ValueError, match='"extra" is not one'):
+        load_weights(model, {**good, "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match="shape"):
+        load_weights(model, {**good, "model.norm.weight": torch.zeros(3)})
