@@ -1,1 +1,27 @@
-"""Learning dynamics of language models from their checkpoints and snapshots."""
+"""Learning dynamics of language models from their checkpoints and snapshots.
+
+`open_run` and `measure` are loaded on first use, so that importing the package (for `--help`) costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pico_analyze.engine import measure
+    from pico_analyze.sources.run import open_run
+
+__all__ = ["measure", "open_run"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open_run":
+        from pico_analyze.sources.run import open_run
+
+        return open_run
+    if name == "measure":
+        from pico_analyze.engine import measure
+
+        return measure
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

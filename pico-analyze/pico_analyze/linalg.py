@@ -1,0 +1,153 @@
+"""Spectra, ranks, centring, and the one policy on precision and tolerance.
+
+Everything is computed in float64 on CPU and judged with the precision that was stored: a singular value counts as zero
+when it is at most tol = max(m, n) * eps(storage dtype) * s_max (Golub & Van Loan, Matrix Computations, sec. 5.4.1, as
+in numpy's matrix_rank, but with the eps of the dtype in which the matrix was kept, since that is where it was rounded).
+
+Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product; a sample is (rows, width).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+REAL = torch.float64
+
+
+@dataclass(frozen=True)
+class Product:
+    """The matrix left @ right, (m, r) by (r, n), kept as its factors: r is small and m x n never needs to be formed."""
+
+    left: torch.Tensor  # (m, r)
+    right: torch.Tensor  # (r, n)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.left.dtype
+
+    def dense(self) -> torch.Tensor:
+        """(m, n) float64."""
+        return self.left.to(REAL) @ self.right.to(REAL)
+
+
+Matrix = torch.Tensor | Product
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of a matrix of `shape` stored as `dtype`; those beyond len(values) are exactly zero.
+
+    `scale` is the s_max that rounding is relative to, where that is not the matrix's own: for a difference of two
+    matrices, s_max of the larger operand.
+    """
+
+    values: torch.Tensor  # (<= k,) float64, descending
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    scale: float | None = None
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.shape)
+
+    @property
+    def largest(self) -> float:
+        return float(self.values[0])
+
+    @cached_property
+    def tol(self) -> float:
+        """At or below this a singular value counts as zero."""
+        scale = self.largest if self.scale is None else self.scale
+        return max(self.shape) * torch.finfo(self.dtype).eps * scale
+
+    @cached_property
+    def significant(self) -> torch.Tensor:
+        """The singular values above `tol`."""
+        return self.values[self.values > self.tol]
+
+
+def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
+    """Spectra of finite matrices, one decomposition each; equal shapes are decomposed as one batch.
+
+    A product costs that of its small core: with left = Q1 R1 and right^T = Q2 R2 the singular values of left @ right
+    are those of R1 @ R2^T, at most (r, r), since Q1 and Q2 have orthonormal columns.
+    """
+    groups: dict[object, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        inner = matrix.left.shape[1] if isinstance(matrix, Product) else None
+        groups[tuple(matrix.shape), inner].append(index)
+    found: dict[int, Spectrum] = {}
+    for indices in groups.values():
+        values = torch.linalg.svdvals(_batch([matrices[i] for i in indices]))
+        for index, row in zip(indices, values, strict=True):
+            matrix = matrices[index]
+            found[index] = Spectrum(row, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
+    return [found[i] for i in range(len(matrices))]
+
+
+def _batch(matrices: list[Matrix]) -> torch.Tensor:
+    """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and shape."""
+    if not isinstance(matrices[0], Product):
+        return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
+    products = [m for m in matrices if isinstance(m, Product)]
+    left = torch.linalg.qr(torch.stack([p.left for p in products]).to(REAL), mode="r").R  # (b, <= r, r)
+    right = torch.linalg.qr(torch.stack([p.right for p in products]).to(REAL).mT, mode="r").R  # (b, <= r, r)
+    return left @ right.mT
+
+
+def is_finite(matrix: Matrix) -> bool:
+    """Whether no entry (of either factor) is NaN or infinite."""
+    parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
+
+
+def entries(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix or vector in float64."""
+    return matrix.to(REAL)
+
+
+def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
+    """|x| flattened and ascending, float64. numpy's vectorised sort is several times faster than torch's on CPU."""
+    return torch.from_numpy(np.sort(x.abs().flatten().numpy())).to(REAL)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Observations in rows, columns centred, with the terms that linear HSIC needs of one side."""
+
+    x: torch.Tensor  # (rows, width) float64, each column of mean 0
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> Sample:
+        x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
+        return cls(x - x.mean(dim=0, keepdim=True))
+
+    @property
+    def rows(self) -> int:
+        return self.x.shape[0]
+
+    @cached_property
+    def diagonal(self) -> torch.Tensor:
+        """(rows,): diagonal of the Gram matrix K = x x^T."""
+        return self.x.square().sum(dim=1)
+
+    @cached_property
+    def self_cross(self) -> float:
+        return cross(self, self)
+
+
+def cross(a: Sample, b: Sample) -> float:
+    """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the smaller matrices."""
+    if a.rows < max(a.x.shape[1], b.x.shape[1]):
+        return float(((a.x @ a.x.T) * (b.x @ b.x.T)).sum())
+    return float((a.x.T @ b.x).square().sum())

@@ -1,0 +1,87 @@
+"""Every metric by name, in one literal table; a user's own is a function beside it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pico_contract.errors import UserError, did_you_mean
+
+from pico_analyze.metrics import pair, single
+
+ENTRY = "unit of the entries"
+_ALL = ("weights", "gradients", "activations")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A pure function and what it is a function of.
+
+    `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a `linalg.Spectrum`,
+    the `entries` (float64 tensor, plain modules only: a circuit's matrix is never formed), or a `linalg.Sample`.
+    """
+
+    fn: Callable[..., Any]
+    arity: Literal[1, 2]
+    kinds: tuple[str, ...]
+    needs: Literal["spectrum", "entries", "sample"]
+    unit: str
+    range: str
+
+
+METRICS: dict[str, Metric] = {
+    "per": Metric(single.per, 1, _ALL, "spectrum", "fraction of full rank", "[0, 1]"),
+    "effective_rank": Metric(single.effective_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "condition_number": Metric(single.condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
+    "effective_condition_number": Metric(single.effective_condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
+    "numerical_rank": Metric(single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "stable_rank": Metric(single.stable_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "frobenius_norm": Metric(single.frobenius_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
+    "nuclear_norm": Metric(single.nuclear_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
+    "spectral_norm": Metric(single.spectral_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
+    "max_abs": Metric(single.max_abs, 1, _ALL, "entries", ENTRY, "[0, inf)"),
+    "gini": Metric(single.gini, 1, _ALL, "entries", "index", "[0, 1)"),
+    "hoyer": Metric(single.hoyer, 1, _ALL, "entries", "index", "[0, 1]"),
+    "cka": Metric(pair.cka, 2, ("activations",), "sample", "similarity", "[0, 1]"),
+    "cka_debiased": Metric(pair.cka_debiased, 2, ("activations",), "sample", "similarity", "(-inf, 1]"),
+}
+
+
+def resolve(metrics: Sequence[str | Callable[..., Any]] | None) -> dict[str, Metric]:
+    """Name -> metric for names of `METRICS`, functions of a float64 tensor, or `module:attribute`; None for all.
+
+    Raises:
+        UserError: an unknown name (with the nearest), a module that does not import, two different metrics of one name.
+    """
+    chosen: dict[str, Metric] = {}
+    for item in METRICS if metrics is None else metrics:
+        name, metric = _resolve_one(item)
+        if chosen.get(name, metric) != metric or METRICS.get(name, metric) != metric:
+            raise UserError(f'two different metrics are called "{name}": give the function another name')
+        chosen[name] = metric
+    return chosen
+
+
+def _resolve_one(item: str | Callable[..., Any]) -> tuple[str, Metric]:
+    if not isinstance(item, str):
+        return getattr(item, "__name__", type(item).__name__), _users(item)
+    if ":" in item:
+        return item, _users(_load(item))
+    if item not in METRICS:
+        raise UserError(f'there is no metric "{item}"{did_you_mean(item, METRICS)}')
+    return item, METRICS[item]
+
+
+def _users(fn: Callable[..., Any]) -> Metric:
+    return Metric(fn, 1, _ALL, "entries", "", "")
+
+
+def _load(reference: str) -> Any:
+    """The attribute that `module:attribute` names; a Python file beside the caller must be importable."""
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'the metric "{reference}" cannot be loaded ({error})') from None

@@ -1,0 +1,131 @@
+"""Metrics of one matrix or vector. Spectral ones take a `Spectrum`, the others the entries in float64.
+
+Each returns an `Outcome`; s are the singular values in descending order, k = min(m, n).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pico_analyze.linalg import Spectrum, sorted_magnitudes
+
+
+class Outcome(NamedTuple):
+    """A value and its status; the value is None where the definition gives none."""
+
+    value: float | None
+    status: str = "ok"
+
+
+def effective_rank(spectrum: Spectrum) -> Outcome:
+    """exp(-sum p ln p) with p_i = s_i / sum(s) and 0 ln 0 = 0; in [1, k], dimensions. 0 for the zero matrix.
+
+    Source: Roy & Vetterli 2007, "The effective rank", eq. 1-3.
+    """
+    if spectrum.largest == 0:
+        return Outcome(0.0, "zero")
+    p = spectrum.values / spectrum.values.sum()
+    return Outcome(float(torch.exp(-torch.xlogy(p, p).sum())))
+
+
+def per(spectrum: Spectrum) -> Outcome:
+    """Proportional effective rank: effective_rank / k; in [1/k, 1], fraction of full rank. 0 for the zero matrix.
+
+    Source: Diehl Martinez et al. 2024, "Tending towards stability".
+    """
+    rank = effective_rank(spectrum)
+    return Outcome((rank.value or 0.0) / spectrum.full_rank, rank.status)
+
+
+def condition_number(spectrum: Spectrum) -> Outcome:
+    """s_1 / s_k in the 2-norm; in [1, inf), a ratio. None (rank_deficient) where s_k is at most the tolerance.
+
+    Source: Golub & Van Loan, Matrix Computations, sec. 2.6.2.
+    """
+    if spectrum.largest == 0:
+        return Outcome(None, "zero")
+    if len(spectrum.significant) < spectrum.full_rank:
+        return Outcome(None, "rank_deficient")
+    return Outcome(spectrum.largest / float(spectrum.values[-1]))
+
+
+def effective_condition_number(spectrum: Spectrum) -> Outcome:
+    """s_1 / s_j, s_j the least singular value above the tolerance; in [1, inf), a ratio. None for the zero matrix.
+
+    Source: the condition number of the matrix restricted to its numerical row space (Golub & Van Loan, sec. 5.5).
+    """
+    if len(spectrum.significant) == 0:
+        return Outcome(None, "zero")
+    return Outcome(spectrum.largest / float(spectrum.significant[-1]))
+
+
+def numerical_rank(spectrum: Spectrum) -> Outcome:
+    """How many singular values exceed the tolerance; in [0, k], dimensions.
+
+    Source: Golub & Van Loan, Matrix Computations, sec. 5.4.1.
+    """
+    return Outcome(float(len(spectrum.significant)), "ok" if spectrum.largest > 0 else "zero")
+
+
+def stable_rank(spectrum: Spectrum) -> Outcome:
+    """||W||_F^2 / ||W||_2^2; in [1, k], dimensions. 0 for the zero matrix.
+
+    Source: Rudelson & Vershynin 2007, "Sampling from large matrices".
+    """
+    if spectrum.largest == 0:
+        return Outcome(0.0, "zero")
+    return Outcome(float((spectrum.values / spectrum.largest).square().sum()))
+
+
+def nuclear_norm(spectrum: Spectrum) -> Outcome:
+    """sum(s); in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
+    return Outcome(float(spectrum.values.sum()))
+
+
+def spectral_norm(spectrum: Spectrum) -> Outcome:
+    """s_1; in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
+    return Outcome(spectrum.largest)
+
+
+def frobenius_norm(spectrum: Spectrum) -> Outcome:
+    """sqrt(sum s^2), the Euclidean norm of all entries; in [0, inf), unit of the entries.
+
+    Source: Horn & Johnson, Matrix Analysis, sec. 5.6.
+    """
+    return Outcome(float(torch.linalg.vector_norm(spectrum.values)))
+
+
+def max_abs(x: torch.Tensor) -> Outcome:
+    """max |x_ij|; in [0, inf), unit of the entries. Not the operator norm for the infinity norm (a row sum)."""
+    return Outcome(float(x.abs().max()))
+
+
+def gini(x: torch.Tensor) -> Outcome:
+    """sum_i (2i - n - 1) a_(i) / (n sum a) for a = |x| ascending, i = 1..n; in [0, 1 - 1/n]. 0 for the zero tensor.
+
+    0 where all magnitudes are equal, 1 - 1/n where one entry holds everything.
+    Source: Hurley & Rickard 2009, "Comparing measures of sparsity", table I.
+    """
+    a = sorted_magnitudes(x)
+    total, n = a.sum(), len(a)
+    if total == 0:
+        return Outcome(0.0, "zero")
+    weights = torch.arange(1 - n, n, 2, dtype=a.dtype)  # 2i - n - 1
+    return Outcome(float(weights @ a / (n * total)))
+
+
+def hoyer(x: torch.Tensor) -> Outcome:
+    """(sqrt(n) - L1 / L2) / (sqrt(n) - 1) over the n entries; in [0, 1]. 0 for the zero tensor.
+
+    0 where all magnitudes are equal, 1 where one entry is not zero. Source: Hoyer 2004, "Non-negative matrix
+    factorization with sparseness constraints", sec. 3.1.
+    """
+    root = x.numel() ** 0.5
+    largest = x.abs().max()
+    if largest == 0:
+        return Outcome(0.0, "zero")
+    a = x.abs() / largest
+    ratio = float(a.sum() / torch.linalg.vector_norm(a))
+    return Outcome((root - ratio) / (root - 1) if root > 1 else 1.0)

@@ -1,0 +1,167 @@
+"""A run directory written by pico-train (shared/CONTRACT.md), read tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pico_contract import codec, names
+from pico_contract.errors import UserError, did_you_mean
+from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
+from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest, TensorSet
+
+from pico_analyze.sources import KINDS
+
+M = TypeVar("M", CheckpointManifest, SnapshotManifest)
+_OPEN_FILES = 64
+_SUFFIX = ".weight"
+_HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the run directory `path`: manifests are read now, tensors when they are asked for.
+
+    Raises:
+        UserError: no such directory, or it is no run; names the nearest run beside it.
+        DamagedError: run.json does not parse or has a newer major version.
+    """
+    layout = RunLayout(Path(path))
+    if not layout.manifest.is_file():
+        parent = layout.root.resolve().parent
+        runs = [p.name for p in parent.iterdir() if RunLayout(p).manifest.is_file()] if parent.is_dir() else []
+        what = "is not a run: it has no run.json" if layout.root.is_dir() else "does not exist"
+        raise UserError(f"{layout.root} {what}{did_you_mean(layout.root.name, runs)}")
+    return Run(layout)
+
+
+class Run:
+    """The observed steps of one run. Directories that are not intact are left out and listed in `damaged`.
+
+    Attributes:
+        manifest: run.json.
+        steps: steps with an intact snapshot or checkpoint, ascending.
+        damaged: step -> sentences that say which file is not intact, and how.
+    """
+
+    def __init__(self, layout: RunLayout) -> None:
+        self.layout = layout
+        self.manifest = codec.read_manifest(layout.manifest, RunManifest)
+        self.name = self.manifest.name
+        self.model = self.manifest.model
+        self.damaged: dict[int, list[str]] = {}
+        self._checkpoints = self._intact(layout.checkpoints, CheckpointManifest)
+        self._snapshots = self._intact(layout.snapshots, SnapshotManifest)
+        self.steps = sorted({*self._checkpoints, *self._snapshots})
+        self._file = lru_cache(_OPEN_FILES)(codec.TensorFile)
+
+    def tokens(self, step: int) -> int | None:
+        """Tokens consumed up to and including update `step`; None where neither checkpoint nor metrics say it."""
+        if step in self._checkpoints:
+            return self._checkpoints[step].tokens
+        return 0 if step == 0 else self._logged_tokens.get(step)
+
+    def splits(self, step: int, kind: str) -> list[str | None]:
+        """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds none."""
+        _check_kind(kind)
+        if kind == "weights":
+            return [None] if self._weights_file(step) else []
+        return [observed.split for observed in self._observed(step) if observed.kind == kind]
+
+    def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
+        """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as `tensor`."""
+        modules = [name.removesuffix(_SUFFIX) for name in self._stored(step, kind, split)[1]]
+        if self._tied(kind) and _EMBEDDING in modules and _HEAD not in modules:
+            modules.append(_HEAD)
+        return modules
+
+    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+        """One tensor in its stored dtype, on CPU.
+
+        `kind` is weights (out, in) or (width,), gradients (of the same shapes) or activations (rows, out). `module`
+        may be an alias of earlier Pico code. `split` may be left out where only one is there. With tied embeddings
+        `lm_head` is the embedding.
+
+        Raises:
+            UserError: the step, kind, split or module is not there; names the nearest that is.
+            DamagedError: the file is not readable.
+        """
+        path, stored = self._stored(step, kind, split)
+        module = names.canonical(module).removesuffix(_SUFFIX)
+        if self._tied(kind) and module == _HEAD and f"{_HEAD}{_SUFFIX}" not in stored:
+            module = _EMBEDDING
+        for name in (f"{module}{_SUFFIX}", module):
+            if name in stored:
+                return self._file(path).get(name)
+        known = [name.removesuffix(_SUFFIX) for name in stored]
+        raise UserError(f'{path} has no {kind} of the module "{module}"{did_you_mean(module, known)}')
+
+    def _intact(self, parent: Path, kind: type[M]) -> dict[int, M]:
+        manifests = {}
+        for step in codec.listed_steps(parent):
+            directory = parent / step_name(step)
+            sentence = codec.damage(directory, kind)
+            if sentence is None:
+                manifests[step] = codec.read_manifest(directory / MANIFEST, kind)
+            else:
+                self.damaged.setdefault(step, []).append(sentence)
+        return manifests
+
+    def _tied(self, kind: str) -> bool:
+        return kind != "activations" and bool(self.model.get("tie_word_embeddings"))
+
+    def _observed(self, step: int) -> list[TensorSet]:
+        return self._snapshots[step].observed if step in self._snapshots else []
+
+    def _weights_file(self, step: int) -> Path | None:
+        snapshot = self._snapshots.get(step)
+        if snapshot is not None and snapshot.weights == "snapshot":
+            return self.layout.snapshot(step) / SNAPSHOT_WEIGHTS
+        return self.layout.checkpoint(step) / MODEL_WEIGHTS if step in self._checkpoints else None
+
+    def _stored(self, step: int, kind: str, split: str | None) -> tuple[Path, list[str]]:
+        """The file that holds `kind` of `step`, and the names in it."""
+        _check_kind(kind)
+        if step not in self.steps:
+            raise UserError(self._no_step(step))
+        if kind == "weights":
+            path = self._weights_file(step)
+            if path is None:
+                raise UserError(f"step {step} of {self.layout.root} has no intact weights")
+            return path, self._file(path).names
+        sets = [observed for observed in self._observed(step) if observed.kind == kind]
+        chosen = [observed for observed in sets if split in (None, observed.split)]
+        if len(chosen) == 1:
+            return self.layout.snapshot(step) / chosen[0].file, list(chosen[0].tensors)
+        if chosen:
+            raise UserError(f"step {step} of {self.layout.root} has {kind} of several splits: say split train or val")
+        where = f"{kind} of split {split}" if split else kind
+        there = ", ".join(f"{observed.kind} of {observed.split}" for observed in self._observed(step))
+        raise UserError(f"step {step} of {self.layout.root} has no {where}; it has weights{there and ', '}{there}")
+
+    def _no_step(self, step: int) -> str:
+        if step in self.damaged:
+            return f"step {step} of {self.layout.root} is damaged: {self.damaged[step][0]}"
+        near = min(self.steps, key=lambda known: abs(known - step), default=None)
+        hint = f"; the nearest is {near}" if near is not None else ": nothing was observed yet"
+        return f"{self.layout.root} has no step {step}{hint}"
+
+    @cached_property
+    def _logged_tokens(self) -> dict[int, int]:
+        if not self.layout.metrics.is_file():
+            return {}
+        tokens = {}
+        for line in self.layout.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                tokens[row["step"]] = row["tokens"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut by a crash; training itself repairs it on resume
+        return tokens
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise UserError(f'there is no kind "{kind}"{did_you_mean(kind, KINDS)}')

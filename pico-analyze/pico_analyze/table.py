@@ -1,0 +1,76 @@
+"""The measurement table: one row per number, with a declared schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.layout import AnalysisLayout
+
+SCHEMA: dict[str, str] = {
+    "run": "string",
+    "step": "Int64",
+    "tokens": "Int64",  # consumed up to the step; null where not recorded
+    "split": "string",  # train | val; null for weights
+    "kind": "string",
+    "component": "string",  # name within the layer, or of a circuit
+    "layer": "Int64",  # null outside the layers
+    "head": "Int64",  # null for plain modules
+    "module": "string",
+    "metric": "string",
+    "variant": "string",  # canonical JSON of the metric's parameters
+    "reference_run": "string",
+    "reference_step": "Int64",
+    "reference_module": "string",
+    "value": "float64",
+    "status": "string",
+    "unit": "string",
+    "n": "Int64",  # rows of the matrix, length of a vector
+    "d": "Int64",  # columns of the matrix, 1 for a vector
+    "dtype": "string",  # as stored
+    "tol": "float64",  # singular values at or below it count as zero
+    "null_mean": "float64",
+    "null_sd": "float64",
+    "p": "float64",
+}
+_MEASURED = ("value", "status", "unit", "n", "d", "dtype", "tol", "null_mean", "null_sd", "p")
+KEY = [column for column in SCHEMA if column not in _MEASURED]
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table of the declared columns and dtypes; a column that a row lacks is null.
+
+    Raises:
+        ValueError: two rows differ in nothing but what was measured, which is an error of the program.
+    """
+    frame = _typed(pd.DataFrame(list(rows)).reindex(columns=list(SCHEMA)))
+    repeated = frame.duplicated(KEY)
+    if repeated.any():
+        raise ValueError(f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}")
+    return frame
+
+
+def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
+    """Write table.parquet and its twin table.csv below `layout.root`, each replaced as a whole."""
+    layout.root.mkdir(parents=True, exist_ok=True)
+    for path, save in ((layout.table, frame.to_parquet), (layout.table_csv, frame.to_csv)):
+        draft = path.with_name(f".{path.name}")
+        save(draft, index=False)
+        draft.replace(path)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table written by `write` (the Parquet file); UserError where it is missing, DamagedError where unreadable."""
+    if not path.is_file():
+        raise UserError(f"there is no table {path}: run the analysis first")
+    try:
+        return _typed(pd.read_parquet(path)[list(SCHEMA)])
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedError(f"{path} is not a measurement table ({' '.join(str(error).split())})") from None
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype(SCHEMA)
