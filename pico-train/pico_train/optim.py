@@ -80,10 +80,12 @@ def load_optimizer_tensors(
         optimizer.state[parameter][entry] = value.to(parameter.device, copy=True)
 
 
-def clip_gradients(parameters: Mapping[str, nn.Parameter], max_norm: float | None) -> torch.Tensor:
-    """Scale the gradients in place to a global L2 norm of at most `max_norm` (None: leave them); the norm before."""
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
+    """Global L2 norm of the gradients."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+
+
+def clip_gradients(parameters: Mapping[str, nn.Parameter], max_norm: float | None, norm: torch.Tensor) -> None:
+    """Scale the gradients, whose global L2 norm is `norm`, in place to one of at most `max_norm` (None: leave them)."""
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), max_norm, norm)
-    return norm

@@ -1,0 +1,148 @@
+"""Checkpoints: a Hugging Face model directory with `state/` inside, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pico_contract import codec
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.layout import (
+    GENERATION_CONFIG,
+    METHOD_TENSORS,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    OPTIMIZER,
+    SCALARS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    RunLayout,
+)
+from pico_contract.schema import CheckpointManifest, StateManifest
+from pydantic import Field
+
+from pico_train.config import Section
+from pico_train.model.decoder import DecoderConfig
+from pico_train.model.hf import config_from_hf, generation_config, hf_config, tokenizer_config
+from pico_train.state import SavedState
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are saved. The initialisation and the last step always are."""
+
+    every: int = Field(1000, ge=0)
+    """Updates between checkpoints; 0 saves only the first and the last."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What every checkpoint of a run says beside its weights."""
+
+    run: str
+    config: DecoderConfig
+    tokenizer: Path | None
+    special_tokens: dict[str, int]
+
+
+def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Path:
+    """Write checkpoints/step_t for the step in `saved`; it exists for readers once this returns.
+
+    Raises:
+        OSError: the disk is full or fails; nothing that was saved before is touched.
+    """
+    step = int(saved.counters["step"])
+    with codec.publish(layout.checkpoint(step)) as draft:
+        _write_model(draft, saved, card)
+        state = draft / layout.state(step).name
+        state.mkdir()
+        codec.save_tensors(state / OPTIMIZER, saved.optimizer)
+        codec.save_tensors(state / METHOD_TENSORS, saved.method_tensors)
+        scalars = {"counters": saved.counters, "method": saved.method_scalars}
+        codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
+        codec.seal(state, StateManifest(step=step))
+        manifest = CheckpointManifest(run=card.run, step=step, tokens=int(saved.counters["tokens"]))
+        codec.seal(draft, manifest)
+    return layout.checkpoint(step)
+
+
+def _write_model(directory: Path, saved: SavedState, card: ModelCard) -> None:
+    codec.save_tensors(directory / MODEL_WEIGHTS, saved.weights)
+    texts = {
+        MODEL_CONFIG: hf_config(card.config, card.special_tokens),
+        GENERATION_CONFIG: generation_config(card.special_tokens),
+    }
+    if card.tokenizer is not None:
+        shutil.copyfile(card.tokenizer, directory / TOKENIZER)
+        texts[TOKENIZER_CONFIG] = tokenizer_config(card.config, card.special_tokens, card.tokenizer)
+    for name, content in texts.items():
+        codec.write_text(directory / name, json.dumps(content, indent=2))
+
+
+def load_checkpoint(layout: RunLayout, step: int) -> SavedState:
+    """The state saved at `step`; the caller has verified it (`newest_intact`)."""
+    directory, state = layout.checkpoint(step), layout.state(step)
+    scalars = json.loads((state / SCALARS).read_text(encoding="utf-8"))
+    return SavedState(
+        weights=codec.read_tensors(directory / MODEL_WEIGHTS),
+        optimizer=codec.read_tensors(state / OPTIMIZER),
+        method_tensors=codec.read_tensors(state / METHOD_TENSORS),
+        method_scalars=scalars["method"],
+        counters=scalars["counters"],
+    )
+
+
+def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
+    """(the newest step that a run can continue from, or None; one sentence for each newer one that is damaged).
+
+    Every sha256 is compared, newest first, until one checkpoint passes.
+    """
+    damaged = []
+    for step in reversed(codec.listed_steps(layout.checkpoints)):
+        problem = codec.damage(layout.checkpoint(step), CheckpointManifest, hashes=True) or codec.damage(
+            layout.state(step), StateManifest, hashes=True
+        )
+        if problem is None:
+            return step, damaged
+        damaged.append(f"checkpoint {step} is damaged and skipped: {problem}")
+    return None, damaged
+
+
+def initial_weights(source: str) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
+    """Geometry and weights of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
+
+    Raises:
+        UserError: no such run, step or directory, a damaged file, or an architecture that is not Llama's.
+    """
+    directory = _weights_directory(source)
+    path = directory / MODEL_CONFIG
+    try:
+        config = config_from_hf(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f'init_from "{source}": {path} does not exist') from None
+    except ValueError as error:
+        raise UserError(f'init_from "{source}": {path}: {error}') from None
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise UserError(f'init_from "{source}": {directory} holds no .safetensors file')
+    return config, {name: tensor for file in files for name, tensor in codec.read_tensors(file).items()}
+
+
+def _weights_directory(source: str) -> Path:
+    run, at, step = source.rpartition("@")
+    if not at:
+        return Path(source)
+    layout = RunLayout(Path(run))
+    if not layout.manifest.is_file():
+        raise UserError(f'init_from "{source}": {run} is not a run directory (it has no {layout.manifest.name})')
+    steps = codec.intact_steps(layout.checkpoints, CheckpointManifest)
+    chosen = steps[-1] if step == "latest" and steps else int(step) if step.isdecimal() else None
+    if chosen not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}')
+    problem = codec.damage(layout.checkpoint(chosen), CheckpointManifest, hashes=True)
+    if problem is not None:
+        raise DamagedError(f'init_from "{source}": {problem}')
+    return layout.checkpoint(chosen)

@@ -1,0 +1,152 @@
+"""The commands. Nothing heavy is imported before a command runs, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pico_train.run import RunConfig
+
+STOPPED = 75
+"""Exit code of a session that stopped in good order and is worth continuing (EX_TEMPFAIL)."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Packed rows: prepare them, show them.")
+app.add_typer(data_app, name="data")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
+Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
+    from pico_train.api import train
+
+    outcome = train(_load(config, overrides), source=str(config))
+    _say(outcome.message or f"finished at step {outcome.step}")
+    if outcome.status == "stopped":
+        raise typer.Exit(STOPPED)
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Parameters, tokens, memory and disk of a run, before its first step."""
+    from pico_train.inspect import estimate
+
+    for line in estimate(_load(config, overrides), str(config)):
+        _say(line)
+
+
+@app.command(name="list")
+def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="directory of runs")] = Path("runs")) -> None:
+    """Status, step, loss and disk of runs."""
+    from pico_train.inspect import run_table
+
+    for line in run_table(runs):
+        _say(line)
+
+
+@app.command()
+def evaluate(
+    run: RunPath, step: Step = None, tasks: Annotated[str | None, typer.Option(help="comma-separated")] = None
+) -> None:
+    """Evaluate a checkpoint of a run on its data."""
+    from pico_train.inspect import evaluate_run
+
+    _say(evaluate_run(run, step, tasks.split(",") if tasks else None))
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    prompt: Annotated[str, typer.Option(help="text to continue")] = "",
+    step: Step = None,
+    tokens: Annotated[int, typer.Option(min=1, help="new tokens")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="most likely tokens kept; all by default")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="probability mass kept; all by default")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
+) -> None:
+    """Continue a prompt with a checkpoint of a run."""
+    from pico_train.inspect import generate_text
+
+    _say(generate_text(run, prompt, step, tokens, temperature, top_k, top_p, seed))
+
+
+@data_app.command()
+def prepare(
+    config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or the first override")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Text, or a hub data set, to packed rows."""
+    from pico_train.config import load
+    from pico_train.data.prepare import PrepareConfig
+    from pico_train.data.prepare import prepare as prepare_data
+
+    given = [item for item in [config, *(overrides or [])] if item is not None]
+    path = Path(given.pop(0)) if given and "=" not in given[0] else None
+    _say(f"data in {prepare_data(load(PrepareConfig, path, given), _say)}")
+
+
+@data_app.command()
+def show(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run, or a run directory")],
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(min=1, help="update whose rows are shown")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
+) -> None:
+    """The very rows that an update reads: ids and text."""
+    from pico_train.inspect import rows_of_step
+
+    for line in rows_of_step(_load(config, overrides), str(config), step, rows):
+        _say(line)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit 2, a failure one sentence and exit 1."""
+    from pico_contract.errors import UserError
+
+    _see_users_modules()
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), UserError.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was saved before stays", 130)
+    except OSError as error:
+        _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
+    except Exception as error:
+        if type(error).__name__ != "NonFiniteError":
+            raise
+        _fail(str(error), 1)
+
+
+def _see_users_modules() -> None:
+    """A method named `module:attribute` may lie in the directory that the command is run from."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _load(path: Path, overrides: list[str] | None) -> RunConfig:
+    from pico_contract.layout import RunLayout
+
+    from pico_train.config import load
+    from pico_train.run import RunConfig
+
+    return load(RunConfig, RunLayout(path).config if path.is_dir() else path, overrides or [])
+
+
+def _say(line: Any) -> None:
+    typer.echo(line)
+
+
+def _fail(sentence: str, code: int) -> None:
+    typer.echo(f"pico-train: {sentence}", err=True)
+    sys.exit(code)

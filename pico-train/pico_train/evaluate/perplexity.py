@@ -1,0 +1,57 @@
+"""Perplexity of a model on packed rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from pico_contract.schema import Measured
+from pico_train.config import Section
+from pico_train.data.packed import PackedRows
+from pico_train.model.decoder import Decoder
+from pydantic import Field
+
+
+class PerplexityConfig(Section):
+    """Perplexity on the validation rows of the run's data."""
+
+    rows: int | None = Field(None, ge=1)
+    """How many rows, from the first; null is all."""
+    batch_size: int = Field(16, ge=1)
+    """Rows a forward pass; changes no result beyond rounding."""
+
+    def settings(self, available: int) -> dict[str, Any]:
+        """What the result depends on, as the result file states it."""
+        rows = available if self.rows is None else min(self.rows, available)
+        return {"split": "validation", "rows": rows, "start_token": "none; the first id of each row is context only"}
+
+
+@torch.no_grad()
+def perplexity(
+    model: Decoder, rows: PackedRows, n_rows: int, batch_size: int, byte_lengths: np.ndarray | None
+) -> dict[str, Measured]:
+    """Mean next-token negative log-likelihood over the first `n_rows` rows, and what follows from it.
+
+    loss = sum of -ln p(token | row so far) / number of tokens (nats a token, summed in float64);
+    perplexity = exp(loss); bits_per_byte = total nats / ln 2 / bytes of the predicted tokens, where `byte_lengths`
+    (bytes of each vocabulary entry, 0 for special tokens) is known.
+    """
+    device = next(model.parameters()).device
+    total, tokens, bytes_ = 0.0, 0, 0
+    for start in range(0, n_rows, batch_size):
+        ids = rows.take(np.arange(start, min(start + batch_size, n_rows)))
+        batch = torch.from_numpy(ids).to(device)
+        nll = model.token_nll(batch[:, :-1], batch[:, 1:])  # (rows, T)
+        total += nll.double().sum().item()
+        tokens += nll.numel()
+        bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
+    loss = total / tokens
+    result = {
+        "loss": Measured(value=loss, unit="nats/token", n=tokens),
+        "perplexity": Measured(value=math.exp(loss), unit="1", n=tokens),
+    }
+    if bytes_:
+        result["bits_per_byte"] = Measured(value=total / math.log(2) / bytes_, unit="bits/byte", n=bytes_)
+    return result

@@ -1,0 +1,83 @@
+"""What can be evaluated, and where the results go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pico_contract import codec
+from pico_contract.errors import UserError, did_you_mean
+from pico_contract.layout import RunLayout
+from pico_contract.schema import EvaluationManifest, Measured
+from pico_train.config import Section
+from pico_train.data.packed import PackedData
+from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
+from pico_train.evaluate.perplexity import PerplexityConfig, perplexity
+from pico_train.model.decoder import Decoder
+from pydantic import Field
+
+
+class EvaluateConfig(Section):
+    """Evaluation while training; every task is evaluated after the last update."""
+
+    every: int = Field(0, ge=0)
+    """Updates between evaluations before that; 0 is off."""
+    perplexity: PerplexityConfig = PerplexityConfig()
+    """On the data's validation rows."""
+
+
+Result = tuple[dict[str, Any], dict[str, Measured]]
+
+
+def _perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
+    if "validation" not in data.manifest.splits:
+        raise UserError(f"{data.path} has no validation rows to evaluate on; prepare it with a validation split")
+    rows = data.split("validation")
+    settings = {**config.perplexity.settings(rows.n_rows), "data": data.manifest.fingerprint}
+    lengths = token_byte_lengths(load_tokenizer(data.tokenizer_path)) if data.tokenizer_path else None
+    return settings, perplexity(model, rows, settings["rows"], config.perplexity.batch_size, lengths)
+
+
+TASKS: dict[str, Callable[[Decoder, PackedData, EvaluateConfig], Result]] = {"perplexity": _perplexity}
+
+
+def default_tasks(data: PackedData) -> list[str]:
+    """The tasks that `data` allows."""
+    return ["perplexity"] if "validation" in data.manifest.splits else []
+
+
+def evaluate(
+    model: Decoder, data: PackedData, config: EvaluateConfig, layout: RunLayout, run: str, step: int, tasks: list[str]
+) -> dict[str, dict[str, Measured]]:
+    """Run `tasks` on `model` = theta_step and write one result file each; task -> metric -> value.
+
+    Raises:
+        UserError: an unknown task, named with the nearest known one, or data that a task needs and that is not there.
+    """
+    results = {}
+    for task in tasks:
+        if task not in TASKS:
+            raise UserError(f'there is no task "{task}"{did_you_mean(task, TASKS)}')
+        settings, metrics = TASKS[task](model, data, config)
+        result = EvaluationManifest(
+            created=codec.utc_now(), run=run, step=step, task=task, settings=settings, metrics=metrics
+        )
+        codec.write_text(layout.evaluation(step, task, settings_hash(settings)), result.to_json())
+        results[task] = metrics
+    return results
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """Eight hex digits that tell results of one task under different settings apart."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def in_one_line(results: dict[str, dict[str, Measured]]) -> str:
+    """For the console: `perplexity: loss 4.2103, perplexity 67.3`."""
+    parts = [
+        f"{task}: " + ", ".join(f"{name} {measured.value:.4f}" for name, measured in metrics.items())
+        for task, metrics in results.items()
+    ]
+    return "; ".join(parts)

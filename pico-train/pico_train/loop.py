@@ -1,0 +1,174 @@
+"""Training: one flat loop, rare events first, the update last and fenced."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from pico_train.data.order import chain_hash
+from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
+from pico_train.failure import NonFiniteError, write_failure
+from pico_train.optim import clip_gradients, gradient_norm
+from pico_train.run import Job
+from pico_train.schedule import lr_factor
+from pico_train.session import Outcome, Session
+from pico_train.snapshot import Pending
+from pico_train.state import TrainState
+
+
+@dataclass
+class Update:
+    """The gradient of one update as computed, before clipping; it lies in the parameters' `.grad`."""
+
+    step: int
+    loss: float = 0.0
+    terms: int = 0
+    scalars: dict[str, float] = field(default_factory=dict)
+    row_ids: np.ndarray | None = None  # (batch,) int64; None where the method read no language-model rows
+    tokens: torch.Tensor | None = None  # (batch, seq_len + 1) int64
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something that happens at step 0 and then every `every` updates (0: never again) happens at `step`."""
+    return step == 0 or (every > 0 and step % every == 0)
+
+
+def fit(session: Session) -> Outcome:
+    """Train to the end of the run, or until asked to stop; everything at the top of the loop speaks of theta_step.
+
+    Raises:
+        NonFiniteError: the loss or a gradient is not finite; the optimizer has not stepped.
+        LockHeldError: another process took the run over.
+        OSError: the disk is full or failing; what was saved before stays, and the run can be continued.
+    """
+    job, config, last = session.job, session.job.config, session.job.config.train.steps
+    model = job.runtime.wrap(session.state.model)
+    pending: Pending | None = None
+    while True:
+        state = session.state
+        step = state.counters.step
+        again = step == session.resumed_at  # its checkpoint exists; its observations may have been cut off
+        stopping = session.stop.asked() if step < last else None
+
+        if not again and (step == last or stopping or is_due(config.checkpoint.every, step)):
+            session.save()
+        if stopping:
+            return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
+        if config.snapshot.due(step, last) and not (again and session.observed(step)):
+            pending = job.observer.observe(state)
+        if step == last or (step > 0 and is_due(config.evaluate.every, step)):
+            _evaluate(session, step)
+        if step == last:
+            if pending is not None:
+                pending.finish(None, None)
+            return session.end("finished")
+        session.beat()
+
+        # The update: theta_step -> theta_(step + 1).
+        update = compute_gradients(job, state, model, step + 1)
+        norm = gradient_norm(state.parameters)
+        if not (math.isfinite(update.loss) and torch.isfinite(norm)):
+            raise _failure(session, update, norm)
+        if pending is not None:
+            _finish(pending, state, update)
+            pending = None
+        clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
+        lr = config.optimizer.lr * lr_factor(config.schedule, update.step, last)
+        apply_update(state, update, lr)
+        session.log(_row(state, update, lr, norm), update.terms)
+        if state.method.rebuild_at(update.step):
+            session.rebuild()
+            model = job.runtime.wrap(session.state.model)
+
+
+def compute_gradients(job: Job, state: TrainState, model: nn.Module, step: int) -> Update:
+    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever the micro-batch.
+
+    Micro-batches give sums; the one division at the end is by the number of terms of them all, since the mean of
+    micro-batch means is another objective where these numbers differ.
+    """
+    update = Update(step)
+    batch = _read(job, state, update)
+    parts = [None] if batch is None else batch.split(job.config.train.rows_per_pass)
+    loss = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        on_device = None if part is None else part.to(job.runtime.device, non_blocking=True)
+        with job.runtime.autocast(job.precision):
+            loss_sum, terms, scalars = state.method.loss(model, on_device, step)
+        loss_sum.backward()
+        loss += loss_sum.detach().double().cpu()
+        update.terms += terms
+        for name, value in scalars.items():
+            update.scalars[name] = update.scalars.get(name, 0.0) + value * terms
+    scale = 1.0 / max(update.terms, 1)
+    torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
+    update.loss = loss.item() * scale
+    update.scalars = {name: total * scale for name, total in update.scalars.items()}
+    return update
+
+
+def _read(job: Job, state: TrainState, update: Update) -> torch.Tensor | None:
+    reads = state.method.begin_step(update.step)
+    if reads is None or isinstance(reads, torch.Tensor):
+        return reads
+    update.row_ids, update.tokens = job.batch(state.counters.reads + 1)
+    return update.tokens
+
+
+def apply_update(state: TrainState, update: Update, lr: float) -> None:
+    """Step the optimizer, let the method act, and count."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    counters = state.counters
+    counters.step = update.step
+    counters.tokens += update.terms
+    if update.row_ids is not None:
+        counters.reads += 1
+        counters.order_hash = chain_hash(counters.order_hash, update.row_ids)
+    state.method.after_step(state.model, state.optimizer, update.step)
+
+
+def _evaluate(session: Session, step: int) -> None:
+    job = session.job
+    model = session.state.plain_decoder()
+    tasks = default_tasks(job.data)
+    results = evaluate(model, job.data, job.config.evaluate, job.layout, job.config.name, step, tasks)
+    if results:
+        session.reporter.say(f"step {step}: {in_one_line(results)}")
+
+
+def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> dict[str, float | int | str]:
+    return {
+        "step": update.step,
+        "tokens": state.counters.tokens,
+        "loss": update.loss,
+        "lr": lr,
+        "grad_norm": norm.item(),
+        "order_hash": state.counters.order_hash,
+        **update.scalars,
+    }
+
+
+def _finish(pending: Pending, state: TrainState, update: Update) -> None:
+    batch = {}
+    if update.row_ids is not None and update.tokens is not None:
+        batch = {"rows": torch.from_numpy(update.row_ids), "tokens": update.tokens.int()}
+    gradients = pending.observer.train_gradients(state.parameters)
+    pending.finish(gradients, batch, objective=state.method.objective, dropout=state.method.dropout)
+
+
+def _failure(session: Session, update: Update, norm: torch.Tensor) -> NonFiniteError:
+    layout, state = session.job.layout, session.state
+    what = "gradient" if math.isfinite(update.loss) else "loss"
+    culprit = write_failure(layout.failure(update.step), state, update.step, update.loss, update.tokens, update.row_ids)
+    return NonFiniteError(
+        f"update {update.step}: the {what} is not finite (first at {culprit}); nothing was stepped. The newest intact"
+        f" checkpoint is step {session.manifest.step}; the batch and the gradient norms are in"
+        f" {layout.failure(update.step)}"
+    )

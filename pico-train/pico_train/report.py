@@ -1,0 +1,120 @@
+"""What a run says: metrics.jsonl (the truth) and the console (a mirror)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from pico_contract import codec
+from pico_contract.layout import RunLayout
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pico_train.config import Section
+
+
+class LogConfig(Section):
+    """How often a run speaks."""
+
+    every: int = Field(1, ge=1)
+    """Updates between rows of metrics.jsonl."""
+    console_every: int = Field(50, ge=1)
+    """Updates between lines on a console that is not a terminal."""
+
+
+class MetricsFile:
+    """metrics.jsonl, opened for appending after the rows beyond the resumed step were moved to logs/."""
+
+    def __init__(self, layout: RunLayout, resumed_step: int) -> None:
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        _cut_metrics(layout, resumed_step)
+        self._handle: TextIO = layout.metrics.open("a", encoding="utf-8")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """One JSON object on one line, handed to the operating system at once."""
+        self._handle.write(json.dumps(row, allow_nan=False) + "\n")
+        self._handle.flush()
+
+    def sync(self) -> None:
+        """Make every row durable: called before a checkpoint that promises them."""
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
+    return [row for _, row in _parsed_lines(path)]
+
+
+def _parsed_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        return []
+    parsed = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            parsed.append((line, json.loads(line)))
+        except json.JSONDecodeError:
+            break
+    return parsed
+
+
+def _cut_metrics(layout: RunLayout, step: int) -> None:
+    lines = _parsed_lines(layout.metrics)
+    kept = [line for line, row in lines if row["step"] <= step]
+    cut = [line for line, row in lines if row["step"] > step]
+    if cut:
+        codec.write_text(layout.cut_metrics(), "".join(f"{line}\n" for line in cut))
+    text = "".join(f"{line}\n" for line in kept)
+    if not layout.metrics.is_file() or layout.metrics.read_bytes() != text.encode():
+        codec.write_text(layout.metrics, text)
+
+
+class Reporter:
+    """The console of one session: a live bar on a terminal, plain lines elsewhere. It measures the pace as well."""
+
+    def __init__(self, config: LogConfig, total_steps: int, start_step: int, quiet: bool = False) -> None:
+        self._config, self._total = config, total_steps
+        self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self._progress = self._bar() if self._console.is_terminal and not quiet else None
+        self._task = None
+        if self._progress is not None:
+            self._task = self._progress.add_task("train", total=total_steps, completed=start_step, info="")
+            self._progress.start()
+        self._clock = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        """One plain line."""
+        self._console.print(line, markup=False)
+
+    def update(self, step: int, loss: float, tokens: int) -> float:
+        """Tell of update `step`, which consumed `tokens`; returns tokens a second over this update."""
+        now = time.perf_counter()
+        pace = tokens / max(now - self._clock, 1e-9)
+        self._clock = now
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, info=f"loss {loss:.3f}  {pace:,.0f} tokens/s")
+        elif step % self._config.console_every == 0 or step == self._total:
+            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {pace:,.0f} tokens/s")
+        return pace
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )

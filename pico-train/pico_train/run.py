@@ -1,0 +1,402 @@
+"""A run: the rooms' configurations composed, checked against each other and against the data, and built."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pico_contract import codec
+from pico_contract.errors import UserError, did_you_mean
+from pico_contract.layout import RunLayout
+from pico_contract.schema import RunManifest
+from pydantic import Field, model_validator
+
+from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_weights
+from pico_train.config import Operation, Section, identity, read_yaml, to_yaml, validate
+from pico_train.data.order import RowOrder
+from pico_train.data.packed import PackedData, PackedRows
+from pico_train.distributed import Device, Runtime
+from pico_train.evaluate.tasks import EvaluateConfig
+from pico_train.method import METHODS
+from pico_train.method.base import Method
+from pico_train.model.cost import count_parameters
+from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.hf import load_weights
+from pico_train.optim import OptimizerConfig, build_optimizer
+from pico_train.report import LogConfig
+from pico_train.schedule import ScheduleConfig
+from pico_train.seeds import generator
+from pico_train.snapshot import Observer, Probe, SnapshotConfig, observed_modules, positions
+from pico_train.state import SavedState, TrainState
+
+
+class DataConfig(Section):
+    """Which packed rows are read, and in which order."""
+
+    path: Operation[Path]
+    """A data directory made by `pico-train data prepare`; it may move: the run is bound to its fingerprint."""
+    order: Literal["shuffled", "shipped"] = "shuffled"
+    """A new permutation every epoch, or the rows as they were packed."""
+
+
+class SeedConfig(Section):
+    """Separate seeds, so that one thing at a time can vary."""
+
+    init: int = 0
+    """Initial weights."""
+    data: int = 0
+    """Order of the rows."""
+    method: int = 0
+    """Whatever the method draws."""
+
+
+class TrainConfig(Section):
+    """How much is trained on, and how it is carried out."""
+
+    steps: int = Field(200_000, ge=1)
+    """Updates."""
+    batch_size: int = Field(1024, ge=1)
+    """Rows an update."""
+    micro_batch: Operation[int | None] = Field(None, ge=1)
+    """Rows a forward pass; null is the whole batch. Changes memory, not gradients."""
+    seq_len: int | None = Field(None, ge=1)
+    """Tokens that a row predicts; null is the length of the rows."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast; "auto" is bf16 on CUDA and fp32 elsewhere. Master weights are always fp32."""
+    device: Operation[Device] = "auto"
+    """Where; "auto" takes the accelerator where there is one."""
+    threads: Operation[int | None] = Field(None, ge=1)
+    """Threads of CPU arithmetic; null leaves torch's choice."""
+    hours: Operation[float | None] = Field(None, gt=0)
+    """Wall-clock limit of one session, after which it saves and stops; null is off."""
+    margin_minutes: Operation[float] = Field(5.0, ge=0)
+    """How long before the limit it begins to stop."""
+
+    @property
+    def rows_per_pass(self) -> int:
+        """The resolved micro-batch."""
+        return self.micro_batch or self.batch_size
+
+
+class MethodConfig(Section):
+    """The training method."""
+
+    name: str = "plain"
+    """A built-in method, or `module:attribute` of your own."""
+    options: dict[str, Any] = {}
+    """Its options."""
+
+
+class RunConfig(Section):
+    """One run. Fields marked as operation may change between its sessions; the others are what the run is."""
+
+    name: str
+    """Directory below `runs_dir`."""
+    runs_dir: Operation[Path] = Path("runs")
+    """Where runs lie."""
+    model: DecoderConfig = DecoderConfig()
+    """Geometry of the decoder."""
+    data: DataConfig
+    """Rows."""
+    seed: SeedConfig = SeedConfig()
+    """Seeds."""
+    train: TrainConfig = TrainConfig()
+    """Updates."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate."""
+    method: MethodConfig = MethodConfig()
+    """Method."""
+    snapshot: SnapshotConfig = SnapshotConfig()
+    """Observation."""
+    checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
+    """Checkpoints."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
+    log: Operation[LogConfig] = LogConfig()
+    """Logging."""
+    init_from: str | None = None
+    """Start from the weights of RUN@STEP or of a Hugging Face directory; null starts from `seed.init`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        train = self.train
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is None:
+            raise ValueError(f'name is "{self.name}"; use letters, digits, ".", "_" and "-"')
+        if train.batch_size % train.rows_per_pass:
+            divisors = [d for d in range(1, train.batch_size + 1) if train.batch_size % d == 0]
+            near = min(divisors, key=lambda d: abs(d - train.rows_per_pass))
+            raise ValueError(
+                f"train.micro_batch ({train.rows_per_pass}) does not divide train.batch_size ({train.batch_size});"
+                f" the nearest that does is {near}"
+            )
+        if self.schedule.warmup_steps > train.steps:
+            raise ValueError(
+                f"schedule.warmup_steps ({self.schedule.warmup_steps}) is longer than train.steps ({train.steps})"
+            )
+        if train.seq_len is not None and train.seq_len > self.model.max_position_embeddings:
+            raise ValueError(
+                f"train.seq_len ({train.seq_len}) exceeds model.max_position_embeddings"
+                f" ({self.model.max_position_embeddings})"
+            )
+        method_class(self.method)
+        return self
+
+    @property
+    def layout(self) -> RunLayout:
+        """Paths of this run."""
+        return RunLayout(self.runs_dir / self.name)
+
+
+def method_class(config: MethodConfig) -> type[Method]:
+    """The class that `config.name` names.
+
+    Raises:
+        UserError: no built-in method of that name, or the user's module or attribute cannot be imported.
+    """
+    target = METHODS.get(config.name, config.name)
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise UserError(f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}')
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'method.name is "{config.name}", which cannot be imported: {error}') from None
+
+
+@dataclass
+class Job:
+    """A run ready to train: everything that `loop.fit` needs, none of it derived from what was drawn before."""
+
+    config: RunConfig
+    layout: RunLayout
+    runtime: Runtime
+    data: PackedData
+    rows: PackedRows
+    order: RowOrder
+    seq_len: int
+    precision: str
+    card: ModelCard
+    observer: Observer
+
+    def build_state(self, saved: SavedState | None, *, drop_unknown: bool = False) -> TrainState:
+        """The state at step 0, or the one in `saved`. A rebuild passes `drop_unknown`: see `Method.rebuild_at`."""
+        model = Decoder(self.config.model)
+        if saved is not None:
+            load_weights(model, saved.weights)
+        elif self.config.init_from is not None:
+            load_weights(model, _initial(self.config))
+        else:
+            model.init_weights(lambda name: generator(self.config.seed.init, "init", name))
+        model = model.to(self.runtime.device)
+        method = build_method(self.config.method)
+        if saved is not None:
+            method.load_state_dict(saved.method_tensors, saved.method_scalars)
+        parameters = method.prepare(model, self.data, self.config.seed.method)
+        optimizer = build_optimizer(self.config.optimizer, parameters)
+        state = TrainState(model, method, parameters, optimizer)
+        if saved is not None:
+            saved.restore_optimizer(state, drop_unknown=drop_unknown)
+        return state
+
+    def batch(self, reads: int) -> tuple[np.ndarray, torch.Tensor]:
+        """(row ids (batch,), token ids (batch, seq_len + 1) int64 on CPU) of the `reads`-th update that reads rows."""
+        row_ids = self.order.rows(reads)
+        return row_ids, torch.from_numpy(self.rows.take(row_ids)[:, : self.seq_len + 1])
+
+
+def build_method(config: MethodConfig) -> Method:
+    """The method of a run with its options checked; UserError names a wrong one."""
+    kind = method_class(config)
+    return kind(validate(kind.Config, config.options, "method.options"))
+
+
+def build(config: RunConfig, source: str = "the configuration") -> Job:
+    """Open the data, check the configuration against it, and build what a session needs.
+
+    Raises:
+        UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is longer than the
+            rows; too few rows; a device that is not there.
+    """
+    data = PackedData.open(config.data.path)
+    rows = data.split("train")
+    seq_len = config.train.seq_len or rows.seq_len
+    _check_against_data(config, data, seq_len, source)
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    runtime = Runtime(config.train.device)
+    probe = choose_probe(data, config.snapshot, seq_len)
+    with torch.device("meta"):
+        modules = observed_modules(Decoder(config.model), config.snapshot.modules)
+    fingerprint = data.manifest.fingerprint
+    return Job(
+        config=config,
+        layout=config.layout,
+        runtime=runtime,
+        data=data,
+        rows=rows,
+        order=RowOrder(
+            n_rows=rows.n_rows,
+            batch_size=config.train.batch_size,
+            fingerprint=fingerprint,
+            seed=config.seed.data,
+            shuffle=config.data.order == "shuffled",
+        ),
+        seq_len=seq_len,
+        precision=runtime.precision(config.train.precision),
+        card=ModelCard(config.name, config.model, data.tokenizer_path, data.manifest.special_tokens),
+        observer=Observer(
+            config=config.snapshot,
+            layout=config.layout,
+            run=config.name,
+            probe=probe,
+            modules=modules,
+            positions=positions(config.snapshot.positions, seq_len, fingerprint),
+            micro_batch=config.train.rows_per_pass,
+        ),
+    )
+
+
+def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, source: str) -> None:
+    manifest = data.manifest
+    if seq_len > manifest.seq_len:
+        raise UserError(
+            f"{source}: train.seq_len is {seq_len}, longer than the rows of {data.path} (seq_len {manifest.seq_len})"
+        )
+    if seq_len > config.model.max_position_embeddings:
+        raise UserError(
+            f"{source}: the rows of {data.path} have seq_len {seq_len}, more than model.max_position_embeddings"
+            f" ({config.model.max_position_embeddings}); set train.seq_len or raise the latter"
+        )
+    if config.model.vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"{source}: model.vocab_size is {config.model.vocab_size}, smaller than the {manifest.vocab_size} ids of"
+            f" the tokenizer in {data.path}"
+        )
+    if config.snapshot.every and "validation" not in manifest.splits:
+        raise UserError(
+            f"{source}: snapshot.every is {config.snapshot.every}, but {data.path} has no validation rows for the"
+            " probe; prepare it with a validation split or set snapshot.every=0"
+        )
+
+
+def choose_probe(data: PackedData, config: SnapshotConfig, seq_len: int) -> Probe:
+    """The validation rows that every run on `data` is observed on: a function of the data's fingerprint alone."""
+    if "validation" not in data.manifest.splits:
+        return Probe(torch.empty(0, dtype=torch.int64), torch.empty(0, seq_len + 1, dtype=torch.int64))
+    rows = data.split("validation")
+    count = min(config.probe_rows, rows.n_rows)
+    order = RowOrder(n_rows=rows.n_rows, batch_size=count, fingerprint=data.manifest.fingerprint, seed=0, shuffle=True)
+    row_ids = order.rows(1)
+    return Probe(torch.from_numpy(row_ids), torch.from_numpy(rows.take(row_ids)[:, : seq_len + 1]))
+
+
+def _initial(config: RunConfig) -> Mapping[str, torch.Tensor]:
+    assert config.init_from is not None
+    found, tensors = initial_weights(config.init_from)
+    free = {"max_position_embeddings", "initializer_range"}
+    differing = [
+        f"model.{f.name} is {getattr(config.model, f.name)} but there {getattr(found, f.name)}"
+        for f in dataclasses.fields(found)
+        if f.name not in free and getattr(found, f.name) != getattr(config.model, f.name)
+    ]
+    if differing:
+        raise UserError(f'init_from "{config.init_from}" has another geometry: {"; ".join(differing)}')
+    return tensors
+
+
+def new_manifest(job: Job) -> RunManifest:
+    """run.json of a run that starts."""
+    config, data = job.config, job.data.manifest
+    return RunManifest(
+        created=codec.utc_now(),
+        name=config.name,
+        parent=config.init_from,
+        status="running",
+        step=0,
+        total_steps=config.train.steps,
+        heartbeat=codec.utc_now(),
+        model=dataclasses.asdict(config.model),
+        parameters=count_parameters(config.model),
+        method=config.method.name,
+        seeds=config.seed.model_dump(),
+        data={"fingerprint": data.fingerprint, "path": str(config.data.path), "order": config.data.order},
+        sessions=[],
+    )
+
+
+def session_record(job: Job, from_step: int) -> dict[str, Any]:
+    """What this session runs on: bit-identical continuation holds between sessions that agree on it."""
+    return {
+        "started": codec.utc_now(),
+        "from_step": from_step,
+        "host": socket.gethostname(),
+        "processes": job.runtime.processes,
+        "micro_batch": job.config.train.rows_per_pass,
+        "device": _device_name(job.runtime.device),
+        "precision": job.precision,
+        "compile": False,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
+        "commit": _git_commit(),
+    }
+
+
+CONDITIONS = ("processes", "micro_batch", "device", "precision", "compile", "threads", "packages")
+"""Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
+
+
+def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
+
+
+def check_identity(job: Job) -> None:
+    """Refuse to continue a run of this name whose identity differs.
+
+    Raises:
+        UserError: lists every changed key with its old and new value.
+    """
+    old = validate(RunConfig, read_yaml(job.layout.config), str(job.layout.config))
+    before, now = identity(old), identity(job.config)
+    changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
+    recorded = codec.read_manifest(job.layout.manifest, RunManifest).data.get("fingerprint")
+    if recorded != job.data.manifest.fingerprint:
+        changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})")
+    if changed:
+        raise UserError(
+            f"{job.layout.root} is another run: {', '.join(changed)} changed; choose another name, or undo the change"
+        )
+
+
+def write_config(job: Job) -> None:
+    """config.yaml: the resolved configuration of the newest session."""
+    codec.write_text(job.layout.config, to_yaml(job.config))
+
+
+def _device_name(device: torch.device) -> str:
+    return (
+        f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"{device.type} {platform.machine()}"
+    )
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,194 @@
+"""One start of a run: lock, signals, manifest, metrics, and the state that it begins with."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from pico_contract import codec
+from pico_contract.lock import LockHeldError, RunLock
+from pico_contract.schema import RunManifest, SnapshotManifest
+
+from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from pico_train.report import MetricsFile, Reporter
+from pico_train.run import Job, changed_conditions, check_identity, new_manifest, session_record, write_config
+from pico_train.state import TrainState
+
+
+@dataclass
+class Outcome:
+    """How a session ended: `status` is finished or stopped; `step` is the newest saved step."""
+
+    status: str
+    step: int
+    message: str = ""
+
+
+@dataclass
+class StopRequest:
+    """Set by a signal or the clock; read between updates."""
+
+    deadline: float = math.inf
+    reason: str | None = None
+
+    def asked(self) -> str | None:
+        """Why to stop now, or None."""
+        if self.reason is None and time.monotonic() > self.deadline:
+            self.reason = "the wall-clock limit is near"
+        return self.reason
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Finish the update, save, stop; a second Ctrl-C interrupts at once."""
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = f"received {signal.Signals(number).name}"
+
+
+@contextmanager
+def listening(stop: StopRequest) -> Iterator[None]:
+    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request. Only the main thread may set handlers, so a
+    run started from another one (a notebook's worker) is stopped by its clock alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Session:
+    """What one start of a run works with. `resumed_at` is the step whose checkpoint it continues, None for a new run."""
+
+    job: Job
+    lock: RunLock
+    manifest: RunManifest
+    state: TrainState
+    metrics: MetricsFile
+    reporter: Reporter
+    resumed_at: int | None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def save(self) -> None:
+        """Make the metrics so far durable, then save a checkpoint of the current step."""
+        self.metrics.sync()
+        save_checkpoint(self.job.layout, self.state.capture(), self.job.card)
+        self.manifest.step = self.state.counters.step
+        self._write_manifest()
+
+    def observed(self, step: int) -> bool:
+        """Whether an intact snapshot of `step` exists."""
+        return codec.damage(self.job.layout.snapshot(step), SnapshotManifest) is None
+
+    def rebuild(self) -> None:
+        """Build model, method and optimizer anew from the state, as a resume from a checkpoint of it would."""
+        self.state = self.job.build_state(self.state.capture(), drop_unknown=True)
+
+    def beat(self) -> None:
+        """A sign of life now and then; raises LockHeldError when another process has taken the run over."""
+        if self.lock.beat():
+            self._write_manifest()
+
+    def log(self, row: dict[str, Any], tokens: int) -> None:
+        """One update, told to the console and, when due, to metrics.jsonl."""
+        step = row["step"]
+        row["tokens_per_second"] = round(self.reporter.update(step, row["loss"], tokens), 1)
+        if step % self.job.config.log.every == 0 or step == self.manifest.total_steps:
+            self.metrics.append(row)
+
+    def end(self, status: str, message: str = "") -> Outcome:
+        """Record how the session ended in good order."""
+        self.metrics.sync()
+        self.manifest.status, self.manifest.message = status, message
+        self._write_manifest()
+        return Outcome(status, self.manifest.step, message)
+
+    def fail(self, error: BaseException) -> None:
+        """Record a failure where the disk still allows it; the error itself is what the caller sees."""
+        if isinstance(error, LockHeldError):
+            return  # the run is another process's now
+        self.manifest.status = "failed"
+        self.manifest.message = " ".join(f"{type(error).__name__}: {error}".split())
+        try:
+            self._write_manifest()
+        except OSError as second:
+            self.reporter.say(f"could not record the failure in {self.job.layout.manifest}: {second}")
+
+    def _write_manifest(self) -> None:
+        self.manifest.heartbeat = codec.utc_now()
+        codec.write_text(self.job.layout.manifest, self.manifest.to_json())
+
+
+@contextmanager
+def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
+    """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome` when it is finished.
+
+    Raises:
+        UserError: a live process holds the lock, or the identity of the configuration changed.
+    """
+    hours, margin = job.config.train.hours, job.config.train.margin_minutes
+    stop = StopRequest(time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf)
+    with RunLock(job.layout.lock) as lock, listening(stop):
+        manifest = _manifest(job)
+        newest, notices = newest_intact(job.layout)
+        if manifest.status == "finished" and newest == manifest.total_steps:
+            yield Outcome("finished", newest, f"{job.layout.root} is finished (step {newest}); there is nothing to do")
+            return
+        session = _begin(job, lock, manifest, newest, quiet)
+        session.stop = stop
+        for notice in filter(None, [lock.taken_over, *notices, *_resume_notices(job, manifest, newest)]):
+            session.reporter.say(notice)
+        try:
+            yield session
+        except BaseException as error:
+            session.fail(error)
+            raise
+        finally:
+            session.metrics.close()
+            session.reporter.close()
+
+
+def _manifest(job: Job) -> RunManifest:
+    for parent in (job.layout.root, job.layout.checkpoints, job.layout.snapshots, job.layout.evaluations):
+        codec.remove_leftovers(parent)
+    if not job.layout.manifest.is_file():
+        return new_manifest(job)
+    check_identity(job)
+    return codec.read_manifest(job.layout.manifest, RunManifest)
+
+
+def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool) -> Session:
+    layout, start = job.layout, newest or 0
+    state = job.build_state(load_checkpoint(layout, newest) if newest is not None else None)
+    manifest.sessions.append(session_record(job, start))
+    manifest.status, manifest.step, manifest.message = "running", start, ""
+    write_config(job)
+    if not layout.probe.is_file():
+        probe = job.observer.probe
+        codec.write_tensors(layout.probe, {"rows": probe.row_ids, "tokens": probe.tokens.int()})
+    reporter = Reporter(job.config.log, manifest.total_steps, start, quiet)
+    session = Session(job, lock, manifest, state, MetricsFile(layout, start), reporter, newest)
+    session._write_manifest()
+    return session
+
+
+def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list[str]:
+    if newest is None:
+        return []
+    notices = [f"continuing {job.layout.root} from step {newest}"]
+    changed = changed_conditions(*manifest.sessions[-2:]) if len(manifest.sessions) > 1 else []
+    if changed:
+        notices.append(f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}")
+    return notices

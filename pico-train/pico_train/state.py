@@ -1,0 +1,79 @@
+"""Everything that continuing a run bit for bit needs, as one object."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pico_train.method.base import Method
+from pico_train.model.decoder import Decoder
+from pico_train.model.hf import load_weights
+from pico_train.optim import load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass
+class Counters:
+    """How far training is. All pure counts: no generator and no iterator has a state to save."""
+
+    step: int = 0
+    """Updates done; the model is theta_step."""
+    reads: int = 0
+    """Updates that read language-model rows; the next such update reads rows(reads + 1)."""
+    tokens: int = 0
+    """Terms of the loss consumed so far."""
+    order_hash: str = ""
+    """Chained hash of the row ids read so far."""
+
+
+@dataclass
+class TrainState:
+    """Model, method, what trains, its optimizer, and the counters."""
+
+    model: Decoder
+    method: Method
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    counters: Counters = field(default_factory=Counters)
+
+    def capture(self) -> SavedState:
+        """The state as named tensors and scalars; tensors share memory with the live ones."""
+        tensors, scalars = self.method.state_dict()
+        return SavedState(
+            weights={name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)},
+            optimizer=optimizer_tensors(self.optimizer, self.parameters),
+            method_tensors=tensors,
+            method_scalars=scalars,
+            counters=asdict(self.counters),
+        )
+
+    def plain_decoder(self) -> Decoder:
+        """A decoder of its own around the effective weights, in evaluation mode.
+
+        It shares memory with the live parameters where the method's effective weights are those, so it costs no copy,
+        but it has parameters (and `.grad`) of its own and no hooks or wrappers: observing and evaluating through it
+        cannot disturb training.
+        """
+        with torch.device("meta"):
+            decoder = Decoder(self.model.config)
+        weights = {name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)}
+        load_weights(decoder, weights, assign=True)
+        return decoder.eval()
+
+
+@dataclass
+class SavedState:
+    """A `TrainState` at rest: what a checkpoint holds, and what a rebuild passes on."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    method_tensors: dict[str, torch.Tensor]
+    method_scalars: dict[str, Any]
+    counters: dict[str, Any]
+
+    def restore_optimizer(self, state: TrainState, *, drop_unknown: bool = False) -> None:
+        """Give `state` (freshly built around this object's weights and method state) its optimizer and counters."""
+        load_optimizer_tensors(state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown)
+        state.counters = Counters(**self.counters)
