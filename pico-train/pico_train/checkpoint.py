@@ -99,7 +99,7 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
 
     Every sha256 is compared, newest first, until one checkpoint passes.
     """
-    damaged = []
+    damaged: list[str] = []
     for step in reversed(codec.listed_steps(layout.checkpoints)):
         problem = codec.damage(layout.checkpoint(step), CheckpointManifest, hashes=True) or codec.damage(
             layout.state(step), StateManifest, hashes=True

@@ -38,7 +38,7 @@ def run(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Parameters, tokens, memory and disk of a run, before its first step."""
-    from pico_train.inspect import estimate
+    from pico_train.commands import estimate
 
     for line in estimate(_load(config, overrides), str(config)):
         _say(line)
@@ -47,7 +47,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
 @app.command(name="list")
 def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="directory of runs")] = Path("runs")) -> None:
     """Status, step, loss and disk of runs."""
-    from pico_train.inspect import run_table
+    from pico_train.commands import run_table
 
     for line in run_table(runs):
         _say(line)
@@ -58,7 +58,7 @@ def evaluate(
     run: RunPath, step: Step = None, tasks: Annotated[str | None, typer.Option(help="comma-separated")] = None
 ) -> None:
     """Evaluate a checkpoint of a run on its data."""
-    from pico_train.inspect import evaluate_run
+    from pico_train.commands import evaluate_run
 
     _say(evaluate_run(run, step, tasks.split(",") if tasks else None))
 
@@ -75,7 +75,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
 ) -> None:
     """Continue a prompt with a checkpoint of a run."""
-    from pico_train.inspect import generate_text
+    from pico_train.commands import generate_text
 
     _say(generate_text(run, prompt, step, tokens, temperature, top_k, top_p, seed))
 
@@ -103,7 +103,7 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
 ) -> None:
     """The very rows that an update reads: ids and text."""
-    from pico_train.inspect import rows_of_step
+    from pico_train.commands import rows_of_step
 
     for line in rows_of_step(_load(config, overrides), str(config), step, rows):
         _say(line)

@@ -52,6 +52,6 @@ class Runtime:
 
 
 def _require(device: Device) -> None:
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device in available and not available[device]():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device, True):
         raise UserError(f'device is "{device}", which this machine does not have; choose "auto" or "cpu"')

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pico_contract import codec
+from pico_contract.layout import FAILURE, FAILURE_BATCH
 from torch import nn
 
 from pico_train.state import TrainState
@@ -30,11 +31,10 @@ def write_failure(
     culprit = first_non_finite(state, tokens)
     norms = {name: _finite_or_text(p.grad.norm().item()) for name, p in state.parameters.items() if p.grad is not None}
     summary = {"step": step, "loss": _finite_or_text(loss), "first_non_finite": culprit, "gradient_norms": norms}
-    codec.write_text(directory / "failure.json", json.dumps(summary, indent=2, allow_nan=False))
+    codec.write_text(directory / FAILURE, json.dumps(summary, indent=2, allow_nan=False))
     if tokens is not None and row_ids is not None:
-        codec.write_tensors(
-            directory / "batch.safetensors", {"rows": torch.from_numpy(row_ids), "tokens": tokens.int()}
-        )
+        batch = {"rows": torch.from_numpy(row_ids), "tokens": tokens.int()}
+        codec.write_tensors(directory / FAILURE_BATCH, batch)
     return culprit
 
 

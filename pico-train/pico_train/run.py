@@ -94,7 +94,7 @@ class MethodConfig(Section):
 
     name: str = "plain"
     """A built-in method, or `module:attribute` of your own."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Its options."""
 
 
@@ -388,9 +388,8 @@ def write_config(job: Job) -> None:
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"{device.type} {platform.machine()}"
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} {name}"
 
 
 def _git_commit() -> str | None:

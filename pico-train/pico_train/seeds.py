@@ -1,4 +1,4 @@
-"""Every random draw derives from (seed, purpose, ...): nothing depends on what was drawn before, so nothing is saved."""
+"""Every random draw derives from (seed, purpose, ...), not from what was drawn before: there is no state to save."""
 
 from __future__ import annotations
 

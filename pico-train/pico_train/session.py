@@ -70,7 +70,7 @@ def listening(stop: StopRequest) -> Iterator[None]:
 
 @dataclass
 class Session:
-    """What one start of a run works with. `resumed_at` is the step whose checkpoint it continues, None for a new run."""
+    """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues, None at first."""
 
     job: Job
     lock: RunLock

@@ -114,7 +114,7 @@ class Observer:
         clipped; activations are module outputs at the configured positions, rows in probe order (P * positions, width).
         """
         decoder = state.plain_decoder()
-        weights = {f"{name}.weight": decoder.get_submodule(name).weight for name in self.modules}
+        weights = {f"{name}.weight": decoder.get_parameter(f"{name}.weight") for name in self.modules}
         gradients, activations = self._probe_pass(decoder)
         kept = self._stored({**weights, **state.method.extra_tensors(state.model)})
         return Pending(self, state.counters.step, kept, self._stored(gradients), self._stored(activations))
@@ -198,33 +198,33 @@ class Pending:
         config, probe = self.observer.config, self.observer.probe
         mean_loss = "mean next-token negative log-likelihood over the probe, nats"
 
-        def tensor_set(
-            split: str, kind: str, objective: str = "", parameters: str = "", dropout: bool = False
-        ) -> TensorSet:
-            return TensorSet(
-                file=observed_file(split, kind),
-                split=split,
-                kind=kind,
-                dtype=config.dtype,
-                tensors={},
-                objective=objective,
-                parameters=parameters,
-                dropout=dropout,
-            )
-
         return SnapshotManifest(
             run=self.observer.run,
             step=self.step,
             weights="checkpoint",
             modules=self.observer.modules,
             observed=[
-                tensor_set("train", "gradients", objective, "trained parameters, before clipping", dropout),
-                tensor_set("val", "gradients", mean_loss, "effective weights"),
-                tensor_set("val", "activations"),
+                self._set("train", "gradients", objective, "trained parameters, before clipping", dropout),
+                self._set("val", "gradients", mean_loss, "effective weights"),
+                self._set("val", "activations"),
             ],
             row_map=RowMap(
                 rule=config.positions.rule, positions=self.observer.positions, probe_rows=len(probe.row_ids)
             ),
+        )
+
+    def _set(
+        self, split: str, kind: str, objective: str = "", parameters: str = "", dropout: bool = False
+    ) -> TensorSet:
+        return TensorSet(
+            file=observed_file(split, kind),
+            split=split,
+            kind=kind,
+            dtype=self.observer.config.dtype,
+            tensors={},
+            objective=objective,
+            parameters=parameters,
+            dropout=dropout,
         )
 
 

@@ -24,6 +24,10 @@ SCALARS = "scalars.json"
 SNAPSHOT_WEIGHTS = "weights.safetensors"
 TRAIN_BATCH = "train.batch.safetensors"
 
+# Files of logs/failure_<step>/.
+FAILURE = "failure.json"
+FAILURE_BATCH = "batch.safetensors"
+
 _STEP = re.compile(r"step_(\d{8,})")
 _TEMPORARY = ".tmp-"
 _TRASH = ".old-"

@@ -187,8 +187,8 @@ def _require_rows(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
         if info.rows == 0:
             remedy = "raise validation_fraction or change seed" if split == "validation" else "lower seq_len"
             raise UserError(
-                f"the {split} split of {config.source.path} has {info.tokens} tokens in {info.documents} documents, less"
-                f" than one row of {config.seq_len + 1}: {remedy}"
+                f"the {split} split of {config.source.path} has {info.tokens} tokens in {info.documents} documents,"
+                f" less than one row of {config.seq_len + 1}: {remedy}"
             )
 
 

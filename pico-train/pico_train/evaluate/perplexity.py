@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from pico_contract.schema import Measured
+from pydantic import Field
+
 from pico_train.config import Section
 from pico_train.data.packed import PackedRows
 from pico_train.model.decoder import Decoder
-from pydantic import Field
 
 
 class PerplexityConfig(Section):

@@ -86,8 +86,6 @@ def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, 
 
 def _pairs(rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
     """(context, label) of every predicted token, int64 (N,) each."""
-    blocks = [
-        rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows))) for start in range(0, rows.n_rows, _BLOCK)
-    ]
+    blocks = [rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows))) for start in range(0, rows.n_rows, _BLOCK)]
     ids = np.concatenate(blocks)
     return ids[:, :-1].ravel(), ids[:, 1:].ravel()

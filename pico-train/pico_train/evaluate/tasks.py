@@ -11,12 +11,13 @@ from pico_contract import codec
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import RunLayout
 from pico_contract.schema import EvaluationManifest, Measured
+from pydantic import Field
+
 from pico_train.config import Section
 from pico_train.data.packed import PackedData
 from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
 from pico_train.evaluate.perplexity import PerplexityConfig, perplexity
 from pico_train.model.decoder import Decoder
-from pydantic import Field
 
 
 class EvaluateConfig(Section):
