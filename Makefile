@@ -1,0 +1,41 @@
+# Every habit one word. Everything runs in .venv, made from the versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+TESTS := $(BIN)/python -m pytest
+
+.PHONY: install demo test test-slow check bench golden clean
+
+install: $(STAMP)
+
+$(STAMP): constraints.txt shared/pyproject.toml pico-train/pyproject.toml pico-analyze/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("pico needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable shared --editable 'pico-train[dev]' --editable pico-analyze
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/python examples/demo/demo.py
+
+# One thread a worker: two workers with two threads each would fight over two cores.
+test: install
+	OMP_NUM_THREADS=1 $(TESTS) -m "not slow and not gpu" -n 2
+
+test-slow: install
+	OMP_NUM_THREADS=1 $(TESTS) -m "slow and not gpu" -n 2
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/train.py
+
+golden: install
+	$(BIN)/python tests/golden/make.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
