@@ -20,6 +20,7 @@ from pico_contract.layout import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     RunLayout,
+    parse_step,
 )
 from pico_contract.schema import CheckpointManifest, StateManifest
 from pydantic import Field
@@ -128,6 +129,13 @@ def initial_weights(source: str) -> tuple[DecoderConfig, dict[str, torch.Tensor]
     if not files:
         raise UserError(f'init_from "{source}": {directory} holds no .safetensors file')
     return config, {name: tensor for file in files for name, tensor in codec.read_tensors(file).items()}
+
+
+def resolved_source(source: str) -> str:
+    """`source` as `initial_weights` takes it, with "latest" replaced by the step that it means now."""
+    directory = _weights_directory(source)
+    step = parse_step(directory.name)
+    return f"{directory.parent.parent}@{step}" if "@" in source and step is not None else source
 
 
 def _weights_directory(source: str) -> Path:

@@ -123,7 +123,9 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
     except Exception as error:
-        if type(error).__name__ != "NonFiniteError":
+        from pico_train.failure import NonFiniteError
+
+        if not isinstance(error, NonFiniteError):
             raise
         _fail(str(error), 1)
 

@@ -22,7 +22,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import RunManifest
 from pydantic import Field, model_validator
 
-from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_weights
+from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_weights, resolved_source
 from pico_train.config import Operation, Section, identity, read_yaml, to_yaml, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
@@ -151,6 +151,11 @@ class RunConfig(Section):
                 f"train.seq_len ({train.seq_len}) exceeds model.max_position_embeddings"
                 f" ({self.model.max_position_embeddings})"
             )
+        if train.hours is not None and train.hours * 60 <= train.margin_minutes:
+            raise ValueError(
+                f"train.hours ({train.hours}) leaves no time to train before the margin of train.margin_minutes"
+                f" ({train.margin_minutes})"
+            )
         method_class(self.method)
         return self
 
@@ -197,7 +202,7 @@ class Job:
         if saved is not None:
             load_weights(model, saved.weights)
         elif self.config.init_from is not None:
-            load_weights(model, _initial(self.config))
+            _load_initial(model, self.config)
         else:
             model.init_weights(lambda name: generator(self.config.seed.init, "init", name))
         model = model.to(self.runtime.device)
@@ -303,7 +308,7 @@ def choose_probe(data: PackedData, config: SnapshotConfig, seq_len: int) -> Prob
     return Probe(torch.from_numpy(row_ids), torch.from_numpy(rows.take(row_ids)[:, : seq_len + 1]))
 
 
-def _initial(config: RunConfig) -> Mapping[str, torch.Tensor]:
+def _load_initial(model: Decoder, config: RunConfig) -> None:
     assert config.init_from is not None
     found, tensors = initial_weights(config.init_from)
     free = {"max_position_embeddings", "initializer_range"}
@@ -314,7 +319,10 @@ def _initial(config: RunConfig) -> Mapping[str, torch.Tensor]:
     ]
     if differing:
         raise UserError(f'init_from "{config.init_from}" has another geometry: {"; ".join(differing)}')
-    return tensors
+    try:
+        load_weights(model, tensors)
+    except ValueError as error:
+        raise UserError(f'init_from "{config.init_from}": {error}') from None
 
 
 def new_manifest(job: Job) -> RunManifest:
@@ -323,7 +331,7 @@ def new_manifest(job: Job) -> RunManifest:
     return RunManifest(
         created=codec.utc_now(),
         name=config.name,
-        parent=config.init_from,
+        parent=resolved_source(config.init_from) if config.init_from is not None else None,
         status="running",
         step=0,
         total_steps=config.train.steps,
