@@ -148,7 +148,7 @@ class Observer:
         """(rows, T, width) -> (rows * positions, width), row by row; the mean over T under the rule "mean"."""
         output = output.detach().float()
         picked = output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
-        return picked.flatten(0, 1).cpu()
+        return picked.flatten(0, 1)
 
     def _stored(self, tensors: dict[str, torch.Tensor]) -> Tensors:
         """Copies on CPU in the storage dtype: the live ones change with the next update."""
@@ -232,12 +232,24 @@ class Pending:
 def _capture(
     decoder: Decoder, collected: dict[str, list[torch.Tensor]], pick: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """While active, append `pick(output)` of each module named in `collected` at every forward pass."""
+    """While active, append `pick(output)` of each module named in `collected` at every forward pass.
+
+    The head is the exception: the loss never calls it as a module, so its output is formed from the last norm's at
+    the kept positions alone (the mean over positions passes through a linear map).
+    """
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: collected[name].append(pick(output))
+        return lambda module, inputs, output: collected[name].append(pick(output).cpu())
 
-    handles = [decoder.get_submodule(name).register_forward_hook(keep(name)) for name in collected]
+    def keep_logits(name: str) -> Callable[..., None]:
+        weight = decoder.lm_head.weight.detach()
+        return lambda module, inputs, output: collected[name].append((pick(output) @ weight.T).cpu())
+
+    handles = []
+    for name in collected:
+        module = decoder.get_submodule(name)
+        hooked, hook = (decoder.model.norm, keep_logits(name)) if module is decoder.lm_head else (module, keep(name))
+        handles.append(hooked.register_forward_hook(hook))
     try:
         yield
     finally:

@@ -12,7 +12,22 @@ from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.run import RunConfig
 
-WORDS = "the a king queen crown sword speaks weeps falls rises and but of to night morning love war".split()
+WORDS = (
+    "the",
+    "a",
+    "king",
+    "queen",
+    "crown",
+    "sword",
+    "speaks",
+    "weeps",
+    "falls",
+    "rises",
+    "and",
+    "but",
+    "love",
+    "war",
+)
 
 
 def written(path: Path, documents: int = 120) -> Path:
