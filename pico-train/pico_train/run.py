@@ -169,16 +169,19 @@ def method_class(config: MethodConfig) -> type[Method]:
     """The class that `config.name` names.
 
     Raises:
-        UserError: no built-in method of that name, or the user's module or attribute cannot be imported.
+        UserError: no built-in method of that name, or the user's attribute cannot be imported or is no `Method`.
     """
     target = METHODS.get(config.name, config.name)
     module, colon, attribute = target.partition(":")
     if not colon:
         raise UserError(f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}')
     try:
-        return getattr(importlib.import_module(module), attribute)
+        kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f'method.name is "{config.name}", which cannot be imported: {error}') from None
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise UserError(f'method.name is "{config.name}", which is not a Method (pico_train.method.base)')
+    return kind
 
 
 @dataclass

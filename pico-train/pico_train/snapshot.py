@@ -116,8 +116,14 @@ class Observer:
         decoder = state.plain_decoder()
         weights = {f"{name}.weight": decoder.get_parameter(f"{name}.weight") for name in self.modules}
         gradients, activations = self._probe_pass(decoder)
-        kept = self._stored({**weights, **state.method.extra_tensors(state.model)})
-        return Pending(self, state.counters.step, kept, self._stored(gradients), self._stored(activations))
+        return Pending(
+            observer=self,
+            step=state.counters.step,
+            weights=self._stored(weights),
+            extra=self._stored(state.method.extra_tensors(state.model)),
+            val_gradients=self._stored(gradients),
+            val_activations=self._stored(activations),
+        )
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
         """Copies of the gradients of the observed modules' parameters as training has just computed them."""
@@ -163,6 +169,7 @@ class Pending:
     observer: Observer
     step: int
     weights: Tensors
+    extra: Tensors
     val_gradients: Tensors
     val_activations: Tensors
 
@@ -173,9 +180,14 @@ class Pending:
         observer, layout = self.observer, self.observer.layout
         has_checkpoint = codec.damage(layout.checkpoint(self.step), CheckpointManifest) is None
         manifest = self._manifest(objective, dropout)
+        manifest.weights = "checkpoint" if has_checkpoint else "snapshot"
         files: dict[str, Tensors] = {}
-        if not has_checkpoint:
-            manifest.weights, files[SNAPSHOT_WEIGHTS] = "snapshot", self.weights
+        kept = {
+            **({} if has_checkpoint else self.weights),
+            **self.extra,
+        }  # no checkpoint holds a method's extra tensors
+        if kept:
+            files[SNAPSHOT_WEIGHTS] = kept
         if "train.gradients" in observer.config.kinds:
             if train_gradients is None:
                 manifest.absent["train.gradients"] = "final_step"
