@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +46,7 @@ class Work:
     kind: str
     split: str | None
     steps: tuple[int, ...]
-    reference: int | None
+    reference: int
 
 
 def measure(
@@ -86,10 +87,15 @@ def measure(
             warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
     items = _work(run, components or COMPONENTS, at, kinds, splits, reference)
     rows: list[Row] = []
-    for done, item in enumerate(items):
-        if progress:
-            progress(done, len(items))
-        rows += _measure_unit(item, chosen)
+    unreadable: dict[str, None] = {}
+    with linalg.pool() as pool:
+        for done, (found, damages) in enumerate(pool.map(partial(_measure_unit, metrics=chosen), items), start=1):
+            rows += found
+            unreadable |= dict.fromkeys(damages)
+            if progress:
+                progress(done, len(items))
+    for sentence in unreadable:
+        warnings.warn(sentence, DamagedWarning, stacklevel=2)
     if not rows:
         raise UserError(f'nothing to measure in run "{run.name}": no such metric of such kinds and components')
     return from_rows(rows)
@@ -185,50 +191,63 @@ def _reference(run: Source, reference: str | int, steps: list[int]) -> int:
     return reference
 
 
-def _measure_unit(work: Work, metrics: Mapping[str, Metric]) -> list[Row]:
+def _measure_unit(work: Work, metrics: Mapping[str, Metric]) -> tuple[list[Row], list[str]]:
+    """Rows of one work item, and a sentence for each file that could not be read."""
     chosen = {name: metric for name, metric in metrics.items() if work.kind in metric.kinds}
-    reference = _reference_samples(work) if any(metric.arity == 2 for metric in chosen.values()) else {}
+    loader = _Loader(work)
+    reference = loader.samples() if any(metric.arity == 2 for metric in chosen.values()) else {}
     rows: list[Row] = []
-    absent: list[int] = []
     applied: dict[str, Metric] = {}
-    for batch in _batches(work, absent):
+    for batch in loader.batches():
         applied = {name: metric for name, metric in chosen.items() if _applies(metric, batch[0][2])}
         rows += _measure_batch(work, batch, applied, reference)
-    for step in absent if rows else ():
+    for step in loader.missing:
         for key in work.unit.keys:
             rows += [_row(work, step, key, name, metric, Outcome(None, "missing")) for name, metric in applied.items()]
-    return rows
+    return rows, loader.damages
 
 
 Loaded = tuple[int, Key, linalg.Matrix]
 
 
-def _batches(work: Work, absent: list[int]) -> Iterator[list[Loaded]]:
-    """The unit's matrices, a memory budget's worth at a time; steps that lack them are appended to `absent`."""
-    batch: list[Loaded] = []
-    size = 0
-    for step in work.steps:
-        matrices = _load(work, step)
-        if matrices is None:
-            absent.append(step)
-            continue
-        batch += [(step, key, matrix) for key, matrix in zip(work.unit.keys, matrices, strict=True)]
-        size += sum(_bytes(matrix) for matrix in matrices)
-        if size > _BATCH_BYTES:
+@dataclass
+class _Loader:
+    """Reads the matrices of a work item, noting the steps that lack them and the files that are not readable."""
+
+    work: Work
+    missing: list[int] = field(default_factory=list)
+    damages: list[str] = field(default_factory=list)
+
+    def batches(self) -> Iterator[list[Loaded]]:
+        """The matrices of all steps, a memory budget's worth at a time."""
+        batch: list[Loaded] = []
+        size = 0
+        for step in self.work.steps:
+            matrices = self._load(step)
+            if not matrices:
+                self.missing.append(step)
+            batch += [(step, key, matrix) for key, matrix in zip(self.work.unit.keys, matrices, strict=False)]
+            size += sum(_bytes(matrix) for matrix in matrices)
+            if size > _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
             yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
+    def samples(self) -> dict[Key, linalg.Sample]:
+        """The reference of each key; empty where its step lacks it or it is not finite."""
+        loaded = zip(self.work.unit.keys, self._load(self.work.reference), strict=False)
+        return {key: linalg.Sample.of(m) for key, m in loaded if len(m.shape) == 2 and linalg.is_finite(m)}
 
-def _load(work: Work, step: int) -> list[linalg.Matrix] | None:
-    try:
-        return work.unit.load(work.source, step, work.kind, work.split)
-    except DamagedError as error:
-        warnings.warn(f"step {step} is left out in part: {error}", DamagedWarning, stacklevel=2)
-    except UserError:
-        pass  # the request was checked before: the step does not hold it
-    return None
+    def _load(self, step: int) -> list[linalg.Matrix]:
+        work = self.work
+        try:
+            return work.unit.load(work.source, step, work.kind, work.split)
+        except DamagedError as error:
+            self.damages.append(f"step {step} is left out in part: {error}")
+        except UserError:
+            pass  # the request was checked before: this step does not hold it
+        return []
 
 
 def _bytes(matrix: linalg.Matrix) -> int:
@@ -241,24 +260,17 @@ def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:
     return len(matrix.shape) == 2
 
 
-def _reference_samples(work: Work) -> dict[Key, linalg.Matrix]:
-    assert work.reference is not None
-    matrices = _load(work, work.reference)
-    return dict(zip(work.unit.keys, matrices, strict=True)) if matrices else {}
-
-
 def _measure_batch(
-    work: Work, batch: list[Loaded], metrics: Mapping[str, Metric], reference: Mapping[Key, linalg.Matrix]
+    work: Work, batch: list[Loaded], metrics: Mapping[str, Metric], reference: Mapping[Key, linalg.Sample]
 ) -> list[Row]:
     finite = [linalg.is_finite(matrix) for _, _, matrix in batch]
     spectral = any(metric.needs == "spectrum" for metric in metrics.values())
     good = [matrix for (_, _, matrix), ok in zip(batch, finite, strict=True) if ok]
     spectra = iter(linalg.spectra(good) if spectral else [None] * len(good))
-    samples = {key: linalg.Sample.of(matrix) for key, matrix in reference.items() if len(matrix.shape) == 2}
     rows: list[Row] = []
     for (step, key, matrix), ok in zip(batch, finite, strict=True):
         spectrum = next(spectra) if ok else None
-        inputs = _Inputs(matrix, spectrum, samples.get(key))
+        inputs = _Inputs(matrix, spectrum, reference.get(key))
         for name, metric in metrics.items():
             outcome = inputs.apply(metric) if ok else Outcome(None, "non_finite")
             rows.append(_row(work, step, key, name, metric, outcome, matrix, spectrum))
@@ -276,8 +288,8 @@ class _Inputs:
 
     def apply(self, metric: Metric) -> Outcome:
         if metric.needs not in self.made:
-            make = {"entries": linalg.entries, "sample": linalg.Sample.of}[metric.needs]
-            self.made[metric.needs] = make(self.matrix)  # type: ignore[operator]
+            make: Callable[[Any], Any] = {"entries": linalg.entries, "sample": linalg.Sample.of}[metric.needs]
+            self.made[metric.needs] = make(self.matrix)
         given = self.made[metric.needs]
         if metric.arity == 1:
             return _outcome(metric.fn(given))

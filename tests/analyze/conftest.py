@@ -132,12 +132,12 @@ def write_run(root: Path, shape: Shape, steps: tuple[int, ...] = (0, 1, 2)) -> R
     return layout
 
 
-@pytest.fixture()
+@pytest.fixture
 def shape() -> Shape:
     return Shape()
 
 
-@pytest.fixture()
+@pytest.fixture
 def layout(tmp_path: Path, shape: Shape) -> RunLayout:
     """A small intact run of three steps, written for this test alone."""
     return write_run(tmp_path / "small", shape)

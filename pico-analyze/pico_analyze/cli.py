@@ -1,0 +1,89 @@
+"""Measure an observed run, draw it, and say what it holds and what can be computed."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
+Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
+
+
+@app.command()
+def run(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="run directory, or YAML file that names one")],
+    overrides: Overrides = None,
+) -> None:
+    """Measure a run: a table and figures in analysis/<name>/ of the run. Without a configuration: everything."""
+    from pico_analyze.commands import run_analysis
+    from pico_analyze.config import load
+
+    for path in run_analysis(load(source, overrides or []), str(source), partial(typer.echo, err=True)):
+        typer.echo(path)
+
+
+@app.command()
+def plot(
+    run: RunPath,
+    name: Name = "default",
+    metric: Annotated[str | None, typer.Option(help="comma-separated; a few telling ones by default")] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="resolve circuits by head in heat maps")] = False,
+    format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
+) -> None:
+    """Draw figures from the table that `run` wrote, without measuring again."""
+    from pico_analyze.commands import plot_run
+
+    for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(",")):
+        typer.echo(path)
+
+
+@app.command()
+def inspect(run: RunPath) -> None:
+    """What a run holds: steps, kinds, splits and modules, and what is damaged."""
+    from pico_analyze.commands import holdings
+
+    for line in holdings(run):
+        typer.echo(line)
+
+
+@app.command()
+def metrics() -> None:
+    """What can be computed: name, arity, kinds, unit, range and source of every metric."""
+    from pico_analyze.commands import known_metrics
+
+    for line in known_metrics():
+        typer.echo(line)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1.
+
+    Ctrl-C is typer's: exit 130.
+    """
+    from pico_contract.errors import UserError
+
+    _see_users_modules()
+    try:
+        app(prog_name="pico-analyze")
+    except UserError as error:
+        _fail(str(error), UserError.exit_code)
+    except OSError as error:
+        _fail(str(error), 1)
+
+
+def _see_users_modules() -> None:
+    """A metric named `module:attribute` may lie in the directory that the command is run from."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _fail(sentence: str, code: int) -> None:
+    typer.echo(f"pico-analyze: {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,165 @@
+"""What the commands do, for a notebook as well: each takes plain values and gives back paths or lines."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pico_contract.codec import write_text
+from pico_contract.errors import UserError, did_you_mean
+from pico_contract.layout import AnalysisLayout
+from pico_contract.names import parse
+
+from pico_analyze.config import AnalysisConfig, StepRange, to_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pico_analyze.metrics import Metric
+    from pico_analyze.sources.run import Run
+
+Say = Callable[[str], None]
+
+
+def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
+    """Measure, and write table, configuration and figures into analysis/<name>/ of the run; the paths of them.
+
+    `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
+    """
+    from pico_analyze import table
+    from pico_analyze.engine import measure
+    from pico_analyze.metrics import resolve
+    from pico_analyze.sources.run import open_run
+
+    run = open_run(config.run)
+    try:
+        resolve(config.metrics)
+    except UserError as error:
+        raise UserError(f"{source}: metrics: {error}") from None
+    steps = config.steps.model_dump(exclude_none=True) if isinstance(config.steps, StepRange) else config.steps
+    with _warnings_as_lines(say), _progress(say) as progress:
+        frame = measure(
+            run, config.metrics, config.components, steps, config.kinds, config.splits, config.reference, progress
+        )
+    layout = run.layout.analysis(config.name)
+    table.write(frame, layout)
+    write_text(layout.config, to_yaml(config))
+    drawn = config.metrics if config.figures.metrics is None else config.figures.metrics
+    figures = draw(frame, layout, drawn, config.figures.heads, config.figures.formats)
+    return [layout.table, layout.table_csv, layout.config, *figures]
+
+
+def plot_run(
+    run: Path, name: str, metrics: Sequence[str] | None, heads: bool = False, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Draw the figures of an analysis that was measured before; their paths.
+
+    Raises:
+        UserError: no such run, no such analysis (with the nearest), a metric that the table does not hold.
+    """
+    from pico_analyze import table
+    from pico_analyze.sources.run import open_run
+
+    layout = open_run(run).layout.analysis(name)
+    if not layout.table.is_file():
+        known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
+        raise UserError(f'{run} has no analysis "{name}"{did_you_mean(name, known) or ": run pico-analyze run first"}')
+    return draw(table.read(layout.table), layout, metrics, heads, formats)
+
+
+def draw(
+    frame: pd.DataFrame, layout: AnalysisLayout, metrics: Sequence[str] | None, heads: bool, formats: Sequence[str]
+) -> list[Path]:
+    """Lines and a heat map of each of `metrics`; by default of a telling few, and an overview of them."""
+    from pico_analyze import plot
+
+    shown = plot.subjects(frame, metrics)
+    figures = {"overview": plot.overview(frame)} if metrics is None and shown else {}
+    for subject in shown:
+        figures[f"{subject.stem}_lines"] = plot.lines(subject)
+        figures[f"{subject.stem}_map"] = plot.heat_map(subject, heads=heads)
+    return [
+        plot.save(figure, layout.figures / f"{stem}.{ending}") for stem, figure in figures.items() for ending in formats
+    ]
+
+
+def holdings(path: Path) -> list[str]:
+    """What a run holds, as lines: status, geometry, steps, kinds by split with their modules, and what is damaged."""
+    from pico_analyze.sources import KINDS
+    from pico_analyze.sources.run import open_run
+
+    run = open_run(path)
+    manifest = run.manifest
+    progress = f"{manifest.status} at step {manifest.step} of {manifest.total_steps}"
+    geometry = ", ".join(f"{key} {value}" for key, value in run.model.items())
+    lines = [
+        f"run {run.name}: {progress}, method {manifest.method}",
+        f"model: {geometry}",
+        f"observed steps ({len(run.steps)}): {', '.join(map(str, run.steps))}",
+    ]
+    for kind in KINDS:
+        lines += _lines_of_kind(run, kind)
+    lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
+    return lines
+
+
+def _lines_of_kind(run: Run, kind: str) -> list[str]:
+    steps: dict[str | None, list[int]] = {}
+    components: dict[str | None, dict[str, None]] = {}
+    for step in run.steps:
+        for split in run.splits(step, kind):
+            steps.setdefault(split, []).append(step)
+            found = {parse(name).component: None for name in run.modules(step, kind, split)}
+            components[split] = components.get(split, {}) | found
+    return [
+        f"{kind}{f' ({split})' if split else ''} at {len(at)} steps: {', '.join(components[split])}"
+        for split, at in steps.items()
+    ]
+
+
+def known_metrics() -> list[str]:
+    """A line for each metric: name, arity, kinds, unit, range and source."""
+    from pico_analyze.metrics import METRICS
+
+    width = max(map(len, METRICS))
+    return [_line_of_metric(name.ljust(width), metric) for name, metric in METRICS.items()]
+
+
+def _line_of_metric(name: str, metric: Metric) -> str:
+    of = "one matrix" if metric.arity == 1 else "a pair"
+    return f"{name}  {of} of {'|'.join(metric.kinds)}; {metric.unit}, {metric.range}; {source_of(metric)}"
+
+
+def source_of(metric: Metric) -> str:
+    """The paper or book that the docstring of a metric's function names."""
+    return " ".join((metric.fn.__doc__ or "").partition("Source: ")[2].split()).rstrip(".")
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(say: Say) -> Iterator[None]:
+    """Warnings as `warning: sentence`, without the line of code that raised them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        say(f"warning: {warning.message}")
+
+
+@contextlib.contextmanager
+def _progress(say: Say) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a line at each quarter elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield (
+            lambda done, all_: say(f"measured {done} of {all_}") if 4 * done // all_ > 4 * (done - 1) // all_ else None
+        )
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda done, all_: bar.update(task, completed=done, total=all_)

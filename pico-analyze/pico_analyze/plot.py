@@ -1,0 +1,293 @@
+"""Figures of a measurement table: a metric over steps by layer, and a layer x step heat map; one panel a component.
+
+What has no value leaves a gap, and a line below the figure says how many there are and why. The same table gives the
+same bytes: no dates, no global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from pico_contract.errors import UserError, did_you_mean
+
+FORMATS = ("png", "svg", "pdf")
+OVERVIEW = (("weights", "per"), ("activations", "cka_debiased"), ("gradients", "frobenius_norm"))
+_STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
+_OUTSIDE = -1  # stands for the layer of a module outside the layers
+_COLUMNS = 4
+_WIDTH, _HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
+_WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis
+_STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
+_NO_DATE: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+_WORDS = {"per": "PER", "cka": "CKA"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the table."""
+
+    rows: pd.DataFrame
+    metric: str
+    kind: str
+    split: str | None
+
+    @property
+    def quantity(self) -> str:
+        """The metric's name and unit, for an axis."""
+        unit = next(iter(self.rows["unit"].dropna()), "")
+        return f"{spoken(self.metric)} ({unit})" if unit not in ("", "1") else spoken(self.metric)
+
+    @property
+    def subtitle(self) -> str:
+        of = self.kind if self.split is None else f"{self.kind} ({self.split})"
+        reference = self.rows["reference_step"].dropna()
+        to = f" to step {reference.iloc[0]}" if len(reference) else ""
+        return f"{spoken(self.metric)}{to}, {of}"
+
+    @property
+    def stem(self) -> str:
+        """Name of a figure's file without its ending."""
+        parts = [self.kind, self.split, self.metric.replace(":", ".")]
+        return "_".join(part for part in parts if part)
+
+
+def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> Subject:
+    """The rows of one metric of one kind and split; `split` may be left out where the table holds one only.
+
+    Raises:
+        UserError: the table has no such rows, or they are of several splits, runs, references or variants.
+    """
+    rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
+    if split is not None:
+        rows = rows[rows["split"] == split]
+    if rows.empty:
+        there = {f"{m} of {k}" for m, k in zip(frame["metric"], frame["kind"], strict=True)}
+        of = kind if split is None else f"{kind} of split {split}"
+        raise UserError(f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}")
+    for column in ("split", "run", "reference_step", "variant"):
+        values = sorted(map(str, rows[column].dropna().unique()))
+        if len(values) > 1:
+            raise UserError(f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one")
+    return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None))
+
+
+def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:
+    """Everything of `metrics` that the table holds; by default what `OVERVIEW` names, of the validation probe."""
+    found = []
+    for kind, metric in frame[["kind", "metric"]].drop_duplicates().itertuples(index=False):
+        if metrics is None and (kind, metric) not in OVERVIEW:
+            continue
+        if metrics is not None and metric not in metrics:
+            continue
+        of_kind = frame[(frame["kind"] == kind) & (frame["metric"] == metric)]
+        splits = sorted(of_kind["split"].dropna().unique()) or [None]
+        if metrics is None:
+            splits = splits[-1:]  # val, or train where nothing else was observed
+        found += [subject(frame, metric, kind, split) for split in splits]
+    return found
+
+
+def lines(shown: Subject) -> Figure:
+    """The metric over steps (step 0 included), one line a layer, one panel a component; circuits: mean over heads."""
+    figure, panels = _panels(shown)
+    layers = _layers(shown.rows)
+    for axes, table in panels:
+        _draw_lines(axes, _by_layer(table), layers)
+    figure.supylabel(shown.quantity)
+    figure.supxlabel(f"{_STEP_AXIS}{_note(shown.rows)}")
+    _layer_bar(figure, layers)
+    return figure
+
+
+def heat_map(shown: Subject, *, heads: bool = False) -> Figure:
+    """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads, or head by head."""
+    figure, panels = _panels(shown)
+    for axes, table in panels:
+        _draw_map(axes, _by_head(table) if heads and table["head"].notna().any() else _by_layer(table))
+    figure.supylabel("layer")
+    figure.supxlabel(f"observed step{_note(shown.rows)}")
+    return figure
+
+
+def overview(frame: pd.DataFrame) -> Figure:
+    """One row: what `OVERVIEW` names over steps, each line the mean over the plain modules of a layer."""
+    shown = subjects(frame)
+    if not shown:
+        raise UserError(f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}")
+    figure = _figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")
+    layers = _layers(pd.concat([one.rows for one in shown]))
+    for axes, one in zip(figure.axes, shown, strict=True):
+        modules = one.rows[one.rows["head"].isna() & one.rows["layer"].notna()]
+        _draw_lines(axes, _by_layer(modules), layers)
+        axes.set_title(one.subtitle)
+        axes.set_ylabel(one.quantity)
+    figure.supxlabel(f"{_STEP_AXIS}{_note(pd.concat([one.rows for one in shown]))}")
+    _layer_bar(figure, layers)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as the ending of `path` says (png, svg, pdf), without a date, and give the path back.
+
+    Raises:
+        UserError: another ending.
+    """
+    ending = path.suffix.removeprefix(".").lower()
+    if ending not in FORMATS:
+        raise UserError(f'{path} should end in .{", .".join(FORMATS)}, not "{path.suffix}"')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, dpi=_DPI, metadata=_NO_DATE[ending])
+    return path
+
+
+def spoken(metric: str) -> str:
+    """The metric's name in words: `effective_rank` is effective rank, `cka_debiased` is CKA debiased."""
+    return " ".join(_WORDS.get(word, word) for word in metric.rpartition(":")[2].split("_"))
+
+
+def _panels(shown: Subject) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with one titled panel for each component, in the order of the table."""
+    groups = list(shown.rows.groupby("component", sort=False))
+    columns = min(_COLUMNS, len(groups))
+    figure = _figure(-(-len(groups) // columns), columns, f"{shown.subtitle}, run {shown.rows['run'].iloc[0]}")
+    for axes in figure.axes[len(groups) :]:
+        axes.remove()
+    panels = []
+    for axes, (component, table) in zip(figure.axes, groups, strict=True):
+        axes.set_title(f"{component}{_heads(table)}")
+        panels.append((axes, table))
+    return figure, panels
+
+
+def _figure(rows: int, columns: int, title: str) -> Figure:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH * max(columns, 2), _HEIGHT * rows + 0.9), layout="constrained")
+        figure.subplots(rows, columns)
+    figure.suptitle(title)
+    return figure
+
+
+def _heads(table: pd.DataFrame) -> str:
+    return f", {table['head'].nunique()} heads" if table["head"].notna().any() else ""
+
+
+def _layers(rows: pd.DataFrame) -> list[int]:
+    return sorted(int(layer) for layer in rows["layer"].dropna().unique())
+
+
+def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Layer x step; the mean over what else there is (heads, modules), null where one of them is. Outside: -1."""
+    keys = [table["layer"].astype("Int64").fillna(_OUTSIDE).rename("layer"), table["step"]]
+    return table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
+
+
+def _by_head(table: pd.DataFrame) -> pd.DataFrame:
+    """(layer, head) x step."""
+    return table.pivot(index=["layer", "head"], columns="step", values="value")
+
+
+def _draw_lines(axes: Axes, values: pd.DataFrame, layers: list[int]) -> None:
+    if _draw_sentence(axes, values):
+        return
+    colours = _colours(len(layers))
+    steps = [int(step) for step in values.columns]
+    for layer, row in zip(values.index.tolist(), values.to_numpy(), strict=True):
+        colour = "0.25" if layer == _OUTSIDE else colours(layers.index(layer))
+        axes.plot(steps, row, color=colour, marker="o", markersize=2.5, linewidth=1.2)
+    _scale_steps(axes, steps)
+    found = values.stack()
+    if found.min() > 0 and found.max() > _WIDE * found.min():
+        axes.set_yscale("log")
+
+
+def _draw_map(axes: Axes, values: pd.DataFrame) -> None:
+    """Cells without a value stay hatched."""
+    if _draw_sentence(axes, values):
+        return
+    axes.set_facecolor("0.92")
+    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
+    axes.grid(visible=False)
+    image = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", cmap="viridis")
+    axes.figure.colorbar(image, ax=axes)
+    columns = _spaced(range(values.shape[1]))
+    axes.set_xticks(columns, [_short(int(values.columns[i])) for i in columns])
+    of_row = [int(layer) for layer in values.index.get_level_values("layer")]
+    starts = [i for i, layer in enumerate(of_row) if i == 0 or layer != of_row[i - 1]]
+    shown = [starts[i] for i in _spaced(starts, most=12)]
+    axes.set_yticks(shown, ["-" if of_row[i] == _OUTSIDE else str(of_row[i]) for i in shown])
+
+
+def _draw_sentence(axes: Axes, values: pd.DataFrame) -> bool:
+    """Say so where there is nothing to draw."""
+    if values.notna().any(axis=None):
+        return False
+    axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return True
+
+
+def _scale_steps(axes: Axes, steps: list[int]) -> None:
+    """Linear from 0 to the first positive step, then logarithmic, with ticks at observed steps that leave room."""
+    first = next((step for step in steps if step > 0), 1)
+    axes.set_xscale("symlog", linthresh=first, linscale=0.5)
+    places = axes.xaxis.get_transform().transform(np.asarray(steps, dtype=float))
+    shown = [steps[i] for i in _spaced(places.tolist())]
+    axes.set_xticks(shown, [_short(step) for step in shown])
+    axes.set_xticks([], minor=True)
+
+
+def _spaced(places: Sequence[float], most: int = 6) -> list[int]:
+    """Indices of ascending `places` that lie at least a `most`-th of the whole apart; the last is always among them."""
+    room = (places[-1] - places[0]) / most
+    chosen: list[int] = []
+    for index in reversed(range(len(places))):
+        if not chosen or places[chosen[-1]] - places[index] >= room:
+            chosen.append(index)
+    return chosen[::-1]
+
+
+def _short(step: int) -> str:
+    """12000 as 12k."""
+    return f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step)
+
+
+def _note(rows: pd.DataFrame) -> str:
+    """A second line for what has no value, and why; empty where everything has one."""
+    absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
+    if absent.empty:
+        return ""
+    reasons = ", ".join(f"{status} {count}" for status, count in absent.items())
+    return f"\ngaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})"
+
+
+def _colours(layers: int) -> Colormap:
+    """Viridis by layer, less its palest tenth, which is lost on white."""
+    return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(layers, 1))))
+
+
+def _layer_bar(figure: Figure, layers: list[int]) -> None:
+    if not layers:
+        return
+    colours = _colours(len(layers))
+    norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=30)
+    shown = _spaced(range(len(layers)), most=12)
+    bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
+    bar.minorticks_off()
