@@ -5,6 +5,7 @@ Shapes: D hidden_size, H query heads, G key-value heads, hd head_dim, P rows of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,18 @@ from pico_contract.errors import UserError, did_you_mean, nearest
 
 from pico_analyze.linalg import Matrix, Product
 from pico_analyze.sources import Source
+
+_ORDER = (  # of a layer, as the forward pass goes
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,8 @@ class Circuit:
 
 
 def plan(components: Sequence[str], kind: str, modules: Iterable[str], model: Mapping[str, Any]) -> list[Unit]:
-    """The units of `kind` that `components` (names of `CIRCUITS`, or globs over `modules`) choose; maybe none."""
-    modules = list(modules)
+    """The units of `kind` that `components` (names of `CIRCUITS`, or globs over `modules`) choose, in model order."""
+    modules = sorted(modules, key=_place)
     units: list[Unit] = []
     chosen: set[str] = set()
     for component in components:
@@ -61,6 +74,13 @@ def plan(components: Sequence[str], kind: str, modules: Iterable[str], model: Ma
         else:
             chosen.update(fitting(component, modules))
     return [_module_unit(name) for name in modules if name in chosen] + units
+
+
+def _place(module: str) -> tuple[float, int, str]:
+    """Sorts modules layer by layer, those outside the layers last."""
+    name = names.parse(module)
+    inside = _ORDER.index(name.component) if name.component in _ORDER else len(_ORDER)
+    return math.inf if name.layer is None else name.layer, inside, module
 
 
 def fitting(pattern: str, modules: Iterable[str]) -> list[str]:

@@ -34,7 +34,14 @@ _NO_DATE: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-_WORDS = {"per": "PER", "cka": "CKA"}
+_NAMES = {
+    "per": "PER",
+    "gini": "Gini",
+    "hoyer": "Hoyer",
+    "cka": "linear CKA",
+    "cka_debiased": "debiased CKA",
+    "frobenius_norm": "Frobenius norm",
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,11 @@ class Subject:
         return f"{spoken(self.metric)} ({unit})" if unit not in ("", "1") else spoken(self.metric)
 
     @property
-    def subtitle(self) -> str:
-        of = self.kind if self.split is None else f"{self.kind} ({self.split})"
+    def object(self) -> str:
+        """What was measured, for a title."""
         reference = self.rows["reference_step"].dropna()
-        to = f" to step {reference.iloc[0]}" if len(reference) else ""
-        return f"{spoken(self.metric)}{to}, {of}"
+        to = f", to step {reference.iloc[0]}" if len(reference) else ""
+        return f"{self.kind}{f' ({self.split})' if self.split else ''}{to}"
 
     @property
     def stem(self) -> str:
@@ -87,18 +94,23 @@ def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = Non
 
 
 def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:
-    """Everything of `metrics` that the table holds; by default what `OVERVIEW` names, of the validation probe."""
+    """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of the probe (val).
+
+    Raises:
+        UserError: the table lacks one of `metrics` altogether.
+    """
+    held = frame[["kind", "metric"]].drop_duplicates().itertuples(index=False, name=None)
+    pairs = [pair for pair in held if metrics is None or pair[1] in metrics]
+    if metrics is None:
+        pairs = [pair for pair in OVERVIEW if pair in pairs]
+    for metric in metrics or ():
+        if metric not in {found for _, found in pairs}:
+            raise UserError(f'the table has no metric "{metric}"{did_you_mean(metric, set(frame["metric"]))}')
     found = []
-    for kind, metric in frame[["kind", "metric"]].drop_duplicates().itertuples(index=False):
-        if metrics is None and (kind, metric) not in OVERVIEW:
-            continue
-        if metrics is not None and metric not in metrics:
-            continue
-        of_kind = frame[(frame["kind"] == kind) & (frame["metric"] == metric)]
-        splits = sorted(of_kind["split"].dropna().unique()) or [None]
-        if metrics is None:
-            splits = splits[-1:]  # val, or train where nothing else was observed
-        found += [subject(frame, metric, kind, split) for split in splits]
+    for kind, metric in pairs:
+        splits = sorted(frame.loc[frame["kind"] == kind, "split"].dropna().unique()) or [None]
+        kept = splits if metrics is not None else splits[-1:]  # val, or train where nothing else was observed
+        found += [subject(frame, metric, kind, split) for split in kept]
     return found
 
 
@@ -107,7 +119,7 @@ def lines(shown: Subject) -> Figure:
     figure, panels = _panels(shown)
     layers = _layers(shown.rows)
     for axes, table in panels:
-        _draw_lines(axes, _by_layer(table), layers)
+        _draw_lines(axes, table, layers)
     figure.supylabel(shown.quantity)
     figure.supxlabel(f"{_STEP_AXIS}{_note(shown.rows)}")
     _layer_bar(figure, layers)
@@ -118,8 +130,8 @@ def heat_map(shown: Subject, *, heads: bool = False) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads, or head by head."""
     figure, panels = _panels(shown)
     for axes, table in panels:
-        _draw_map(axes, _by_head(table) if heads and table["head"].notna().any() else _by_layer(table))
-    figure.supylabel("layer")
+        _draw_map(axes, table, heads)
+    figure.supylabel("layer; within it heads, the first lowest" if heads else "layer")
     figure.supxlabel(f"observed step{_note(shown.rows)}")
     return figure
 
@@ -130,13 +142,13 @@ def overview(frame: pd.DataFrame) -> Figure:
     if not shown:
         raise UserError(f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}")
     figure = _figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")
-    layers = _layers(pd.concat([one.rows for one in shown]))
-    for axes, one in zip(figure.axes, shown, strict=True):
-        modules = one.rows[one.rows["head"].isna() & one.rows["layer"].notna()]
-        _draw_lines(axes, _by_layer(modules), layers)
-        axes.set_title(one.subtitle)
+    of_modules = [one.rows[one.rows["head"].isna() & one.rows["layer"].notna()] for one in shown]
+    layers = _layers(pd.concat(of_modules))
+    for axes, one, rows in zip(figure.axes, shown, of_modules, strict=True):
+        _draw_lines(axes, rows, layers)
+        axes.set_title(one.object)
         axes.set_ylabel(one.quantity)
-    figure.supxlabel(f"{_STEP_AXIS}{_note(pd.concat([one.rows for one in shown]))}")
+    figure.supxlabel(f"{_STEP_AXIS}{_note(pd.concat(of_modules))}")
     _layer_bar(figure, layers)
     return figure
 
@@ -157,15 +169,17 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def spoken(metric: str) -> str:
-    """The metric's name in words: `effective_rank` is effective rank, `cka_debiased` is CKA debiased."""
-    return " ".join(_WORDS.get(word, word) for word in metric.rpartition(":")[2].split("_"))
+    """The metric's name in words, for a title: `effective_rank` is effective rank."""
+    return _NAMES.get(metric) or metric.rpartition(":")[2].replace("_", " ")
 
 
 def _panels(shown: Subject) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A figure with one titled panel for each component, in the order of the table."""
     groups = list(shown.rows.groupby("component", sort=False))
     columns = min(_COLUMNS, len(groups))
-    figure = _figure(-(-len(groups) // columns), columns, f"{shown.subtitle}, run {shown.rows['run'].iloc[0]}")
+    figure = _figure(
+        -(-len(groups) // columns), columns, f"{shown.quantity}: {shown.object}, run {shown.rows['run'].iloc[0]}"
+    )
     for axes in figure.axes[len(groups) :]:
         axes.remove()
     panels = []
@@ -197,13 +211,9 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
     return table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
 
 
-def _by_head(table: pd.DataFrame) -> pd.DataFrame:
-    """(layer, head) x step."""
-    return table.pivot(index=["layer", "head"], columns="step", values="value")
-
-
-def _draw_lines(axes: Axes, values: pd.DataFrame, layers: list[int]) -> None:
-    if _draw_sentence(axes, values):
+def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
+    values = _by_layer(table)
+    if _draw_sentence(axes, table, values):
         return
     colours = _colours(len(layers))
     steps = [int(step) for step in values.columns]
@@ -216,9 +226,11 @@ def _draw_lines(axes: Axes, values: pd.DataFrame, layers: list[int]) -> None:
         axes.set_yscale("log")
 
 
-def _draw_map(axes: Axes, values: pd.DataFrame) -> None:
+def _draw_map(axes: Axes, table: pd.DataFrame, heads: bool) -> None:
     """Cells without a value stay hatched."""
-    if _draw_sentence(axes, values):
+    by_head = heads and table["head"].notna().any()
+    values = table.pivot(index=["layer", "head"], columns="step", values="value") if by_head else _by_layer(table)
+    if _draw_sentence(axes, table, values):
         return
     axes.set_facecolor("0.92")
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
@@ -227,17 +239,26 @@ def _draw_map(axes: Axes, values: pd.DataFrame) -> None:
     axes.figure.colorbar(image, ax=axes)
     columns = _spaced(range(values.shape[1]))
     axes.set_xticks(columns, [_short(int(values.columns[i])) for i in columns])
-    of_row = [int(layer) for layer in values.index.get_level_values("layer")]
-    starts = [i for i, layer in enumerate(of_row) if i == 0 or layer != of_row[i - 1]]
-    shown = [starts[i] for i in _spaced(starts, most=12)]
-    axes.set_yticks(shown, ["-" if of_row[i] == _OUTSIDE else str(of_row[i]) for i in shown])
+    _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
 
 
-def _draw_sentence(axes: Axes, values: pd.DataFrame) -> bool:
-    """Say so where there is nothing to draw."""
+def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
+    """A label at the middle of each layer's rows; a line between layers that have several."""
+    layers = list(dict.fromkeys(layer_of_row))
+    starts = [layer_of_row.index(layer) for layer in layers]
+    middles = [start + (layer_of_row.count(layer) - 1) / 2 for layer, start in zip(layers, starts, strict=True)]
+    shown = _spaced(middles, most=12)
+    axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == _OUTSIDE else str(layers[i]) for i in shown])
+    if len(layers) < len(layer_of_row):
+        axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1.5)
+
+
+def _draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
+    """Say why, where there is nothing to draw."""
     if values.notna().any(axis=None):
         return False
-    axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center")
+    why = ", ".join(sorted(table.loc[table["value"].isna(), "status"].unique()))
+    axes.text(0.5, 0.5, f"no value to draw:\n{why}", transform=axes.transAxes, ha="center", va="center")
     axes.set_xticks([])
     axes.set_yticks([])
     return True
