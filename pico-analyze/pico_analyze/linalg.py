@@ -148,8 +148,11 @@ class Sample:
 
     @classmethod
     def of(cls, matrix: Matrix) -> Sample:
+        """Centre the columns; those that vary by no more than the rounding of their mean become exactly 0."""
         x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
-        return cls(x - x.mean(dim=0, keepdim=True))
+        centred = x - x.mean(dim=0, keepdim=True)
+        rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
+        return cls(centred * (centred.abs().amax(dim=0) > rounding))
 
     @property
     def rows(self) -> int:

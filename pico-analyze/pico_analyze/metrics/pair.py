@@ -12,11 +12,12 @@ from pico_analyze.metrics.single import Outcome
 def cka(x: Sample, y: Sample) -> Outcome:
     """Linear CKA ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F), columns centred; in [0, 1].
 
-    Biased upwards when rows are few: independent samples do not give 0 (see `cka_debiased`).
+    None (zero) where a sample has no variance. Biased upwards when rows are few: independent samples do not give 0
+    (see `cka_debiased`).
     Source: Kornblith et al. 2019, "Similarity of neural network representations revisited", eq. 5.
     """
     norm = (x.self_cross * y.self_cross) ** 0.5
-    return Outcome(cross(x, y) / norm) if norm > 0 else Outcome(None, "zero")
+    return Outcome(None, "zero") if norm == 0 else Outcome(cross(x, y) / norm)
 
 
 def cka_debiased(x: Sample, y: Sample) -> Outcome:

@@ -98,7 +98,10 @@ def frobenius_norm(spectrum: Spectrum) -> Outcome:
 
 
 def max_abs(x: torch.Tensor) -> Outcome:
-    """max |x_ij|; in [0, inf), unit of the entries. Not the operator norm for the infinity norm (a row sum)."""
+    """max |x_ij|; in [0, inf), unit of the entries. Not the operator norm for the infinity norm (a row sum).
+
+    Source: Horn & Johnson, Matrix Analysis, sec. 5.6 (the vector norm l_inf of the entries).
+    """
     return Outcome(float(x.abs().max()))
 
 

@@ -1,0 +1,44 @@
+"""Which steps are measured: a list, or a range over those that were observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pico_contract.errors import UserError, did_you_mean
+
+Steps = Sequence[int] | Mapping[str, int] | None
+_KEYS = ("start", "end", "step")
+
+
+def choose_steps(steps: Steps, known: Sequence[int]) -> tuple[int, ...]:
+    """The steps that are asked for, ascending; every one must be among `known`, except those that a range skips over.
+
+    {start: 0, end: 100, step: 30} is 0, 30, 60, 90; missing keys are the first step, the last, and every known one.
+    """
+    if steps is None:
+        return tuple(known)
+    if isinstance(steps, Mapping):
+        for key in steps:
+            if key not in _KEYS:
+                raise UserError(f'steps: unknown key "{key}"{did_you_mean(key, _KEYS)}')
+        return _range(steps, known)
+    for step in steps:
+        if step not in known:
+            near = min(known, key=lambda k: abs(k - step), default=None)
+            raise UserError(f"the run has no step {step}; the nearest is {near}")
+    return tuple(sorted(set(steps)))
+
+
+def _range(steps: Mapping[str, int], known: Sequence[int]) -> tuple[int, ...]:
+    start, end = steps.get("start", 0), steps.get("end", max(known, default=0))
+    stride = steps.get("step")
+    if stride is not None and stride < 1:
+        raise UserError(f"steps: step should be at least 1 but is {stride}")
+    wanted = [k for k in known if start <= k <= end and (stride is None or (k - start) % stride == 0)]
+    if not wanted:
+        raise UserError(f"no observed step lies in {dict(steps)}; the run has {_listed(known)}")
+    return tuple(wanted)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:8])) + (f", ... {steps[-1]}" if len(steps) > 8 else "")
