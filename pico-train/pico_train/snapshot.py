@@ -5,7 +5,7 @@ Shapes: P probe rows, T positions a row predicts, M modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -156,7 +156,7 @@ class Observer:
         picked = output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
         return picked.flatten(0, 1)
 
-    def _stored(self, tensors: dict[str, torch.Tensor]) -> Tensors:
+    def _stored(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         """Copies on CPU in the storage dtype: the live ones change with the next update."""
         dtype = DTYPES[self.config.dtype]
         return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
@@ -182,10 +182,8 @@ class Pending:
         manifest = self._manifest(objective, dropout)
         manifest.weights = "checkpoint" if has_checkpoint else "snapshot"
         files: dict[str, Tensors] = {}
-        kept = {
-            **({} if has_checkpoint else self.weights),
-            **self.extra,
-        }  # no checkpoint holds a method's extra tensors
+        # No checkpoint holds a method's extra tensors.
+        kept = {**({} if has_checkpoint else self.weights), **self.extra}
         if kept:
             files[SNAPSHOT_WEIGHTS] = kept
         if "train.gradients" in observer.config.kinds:

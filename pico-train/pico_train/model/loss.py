@@ -81,7 +81,7 @@ class _FusedLossSum(torch.autograd.Function):
 
 
 def token_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-ln softmax(hidden @ weight.T)[label] of each token, (N,) float32, in chunks and without gradient; 0 where -100."""
+    """-ln softmax(hidden @ weight.T)[label] of each token, (N,) float32, in chunks and without gradient; 0 at -100."""
     with torch.no_grad():
         compute = _compute_weight(hidden, weight)
         parts = [
