@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width, H query heads, K key-value heads, d head wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -99,9 +100,11 @@ class Rotary:
     def tables(self, start: int, stop: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) of positions start..stop-1, each (T, d)."""
         if self._cos.shape[0] < stop or self._cos.device != device:
+            length = 1 << (stop - 1).bit_length()  # doubled, so that decoding token by token seldom computes them anew
             with torch.inference_mode(False), torch.no_grad():
                 exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-                angles = torch.outer(torch.arange(stop, device=device, dtype=torch.float32), 1.0 / self.theta**exponent)
+                place = torch.arange(length, device=device, dtype=torch.float32)
+                angles = torch.outer(place, 1.0 / self.theta**exponent)
                 angles = torch.cat((angles, angles), dim=-1)  # (T, d)
                 self._cos, self._sin = angles.cos(), angles.sin()
         return self._cos[start:stop], self._sin[start:stop]
@@ -286,8 +289,10 @@ class Decoder(nn.Module):
         Temperature 0 is greedy. After `eos_token_id` a row repeats it; generation ends when every row has met it.
 
         Raises:
-            ValueError: an empty prompt, or prompt and new tokens exceed `max_position_embeddings`.
+            ValueError: an empty prompt, prompt and new tokens exceed `max_position_embeddings`, or a temperature,
+                top_k or top_p out of its range.
         """
+        _check_sampling(temperature, top_k, top_p)
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if length == 0:
             raise ValueError("the prompt is empty: give at least one token")
@@ -308,6 +313,15 @@ class Decoder(nn.Module):
         return input_ids
 
 
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
 def _sample(
     logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, draws: torch.Generator
 ) -> torch.Tensor:
@@ -321,6 +335,6 @@ def _sample(
     if top_p is not None:
         # A token stays while the mass before it is below top_p, so the most likely one always stays.
         before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= max(top_p, 1e-9), 0.0)
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     drawn = torch.multinomial(probabilities.cpu(), 1, generator=draws).to(ids.device)
     return ids.gather(-1, drawn)

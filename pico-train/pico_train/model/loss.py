@@ -37,6 +37,8 @@ def fused_loss_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Ten
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
+    if not torch.is_grad_enabled():  # else the gradient would be formed in vain
+        hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device, enabled=False):
         return _FusedLossSum.apply(hidden, weight, labels)
 
@@ -50,26 +52,27 @@ class _FusedLossSum(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        for rows in _chunks(hidden, compute):
-            logits = (hidden[rows] @ compute.T).to(wide)
-            chunk = labels[rows]
-            kept = chunk != IGNORE
-            target = logits.gather(1, chunk.clamp(min=0)[:, None])  # (C, 1)
+        chunks = _chunks(hidden, compute)
+        buffer = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0])
+        for rows in chunks:
+            states, chunk = hidden[rows], labels[rows]
+            kept, target = (chunk != IGNORE)[:, None], chunk.clamp(min=0)[:, None]  # (C, 1)
+            logits = torch.mm(states, compute.T, out=buffer[: len(chunk)]).to(wide)
+            at_target = logits.gather(1, target)
             top = logits.amax(1, keepdim=True)
             block = logits.sub_(top).exp_()
             mass = block.sum(1, keepdim=True)
-            total += ((top + mass.log() - target)[:, 0] * kept).sum(dtype=torch.float64)
+            total += ((top + mass.log() - at_target) * kept).sum(dtype=torch.float64)
             if not (needs_hidden or needs_weight):
                 continue
-            # d loss / d logits = softmax - onehot
-            block.div_(mass).scatter_add_(1, chunk.clamp(min=0)[:, None], torch.full_like(target, -1.0))
-            if not kept.all():
-                block *= kept[:, None]
-            block = block.to(compute.dtype)
+            # d loss / d logits = softmax - onehot = (block - mass * onehot) / mass; the division is left to the narrow
+            # side of the products, (C, D), since every pass over the block, (C, V), costs as much as a product here.
+            block = block.scatter_add_(1, target, -mass).to(compute.dtype)
+            share = kept / mass
             if grad_hidden is not None:
-                torch.mm(block, compute, out=grad_hidden[rows])
+                torch.mm(block, compute, out=grad_hidden[rows]).mul_(share)
             if grad_weight is not None:
-                _accumulate(grad_weight, block, hidden[rows])
+                _accumulate(grad_weight, block, (states * share).to(compute.dtype))
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total.to(wide)
 
@@ -97,8 +100,8 @@ def _compute_weight(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
-    size = chunk_tokens(weight.shape[0], hidden.device)
-    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+    size, tokens = chunk_tokens(weight.shape[0], hidden.device), hidden.shape[0]
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
 def _accumulate(total: torch.Tensor, block: torch.Tensor, hidden: torch.Tensor) -> None:
@@ -109,8 +112,8 @@ def _accumulate(total: torch.Tensor, block: torch.Tensor, hidden: torch.Tensor) 
 
 
 def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
-    """In place, since the saved gradient is used once and is as large as the embedding; a factor of 1, which is what
-    `loss.backward()` passes, costs no pass where looking at it costs no synchronisation."""
+    """A factor of 1, which is what `loss.backward()` passes, costs no pass where looking at it costs no
+    synchronisation. The saved gradient itself stays as it is: a retained graph may ask for it again."""
     if gradient is None or (factor.device.type == "cpu" and factor.item() == 1.0):
         return gradient
-    return gradient.mul_(factor.to(gradient.dtype))
+    return gradient * factor.to(gradient.dtype)

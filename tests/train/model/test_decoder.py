@@ -161,6 +161,17 @@ def test_sampling_is_seeded_and_filtered():
         model.generate(ids[:, :0], 1)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}],
+    ids=str,
+)
+def test_impossible_sampling_is_refused(wrong):
+    model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=1, length=4)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+        model.generate(ids, 1, **wrong)
+
+
 def test_generation_ends_at_eos():
     model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=1, length=2)
     free = model.generate(ids, 10, temperature=0)

@@ -79,8 +79,25 @@ def test_only_the_gradients_that_are_asked_for_are_formed():
     (alone,) = torch.autograd.grad(fused_loss_sum(hidden, frozen, labels), hidden)
     (both, _) = torch.autograd.grad(fused_loss_sum(hidden, weight, labels), (hidden, weight))
     assert torch.equal(alone, both)
+
+
+def test_without_gradients_none_is_formed(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a gradient was formed")
+
+    args = problem()
+    with_gradients = fused_loss_sum(*args)
+    monkeypatch.setattr(module, "_accumulate", refuse)
     with torch.no_grad():
-        assert torch.equal(fused_loss_sum(hidden, weight, labels), fused_loss_sum(hidden, weight, labels))
+        assert torch.equal(fused_loss_sum(*args), with_gradients)
+
+
+def test_a_retained_graph_gives_the_same_gradient_again():
+    hidden, weight, labels = problem()
+    value = fused_loss_sum(hidden, weight, labels) * 0.25
+    first = torch.autograd.grad(value, (hidden, weight), retain_graph=True)
+    for before, after in zip(first, torch.autograd.grad(value, (hidden, weight)), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_token_losses_sum_to_the_loss():
