@@ -172,6 +172,11 @@ class Sample:
     def self_cross(self) -> float:
         return cross(self, self)
 
+    @property
+    def rounding(self) -> float:
+        """At or below this a sum of terms as large as `self_cross` counts as zero."""
+        return max(self.x.shape) * torch.finfo(REAL).eps * self.self_cross
+
 
 def cross(a: Sample, b: Sample) -> float:
     """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the smaller matrices."""

@@ -23,13 +23,14 @@ def cka(x: Sample, y: Sample) -> Outcome:
 def cka_debiased(x: Sample, y: Sample) -> Outcome:
     """CKA from the unbiased estimator of HSIC; at most 1, near 0 (of either sign) on independent samples.
 
-    None where fewer than 4 rows are given (n_less_than_d), or where a sample's own estimate is not positive (zero).
+    None where fewer than 4 rows are given (n_less_than_d), or where a sample's own estimate is not positive (zero), as
+    for rows that are all equally far apart.
     Source: Song et al. 2012, "Feature selection via dependence maximization", eq. 5; Nguyen et al. 2021, eq. 3.
     """
     if x.rows < 4:
         return Outcome(None, "n_less_than_d")
     own_x, own_y = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    if own_x <= 0 or own_y <= 0:
+    if own_x <= x.rounding or own_y <= y.rounding:
         return Outcome(None, "zero")
     return Outcome(_unbiased_hsic(x, y) / (own_x * own_y) ** 0.5)
 

@@ -1,0 +1,151 @@
+"""Spectra, the tolerance policy, products of factors and centred samples."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pico_analyze.linalg import Product, Sample, Spectrum, cross, is_finite, pool, spectra
+from pico_analyze.metrics.single import condition_number, numerical_rank, per
+
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.integers(1, 12)
+
+
+def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def spectrum(matrix: torch.Tensor | Product) -> Spectrum:
+    return spectra([matrix])[0]
+
+
+@settings(deadline=None)
+@given(seeds, sizes, sizes)
+def test_singular_values_are_numpys(seed: int, m: int, n: int) -> None:
+    matrix = drawn(seed, m, n)
+    found = spectrum(matrix)
+    np.testing.assert_allclose(found.values, np.linalg.svd(matrix.double().numpy(), compute_uv=False), atol=1e-12)
+    assert found.shape == (m, n)
+    assert found.full_rank == min(m, n)
+
+
+@settings(deadline=None)
+@given(seeds, sizes, sizes, sizes)
+def test_product_has_the_spectrum_of_its_dense_matrix(seed: int, m: int, r: int, n: int) -> None:
+    product = Product(drawn(seed, m, r), drawn(seed + 1, r, n))
+    assert product.shape == (m, n)
+    values = spectrum(product).values
+    dense = np.linalg.svd(product.left.double().numpy() @ product.right.double().numpy(), compute_uv=False)
+    assert len(values) <= r
+    np.testing.assert_allclose(values[: min(m, n)], dense[: len(values)], atol=1e-11)
+    np.testing.assert_allclose(dense[len(values) :], 0, atol=1e-11)
+
+
+def test_product_of_full_rank_factors_is_rank_deficient_outside_its_inner_dimension() -> None:
+    found = spectrum(Product(drawn(0, 20, 3), drawn(1, 3, 15)))
+    assert numerical_rank(found).value == 3
+    assert condition_number(found) == (None, "rank_deficient")
+    assert per(found).value == pytest.approx(per(spectrum(drawn(0, 20, 3) @ drawn(1, 3, 15))).value, abs=1e-6)
+
+
+def test_spectra_keep_the_order_of_a_mixture_of_shapes_and_products() -> None:
+    matrices = [
+        drawn(0, 4, 6),
+        Product(drawn(1, 5, 2), drawn(2, 2, 7)),
+        drawn(3, 6, 4),
+        drawn(4, 4, 6),
+        Product(drawn(5, 5, 2), drawn(6, 2, 7)),
+        Product(drawn(7, 5, 3), drawn(8, 3, 7)),
+    ]
+    for found, matrix in zip(spectra(matrices), matrices, strict=True):
+        alone = spectrum(matrix)
+        assert found.shape == alone.shape == tuple(matrix.shape)
+        np.testing.assert_allclose(found.values, alone.values, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tolerance_is_that_of_the_stored_dtype(dtype: torch.dtype) -> None:
+    """diag(1, x) has tol = 2 eps: x = 4 eps counts, x = eps does not. Powers of two are exact in every dtype."""
+    eps = torch.finfo(dtype).eps
+    above, below = (spectrum(torch.diag(torch.tensor([1.0, x], dtype=dtype))) for x in (4 * eps, eps))
+    assert above.tol == below.tol == 2 * eps
+    assert (numerical_rank(above).value, numerical_rank(below).value) == (2, 1)
+    assert condition_number(above).value == pytest.approx(1 / (4 * eps))
+    assert condition_number(below) == (None, "rank_deficient")
+
+
+def test_tolerance_grows_with_the_larger_side() -> None:
+    wide = torch.zeros(2, 1000)
+    wide[0, 0], wide[1, 1] = 1.0, 1e-5
+    assert spectrum(wide).tol == spectrum(wide.T).tol == 1000 * torch.finfo(torch.float32).eps
+    assert numerical_rank(spectrum(wide)).value == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_merged_update_of_rank_16_has_numerical_rank_16(seed: int) -> None:
+    """Rounding of the merged weight fills all 96 directions, at the scale of the weight and not of the update."""
+    weight = drawn(seed, 96, 96)
+    update = 1e-3 * drawn(seed + 10, 96, 16) @ drawn(seed + 20, 16, 96)
+    difference = spectrum((weight + update) - weight)
+    largest = max(spectrum(weight).largest, spectrum(weight + update).largest)
+    assert numerical_rank(replace(difference, dtype=torch.float64)).value == 96
+    assert numerical_rank(replace(difference, scale=largest)).value == 16
+    assert condition_number(replace(difference, scale=largest)) == (None, "rank_deficient")
+
+
+def test_a_small_update_is_judged_by_the_larger_operand() -> None:
+    """Rounding of the weight exceeds eps times the update's own s_max, by which rounding would count as rank."""
+    weight = drawn(0, 96, 96)
+    update = 1e-5 * drawn(1, 96, 1) @ drawn(2, 1, 96)
+    difference = spectrum((weight + update) - weight)
+    assert numerical_rank(difference).value > 48
+    assert numerical_rank(replace(difference, scale=spectrum(weight).largest)).value == 1
+
+
+def test_finite_looks_at_both_factors() -> None:
+    good, bad = torch.ones(2, 2), torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    assert is_finite(good)
+    assert is_finite(Product(good, good))
+    assert not is_finite(torch.tensor([float("-inf")]))
+    assert not is_finite(Product(bad, good))
+    assert not is_finite(Product(good, bad))
+
+
+@pytest.mark.parametrize("constant", [0.1, -1e6 / 3, 1e-30])
+@pytest.mark.parametrize("rows", [3, 33, 1000])
+def test_constant_columns_centre_to_exactly_zero(constant: float, rows: int) -> None:
+    x = torch.stack([torch.full((rows,), constant, dtype=torch.float64), torch.arange(rows, dtype=torch.float64)], 1)
+    centred = Sample.of(x).x
+    assert (centred[:, 0] == 0).all()
+    torch.testing.assert_close(centred[:, 1], torch.arange(rows, dtype=torch.float64) - (rows - 1) / 2)
+
+
+def test_small_variation_around_a_large_mean_is_kept() -> None:
+    x = 1e6 + 1e-3 * drawn(0, 32, 4, dtype=torch.float64)
+    assert (Sample.of(x).x.abs().amax(dim=0) > 0).all()
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 12), sizes, sizes)
+def test_cross_is_the_trace_of_the_product_of_grams(seed: int, rows: int, p: int, q: int) -> None:
+    """Also where a width exceeds the rows, which takes the other of its two forms."""
+    a, b = Sample.of(drawn(seed, rows, p)), Sample.of(drawn(seed + 1, rows, q))
+    x, y = a.x.numpy(), b.x.numpy()
+    assert cross(a, b) == pytest.approx(np.trace(x @ x.T @ y @ y.T), rel=1e-9, abs=1e-9)
+
+
+def test_pool_computes_with_one_thread_each_and_restores_the_number() -> None:
+    before = torch.get_num_threads()
+    with pool() as executor:
+        found = [executor.submit(lambda: (torch.get_num_threads(), threading.current_thread().name)) for _ in range(8)]
+        results = [future.result() for future in found]
+        assert torch.get_num_threads() == 1
+    assert {threads for threads, _ in results} == {1}
+    assert len({name for _, name in results}) <= before
+    assert torch.get_num_threads() == before
