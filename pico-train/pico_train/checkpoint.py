@@ -111,24 +111,33 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
     return None, damaged
 
 
-def initial_weights(source: str) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
-    """Geometry and weights of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
+def initial_geometry(source: str) -> DecoderConfig:
+    """Geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
 
     Raises:
         UserError: no such run, step or directory, a damaged file, or an architecture that is not Llama's.
     """
-    directory = _weights_directory(source)
-    path = directory / MODEL_CONFIG
+    path = _weights_directory(source) / MODEL_CONFIG
     try:
-        config = config_from_hf(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        return config_from_hf(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f'init_from "{source}": {path} does not exist') from None
     except ValueError as error:
         raise UserError(f'init_from "{source}": {path}: {error}') from None
-    files = sorted(directory.glob("*.safetensors"))
+
+
+def initial_weights(source: str) -> dict[str, torch.Tensor]:
+    """Weights of `source`, in one file or in several.
+
+    Raises:
+        UserError: as `initial_geometry`; no .safetensors file, or a damaged one.
+    """
+    directory = _weights_directory(source)
+    whole = directory / MODEL_WEIGHTS
+    files = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
     if not files:
         raise UserError(f'init_from "{source}": {directory} holds no .safetensors file')
-    return config, {name: tensor for file in files for name, tensor in codec.read_tensors(file).items()}
+    return {name: tensor for file in files for name, tensor in codec.read_tensors(file).items()}
 
 
 def resolved_source(source: str) -> str:
@@ -140,7 +149,9 @@ def resolved_source(source: str) -> str:
 
 def _weights_directory(source: str) -> Path:
     run, at, step = source.rpartition("@")
-    if not at:
+    if not at or Path(source).is_dir():
+        if RunLayout(Path(source)).manifest.is_file():
+            raise UserError(f'init_from "{source}" is a run: name a step, or write "{source}@latest"')
         return Path(source)
     layout = RunLayout(Path(run))
     if not layout.manifest.is_file():

@@ -6,9 +6,12 @@ with a default in their place wastes the run.
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -46,12 +49,21 @@ def load(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
     return validate(kind, raw, str(path) if path is not None else "the command line", overrides)
 
 
-def validate(kind: type[S], raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> S:
-    """`raw` as `kind`, or a UserError whose sentence names `source` and the key."""
+def validate(kind: type[S], raw: Mapping[str, Any], source: str, overrides: Sequence[str] = (), under: str = "") -> S:
+    """`raw` as `kind`, or a UserError whose sentence names `source` and the key; `under` is the section of `raw`.
+
+    Checked as JSON in strict mode: text is no number, true is no number, and 10.0 is no integer, while a list serves
+    as a tuple and text as a path.
+    """
+    for key, value in _leaves(raw, under):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{_culprit(source, key, overrides)}: {key}: should be a finite number (it is {value})")
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(_sentence(kind, error, source, overrides)) from None
+        raise UserError(_sentence(kind, error, source, overrides, under)) from None
+    except UserError as error:
+        raise UserError(f"{_culprit(source, '', overrides)}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -66,7 +78,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        detail = " ".join(str(error).split()).replace(' in "<unicode string>",', ",")
+        raise UserError(f"{path} is not valid YAML: {detail}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -118,24 +131,57 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     section[leaf] = value
 
 
-def _sentence(kind: type[BaseModel], error: ValidationError, source: str, overrides: Sequence[str]) -> str:
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"] if not _is_type_tag(part)]
+def _leaves(raw: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in `raw` that is neither mapping nor list."""
+    if isinstance(raw, Mapping | list | tuple):
+        for name, value in raw.items() if isinstance(raw, Mapping) else enumerate(raw):
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, raw
+
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_EXPECTED = {
+    "model_type": "should be a section",
+    "dataclass_type": "should be a section",
+    "dict_type": "should be a section",
+    "tuple_type": "should be a list",
+    "path_type": "should be a path",
+}
+"""Pydantic's error type -> what we say instead of its words for a Python programmer."""
+
+
+def _sentence(
+    kind: type[BaseModel], error: ValidationError, source: str, overrides: Sequence[str], under: str = ""
+) -> str:
+    # A required key that is misspelt is both missing and unknown; the second says more.
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] not in _UNKNOWN)
+    inner = [str(part) for part in first["loc"] if not _is_type_tag(part)]
+    location = [*filter(None, under.split(".")), *inner]
     key = ".".join(location)
-    if any(override.partition("=")[0] == key for override in overrides):
-        source = "the command line"
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _keys_of(kind, location[:-1])
-        section = f'section "{".".join(location[:-1])}"' if location[:-1] else "the top level"
-        near = did_you_mean(location[-1], known)
-        return f'{source}: unknown key "{key}" in {section}{near}'
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if first["type"] == "value_error":
+        # A combination of values: the file and the overrides may each hold a part of it.
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{_culprit(source, '', overrides)}: {f'{key}: ' if key else ''}{message}"
+    source = _culprit(source, key, overrides)
+    if first["type"] in _UNKNOWN:
+        section = ".".join(location[:-1])
+        where = f'in section "{section}"' if section else "at the top level"
+        return f'{source}: unknown key "{key}" {where}{did_you_mean(location[-1], _keys_of(kind, inner[:-1]))}'
     if first["type"] == "missing":
         return f'{source}: the key "{key}" is missing'
-    if first["type"] == "value_error":
-        return f"{source}: {key}: {message}" if key else f"{source}: {message}"
-    given = first["input"] if not isinstance(first["input"], dict) else "a section"
-    return f"{source}: {key}: {message[:1].lower()}{message[1:]} (it is {given!r})"
+    message = _EXPECTED.get(first["type"], first["msg"].removeprefix("Input "))
+    given = "a section" if isinstance(first["input"], dict) else json.dumps(first["input"])
+    return f"{source}: {key}: {message} (it is {given})"
+
+
+def _culprit(source: str, key: str, overrides: Sequence[str]) -> str:
+    """Where `key` was given: the file, or the command line; both where it is "", for a matter of several keys."""
+    if not key:
+        return f"{source} with the overrides of the command line" if overrides else source
+    given = (override.partition("=")[0] for override in overrides)
+    related = any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in given)
+    return "the command line" if related else source
 
 
 def _is_type_tag(part: Any) -> bool:
@@ -164,13 +210,18 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML parsers otherwise drop silently."""
+    """SafeLoader that refuses a key given twice, which YAML parsers otherwise drop silently, and reads 3e-4 as the
+    number that it is in YAML 1.2 (YAML 1.1, which PyYAML follows, takes it for text)."""
 
 
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" is given twice', key_node.start_mark)
         seen.add(key)
@@ -178,3 +229,6 @@ def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

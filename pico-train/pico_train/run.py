@@ -8,7 +8,8 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import RunManifest
 from pydantic import Field, model_validator
 
-from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_weights, resolved_source
+from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry, initial_weights, resolved_source
 from pico_train.config import Operation, Section, identity, read_yaml, to_yaml, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
@@ -173,11 +174,11 @@ def method_class(config: MethodConfig) -> type[Method]:
     """
     target = METHODS.get(config.name, config.name)
     module, colon, attribute = target.partition(":")
-    if not colon:
+    if not (colon and module):
         raise UserError(f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}')
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise UserError(f'method.name is "{config.name}", which cannot be imported: {error}') from None
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f'method.name is "{config.name}", which is not a Method (pico_train.method.base)')
@@ -225,10 +226,10 @@ class Job:
         return row_ids, torch.from_numpy(self.rows.take(row_ids)[:, : self.seq_len + 1])
 
 
-def build_method(config: MethodConfig) -> Method:
+def build_method(config: MethodConfig, source: str = "the configuration") -> Method:
     """The method of a run with its options checked; UserError names a wrong one."""
     kind = method_class(config)
-    return kind(validate(kind.Config, config.options, "method.options"))
+    return kind(validate(kind.Config, config.options, source, under="method.options"))
 
 
 def build(config: RunConfig, source: str = "the configuration") -> Job:
@@ -236,17 +237,24 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
 
     Raises:
         UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is longer than the
-            rows; too few rows; a device that is not there.
+            rows; a device that is not there; a wrong option of the method; a new run's init_from that is not there
+            or has another geometry.
     """
-    data = PackedData.open(config.data.path)
+    with _naming(f"{source}: data.path"):
+        data = PackedData.open(config.data.path)
     rows = data.split("train")
     seq_len = config.train.seq_len or rows.seq_len
     _check_against_data(config, data, seq_len, source)
+    build_method(config.method, source)
+    if config.init_from is not None and not config.layout.manifest.is_file():
+        with _naming(source):
+            _check_geometry(config, initial_geometry(config.init_from))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    runtime = Runtime(config.train.device)
+    with _naming(f"{source}: train.device"):
+        runtime = Runtime(config.train.device)
     probe = choose_probe(data, config.snapshot, seq_len)
-    with torch.device("meta"):
+    with torch.device("meta"), _naming(f"{source}: snapshot.modules"):
         modules = observed_modules(Decoder(config.model), config.snapshot.modules)
     fingerprint = data.manifest.fingerprint
     return Job(
@@ -275,6 +283,15 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             micro_batch=config.train.rows_per_pass,
         ),
     )
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Say of a mistake at which place of which file it was made."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{place}: {error}") from None
 
 
 def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, source: str) -> None:
@@ -313,7 +330,14 @@ def choose_probe(data: PackedData, config: SnapshotConfig, seq_len: int) -> Prob
 
 def _load_initial(model: Decoder, config: RunConfig) -> None:
     assert config.init_from is not None
-    found, tensors = initial_weights(config.init_from)
+    _check_geometry(config, initial_geometry(config.init_from))
+    try:
+        load_weights(model, initial_weights(config.init_from))
+    except ValueError as error:
+        raise UserError(f'init_from "{config.init_from}": {error}') from None
+
+
+def _check_geometry(config: RunConfig, found: DecoderConfig) -> None:
     free = {"max_position_embeddings", "initializer_range"}
     differing = [
         f"model.{f.name} is {getattr(config.model, f.name)} but there {getattr(found, f.name)}"
@@ -322,10 +346,6 @@ def _load_initial(model: Decoder, config: RunConfig) -> None:
     ]
     if differing:
         raise UserError(f'init_from "{config.init_from}" has another geometry: {"; ".join(differing)}')
-    try:
-        load_weights(model, tensors)
-    except ValueError as error:
-        raise UserError(f'init_from "{config.init_from}": {error}') from None
 
 
 def new_manifest(job: Job) -> RunManifest:

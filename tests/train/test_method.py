@@ -122,7 +122,7 @@ def test_a_resume_is_bit_identical_before_at_and_after_the_rebuild(toy: Tiny, st
 
 
 def test_options_of_a_method_are_strict(toy: Tiny) -> None:
-    with pytest.raises(UserError, match=r'method.options.*"rovs".*"rows"'):
+    with pytest.raises(UserError, match=r'unknown key "method.options.rovs".*"rows"'):
         train(toy(**{"method.options": {"rovs": 3}}), quiet=True)
 
 
