@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pico_contract.errors import DamagedError
-from pico_contract.layout import MANIFEST, is_leftover, parse_step, replaced, step_name, temporary
+from pico_contract.layout import MANIFEST, is_leftover, name_before, parse_step, replaced, step_name, temporary
 from pico_contract.schema import DirectoryManifest, FileEntry, Manifest
 
 M = TypeVar("M", bound=Manifest)
@@ -29,8 +29,8 @@ def _no_stage(stage: str, path: Path) -> None:
 
 
 on_stage: Callable[[str, Path], None] = _no_stage
-"""Called at each stage of a directory's writing (`temporary_created`, `file_written`, `before_rename`,
-`after_rename`) with the final path; crash tests replace it to end the process there."""
+"""Called at each stage of a directory's writing (`temporary_created`, `file_written`, `before_rename`, where there is
+an older one `old_set_aside`, `after_rename`) with the final path; crash tests replace it to end the process there."""
 
 
 def utc_now() -> str:
@@ -80,6 +80,7 @@ def publish(final: Path) -> Iterator[Path]:
 
     The body gets a temporary directory beside `final`, fills it and calls `seal` on it last; then it is renamed.
     An older `final` is replaced. When the body raises, the temporary directory is removed and `final` is untouched.
+    When the process is killed in the moment in which neither has the name, `remove_leftovers` gives it back to the old.
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
@@ -90,18 +91,30 @@ def publish(final: Path) -> Iterator[Path]:
         if not any(draft.glob("*.json")):
             raise RuntimeError(f"{final} was not sealed")
         on_stage("before_rename", final)
-        if final.exists():
-            old = replaced(final, tag)
-            final.rename(old)
-            draft.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            draft.rename(final)
+        old = _rename(draft, final, replaced(final, tag))
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     sync_directory(final.parent)
     on_stage("after_rename", final)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename(draft: Path, final: Path, aside: Path) -> Path | None:
+    """Rename `draft` to `final`; an older `final` is renamed to `aside`, which is then returned."""
+    if not final.exists():
+        draft.rename(final)
+        return None
+    try:
+        final.rename(aside)
+        on_stage("old_set_aside", final)
+        draft.rename(final)
+    except BaseException:
+        if not final.exists():
+            aside.rename(final)
+        raise
+    return aside
 
 
 def seal(directory: Path, manifest: DirectoryManifest, name: str = MANIFEST) -> None:
@@ -168,16 +181,31 @@ def listed_steps(parent: Path) -> list[int]:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Delete what interrupted writes left below `parent`; only the holder of the run's lock may call this."""
-    for path in parent.iterdir() if parent.is_dir() else ():
-        if is_leftover(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete what interrupted writes left below `parent`; only the holder of the run's lock may call this.
+
+    What was set aside, and whose name no replacement has taken, gets its name back instead.
+    """
+    for path in list(parent.iterdir()) if parent.is_dir() else ():
+        before = name_before(path)
+        if before is not None and not before.exists():
+            path.rename(before)
+        elif is_leftover(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file (metadata `format: pt`, which Hugging Face loaders ask for). Not atomic by itself."""
+    """Write a safetensors file (metadata `format: pt`, which Hugging Face loaders ask for). Not atomic by itself.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(ready, path, metadata={"format": "pt", **(metadata or {})})
+    try:
+        save_file(ready, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    # The library makes files that nobody else may read; let them be as readable as the directory.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     on_stage("file_written", path)
 
 
@@ -217,9 +245,12 @@ class TensorFile:
     def get(self, name: str) -> torch.Tensor:
         """The tensor called `name`, in its stored dtype, on CPU, not sharing memory with the file."""
         self._entry(name)
-        if self._handle is None:
-            self._handle = safe_open(self.path, framework="pt", device="cpu")
-        return self._handle.get_tensor(name).clone()
+        try:
+            if self._handle is None:
+                self._handle = safe_open(self.path, framework="pt", device="cpu")
+            return self._handle.get_tensor(name).clone()
+        except SafetensorError as error:
+            raise DamagedError(f'{self.path}: the tensor "{name}" cannot be read ({error})') from None
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._entries:

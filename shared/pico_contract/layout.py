@@ -41,7 +41,7 @@ def step_name(step: int) -> str:
 def parse_step(name: str) -> int | None:
     """The step of a directory called `name`, or None where it is not a step's directory."""
     match = _STEP.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and step_name(int(match[1])) == name else None
 
 
 def temporary(final: Path, tag: str) -> Path:
@@ -56,7 +56,20 @@ def replaced(final: Path, tag: str) -> Path:
 
 def is_leftover(path: Path) -> bool:
     """Whether `path` is what an interrupted write left behind, safe to delete by the holder of the lock."""
-    return path.name.startswith((_TEMPORARY, _TRASH))
+    # safetensors' own temporary files are called .tmpXXXXXX, without the dash.
+    return path.name.startswith((_TEMPORARY.removesuffix("-"), _TRASH))
+
+
+def name_before(path: Path) -> Path | None:
+    """What `path` was called before `replaced` named it; None where it did not."""
+    if not path.name.startswith(_TRASH):
+        return None
+    return path.with_name(path.name.removeprefix(_TRASH).rpartition("-")[0])
+
+
+def takeover(lock: Path) -> Path:
+    """The lock under which a stale `lock` is replaced."""
+    return lock.with_name(f"{lock.name}.takeover")
 
 
 def observed_file(split: str, kind: str) -> str:

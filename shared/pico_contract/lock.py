@@ -2,12 +2,12 @@
 
 Creation is a hard link of a finished file, which is atomic also on NFS; what network file systems do not guarantee
 is in CONTRACT.md. A lock is stale when its process has ended on this host, or when its heartbeat is older than
-`STALE_SECONDS` (another host, or a process id used again).
+`STALE_SECONDS` (another host, or a process id used again). Taking a stale lock over is itself done under a lock, so
+that of several processes that find it stale one alone replaces it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pico_contract.errors import UserError
-from pico_contract.layout import replaced, temporary
+from pico_contract.layout import takeover, temporary
 
 STALE_SECONDS = 900.0
 
@@ -52,7 +52,8 @@ class RunLock:
                     f"{self.path.parent} is being written by process {holder.get('pid')} on {holder.get('host')}"
                     f" (last sign of life {_age(holder):.0f} s ago); if that is not so, delete {self.path}"
                 )
-            self._remove_stale(holder)
+            if self._take_over():
+                break
         self._last_beat = time.monotonic()
 
     def beat(self, every: float = 30.0) -> bool:
@@ -97,27 +98,26 @@ class RunLock:
             os.link(draft, self.path)
             return True
         except FileExistsError:
-            return False
+            # Over NFS a link that was made may be reported as refused, when the server's first answer was lost.
+            return (read_lock(self.path) or {}).get("token") == self.token
+        except FileNotFoundError:
+            return False  # the holder has swept our draft away as a leftover
         finally:
             draft.unlink(missing_ok=True)
 
-    def _remove_stale(self, holder: dict[str, Any]) -> None:
-        # Two processes may find the same stale lock. Renaming is atomic, so one of them may in fact have moved the
-        # other's fresh lock: it looks at what it moved and, if so, puts it back.
-        moved = replaced(self.path, self.token[:8])
-        try:
-            self.path.rename(moved)
-        except FileNotFoundError:
-            return
-        found = read_lock(moved)
-        if found is not None and found.get("token") != holder.get("token"):
-            with contextlib.suppress(FileExistsError):
-                os.link(moved, self.path)
-        else:
-            self.taken_over = (
-                f"took over the lock of process {holder.get('pid')} on {holder.get('host')}, which is gone"
-            )
-        moved.unlink(missing_ok=True)
+    def _take_over(self) -> bool:
+        """Replace a stale lock by ours; False when it is no longer stale or gone.
+
+        Raises:
+            LockHeldError: another process is about to do the same.
+        """
+        with RunLock(takeover(self.path)):
+            holder = read_lock(self.path)
+            if holder is None or not is_stale(holder):
+                return False
+            self._write_draft().replace(self.path)
+        self.taken_over = f"took over the lock of process {holder.get('pid')} on {holder.get('host')}, which is gone"
+        return True
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:

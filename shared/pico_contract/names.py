@@ -14,6 +14,7 @@ _EARLIER = (
     (re.compile(r"\battention_norm\b"), "input_layernorm"),
     (re.compile(r"\bswiglu_norm\b"), "post_attention_layernorm"),
     (re.compile(r"\battention\.(?=[qkvo]_proj|[*?\[])"), "self_attn."),
+    (re.compile(r"\bswiglu\.(?=[*?\[])"), "mlp."),
     (re.compile(r"\bswiglu\.w_0\b"), "mlp.gate_proj"),
     (re.compile(r"\bswiglu\.w_1\b"), "mlp.up_proj"),
     (re.compile(r"\bswiglu\.w_2\b"), "mlp.down_proj"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -40,15 +41,24 @@ class Manifest:
         self.format = self.format or self.FORMAT
 
     def to_json(self) -> str:
-        """Indented JSON with the declared fields in their order; NaN and infinities are refused (ValueError)."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        """Indented JSON with the declared fields in their order.
+
+        Raises:
+            ValueError: a NaN or an infinity, which JSON cannot hold, by its key.
+        """
+        raw = dataclasses.asdict(self)
+        place = _non_finite(raw, self.FORMAT)
+        if place is not None:
+            raise ValueError(place)
+        return json.dumps(raw, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Self:
         """Parse and check; `path` is only for messages.
 
         Raises:
-            DamagedError: not JSON, another format, a newer major version, a missing key or a wrong type, by name.
+            DamagedError: not JSON, another format, a newer major version, a missing key, a wrong type or a number
+                that is not finite, by name.
         """
         try:
             raw = json.loads(text)
@@ -62,6 +72,9 @@ class Manifest:
             raise DamagedError(
                 f"{path} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}: update pico-contract"
             )
+        place = _non_finite(raw, str(path))
+        if place is not None:
+            raise DamagedError(place)
         return typing.cast(Self, _build(cls, raw, str(path)))
 
 
@@ -201,6 +214,14 @@ class DataManifest(DirectoryManifest):
     special_tokens: dict[str, int]  # eos, pad, mask where they exist
     splits: dict[str, SplitInfo]
     settings: dict[str, Any] = field(default_factory=dict)  # how it was prepared
+
+
+def _non_finite(raw: Any, where: str) -> str | None:
+    """A sentence that names the first number in `raw` that JSON does not have, else None."""
+    if isinstance(raw, float) and not math.isfinite(raw):
+        return f"{where} is {raw}, which is no number of JSON"
+    inner = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list | tuple) else ()
+    return next((found for key, value in inner if (found := _non_finite(value, f"{where}: {key}"))), None)
 
 
 def _build(kind: Any, raw: Any, where: str) -> Any:
