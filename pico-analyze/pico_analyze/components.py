@@ -66,14 +66,10 @@ class Circuit:
 def plan(components: Sequence[str], kind: str, modules: Iterable[str], model: Mapping[str, Any]) -> list[Unit]:
     """The units of `kind` that `components` (names of `CIRCUITS`, or globs over `modules`) choose, in model order."""
     modules = sorted(modules, key=_place)
-    units: list[Unit] = []
-    chosen: set[str] = set()
-    for component in components:
-        if component in CIRCUITS:
-            units += _circuit_units(component, kind, modules, model)
-        else:
-            chosen.update(fitting(component, modules))
-    return [_module_unit(name) for name in modules if name in chosen] + units
+    circuits = dict.fromkeys(component for component in components if component in CIRCUITS)
+    chosen = {name for component in components if component not in CIRCUITS for name in fitting(component, modules)}
+    plain = [_module_unit(name) for name in modules if name in chosen]
+    return plain + [unit for circuit in circuits for unit in _circuit_units(circuit, kind, modules, model)]
 
 
 def _place(module: str) -> tuple[float, int, str]:

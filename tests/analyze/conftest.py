@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from pico_analyze import open_run
+from pico_analyze.sources.run import Run
 from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, observed_file
 from pico_contract.schema import CheckpointManifest, RowMap, RunManifest, SnapshotManifest, TensorSet
@@ -141,3 +144,19 @@ def shape() -> Shape:
 def layout(tmp_path: Path, shape: Shape) -> RunLayout:
     """A small intact run of three steps, written for this test alone."""
     return write_run(tmp_path / "small", shape)
+
+
+@pytest.fixture
+def run(layout: RunLayout) -> Run:
+    return open_run(layout.root)
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Callable[..., Run]:
+    """`new_run(shape, steps)` writes and opens a run called `new`."""
+    return lambda shape=Shape(), steps=(0, 1, 2): open_run(write_run(tmp_path / "new", shape, steps).root)
+
+
+@pytest.fixture
+def make_shape() -> type[Shape]:
+    return Shape
