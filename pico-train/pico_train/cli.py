@@ -115,7 +115,7 @@ def main() -> None:
 
     _see_users_modules()
     try:
-        app()
+        app(prog_name="pico-train")
     except UserError as error:
         _fail(str(error), UserError.exit_code)
     except KeyboardInterrupt:

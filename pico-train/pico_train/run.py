@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import platform
 import re
-import socket
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -368,33 +364,6 @@ def new_manifest(job: Job) -> RunManifest:
     )
 
 
-def session_record(job: Job, from_step: int) -> dict[str, Any]:
-    """What this session runs on: bit-identical continuation holds between sessions that agree on it."""
-    return {
-        "started": codec.utc_now(),
-        "from_step": from_step,
-        "host": socket.gethostname(),
-        "processes": job.runtime.processes,
-        "micro_batch": job.config.train.rows_per_pass,
-        "device": _device_name(job.runtime.device),
-        "precision": job.precision,
-        "compile": False,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
-        "commit": _git_commit(),
-    }
-
-
-CONDITIONS = ("processes", "micro_batch", "device", "precision", "compile", "threads", "packages")
-"""Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
-
-
-def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
-
-
 def check_identity(job: Job) -> None:
     """Refuse to continue a run of this name whose identity differs.
 
@@ -416,17 +385,3 @@ def check_identity(job: Job) -> None:
 def write_config(job: Job) -> None:
     """config.yaml: the resolved configuration of the newest session."""
     codec.write_text(job.layout.config, to_yaml(job.config))
-
-
-def _device_name(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{device.type} {name}"
-
-
-def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

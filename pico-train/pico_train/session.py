@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+import platform
 import signal
+import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from pico_contract import codec
 from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from pico_train.report import MetricsFile, Reporter
-from pico_train.run import Job, changed_conditions, check_identity, new_manifest, session_record, write_config
+from pico_train.run import Job, check_identity, new_manifest, write_config
 from pico_train.state import TrainState
 
 
@@ -192,3 +198,44 @@ def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list
     if changed:
         notices.append(f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}")
     return notices
+
+
+def session_record(job: Job, from_step: int) -> dict[str, Any]:
+    """What this session runs on: bit-identical continuation holds between sessions that agree on it."""
+    return {
+        "started": codec.utc_now(),
+        "from_step": from_step,
+        "host": socket.gethostname(),
+        "processes": job.runtime.processes,
+        "micro_batch": job.config.train.rows_per_pass,
+        "device": _device_name(job.runtime.device),
+        "precision": job.precision,
+        "compile": False,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
+        "commit": _git_commit(),
+    }
+
+
+CONDITIONS = ("processes", "micro_batch", "device", "precision", "compile", "threads", "packages")
+"""Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
+
+
+def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
+
+
+def _device_name(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} {name}"
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
