@@ -98,7 +98,7 @@ def test_the_resolved_configuration_fed_back_continues_the_same_run(
     assert load(RunConfig, written) == config
     for path in (written, config.layout.root):  # a run's directory stands for its configuration
         monkeypatch.setattr(sys, "argv", ["pico-train", "run", str(path)])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main()
         assert capsys.readouterr().out.endswith("is finished (step 10); there is nothing to do\n")
 
