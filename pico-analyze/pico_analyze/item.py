@@ -168,7 +168,7 @@ def _row(
         "variant": "{}",
         "value": outcome.value,
         "status": outcome.status,
-        "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit,
+        "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit or None,
     }
     if metric.arity == 2:
         row |= {"reference_run": work.source.name, "reference_step": work.reference, "reference_module": key.module}

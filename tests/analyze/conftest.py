@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from pico_analyze import open_run
 from pico_analyze.sources.run import Run
 from pico_contract import codec
-from pico_contract.layout import MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, observed_file
+from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, observed_file
 from pico_contract.schema import CheckpointManifest, RowMap, RunManifest, SnapshotManifest, TensorSet
 
 Tensors = dict[str, torch.Tensor]
@@ -160,3 +161,17 @@ def new_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def make_shape() -> type[Shape]:
     return Shape
+
+
+@pytest.fixture
+def rewrite() -> Callable[[Path, Callable[[torch.Tensor], torch.Tensor]], None]:
+    """`rewrite(file, change)` applies `change` to each tensor of a file, whose directory stays intact."""
+
+    def apply(file: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        codec.save_tensors(file, {name: change(tensor) for name, tensor in codec.read_tensors(file).items()})
+        manifest = file.with_name(MANIFEST)
+        raw = json.loads(manifest.read_text())
+        raw["files"][file.name]["size"] = file.stat().st_size
+        manifest.write_text(json.dumps(raw))
+
+    return apply
