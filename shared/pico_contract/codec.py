@@ -84,9 +84,9 @@ def publish(final: Path) -> Iterator[Path]:
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
-    draft.mkdir(parents=True)
-    on_stage("temporary_created", final)
     try:
+        draft.mkdir(parents=True)
+        on_stage("temporary_created", final)
         yield draft
         if not any(draft.glob("*.json")):
             raise RuntimeError(f"{final} was not sealed")
