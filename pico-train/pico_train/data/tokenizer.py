@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,10 @@ _KNOWN = {
     "pad": ("<|pad|>", "<|padding|>", "<pad>", "[PAD]"),
     "mask": ("<|mask|>", "<mask>", "[MASK]"),
 }
+_PIECE = 1 << 16
+"""Characters after which a document may be cut for tokenising."""
+_SEAM = re.compile(r"(?<=\w) ")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -37,8 +42,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
     return tokenizer
+
+
+def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
+    """`text` in parts whose token ids, one after the other, are those of the whole.
+
+    Tokenising takes over a hundred bytes of memory a character, so that a long document is tokenised part by part.
+    Byte-level tokenizers never merge over the place between a letter or digit and a space; of others this is not
+    known, and their documents stay whole.
+    """
+    return _cut(text) if isinstance(tokenizer.decoder, decoders.ByteLevel) else [text]
+
+
+def _cut(text: str) -> list[str]:
+    parts, start = [], 0
+    while found := _SEAM.search(text, start + _PIECE):
+        parts.append(text[start : found.start()])
+        start = found.start()
+    return [*parts, text[start:]]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -51,9 +74,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not file.is_file():
         raise UserError(f"there is no tokenizer at {file}")
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{file} is not a tokenizer.json: {error}") from None
+    # A stored limit or padding would shorten or fill documents without a word.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id; the ids of added tokens may leave gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def special_tokens(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
@@ -69,21 +101,26 @@ def special_tokens(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
     }
     if "eos" not in found:
         raise UserError(f"the tokenizer has no end-of-text token; one of {', '.join(_KNOWN['eos'])} is needed")
-    if "mask" not in found and tokenizer.get_vocab_size() < vocab_size:
-        found["mask"] = tokenizer.get_vocab_size()
+    size = vocabulary_size(tokenizer)
+    if "mask" not in found and size < vocab_size:
+        found["mask"] = size
     return found
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes of UTF-8 that each id stands for, (vocab,) int64; 0 for special tokens.
 
-    Byte-level BPE writes every byte as one printable character, so a token's length in characters is its length in
-    bytes; for other tokenizers the decoded text is measured.
+    Byte-level BPE writes every byte as one printable character. SentencePiece's vocabularies write a space as U+2581
+    and a byte that is no character of theirs as <0xNN>. Added tokens are written as they are.
     """
-    special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+    added = tokenizer.get_added_tokens_decoder()
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
-    lengths = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     for word, token in tokenizer.get_vocab().items():
-        if token not in special:
-            lengths[token] = len(word) if byte_level else len(tokenizer.decode([token]).encode())
+        if token in added:
+            lengths[token] = 0 if added[token].special else len(word.encode())
+        elif byte_level or _BYTE.fullmatch(word):
+            lengths[token] = len(word) if byte_level else 1
+        else:
+            lengths[token] = len(word.replace("\u2581", " ").encode())
     return lengths
