@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -29,7 +29,10 @@ def run(config: Config, overrides: Overrides = None) -> None:
     """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
     from pico_train.api import train
 
-    outcome = train(_load(config, overrides), source=str(config))
+    try:
+        outcome = train(_load(config, overrides), source=str(config))
+    except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
+        _fail("interrupted; what was saved before stays", 130)
     _say(outcome.message or f"finished at step {outcome.step}")
     if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
@@ -118,8 +121,6 @@ def main() -> None:
         app(prog_name="pico-train")
     except UserError as error:
         _fail(str(error), UserError.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was saved before stays", 130)
     except OSError as error:
         _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
     except Exception as error:
@@ -149,6 +150,6 @@ def _say(line: Any) -> None:
     typer.echo(line)
 
 
-def _fail(sentence: str, code: int) -> None:
+def _fail(sentence: str, code: int) -> NoReturn:
     typer.echo(f"pico-train: {sentence}", err=True)
     sys.exit(code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from pico_train.model.cost import count_parameters, flops_per_token, state_bytes
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
 from pico_train.report import read_metrics
-from pico_train.run import RunConfig, build
+from pico_train.run import Job, RunConfig, build
+from pico_train.snapshot import DTYPES
 
 
 def estimate(config: RunConfig, source: str) -> Iterator[str]:
@@ -41,24 +44,34 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
     yield f"memory       {_size(sum(memory.values()))} for weights, gradients and optimizer; activations come on top"
-    saved = sum(is_due(config.checkpoint.every, step) or step == steps for step in range(steps + 1))
-    one = memory["weights"] + memory["optimizer"]
-    yield f"checkpoints  {saved} of {_size(one)} = {_size(saved * one)}"
-    observed = sum(config.snapshot.due(step, steps) for step in range(steps + 1))
-    each = _snapshot_bytes(config, job.observer.modules, len(job.observer.positions) or 1)
-    yield f"snapshots    {observed} of {_size(each)} = {_size(observed * each)}"
+    saved = [step for step in range(steps + 1) if is_due(config.checkpoint.every, step) or step == steps]
+    # The initialisation has no moments yet.
+    disk = len(saved) * memory["weights"] + (len(saved) - 1) * memory["optimizer"]
+    yield f"checkpoints  {len(saved)} of {_size(memory['weights'] + memory['optimizer'])} = {_size(disk)}"
+    observed = [step for step in range(steps + 1) if config.snapshot.due(step, steps)]
+    kinds = _snapshot_bytes(job)
+    most = sum(kinds.values()) * len(observed) - kinds["train.gradients"] * (steps in observed)
+    disk = most - kinds["weights"] * len(set(observed) & set(saved))
+    yield f"snapshots    {len(observed)} of up to {_size(sum(kinds.values()))} = {_size(disk)}"
 
 
-def _snapshot_bytes(config: RunConfig, modules: list[str], kept_positions: int) -> int:
+def _snapshot_bytes(job: Job) -> dict[str, int]:
+    """Bytes of each kind in a snapshot; weights are stored where no checkpoint holds them."""
+    config, modules = job.config.snapshot, job.observer.modules
     with torch.device("meta"):
-        decoder = Decoder(config.model)
-    shapes = [decoder.get_parameter(f"{name}.weight").shape for name in modules]
-    weights = sum(shape.numel() for shape in shapes)
-    rows = config.snapshot.probe_rows * kept_positions
-    kinds = config.snapshot.kinds
-    copies = 1 + ("train.gradients" in kinds) + ("val.gradients" in kinds)
-    activations = rows * sum(shape[0] for shape in shapes) if "val.activations" in kinds else 0
-    return {"float32": 4}.get(config.snapshot.dtype, 2) * (copies * weights + activations)
+        decoder = Decoder(job.config.model)
+    weights = sum(decoder.get_parameter(f"{name}.weight").numel() for name in modules)
+    widths = sum(_output_width(decoder.get_submodule(name)) for name in modules)
+    rows = len(job.observer.probe.row_ids) * max(len(job.observer.positions), 1)
+    numbers = {"train.gradients": weights, "val.gradients": weights, "val.activations": rows * widths}
+    size = DTYPES[config.dtype].itemsize
+    kept = {kind: size * count if kind in config.kinds else 0 for kind, count in numbers.items()}
+    return {"weights": size * weights, **kept}
+
+
+def _output_width(module: torch.nn.Module) -> int:
+    shape = module.get_parameter("weight").shape
+    return shape[-1] if isinstance(module, torch.nn.Embedding) else shape[0]
 
 
 def run_table(runs: Path) -> list[str]:
@@ -70,21 +83,37 @@ def run_table(runs: Path) -> list[str]:
     if not runs.is_dir():
         raise UserError(f"there is no directory {runs}; name the one that holds your runs")
     layouts = [RunLayout(path) for path in sorted(runs.iterdir()) if RunLayout(path).manifest.is_file()]
-    rows = [("run", "status", "step", "loss", "disk"), *(_run_row(layout) for layout in layouts)]
+    if not layouts:
+        return [f"there is no run in {runs}"]
+    damaged: list[str] = []
+    rows = [("run", "status", "step", "loss", "disk"), *(_run_row(layout, damaged) for layout in layouts)]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines + damaged
 
 
-def _run_row(layout: RunLayout) -> tuple[str, str, str, str, str]:
-    disk = _size(sum(p.stat().st_size for p in layout.root.rglob("*") if p.is_file()))
+def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str, str]:
+    """The cells of one run; what is wrong with it is added to `damaged`."""
+    disk = _size(_bytes_below(layout.root))
     try:
         manifest = codec.read_manifest(layout.manifest, RunManifest)
     except DamagedError as error:
-        return layout.root.name, f"damaged: {error}", "", "", disk
+        damaged.append(str(error))
+        return layout.root.name, "damaged", "", "", disk
     rows = read_metrics(layout.metrics)
     step = rows[-1]["step"] if rows else manifest.step
     loss = f"{rows[-1]['loss']:.4f}" if rows else ""
     return layout.root.name, _status(layout, manifest), f"{step}/{manifest.total_steps}", loss, disk
+
+
+def _bytes_below(root: Path) -> int:
+    """Bytes of all files below `root`, some of which may vanish meanwhile: the run may be running."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
 
 
 def _status(layout: RunLayout, manifest: RunManifest) -> str:
@@ -112,23 +141,26 @@ def rows_of_step(config: RunConfig, source: str, step: int, count: int) -> Itera
 
 
 def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decoder]:
-    """(layout, step, decoder in evaluation mode) of an intact checkpoint of `run`, the newest where `step` is None.
+    """(layout, step, decoder in evaluation mode) of a checkpoint of `run`, the newest where `step` is None.
+
+    A damaged checkpoint is refused, also as the newest: another step is taken only where it is asked for.
 
     Raises:
-        UserError: `run` is no run, or has no intact checkpoint of that step; those that it has are named.
+        UserError: `run` is no run, or has no checkpoint of that step; those that it has are named.
+        DamagedError: that checkpoint is damaged; the file and the intact steps are named.
     """
     layout = RunLayout(run)
     if not layout.manifest.is_file():
         raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
-    steps = codec.intact_steps(layout.checkpoints, CheckpointManifest)
+    steps = codec.listed_steps(layout.checkpoints)
     chosen = step if step is not None else max(steps, default=None)
     if chosen is None or chosen not in steps:
         known = ", ".join(map(str, steps)) or "none"
-        wanted = "" if step is None else f" {step}"
-        raise UserError(f"{run} has no intact checkpoint{wanted}; it has: {known}")
+        raise UserError(f"{run} has no checkpoint{'' if step is None else f' {step}'}; it has: {known}")
     problem = codec.damage(layout.checkpoint(chosen), CheckpointManifest, hashes=True)
     if problem is not None:
-        raise DamagedError(problem)
+        others = [s for s in codec.intact_steps(layout.checkpoints, CheckpointManifest) if s != chosen]
+        raise DamagedError(f"{problem}; other intact steps: {', '.join(map(str, others)) or 'none'}")
     directory = layout.checkpoint(chosen)
     decoder = Decoder(config_from_hf(json.loads((directory / MODEL_CONFIG).read_text(encoding="utf-8"))))
     load_weights(decoder, codec.read_tensors(directory / MODEL_WEIGHTS))
