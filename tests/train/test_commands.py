@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,17 +14,38 @@ from pico_contract.layout import RunLayout
 from pico_contract.lock import RunLock
 from pico_train import train
 from pico_train.commands import estimate, evaluate_run, generate_text, rows_of_step, run_table
+from pico_train.config import validate
 from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig
 
 Tiny = Callable[..., RunConfig]
 
 
-@pytest.fixture
-def finished(tiny: Tiny) -> RunLayout:
-    config = tiny()
+@pytest.fixture(scope="module")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+    """One finished run for all tests here; each gets a copy."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+    raw = {
+        "name": "tiny",
+        "runs_dir": str(tmp_path_factory.mktemp("commands")),
+        "model": {**sizes, **heads},
+        "data": {"path": str(data_dir)},
+        "train": {"steps": 10, "batch_size": 8, "device": "cpu"},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"every": 4},
+        "snapshot": {"every": 0},
+        "evaluate": {"perplexity": {"rows": 8}},
+    }
+    config = validate(RunConfig, raw, "test.yaml")
     train(config, quiet=True)
     return config.layout
+
+
+@pytest.fixture
+def finished(trained: RunLayout, tmp_path: Path) -> RunLayout:
+    shutil.copytree(trained.root, tmp_path / "runs" / "tiny")
+    return RunLayout(tmp_path / "runs" / "tiny")
 
 
 def generated(run: RunLayout, prompt: str = "the king", **changes: object) -> str:
@@ -85,10 +107,10 @@ def test_the_estimate_refuses_what_a_run_would_refuse_and_writes_nothing(tiny: T
     assert not config.layout.root.exists()
 
 
-def test_the_table_of_runs(tiny: Tiny, tmp_path: Path) -> None:
-    for name in ("b-done", "a-died", "c-broken", "d-going"):
-        train(tiny(name=name), quiet=True)
+def test_the_table_of_runs(trained: RunLayout, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
+    for name in ("b-done", "a-died", "c-broken", "d-going"):
+        shutil.copytree(trained.root, runs / name)
     for name in ("a-died", "d-going"):
         manifest = json.loads(RunLayout(runs / name).manifest.read_text())
         RunLayout(runs / name).manifest.write_text(json.dumps({**manifest, "status": "running"}))
@@ -97,12 +119,13 @@ def test_the_table_of_runs(tiny: Tiny, tmp_path: Path) -> None:
     with RunLock(RunLayout(runs / "d-going").lock):
         header, *lines, note = run_table(runs)
     assert header.split() == ["run", "status", "step", "loss", "disk"]
-    assert [line.split()[:3] for line in lines] == [
-        ["a-died", "interrupted", "10/10"],
-        ["b-done", "finished", "10/10"],
-        ["c-broken", "damaged", lines[2].split()[2]],
-        ["d-going", "running", "10/10"],
+    assert [line.split()[:2] for line in lines] == [
+        ["a-died", "interrupted"],
+        ["b-done", "finished"],
+        ["c-broken", "damaged"],
+        ["d-going", "running"],
     ]
+    assert [line.split()[2] for line in (lines[0], lines[1], lines[3])] == ["10/10"] * 3
     last = json.loads(RunLayout(runs / "b-done").metrics.read_text().splitlines()[-1])
     assert lines[1].split()[3] == f"{last['loss']:.4f}"
     assert in_bytes(" ".join(lines[1].split()[4:])) == pytest.approx(bytes_of(runs / "b-done", "*.*"), rel=0.05)
