@@ -1,0 +1,202 @@
+"""The command line as a process: exit codes, signals, locks, and what a terminal or a pipe sees."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pico_train.cli import main
+
+LONG = {"train": {"steps": 100_000, "batch_size": 8, "device": "cpu", "threads": 1}, "schedule": {"warmup_steps": 0}}
+QUIET = {"snapshot": {"every": 0}, "checkpoint": {"every": 0}, "evaluate": {"every": 0, "perplexity": {"rows": 2}}}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def place(raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with tiny.yaml in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    raw["runs_dir"] = "runs"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump({**raw, **LONG, **QUIET}))
+    return tmp_path
+
+
+@pytest.fixture
+def command(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, stdout, stderr) of `pico-train ...`, in this process."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pico-train", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(str(caught.value.code)), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def started(place: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process in the working directory; what still runs at the end is killed."""
+    children: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pico_train", *arguments]
+        pipe = subprocess.PIPE
+        children.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=place))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def test_a_life_in_commands(command: Run, place: Path) -> None:
+    code, out, err = command("run", "tiny.yaml", "log.console_every=5")
+    assert (code, err) == (0, "")
+    assert re.search(r"^step 5/10  loss \d\.\d{4}  [\d,]+ tokens/s$", out, re.M)
+    assert re.search(r"^step 8: perplexity: loss \d", out, re.M)
+    assert out.endswith("finished at step 10\n")
+    assert command("run", "tiny.yaml") == (0, "runs/tiny is finished (step 10); there is nothing to do\n", "")
+    assert command("list")[1].splitlines()[1].startswith("tiny  finished  10/10")
+    assert command("check", "runs/tiny")[1].startswith("parameters   total ")
+    text = command("generate", "runs/tiny", "--prompt", "the king", "--tokens", "8", "--seed", "3")
+    assert (text[0], text[1][:8], text[2]) == (0, "the king", "")
+    assert command("generate", "runs/tiny", "--prompt", "the king", "--tokens", "8", "--seed", "3") == text
+    assert command("evaluate", "runs/tiny", "--step", "4", "--tasks", "perplexity")[1].startswith("step 4: perplexity:")
+    assert command("data", "show", "runs/tiny", "--step", "2", "--rows", "1")[1].startswith("update 2 reads 8 rows: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("list", "nowhere"), "there is no directory nowhere"),
+        (("check", "tny.yaml"), 'there is no configuration file tny.yaml; did you mean "tiny.yaml"?'),
+        (("evaluate", "runs/tiny"), "runs/tiny is not a run directory"),
+        (("generate", "."), "is not a run directory (it has no run.json)"),
+        (("data", "show", "tiny.yaml", "--step", "11"), "--step is 11, but the run has 10 steps"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(command: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("pico-train: ")
+    assert sentence in err
+
+
+@pytest.mark.parametrize("arguments", [("trian",), ("run",), ("check", "tiny.yaml", "--stpe", "3")])
+def test_a_wrong_command_line_shows_its_usage_and_exits_2(command: Run, arguments: tuple[str, ...]) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: pico-train ")
+
+
+def test_a_non_finite_loss_is_one_sentence_and_exit_1(command: Run, place: Path) -> None:
+    """The method lies in the working directory, as a user's own would."""
+    (place / "exploding.py").write_text(
+        "from pico_train.method.plain import Plain\n\n\n"
+        "class Exploding(Plain):\n"
+        "    def loss(self, model, batch, step):\n"
+        "        total, terms, scalars = super().loss(model, batch, step)\n"
+        "        return total * (float('inf') if step == 6 else 1), terms, scalars\n"
+    )
+    code, _, err = command("run", "tiny.yaml", "method.name=exploding:Exploding")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("pico-train: update 6: the loss is not finite (first at ")
+    assert "The newest intact checkpoint is step 4; the batch and the gradient norms are in runs/tiny/logs/" in err
+
+
+def test_a_failing_disk_is_one_sentence_and_exit_1(command: Run, place: Path) -> None:
+    (place / "occupied").write_text("a file where the runs should be")
+    code, _, err = command("run", "tiny.yaml", "runs_dir=occupied")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("pico-train: [Errno ")
+    assert "occupied" in err
+
+
+def first_line(child: subprocess.Popen[str], start: str) -> str:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f'the process ended without a line that starts with "{start}"')
+
+
+def test_a_running_run_speaks_at_once_keeps_others_out_and_stops_in_good_order(
+    started: Callable[..., subprocess.Popen[str]], command: Run
+) -> None:
+    child = started("run", "long.yaml", "log.console_every=1")
+    line = first_line(child, "step 3/100000 ")
+    assert child.poll() is None, "a line arrives while the run goes on: it was flushed"
+    assert re.fullmatch(r"step 3/100000  loss \d+\.\d{4}  [\d,]+ tokens/s\n", line)
+    code, _, err = command("run", "long.yaml")
+    assert code == 2
+    assert err.startswith(f"pico-train: runs/tiny is being written by process {child.pid} on ")
+    assert err.count("\n") == 1
+    assert "running" in command("list")[1]
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (75, "")
+    said = re.search(r"^received SIGTERM; stopped at step (\d+): run the same command to continue$", out, re.M)
+    assert said is not None
+    assert command("list")[1].splitlines()[1].startswith(f"tiny  stopped  {said[1]}/100000")
+    assert command("generate", "runs/tiny", "--tokens", "4")[0] == 0
+
+
+def test_a_second_interrupt_ends_at_once(started: Callable[..., subprocess.Popen[str]], place: Path) -> None:
+    """Two Ctrl-C within one update: the first asks to stop after it, the second does not wait."""
+    (place / "sleepy.py").write_text(
+        "import time\nfrom pico_train.method.plain import Plain\n\n\n"
+        "class Sleepy(Plain):\n"
+        "    def begin_step(self, step):\n"
+        "        if step == 3:\n"
+        "            print('asleep', flush=True)\n"
+        "            time.sleep(120)\n"
+        "        return 'language_model'\n"
+    )
+    child = started("run", "tiny.yaml", "method.name=sleepy:Sleepy")
+    first_line(child, "asleep")
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (130, "pico-train: interrupted; what was saved before stays\n")
+    assert not (place / "runs" / "tiny" / "run.lock").exists()
+
+
+def test_a_terminal_shows_a_bar_with_loss_pace_and_remaining_time(place: Path) -> None:
+    """On 80 columns, as a pseudo-terminal shows it."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "pico_train", "run", "long.yaml", "train.steps=60"]
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=place, env=environment)
+    os.close(theirs)
+    shown = b""
+    while child.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # Linux reports the other side's end as an error
+                break
+    os.close(ours)
+    assert child.wait(timeout=60) == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"train .*\d+/60 +loss \d\.\d{3} +[\d,]+ tokens/s +\d+:\d\d:\d\d", plain), plain[-2000:]
+    assert "60/60" in plain
+    assert "finished at step 60" in plain
+    assert not re.search(r"^step \d+/60 ", plain, re.M), "the bar takes the place of plain lines"
