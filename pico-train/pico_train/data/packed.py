@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pico_contract import codec
@@ -80,7 +80,7 @@ class PackedData:
 
 
 class PackedWriter:
-    """Streams documents into rows of one split; holds less than one row in memory."""
+    """Streams documents into rows of one split; holds less than one row in memory. Leaving its context closes files."""
 
     def __init__(self, layout: DataLayout, split: str, seq_len: int, dtype: str) -> None:
         self._dtype, self._row = DTYPES[dtype], seq_len + 1
@@ -89,6 +89,13 @@ class PackedWriter:
         self._rest = np.empty(0, dtype=self._dtype)
         self._hash = hashlib.sha256()
         self._n_rows = self._n_documents = self.tokens = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._rows.close()
+        self._documents.close()
 
     def add(self, ids: np.ndarray) -> None:
         """Append one document's ids, its end-of-text token included."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -140,16 +141,15 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
     dtype = smallest_dtype(vocab_size)
     wants_validation = config.validation_source is not None or config.validation_fraction > 0
     splits = ("train", "validation") if wants_validation else ("train",)
-    writers = {split: PackedWriter(layout, split, config.seq_len, dtype) for split in splits}
-    for split, ids in encode(_source(config), config.source.path):
-        writers[split].add(ids)
-        if config.max_tokens is not None and sum(w.tokens for w in writers.values()) >= config.max_tokens:
-            break
-    if config.validation_source is not None:
-        held_out = (("validation", document) for document in documents(config.validation_source))
-        for split, ids in encode(held_out, config.validation_source.path):
+    with ExitStack() as files:
+        writers = {s: files.enter_context(PackedWriter(layout, s, config.seq_len, dtype)) for s in splits}
+        for split, ids in _limited(encode(_source(config), config.source.path), config.max_tokens):
             writers[split].add(ids)
-    closed = {split: writer.close() for split, writer in writers.items()}
+        if config.validation_source is not None:
+            held_out = (("validation", document) for document in documents(config.validation_source))
+            for split, ids in encode(held_out, config.validation_source.path):
+                writers[split].add(ids)
+        closed = {split: writer.close() for split, writer in writers.items()}
     _require_rows(config, {split: info for split, (info, _) in closed.items()})
     stream = "\n".join([str(config.seq_len), *(f"{split} {digest}" for split, (_, digest) in closed.items())])
     return DataManifest(
@@ -162,6 +162,16 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
         special_tokens=special,
         splits={split: info for split, (info, _) in closed.items()},
     )
+
+
+def _limited(pairs: Iterator[tuple[str, np.ndarray]], max_tokens: int | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Whole documents until they hold `max_tokens`."""
+    tokens = 0
+    for split, ids in pairs:
+        yield split, ids
+        tokens += len(ids)
+        if max_tokens is not None and tokens >= max_tokens:
+            return
 
 
 def _encoded(
@@ -213,9 +223,7 @@ def _lots(parts: Iterator[Part]) -> Iterator[list[Part]]:
 def _checked(ids: np.ndarray, where: str, vocab_size: int, tokenizer: Tokenizer | None) -> np.ndarray:
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if outside.size:
-        remedy = (
-            "set tokenizer.vocab_size" if tokenizer is None else "tokenizer.path names another tokenizer than its own"
-        )
+        remedy = "set tokenizer.vocab_size" if tokenizer is None else "tokenizer.path is not the tokenizer that made it"
         raise UserError(f'"{where}" holds the token id {outside[0]}, outside a vocabulary of {vocab_size}: {remedy}')
     return ids
 
