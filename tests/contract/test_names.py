@@ -1,0 +1,170 @@
+"""Names of modules: canonical, parsed, matched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pico_contract import names
+from pico_contract.errors import UserError
+from pico_train.model.decoder import Decoder, DecoderConfig
+
+
+def module_names() -> list[str]:
+    with torch.device("meta"):
+        return [name for name, _ in Decoder(DecoderConfig(num_hidden_layers=12)).named_modules()]
+
+
+MODULES = module_names()
+PROJECTIONS = [name for name in MODULES if name.endswith("_proj")]
+WRAPPERS = ["_orig_mod", "module", "_forward_module", "pico_decoder"]
+EARLIER = {
+    "layers.3.attention.q_proj": "model.layers.3.self_attn.q_proj",
+    "layers.3.attention.k_proj": "model.layers.3.self_attn.k_proj",
+    "layers.3.attention.v_proj": "model.layers.3.self_attn.v_proj",
+    "layers.3.attention.o_proj": "model.layers.3.self_attn.o_proj",
+    "layers.10.swiglu.w_0": "model.layers.10.mlp.gate_proj",
+    "layers.10.swiglu.w_1": "model.layers.10.mlp.up_proj",
+    "layers.10.swiglu.w_2": "model.layers.10.mlp.down_proj",
+    "layers.0.attention_norm": "model.layers.0.input_layernorm",
+    "layers.0.swiglu_norm": "model.layers.0.post_attention_layernorm",
+    "embedding_proj": "model.embed_tokens",
+    "de_embedding_proj": "lm_head",
+    "output_norm": "model.norm",
+}
+
+parts = st.sampled_from(
+    [
+        *WRAPPERS,
+        *("model", "layers", "0", "11", "self_attn", "attention", "mlp", "swiglu", "q_proj", "o_proj", "w_0", "w_2"),
+        *("attention_norm", "swiglu_norm", "embedding_proj", "de_embedding_proj", "output_norm", "norm", "lm_head"),
+        *("weight", "lora_A", "*", "?_proj", "[qk]_proj", ""),
+    ]
+)
+dotted = st.lists(parts, min_size=1, max_size=7).map(".".join)
+
+
+@settings(deadline=None)
+@given(dotted | st.text(alphabet="abc_.*?[]0", max_size=30))
+def test_canonical_is_idempotent(name: str) -> None:
+    once = names.canonical(name)
+    assert names.canonical(once) == once
+
+
+@settings(deadline=None)
+@given(st.sampled_from(MODULES), st.lists(st.sampled_from(WRAPPERS), max_size=4))
+def test_a_name_in_use_is_canonical_and_wrappers_fall_off(name: str, wrappers: list[str]) -> None:
+    assert names.canonical(name) == name
+    assert names.canonical(".".join([*wrappers, name])) == name
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "layers.7." in name])
+def test_a_compiled_layer_within_the_model_loses_its_wrapper(name: str) -> None:
+    assert names.canonical(name.replace("layers.7.", "layers.7._orig_mod.")) == name
+
+
+@pytest.mark.parametrize(("earlier", "ours"), EARLIER.items())
+@pytest.mark.parametrize("wrapper", ["", "_forward_module.", "module._orig_mod.", "pico_decoder."])
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_names_of_earlier_code_are_aliases(earlier: str, ours: str, wrapper: str, ending: str) -> None:
+    assert ours in MODULES
+    assert names.canonical(wrapper + earlier + ending) == ours + ending
+    assert names.match(earlier, MODULES) == [ours]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "same_as"),
+    [
+        ("attention.*", "self_attn.*"),
+        ("attention.?_proj", "self_attn.[qkvo]_proj"),
+        ("layers.*.attention.v_proj", "model.layers.*.self_attn.v_proj"),
+        ("layers.1?.swiglu.*", "model.layers.1?.mlp.*"),
+        ("swiglu.w_2", "mlp.down_proj"),
+        ("layers.*.attention_norm", "*input_layernorm"),
+    ],
+)
+def test_patterns_in_earlier_names_are_aliases(pattern: str, same_as: str) -> None:
+    chosen = names.match(pattern, MODULES)
+    assert chosen == names.match(same_as, MODULES)
+    assert len(chosen) > 1
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_matches_itself_and_nothing_else(name: str) -> None:
+    assert names.match(name, MODULES) == [name]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("*_proj", 84),
+        ("v_proj", 12),
+        ("self_attn.v_proj", 12),
+        ("model.layers.*.self_attn.v_proj", 12),
+        ("layers.1.mlp.*_proj", 3),
+        ("layers.1[01].mlp.down_proj", 2),
+        ("self_attn.[qk]_proj", 24),
+        ("*norm", 25),
+        ("lm_head", 1),
+    ],
+)
+def test_a_pattern_is_compared_with_whole_names_and_their_endings(pattern: str, count: int) -> None:
+    assert len(names.match(pattern, MODULES)) == count
+
+
+def test_several_patterns_give_each_module_once_in_the_models_order() -> None:
+    chosen = names.match(["*.5.mlp.*_proj", "layers.5.*_proj", "layers.2.self_attn.q_proj"], MODULES)
+    assert chosen == [name for name in PROJECTIONS if ".5." in name or name == "model.layers.2.self_attn.q_proj"]
+
+
+def test_stored_names_may_be_earlier_ones_and_are_given_back_as_they_are() -> None:
+    stored = ["layers.0.swiglu.w_2", "layers.1.swiglu.w_2", "output_norm"]
+    assert names.match("mlp.down_proj", stored) == stored[:2]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        ("self_attn.vproj", "self_attn.v_proj"),
+        ("attention.q_project", "q_proj"),
+        ("model.layers.*.mlp.dwn_proj", "mlp.down_proj"),
+        ("lmhead", "lm_head"),
+        ("layers.12.mlp.up_proj", "layers.2.mlp.up_proj"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        names.match(["*_proj", pattern], MODULES)
+    sentence = str(caught.value)
+    assert sentence.startswith(f'the pattern "{pattern}" matches no module; the nearest names are: ')
+    assert near in sentence.split(": ")[1]
+
+
+def test_where_nothing_is_near_some_names_are_shown() -> None:
+    with pytest.raises(UserError, match="the nearest names are: a, b, c"):
+        names.match("zzzzzz", ["c", "b", "a", "d"])
+    with pytest.raises(UserError, match="there are none"):
+        names.match("v_proj", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "kind", "component"),
+    [
+        ("model.layers.11.self_attn.q_proj", 11, "attention", "self_attn.q_proj"),
+        ("model.layers.0.self_attn", 0, "attention", "self_attn"),
+        ("model.layers.2.mlp.down_proj.weight", 2, "mlp", "mlp.down_proj.weight"),
+        ("model.layers.2.input_layernorm", 2, "norm", "input_layernorm"),
+        ("model.layers.2.post_attention_layernorm.weight", 2, "norm", "post_attention_layernorm.weight"),
+        ("model.norm.weight", None, "norm", "model.norm.weight"),
+        ("model.embed_tokens", None, "embedding", "model.embed_tokens"),
+        ("lm_head", None, "head", "lm_head"),
+        ("model.layers.0", None, "other", "model.layers.0"),
+        ("classifier.weight", None, "other", "classifier.weight"),
+        ("_orig_mod.layers.4.swiglu.w_1", 4, "mlp", "mlp.up_proj"),
+    ],
+)
+def test_a_name_says_layer_kind_and_component(name: str, layer: int | None, kind: str, component: str) -> None:
+    parsed = names.parse(name)
+    assert (parsed.layer, parsed.kind, parsed.component) == (layer, kind, component)
+    assert parsed.name == names.canonical(name)
