@@ -16,7 +16,8 @@ def script() -> Callable[..., str]:
     """Run Python source, which may import the test modules of this directory; returns what it printed."""
 
     def run(source: str, *arguments: str | Path) -> str:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        search = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}
         command = [sys.executable, "-c", source, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
