@@ -102,12 +102,13 @@ def _parts_of_file(path: Path, separator: str | None) -> Iterator[str]:
 def _decoded_blocks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as handle:
-        for start in itertools.count(0, _BLOCK):
-            raw, pending = handle.read(_BLOCK), len(decoder.getstate()[0])
+        while True:
+            start = handle.tell() - len(decoder.getstate()[0])
+            raw = handle.read(_BLOCK)
             try:
                 yield decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
-                raise _not_utf8(str(path), start - pending + error.start, error) from None
+                raise _not_utf8(str(path), start + error.start, error) from None
             if not raw:
                 return
 
