@@ -34,7 +34,7 @@ def plot(
     run: RunPath,
     name: Name = "default",
     metric: Annotated[str | None, typer.Option(help="comma-separated; a few telling ones by default")] = None,
-    heads: Annotated[bool, typer.Option("--heads", help="resolve circuits by head in heat maps")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="draw circuits head by head as well")] = False,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
 ) -> None:
     """Draw figures from the table that `run` wrote, without measuring again."""

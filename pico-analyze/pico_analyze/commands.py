@@ -73,14 +73,17 @@ def plot_run(
 def draw(
     frame: pd.DataFrame, layout: AnalysisLayout, metrics: Sequence[str] | None, heads: bool, formats: Sequence[str]
 ) -> list[Path]:
-    """Lines and a heat map of each of `metrics`; by default of a telling few, and an overview of them."""
+    """Lines and a heat map of each of `metrics`, with `heads` also one of each head; a telling few by default."""
     from pico_analyze import plot
+    from pico_analyze.subject import subjects
 
-    shown = plot.subjects(frame, metrics)
+    shown = subjects(frame, metrics)
     figures = {"overview": plot.overview(frame)} if metrics is None and shown else {}
     for subject in shown:
         figures[f"{subject.stem}_lines"] = plot.lines(subject)
-        figures[f"{subject.stem}_map"] = plot.heat_map(subject, heads=heads)
+        figures[f"{subject.stem}_map"] = plot.heat_map(subject)
+        if heads and subject.rows["head"].notna().any():
+            figures[f"{subject.stem}_heads"] = plot.head_map(subject)
     return [
         plot.save(figure, layout.figures / f"{stem}.{ending}") for stem, figure in figures.items() for ending in formats
     ]

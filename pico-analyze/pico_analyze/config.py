@@ -35,7 +35,7 @@ class FiguresConfig(Section):
     metrics: list[str] | None = None
     """Metrics drawn by layer and as heat maps; those of `metrics`, or a telling few, by default. [] for none."""
     heads: bool = False
-    """Whether heat maps show circuits head by head instead of their mean over heads."""
+    """Whether circuits are drawn head by head as well as in the mean over heads."""
     formats: list[Literal["png", "svg", "pdf"]] = ["png"]
     """File formats."""
 

@@ -1,4 +1,4 @@
-"""Figures of a measurement table: a metric over steps by layer, and a layer x step heat map; one panel a component.
+"""Figures of a measurement table: a metric over steps by layer, heat maps of layer x step; one panel a component.
 
 What has no value leaves a gap, and a line below the figure says how many there are and why. The same table gives the
 same bytes: no dates, no global state.
@@ -6,8 +6,8 @@ same bytes: no dates, no global state.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,123 +16,62 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.errors import UserError
+
+from pico_analyze.subject import OVERVIEW, Subject, subjects
 
 FORMATS = ("png", "svg", "pdf")
-OVERVIEW = (("weights", "per"), ("activations", "cka_debiased"), ("gradients", "frobenius_norm"))
 _STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
 _OUTSIDE = -1  # stands for the layer of a module outside the layers
 _COLUMNS = 4
 _WIDTH, _HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
-_WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis
+_HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
+_LETTERS = 11  # of a title, to the inch
+_WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
 _STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
 _NO_DATE: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-_NAMES = {
-    "per": "PER",
-    "gini": "Gini",
-    "hoyer": "Hoyer",
-    "cka": "linear CKA",
-    "cka_debiased": "debiased CKA",
-    "frobenius_norm": "Frobenius norm",
-}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the table."""
-
-    rows: pd.DataFrame
-    metric: str
-    kind: str
-    split: str | None
-
-    @property
-    def quantity(self) -> str:
-        """The metric's name and unit, for an axis."""
-        unit = next(iter(self.rows["unit"].dropna()), "")
-        return f"{spoken(self.metric)} ({unit})" if unit not in ("", "1") else spoken(self.metric)
-
-    @property
-    def object(self) -> str:
-        """What was measured, for a title."""
-        reference = self.rows["reference_step"].dropna()
-        to = f", to step {reference.iloc[0]}" if len(reference) else ""
-        return f"{self.kind}{f' ({self.split})' if self.split else ''}{to}"
-
-    @property
-    def stem(self) -> str:
-        """Name of a figure's file without its ending."""
-        parts = [self.kind, self.split, self.metric.replace(":", ".")]
-        return "_".join(part for part in parts if part)
-
-
-def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> Subject:
-    """The rows of one metric of one kind and split; `split` may be left out where the table holds one only.
-
-    Raises:
-        UserError: the table has no such rows, or they are of several splits, runs, references or variants.
-    """
-    rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
-    if split is not None:
-        rows = rows[rows["split"] == split]
-    if rows.empty:
-        there = {f"{m} of {k}" for m, k in zip(frame["metric"], frame["kind"], strict=True)}
-        of = kind if split is None else f"{kind} of split {split}"
-        raise UserError(f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}")
-    for column in ("split", "run", "reference_step", "variant"):
-        values = sorted(map(str, rows[column].dropna().unique()))
-        if len(values) > 1:
-            raise UserError(f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one")
-    return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None))
-
-
-def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:
-    """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of the probe (val).
-
-    Raises:
-        UserError: the table lacks one of `metrics` altogether.
-    """
-    held = frame[["kind", "metric"]].drop_duplicates().itertuples(index=False, name=None)
-    pairs = [pair for pair in held if metrics is None or pair[1] in metrics]
-    if metrics is None:
-        pairs = [pair for pair in OVERVIEW if pair in pairs]
-    for metric in metrics or ():
-        if metric not in {found for _, found in pairs}:
-            raise UserError(f'the table has no metric "{metric}"{did_you_mean(metric, set(frame["metric"]))}')
-    found = []
-    for kind, metric in pairs:
-        splits = sorted(frame.loc[frame["kind"] == kind, "split"].dropna().unique()) or [None]
-        kept = splits if metrics is not None else splits[-1:]  # val, or train where nothing else was observed
-        found += [subject(frame, metric, kind, split) for split in kept]
-    return found
+Panel = tuple[Axes, pd.DataFrame]
 
 
 def lines(shown: Subject) -> Figure:
     """The metric over steps (step 0 included), one line a layer, one panel a component; circuits: mean over heads."""
-    figure, panels = _panels(shown)
+    figure, panels = _panels(shown, shown.rows)
     layers = _layers(shown.rows)
     for axes, table in panels:
         _draw_lines(axes, table, layers)
     figure.supylabel(shown.quantity)
-    figure.supxlabel(f"{_STEP_AXIS}{_note(shown.rows)}")
+    _label_below(figure, _STEP_AXIS, shown.rows)
     _layer_bar(figure, layers)
     return figure
 
 
-def heat_map(shown: Subject, *, heads: bool = False) -> Figure:
-    """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads, or head by head."""
-    figure, panels = _panels(shown)
+def heat_map(shown: Subject) -> Figure:
+    """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
+    figure, panels = _panels(shown, shown.rows)
     for axes, table in panels:
-        _draw_map(axes, table, heads)
-    figure.supylabel("layer; within it heads, the first lowest" if heads else "layer")
-    figure.supxlabel(f"observed step{_note(shown.rows)}")
+        _draw_map(axes, table, _by_layer(table))
+    figure.supylabel("layer")
+    _label_below(figure, "observed step", shown.rows)
+    return figure
+
+
+def head_map(shown: Subject) -> Figure:
+    """As `heat_map`, of the circuits alone and head by head."""
+    rows = shown.rows[shown.rows["head"].notna()]
+    height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
+    figure, panels = _panels(shown, rows, max(height, _HEIGHT))
+    for axes, table in panels:
+        _draw_map(axes, table, table.pivot(index=["layer", "head"], columns="step", values="value"))
+    figure.supylabel("layer, its heads upwards")
+    _label_below(figure, "observed step", rows)
     return figure
 
 
@@ -148,7 +87,7 @@ def overview(frame: pd.DataFrame) -> Figure:
         _draw_lines(axes, rows, layers)
         axes.set_title(one.object)
         axes.set_ylabel(one.quantity)
-    figure.supxlabel(f"{_STEP_AXIS}{_note(pd.concat(of_modules))}")
+    _label_below(figure, _STEP_AXIS, pd.concat(of_modules))
     _layer_bar(figure, layers)
     return figure
 
@@ -168,18 +107,12 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def spoken(metric: str) -> str:
-    """The metric's name in words, for a title: `effective_rank` is effective rank."""
-    return _NAMES.get(metric) or metric.rpartition(":")[2].replace("_", " ")
-
-
-def _panels(shown: Subject) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+def _panels(shown: Subject, rows: pd.DataFrame, height: float = _HEIGHT) -> tuple[Figure, list[Panel]]:
     """A figure with one titled panel for each component, in the order of the table."""
-    groups = list(shown.rows.groupby("component", sort=False))
+    groups = list(rows.groupby("component", sort=False))
     columns = min(_COLUMNS, len(groups))
-    figure = _figure(
-        -(-len(groups) // columns), columns, f"{shown.quantity}: {shown.object}, run {shown.rows['run'].iloc[0]}"
-    )
+    title = f"{shown.quantity}: {shown.object}, run {rows['run'].iloc[0]}"
+    figure = _figure(-(-len(groups) // columns), columns, title, height)
     for axes in figure.axes[len(groups) :]:
         axes.remove()
     panels = []
@@ -189,12 +122,27 @@ def _panels(shown: Subject) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     return figure, panels
 
 
-def _figure(rows: int, columns: int, title: str) -> Figure:
+def _figure(rows: int, columns: int, title: str, height: float = _HEIGHT) -> Figure:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH * max(columns, 2), _HEIGHT * rows + 0.9), layout="constrained")
+        figure = Figure(
+            figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
+        )
         figure.subplots(rows, columns)
-    figure.suptitle(title)
+    figure.suptitle(_folded(figure, title))
     return figure
+
+
+def _label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
+    """What the horizontal axis is, and what has no value and why."""
+    absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
+    reasons = ", ".join(f"{status}\N{NO-BREAK SPACE}{count}" for status, count in absent.items())
+    note = f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})" if reasons else ""
+    figure.supxlabel(f"{axis}\n{_folded(figure, note)}".rstrip())
+
+
+def _folded(figure: Figure, text: str) -> str:
+    """In lines that the figure is wide enough for."""
+    return textwrap.fill(text, int(_LETTERS * figure.get_figwidth()))
 
 
 def _heads(table: pd.DataFrame) -> str:
@@ -221,21 +169,24 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
         colour = "0.25" if layer == _OUTSIDE else colours(layers.index(layer))
         axes.plot(steps, row, color=colour, marker="o", markersize=2.5, linewidth=1.2)
     _scale_steps(axes, steps)
-    found = values.stack()
-    if found.min() > 0 and found.max() > _WIDE * found.min():
+    if _are_wide(values):
         axes.set_yscale("log")
 
 
-def _draw_map(axes: Axes, table: pd.DataFrame, heads: bool) -> None:
-    """Cells without a value stay hatched."""
-    by_head = heads and table["head"].notna().any()
-    values = table.pivot(index=["layer", "head"], columns="step", values="value") if by_head else _by_layer(table)
+def _are_wide(values: pd.DataFrame) -> bool:
+    found = values.stack()
+    return bool(found.min() > 0 and found.max() > _WIDE * found.min())
+
+
+def _draw_map(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> None:
+    """`values` (layer, or layer and head, by step) as cells; those without a value stay hatched."""
     if _draw_sentence(axes, table, values):
         return
     axes.set_facecolor("0.92")
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
     axes.grid(visible=False)
-    image = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", cmap="viridis")
+    norm = LogNorm() if _are_wide(values) else None
+    image = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm)
     axes.figure.colorbar(image, ax=axes)
     columns = _spaced(range(values.shape[1]))
     axes.set_xticks(columns, [_short(int(values.columns[i])) for i in columns])
@@ -250,7 +201,7 @@ def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
     shown = _spaced(middles, most=12)
     axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == _OUTSIDE else str(layers[i]) for i in shown])
     if len(layers) < len(layer_of_row):
-        axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1.5)
+        axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1)
 
 
 def _draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
@@ -274,28 +225,19 @@ def _scale_steps(axes: Axes, steps: list[int]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _spaced(places: Sequence[float], most: int = 6) -> list[int]:
-    """Indices of ascending `places` that lie at least a `most`-th of the whole apart; the last is always among them."""
+def _spaced(places: Sequence[float], most: int = 4) -> list[int]:
+    """Indices of ascending `places`, the first and last among them, at least a `most`-th of the whole apart."""
     room = (places[-1] - places[0]) / most
     chosen: list[int] = []
     for index in reversed(range(len(places))):
         if not chosen or places[chosen[-1]] - places[index] >= room:
             chosen.append(index)
-    return chosen[::-1]
+    return [0, *chosen[-2::-1]]
 
 
 def _short(step: int) -> str:
     """12000 as 12k."""
     return f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step)
-
-
-def _note(rows: pd.DataFrame) -> str:
-    """A second line for what has no value, and why; empty where everything has one."""
-    absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
-    if absent.empty:
-        return ""
-    reasons = ", ".join(f"{status} {count}" for status, count in absent.items())
-    return f"\ngaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})"
 
 
 def _colours(layers: int) -> Colormap:

@@ -1,0 +1,97 @@
+"""What a figure shows: which rows of the measurement table, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pico_contract.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OVERVIEW = (("weights", "per"), ("activations", "cka_debiased"), ("gradients", "frobenius_norm"))
+_NAMES = {
+    "per": "PER",
+    "gini": "Gini",
+    "hoyer": "Hoyer",
+    "cka": "linear CKA",
+    "cka_debiased": "debiased CKA",
+    "frobenius_norm": "Frobenius norm",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the table."""
+
+    rows: pd.DataFrame
+    metric: str
+    kind: str
+    split: str | None
+
+    @property
+    def quantity(self) -> str:
+        """The metric's name and unit, for an axis."""
+        unit = next(iter(self.rows["unit"].dropna()), "")
+        return f"{spoken(self.metric)} ({unit})" if unit not in ("", "1") else spoken(self.metric)
+
+    @property
+    def object(self) -> str:
+        """What was measured, for a title."""
+        reference = self.rows["reference_step"].dropna()
+        to = f", to step {reference.iloc[0]}" if len(reference) else ""
+        return f"{self.kind}{f' ({self.split})' if self.split else ''}{to}"
+
+    @property
+    def stem(self) -> str:
+        """Name of a figure's file without its ending."""
+        parts = [self.kind, self.split, self.metric.replace(":", ".")]
+        return "_".join(part for part in parts if part)
+
+
+def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> Subject:
+    """The rows of one metric of one kind and split; `split` may be left out where the table holds one only.
+
+    Raises:
+        UserError: the table has no such rows, or they are of several splits, runs, references or variants.
+    """
+    rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
+    if split is not None:
+        rows = rows[rows["split"] == split]
+    if rows.empty:
+        there = {f"{m} of {k}" for m, k in zip(frame["metric"], frame["kind"], strict=True)}
+        of = kind if split is None else f"{kind} of split {split}"
+        raise UserError(f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}")
+    for column in ("split", "run", "reference_step", "variant"):
+        values = sorted(map(str, rows[column].dropna().unique()))
+        if len(values) > 1:
+            raise UserError(f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one")
+    return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None))
+
+
+def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:
+    """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of the probe (val).
+
+    Raises:
+        UserError: the table lacks one of `metrics` altogether.
+    """
+    held = frame[["kind", "metric"]].drop_duplicates().itertuples(index=False, name=None)
+    pairs = [pair for pair in held if metrics is None or pair[1] in metrics]
+    if metrics is None:
+        pairs = [pair for pair in OVERVIEW if pair in pairs]
+    for metric in metrics or ():
+        if metric not in {found for _, found in pairs}:
+            raise UserError(f'the table has no metric "{metric}"{did_you_mean(metric, set(frame["metric"]))}')
+    found = []
+    for kind, metric in pairs:
+        splits = sorted(frame.loc[frame["kind"] == kind, "split"].dropna().unique()) or [None]
+        kept = splits if metrics is not None else splits[-1:]  # val, or train where nothing else was observed
+        found += [subject(frame, metric, kind, split) for split in kept]
+    return found
+
+
+def spoken(metric: str) -> str:
+    """The metric's name in words, for a title: `effective_rank` is effective rank."""
+    return _NAMES.get(metric) or metric.rpartition(":")[2].replace("_", " ")

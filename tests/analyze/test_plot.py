@@ -1,0 +1,215 @@
+"""Figures: what they say, that it can be read, and that the same table gives the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from pico_analyze import plot
+from pico_analyze.subject import Subject, subject
+from pico_analyze.table import from_rows
+from pico_contract.errors import UserError
+
+LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, *range(1000, 10_000, 1000))
+COMPONENTS = [
+    *(f"self_attn.{p}_proj" for p in "qkvo"),
+    *(f"mlp.{p}_proj" for p in ("gate", "up", "down")),
+    "ov_circuit",
+]
+
+SOME = COMPONENTS[-2:]
+
+
+def table(
+    layers: int = 4,
+    heads: int = 4,
+    steps: tuple[int, ...] = LOG_STEPS,
+    components: list[str] = SOME,
+    value: Callable[..., float | None] = lambda step, layer, head: 1 / (2 + step + layer + head),
+    **columns: Any,
+) -> pd.DataFrame:
+    """PER of weights: `value(step, layer, head)`, null where that is None."""
+    rows = []
+    for name, layer, step in itertools.product(components, range(layers), steps):
+        for head in range(heads) if name == "ov_circuit" else [None]:
+            number = value(step, layer, head or 0)
+            found = {"value": number, "status": "ok" if number is not None else "rank_deficient"}
+            place = {"component": name, "layer": layer, "head": head, "module": f"model.layers.{layer}.{name}"}
+            what = {"metric": "per", "kind": "weights", "unit": "fraction of full rank", "variant": "{}"}
+            rows.append({"run": "small", "step": step, **place, **what, **found, **columns})
+    return from_rows(rows)
+
+
+def per(**of: Any) -> Subject:
+    return subject(table(**of), "per", "weights")
+
+
+def texts(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def panels(figure: Figure) -> dict[str, Axes]:
+    return {axes.get_title().partition(",")[0]: axes for axes in figure.axes if axes.get_title()}
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    """All but the labels of ticks outside the limits of their axis, which exist but are not drawn."""
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    ticks = [(tick, *sorted(axis.get_view_interval())) for axis in axes for tick in axis.get_major_ticks()]
+    beyond = {tick.label1 for tick, low, high in ticks if not low <= tick.get_loc() <= high}
+    beyond |= {tick.label2 for tick, low, high in ticks if not low <= tick.get_loc() <= high}
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [text for text in texts if text not in beyond]
+
+
+def assert_legible(figure: Figure) -> None:
+    """No text leaves the figure, and no label or title lies on another by more than the margin around letters."""
+    FigureCanvasAgg(figure).draw()
+    texts = drawn_texts(figure)
+    boxes = [(text.get_text(), text.get_window_extent().padded(-2)) for text in texts]
+    assert len(boxes) > 4
+    for text, box in boxes:
+        assert box.x0 >= 0 <= box.y0, text
+        assert box.x1 <= figure.bbox.width, text
+        assert box.y1 <= figure.bbox.height, text
+    clashes = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert clashes == []
+
+
+DRAWINGS = [plot.lines, plot.heat_map, plot.head_map]
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+@pytest.mark.parametrize(
+    "of",
+    [
+        {"layers": 12, "heads": 12, "components": COMPONENTS},
+        {"steps": tuple(12_500 * step for step in range(9)), "value": lambda step, *_: 1e-7 * (step + 1)},
+        {"layers": 1, "steps": (0,)},
+        {"layers": 2, "steps": (54_321, 123_456), "components": ["ov_circuit"]},
+    ],
+)
+def test_text_is_inside_and_does_not_overlap(draw: Callable[[Subject], Figure], of: dict[str, Any]) -> None:
+    assert_legible(draw(per(**of)))
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_long_names_and_many_reasons_are_folded(draw: Callable[[Subject], Figure]) -> None:
+    frame = table(components=["ov_circuit"], value=lambda step, layer, head: 1.0 if step else None, run="a-run-" * 12)
+    empty = frame.index[frame["value"].isna()]
+    frame.loc[empty[:3], "status"] = "missing"
+    frame.loc[empty[3:6], "status"] = "non_finite"
+    frame.loc[empty[6:8], "status"] = "n_less_than_d"
+    assert_legible(draw(subject(frame, "per", "weights")))
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_title_says_what_of_which_run_with_the_unit(draw: Callable[[Subject], Figure]) -> None:
+    title = draw(per()).get_suptitle()
+    assert title == "PER (fraction of full rank): weights, run small"
+
+
+def test_title_says_split_and_reference() -> None:
+    frame = table(kind="activations", split="val", metric="cka", unit="similarity", reference_step=9000)
+    title = plot.lines(subject(frame, "cka", "activations")).get_suptitle()
+    assert title == "linear CKA (similarity): activations (val), to step 9000, run small"
+
+
+def test_axes_are_labelled() -> None:
+    lines = plot.lines(per())
+    assert lines.get_supylabel() == "PER (fraction of full rank)"
+    assert lines.get_supxlabel() == "step (linear up to the first observed, then logarithmic)"
+    heat = plot.heat_map(per())
+    assert (heat.get_supylabel(), heat.get_supxlabel()) == ("layer", "observed step")
+    assert plot.head_map(per()).get_supylabel() == "layer, its heads upwards"
+
+
+def test_panels_are_the_components_in_the_order_of_the_table() -> None:
+    shown = per(components=COMPONENTS)
+    assert list(panels(plot.lines(shown))) == COMPONENTS
+    assert list(panels(plot.heat_map(shown))) == COMPONENTS
+    assert list(panels(plot.head_map(shown))) == ["ov_circuit"]
+    assert "ov_circuit, 4 heads" in texts(plot.lines(shown))
+
+
+def test_lines_hold_the_values_of_each_layer_and_the_mean_over_heads() -> None:
+    of = panels(plot.lines(per(value=lambda step, layer, head: 100 * layer + 10 * head + step + 1)))
+    for layer, line in enumerate(of["mlp.down_proj"].lines):
+        assert line.get_xdata() == pytest.approx(LOG_STEPS)
+        assert line.get_ydata() == pytest.approx([100 * layer + step + 1 for step in LOG_STEPS])
+    for layer, line in enumerate(of["ov_circuit"].lines):
+        assert line.get_ydata() == pytest.approx([100 * layer + 15 + step + 1 for step in LOG_STEPS])
+
+
+def test_maps_hold_layers_upwards_by_steps_and_heads_within_layers() -> None:
+    shown = per(layers=3, value=lambda step, layer, head: 100 * layer + 10 * head + 1)
+    image = panels(plot.heat_map(shown))["mlp.down_proj"].images[0]
+    assert image.get_array().shape == (3, len(LOG_STEPS))
+    assert image.origin == "lower"
+    assert image.get_array()[:, 0].tolist() == [1, 101, 201]
+    by_head = panels(plot.head_map(shown))["ov_circuit"].images[0].get_array()
+    assert by_head[:, -1].tolist() == [100 * layer + 10 * head + 1 for layer in range(3) for head in range(4)]
+
+
+def test_wide_values_get_logarithmic_axes_and_colours() -> None:
+    wide, narrow = (per(value=lambda step, layer, head, most=most: 1 + most * step) for most in (1.0, 1e-4))
+    assert panels(plot.lines(wide))["ov_circuit"].get_yscale() == "log"
+    assert isinstance(panels(plot.heat_map(wide))["ov_circuit"].images[0].norm, LogNorm)
+    assert panels(plot.lines(narrow))["ov_circuit"].get_yscale() == "linear"
+    assert not isinstance(panels(plot.heat_map(narrow))["ov_circuit"].images[0].norm, LogNorm)
+
+
+def test_first_and_last_step_are_labelled() -> None:
+    for draw in DRAWINGS:
+        ticks = [tick.get_text() for tick in panels(draw(per()))["ov_circuit"].get_xticklabels()]
+        assert (ticks[0], ticks[-1]) == ("0", "9000")
+
+
+def test_gaps_are_drawn_as_gaps_and_counted_below() -> None:
+    shown = per(components=["mlp.down_proj"], value=lambda step, layer, head: None if step == 8 else 1.0)
+    lines = plot.lines(shown)
+    assert "gaps: 4 of 80 numbers have no value (rank_deficient\xa04)" in lines.get_supxlabel()
+    data = np.asarray(panels(lines)["mlp.down_proj"].lines[0].get_ydata(), dtype=float)
+    assert np.isnan(data).tolist() == [step == 8 for step in LOG_STEPS]
+    cells = panels(plot.heat_map(shown))["mlp.down_proj"].images[0].get_array()
+    assert np.ma.getmaskarray(cells)[:, LOG_STEPS.index(8)].all()
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_a_panel_without_any_value_says_why(draw: Callable[[Subject], Figure]) -> None:
+    figure = draw(per(value=lambda *_: None))
+    assert "no value to draw:\nrank_deficient" in texts(figure)
+
+
+def test_modules_outside_the_layers_are_drawn_in_grey_and_labelled_with_a_dash() -> None:
+    frame = table(components=["lm_head"], layers=1)
+    frame["layer"] = pd.array([pd.NA] * len(frame), dtype="Int64")
+    shown = subject(frame, "per", "weights")
+    assert panels(plot.lines(shown))["lm_head"].lines[0].get_color() == "0.25"
+    assert [tick.get_text() for tick in panels(plot.heat_map(shown))["lm_head"].get_yticklabels()] == ["-"]
+
+
+@pytest.mark.parametrize("ending", plot.FORMATS)
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path, ending: str) -> None:
+    for draw in (plot.lines, plot.heat_map):
+        one, other = (plot.save(draw(per(layers=2)), tmp_path / f"{i}.{ending}") for i in range(2))
+        assert one.read_bytes() == other.read_bytes()
+        assert len(one.read_bytes()) > 1000
+
+
+def test_files_are_of_their_format(tmp_path: Path) -> None:
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for ending, start in starts.items():
+        assert plot.save(plot.heat_map(per(layers=1)), tmp_path / f"figure.{ending}").read_bytes().startswith(start)
+    with pytest.raises(UserError, match=r"should end in \.png, \.svg, \.pdf"):
+        plot.save(plot.heat_map(per(layers=1)), tmp_path / "figure.bmp")

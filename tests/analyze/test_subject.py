@@ -1,0 +1,81 @@
+"""Which rows of a table a figure shows, and the overview of a run."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from pico_analyze import measure, plot
+from pico_analyze.sources.run import Run
+from pico_analyze.subject import OVERVIEW, spoken, subject, subjects
+from pico_contract.errors import UserError
+
+
+@pytest.fixture
+def frame(run: Run) -> pd.DataFrame:
+    return measure(run)
+
+
+def test_subject_is_one_metric_of_one_kind_and_split(frame: pd.DataFrame) -> None:
+    shown = subject(frame, "gini", "gradients", "train")
+    assert set(shown.rows["split"]) == {"train"}
+    assert set(shown.rows["metric"]) == {"gini"}
+    assert (shown.stem, shown.quantity, shown.object) == ("gradients_train_gini", "Gini (index)", "gradients (train)")
+    norm = subject(frame, "spectral_norm", "weights")
+    assert (norm.stem, norm.quantity, norm.object) == ("weights_spectral_norm", "spectral norm", "weights")
+
+
+def test_split_may_be_left_out_where_there_is_one(frame: pd.DataFrame) -> None:
+    assert subject(frame, "cka", "activations").split == "val"
+    with pytest.raises(UserError, match=r"gini of gradients for several splits \(train, val\): choose one"):
+        subject(frame, "gini", "gradients")
+
+
+def test_what_the_table_lacks_is_named(frame: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match='no giny of weights; did you mean "gini of weights"'):
+        subject(frame, "giny", "weights")
+    with pytest.raises(UserError, match="no gini of activations of split train"):
+        subject(frame, "gini", "activations", "train")
+    with pytest.raises(UserError, match='no metric "giny"; did you mean "gini"'):
+        subjects(frame, ["per", "giny"])
+
+
+def test_one_table_of_two_runs_is_refused(frame: pd.DataFrame) -> None:
+    both = pd.concat([frame, frame.assign(run="other")])
+    with pytest.raises(UserError, match=r"several runs \(other, small\)"):
+        subject(both, "per", "weights")
+
+
+def test_by_default_the_overview_of_the_probe(frame: pd.DataFrame) -> None:
+    shown = [(one.kind, one.metric, one.split) for one in subjects(frame)]
+    assert sorted(shown) == sorted((kind, metric, None if kind == "weights" else "val") for kind, metric in OVERVIEW)
+    assert subjects(frame[frame["metric"] == "gini"]) == []
+
+
+def test_asked_metrics_of_every_kind_and_split(frame: pd.DataFrame) -> None:
+    shown = {(one.kind, one.split) for one in subjects(frame, ["per"])}
+    assert shown == {("weights", None), ("gradients", "train"), ("gradients", "val"), ("activations", "val")}
+
+
+def test_overview_has_a_labelled_panel_for_each(frame: pd.DataFrame) -> None:
+    figure = plot.overview(frame)
+    assert figure.get_suptitle() == "run small: mean over the modules of a layer"
+    words = {text.get_text() for text in figure.findobj(Text)}
+    assert {"weights", "activations (val), to step 2", "gradients (val)"} <= words
+    assert {"PER (fraction of full rank)", "debiased CKA (similarity)", "Frobenius norm (nats)"} <= words
+    values = frame[(frame["metric"] == "per") & (frame["kind"] == "weights") & frame["head"].isna()]
+    mean = values[(values["layer"] == 1) & (values["step"] == 2)]["value"].mean()
+    assert figure.axes[0].lines[1].get_ydata()[-1] == pytest.approx(mean)
+
+
+def test_overview_of_nothing_is_a_mistake(frame: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match="the table has none of per of weights"):
+        plot.overview(frame[frame["metric"] == "gini"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("per", "PER"), ("effective_rank", "effective rank"), ("mine.metrics:row_sum", "row sum"), ("spread", "spread")],
+)
+def test_metrics_in_words(metric: str, words: str) -> None:
+    assert spoken(metric) == words
