@@ -84,6 +84,9 @@ def assert_legible(figure: Figure) -> None:
         assert box.y1 <= figure.bbox.height, text
     clashes = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
     assert clashes == []
+    for axes in figure.axes:
+        labels = [label.get_window_extent() for label in axes.get_xticklabels() if label in texts]
+        assert all(right.x0 - left.x1 >= 3 for left, right in itertools.pairwise(labels)), axes.get_title()
 
 
 DRAWINGS = [plot.lines, plot.heat_map, plot.head_map]
@@ -93,7 +96,7 @@ DRAWINGS = [plot.lines, plot.heat_map, plot.head_map]
 @pytest.mark.parametrize(
     "of",
     [
-        {"layers": 12, "heads": 12, "components": COMPONENTS},
+        {"layers": 12, "heads": 12, "components": COMPONENTS, "value": lambda step, *_: 0.9125 + 1e-6 * step},
         {"steps": tuple(12_500 * step for step in range(9)), "value": lambda step, *_: 1e-7 * (step + 1)},
         {"layers": 1, "steps": (0,)},
         {"layers": 2, "steps": (54_321, 123_456), "components": ["ov_circuit"]},
@@ -120,7 +123,9 @@ def test_title_says_what_of_which_run_with_the_unit(draw: Callable[[Subject], Fi
 
 
 def test_title_says_split_and_reference() -> None:
-    frame = table(kind="activations", split="val", metric="cka", unit="similarity", reference_step=9000)
+    frame = table(
+        components=COMPONENTS, kind="activations", split="val", metric="cka", unit="similarity", reference_step=9000
+    )
     title = plot.lines(subject(frame, "cka", "activations")).get_suptitle()
     assert title == "linear CKA (similarity): activations (val), to step 9000, run small"
 
