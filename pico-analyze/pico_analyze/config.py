@@ -136,9 +136,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _sentence(error: ValidationError, source: str, overrides: Sequence[str]) -> str:
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if part not in ("range", "list")]
+    path = [str(part) for place, part in enumerate(first["loc"]) if (place, part) not in _TAGS]
     key = ".".join(path)
-    if any(override.partition("=")[0] == key for override in overrides):
+    if any(f"{key}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
         source = "the command line"
     if first["type"] == "extra_forbidden":
         section = _SECTIONS[path[0]] if path[1:] else AnalysisConfig
@@ -150,6 +150,7 @@ def _sentence(error: ValidationError, source: str, overrides: Sequence[str]) -> 
     return f"{source}: {key}: {message[:1].lower()}{message[1:]}{given}"
 
 
+_TAGS = ((1, "range"), (1, "list"))  # pydantic names the member of the union `steps` after the key
 _SECTIONS: Mapping[str, type[Section]] = {"steps": StepRange, "figures": FiguresConfig}
 
 

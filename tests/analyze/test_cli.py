@@ -1,0 +1,212 @@
+"""The commands, in this process where a start of their own is not the point."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from pico_analyze.cli import main
+from pico_analyze.metrics import METRICS
+from pico_analyze.table import read
+from pico_contract.layout import MANIFEST, RunLayout
+
+SMALL = ("metrics=[per,cka_debiased]", "components=[v_proj,ov_circuit]", "splits=[val]")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`command("run", path)` -> exit code, stdout, stderr of `pico-analyze run path`."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pico-analyze", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return (int(stopped.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_run_writes_table_figures_and_configuration(command: Command, layout: RunLayout) -> None:
+    code, out, err = command("run", layout.root, *SMALL)
+    assert code == 0
+    analysis = layout.analysis("default")
+    written = {Path(line) for line in out.splitlines()}
+    figures = {f"{stem}_{form}.png" for stem in ("weights_per", "activations_val_per") for form in ("lines", "map")}
+    assert {analysis.table, analysis.table_csv, analysis.config} <= written
+    assert {analysis.figures / name for name in figures} <= written
+    assert all(path.is_file() for path in written)
+    assert {path for path in analysis.root.rglob("*") if path.is_file()} == written
+    assert set(read(analysis.table)["metric"]) == {"per", "cka_debiased"}
+    assert err.splitlines()[-1] == "measured 10 of 10"
+    assert yaml.safe_load(analysis.config.read_text())["metrics"] == ["per", "cka_debiased"]
+
+
+def test_feeding_the_written_configuration_back_repeats_the_analysis(command: Command, layout: RunLayout) -> None:
+    command("run", layout.root, *SMALL)
+    analysis = layout.analysis("default")
+    before = {path: path.read_bytes() for path in analysis.root.rglob("*") if path.is_file()}
+    assert command("run", analysis.config)[0] == 0
+    assert {path: path.read_bytes() for path in analysis.root.rglob("*") if path.is_file()} == before
+
+
+def test_run_says_what_is_damaged_and_measures_the_rest(command: Command, layout: RunLayout) -> None:
+    (layout.snapshot(1) / MANIFEST).unlink()
+    code, _, err = command("run", layout.root, *SMALL, "figures.metrics=[]")
+    assert code == 0
+    assert f"warning: step 1 is left out in part: {layout.snapshot(1) / MANIFEST} does not exist" in err
+    assert "Traceback" not in err
+    assert set(read(layout.analysis("default").table)["step"]) == {0, 1, 2}
+
+
+def test_by_default_everything_is_measured_and_the_overview_drawn(command: Command, layout: RunLayout) -> None:
+    code, out, _ = command("run", layout.root)
+    assert code == 0
+    assert set(read(layout.analysis("default").table)["metric"]) == set(METRICS)
+    assert (layout.analysis("default").figures / "overview.png").is_file()
+    assert len(out.splitlines()) == 3 + 1 + 2 * 3
+
+
+def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
+    command("run", layout.root, *SMALL, "figures.metrics=[]", "name=mine")
+    for directory in layout.snapshots.iterdir():
+        (directory / MANIFEST).unlink()
+    code, out, _ = command("plot", layout.root, "--name", "mine", "--metric", "per", "--heads", "--format", "svg,pdf")
+    assert code == 0
+    figures = layout.analysis("mine").figures
+    assert {path.name for path in figures.iterdir()} == {Path(line).name for line in out.splitlines()}
+    assert {"weights_per_heads.svg", "weights_per_map.pdf", "activations_val_per_lines.svg"} <= {
+        path.name for path in figures.iterdir()
+    }
+
+
+def test_inspect_says_what_a_run_holds(command: Command, layout: RunLayout) -> None:
+    (layout.snapshot(0) / MANIFEST).unlink()
+    code, out, _ = command("inspect", layout.root)
+    assert code == 0
+    assert "run small: finished at step 2 of 2, method plain" in out
+    assert "hidden_size 16" in out
+    assert "observed steps (2): 1, 2" in out
+    weights = next(line for line in out.splitlines() if line.startswith("weights at 2 steps: "))
+    assert {"self_attn.q_proj", "model.norm", "lm_head"} <= set(weights.partition(": ")[2].split(", "))
+    assert "gradients (train) at 1 steps: " in out
+    assert "activations (val) at 2 steps: " in out
+    assert f"damaged at step 0: {layout.snapshot(0) / MANIFEST} does not exist" in out
+
+
+def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -> None:
+    code, out, _ = command("metrics")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(METRICS)
+    assert (
+        "one matrix of weights|gradients|activations; fraction of full rank, [0, 1]; Diehl Martinez et al. 2024" in out
+    )
+    for line in out.splitlines():
+        of, unit_and_range, source = line.split("; ", maxsplit=2)
+        assert "one matrix of " in of or "a pair of " in of
+        assert unit_and_range.endswith(("]", ")"))
+        assert any(letter.isdigit() for letter in source), line  # a year, a section or an equation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["metrics=[giny]"], 'RUN: metrics: there is no metric "giny"; did you mean "gini"?'),
+        (["metrcs=[gini]"], 'the command line: unknown key "metrcs"; did you mean "metrics"?'),
+        (["steps=[5]"], "the run has no step 5; the nearest is 2"),
+        (["steps={start: 50}"], "no observed step lies in {'start': 50}; the run has 0, 1, 2"),
+        (["components=[ov_circut]"], 'there is no component "ov_circut"; did you mean "ov_circuit"?'),
+        (["components=[v_prj]"], 'the pattern "v_prj" matches no module; the nearest names are: v_proj'),
+        (["reference=7"], "the reference step 7 is not in the run; the nearest is 2"),
+        (["kinds=[weight]"], "kinds.0: input should be 'weights', 'gradients' or 'activations'"),
+        (["metrics=[per]", "components=[v_proj]", "figures.metrics=[gini]"], 'the table has no metric "gini"'),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(
+    command: Command, layout: RunLayout, arguments: list[str], sentence: str
+) -> None:
+    code, out, err = command("run", layout.root, *arguments)
+    last = err.splitlines()[-1]
+    assert code == 2
+    assert out == ""
+    assert last.startswith("pico-analyze: ")
+    assert sentence.replace("RUN", str(layout.root)) in last
+    assert all(line.startswith("measured") for line in err.splitlines()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "SMAL"], 'did you mean "small"?'),
+        (["inspect", "SMAL"], 'SMAL does not exist; did you mean "small"?'),
+        (["plot", "RUN"], 'has no analysis "default": run pico-analyze run first'),
+    ],
+)
+def test_what_does_not_exist_is_named(command: Command, layout: RunLayout, arguments: list[str], sentence: str) -> None:
+    places = {"RUN": layout.root, "SMAL": layout.root.with_name("smal")}
+    code, _, err = command(*(places.get(word, word) for word in arguments))
+    assert code == 2
+    assert sentence.replace("SMAL", str(places["SMAL"])) in err
+    assert len(err.splitlines()) == 1
+
+
+def test_plot_names_the_nearest_analysis_metric_and_format(command: Command, layout: RunLayout) -> None:
+    command("run", layout.root, *SMALL, "figures.metrics=[]", "name=mine")
+    for arguments, sentence in (
+        (["--name", "mien"], 'has no analysis "mien"; did you mean "mine"?'),
+        (["--name", "mine", "--metric", "pre"], 'the table has no metric "pre"; did you mean "per"?'),
+        (["--name", "mine", "--format", "bmp"], "should end in .png, .svg, .pdf"),
+    ):
+        code, _, err = command("plot", layout.root, *arguments)
+        assert code == 2
+        assert sentence in err
+
+
+def test_a_users_metric_lies_in_the_directory_of_the_command(
+    command: Command, layout: RunLayout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "row_metrics.py").write_text("def count(x):\n    return len(x)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code, _, _ = command("run", layout.root, "metrics=['row_metrics:count']", "components=[v_proj]", "kinds=[weights]")
+    assert code == 0
+    frame = read(layout.analysis("default").table)
+    assert set(frame["value"]) == {8.0}
+    twin = pd.read_csv(layout.analysis("default").table_csv)
+    assert set(twin["metric"]) == {"row_metrics:count"}
+    assert (layout.analysis("default").figures / "weights_row_metrics.count_lines.png").is_file()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['pico-analyze', '--help']\n"
+        "from pico_analyze.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'matplotlib', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert all(name in done.stdout for name in ("run", "plot", "inspect", "metrics"))
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_is_the_command(layout: RunLayout) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pico_analyze", "inspect", layout.root.with_name("smal")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("pico-analyze: ")
+    assert 'did you mean "small"' in done.stderr
+    assert "Traceback" not in done.stderr
