@@ -127,17 +127,23 @@ def initial_geometry(source: str) -> DecoderConfig:
 
 
 def initial_weights(source: str) -> dict[str, torch.Tensor]:
-    """Weights of `source`, in one file or in several.
+    """Weights of `source`, in one file or in those that its index names; of a run, every sha256 is compared.
 
     Raises:
-        UserError: as `initial_geometry`; no .safetensors file, or a damaged one.
+        UserError: as `initial_geometry`; no .safetensors file, or a missing or damaged one.
     """
-    directory = _weights_directory(source)
-    whole = directory / MODEL_WEIGHTS
-    files = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise UserError(f'init_from "{source}": {directory} holds no .safetensors file')
-    return {name: tensor for file in files for name, tensor in codec.read_tensors(file).items()}
+    directory = _weights_directory(source, hashes=True)
+    whole, index = directory / MODEL_WEIGHTS, directory / f"{MODEL_WEIGHTS}.index.json"
+    if whole.is_file():
+        parts = {whole}
+    elif index.is_file():
+        parts = {directory / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    else:
+        raise UserError(f'init_from "{source}": {directory} holds neither {whole.name} nor {index.name}')
+    try:
+        return {name: tensor for file in sorted(parts) for name, tensor in codec.read_tensors(file).items()}
+    except DamagedError as error:
+        raise DamagedError(f'init_from "{source}": {error}') from None
 
 
 def resolved_source(source: str) -> str:
@@ -147,7 +153,7 @@ def resolved_source(source: str) -> str:
     return f"{directory.parent.parent}@{step}" if "@" in source and step is not None else source
 
 
-def _weights_directory(source: str) -> Path:
+def _weights_directory(source: str, *, hashes: bool = False) -> Path:
     run, at, step = source.rpartition("@")
     if not at or Path(source).is_dir():
         if RunLayout(Path(source)).manifest.is_file():
@@ -161,7 +167,7 @@ def _weights_directory(source: str) -> Path:
     if chosen not in steps:
         known = ", ".join(map(str, steps)) or "none"
         raise UserError(f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}')
-    problem = codec.damage(layout.checkpoint(chosen), CheckpointManifest, hashes=True)
+    problem = codec.damage(layout.checkpoint(chosen), CheckpointManifest, hashes=hashes)
     if problem is not None:
         raise DamagedError(f'init_from "{source}": {problem}')
     return layout.checkpoint(chosen)
