@@ -146,9 +146,11 @@ def _warnings_as_lines(say: Say) -> Iterator[None]:
     """Warnings as `warning: sentence`, without the line of code that raised them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        say(f"warning: {warning.message}")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                say(f"warning: {warning.message}")
 
 
 @contextlib.contextmanager

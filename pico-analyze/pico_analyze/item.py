@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -117,20 +118,25 @@ def _measure_batch(
     return rows
 
 
+@dataclass(frozen=True)
 class _Inputs:
-    """What metrics of one matrix are given, each made once."""
+    """What metrics of one matrix are given, under the names of `Metric.needs`, each made once."""
 
-    def __init__(
-        self, matrix: linalg.Matrix, spectrum: linalg.Spectrum | None, reference: linalg.Sample | None
-    ) -> None:
-        self.matrix, self.spectrum, self.reference = matrix, spectrum, reference
-        self.made: dict[str, Any] = {"spectrum": spectrum}
+    matrix: linalg.Matrix
+    spectrum: linalg.Spectrum | None
+    reference: linalg.Sample | None
+
+    @cached_property
+    def entries(self) -> torch.Tensor:
+        assert isinstance(self.matrix, torch.Tensor)
+        return linalg.entries(self.matrix)
+
+    @cached_property
+    def sample(self) -> linalg.Sample:
+        return linalg.Sample.of(self.matrix)
 
     def apply(self, metric: Metric) -> Outcome:
-        if metric.needs not in self.made:
-            make: Callable[[Any], Any] = {"entries": linalg.entries, "sample": linalg.Sample.of}[metric.needs]
-            self.made[metric.needs] = make(self.matrix)
-        given = self.made[metric.needs]
+        given = getattr(self, metric.needs)
         if metric.arity == 1:
             return _outcome(metric.fn(given))
         if self.reference is None or self.reference.rows != given.rows:

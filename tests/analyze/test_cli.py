@@ -51,7 +51,7 @@ def test_run_writes_table_figures_and_configuration(command: Command, layout: Ru
 
 
 def test_feeding_the_written_configuration_back_repeats_the_analysis(command: Command, layout: RunLayout) -> None:
-    command("run", layout.root, *SMALL)
+    command("run", layout.root, *SMALL, "kinds=[weights]", "figures.metrics=[per]")
     analysis = layout.analysis("default")
     before = {path: path.read_bytes() for path in analysis.root.rglob("*") if path.is_file()}
     assert command("run", analysis.config)[0] == 0
@@ -67,8 +67,20 @@ def test_run_says_what_is_damaged_and_measures_the_rest(command: Command, layout
     assert set(read(layout.analysis("default").table)["step"]) == {0, 1, 2}
 
 
-def test_by_default_everything_is_measured_and_the_overview_drawn(command: Command, layout: RunLayout) -> None:
-    code, out, _ = command("run", layout.root)
+def test_a_run_of_which_nothing_is_intact_names_each_damage_before_it_fails(
+    command: Command, layout: RunLayout
+) -> None:
+    for directory in (*layout.snapshots.iterdir(), *layout.checkpoints.iterdir()):
+        (directory / MANIFEST).unlink()
+    code, _, err = command("run", layout.root)
+    assert code == 2
+    *warned, last = err.splitlines()
+    assert [line.partition(": ")[0] for line in warned] == ["warning"] * 4
+    assert last.startswith('pico-analyze: run "small" has no intact weights')
+
+
+def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Command, layout: RunLayout) -> None:
+    code, out, _ = command("run", layout.root, "components=[v_proj]")
     assert code == 0
     assert set(read(layout.analysis("default").table)["metric"]) == set(METRICS)
     assert (layout.analysis("default").figures / "overview.png").is_file()
@@ -76,16 +88,15 @@ def test_by_default_everything_is_measured_and_the_overview_drawn(command: Comma
 
 
 def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
-    command("run", layout.root, *SMALL, "figures.metrics=[]", "name=mine")
+    command("run", layout.root, *SMALL, "kinds=[weights]", "figures.metrics=[]", "name=mine")
     for directory in layout.snapshots.iterdir():
         (directory / MANIFEST).unlink()
     code, out, _ = command("plot", layout.root, "--name", "mine", "--metric", "per", "--heads", "--format", "svg,pdf")
     assert code == 0
-    figures = layout.analysis("mine").figures
-    assert {path.name for path in figures.iterdir()} == {Path(line).name for line in out.splitlines()}
-    assert {"weights_per_heads.svg", "weights_per_map.pdf", "activations_val_per_lines.svg"} <= {
-        path.name for path in figures.iterdir()
-    }
+    stems = [f"weights_per_{form}" for form in ("lines", "map", "heads")]
+    expected = {layout.analysis("mine").figures / f"{stem}.{ending}" for stem in stems for ending in ("svg", "pdf")}
+    assert {Path(line) for line in out.splitlines()} == expected
+    assert set(layout.analysis("mine").figures.iterdir()) == expected
 
 
 def test_inspect_says_what_a_run_holds(command: Command, layout: RunLayout) -> None:
