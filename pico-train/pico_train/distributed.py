@@ -54,4 +54,4 @@ class Runtime:
 def _require(device: Device) -> None:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
-        raise UserError(f'this machine has no "{device}" device; choose "auto" or "cpu"')
+        raise UserError(f'train.device: this machine has no "{device}" device; choose "auto" or "cpu"')

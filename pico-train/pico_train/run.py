@@ -153,6 +153,8 @@ class RunConfig(Section):
                 f"train.hours ({train.hours}) leaves no time to train before the margin of train.margin_minutes"
                 f" ({train.margin_minutes})"
             )
+        if self.snapshot.every and not self.snapshot.modules:
+            raise ValueError("snapshot.modules is empty; to observe nothing, set snapshot.every to 0")
         method_class(self.method)
         return self
 
@@ -247,7 +249,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             _check_geometry(config, initial_geometry(config.init_from))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    with _naming(f"{source}: train.device"):
+    with _naming(source):
         runtime = Runtime(config.train.device)
     probe = choose_probe(data, config.snapshot, seq_len)
     with torch.device("meta"), _naming(f"{source}: snapshot.modules"):
