@@ -233,9 +233,14 @@ def _device_name(device: torch.device) -> str:
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent
+    """The commit that this code was checked out from; None where it is installed, though it be below a repository."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("rev-parse", "HEAD").strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,9 @@ def installed(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment that holds the three wheels and nothing else."""
     environment = tmp_path_factory.mktemp("venv")
     run(sys.executable, "-m", "venv", "--without-pip", environment)
+    run("git", "init", "--quiet", environment)
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    run("git", "-C", environment, *author, "commit", "--quiet", "--allow-empty", "--message", "a repository of theirs")
     pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python")
     options = ("--quiet", "--no-index", "--find-links", wheels, "--no-deps")
     run(*pip, "install", *options, "pico-contract", "pico-train", "pico-analyze")
@@ -96,5 +100,7 @@ def test_a_run_is_trained_and_inspected_from_the_wheels(installed: Path, tmp_pat
     )
     run(train, "data", "prepare", *settings, "validation_fraction=0.3", "source.separator=;", **third_party())
     assert "finished at step 4" in run(train, "run", config, **third_party())
+    (session,) = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())["sessions"]
+    assert session["commit"] is None, "the repository around an installation says nothing about this code"
     assert "finished" in run(train, "list", tmp_path / "runs", **third_party())
     assert "q_proj" in run(installed / "bin" / "pico-analyze", "inspect", tmp_path / "runs" / "tiny", **third_party())

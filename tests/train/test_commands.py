@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import RunLayout
 from pico_contract.lock import RunLock
@@ -139,6 +141,14 @@ def test_a_holder_that_is_gone_makes_a_run_interrupted(finished: RunLayout) -> N
         holder = json.loads(finished.lock.read_text())
     finished.lock.write_text(json.dumps({**holder, "pid": 2**22 + 1}))  # above the largest process id
     assert run_table(finished.root.parent)[1].split()[1] == "interrupted"
+
+
+def test_a_session_says_which_commit_it_ran(finished: RunLayout) -> None:
+    (session,) = json.loads(finished.manifest.read_text())["sessions"]
+    command = ["git", "cat-file", "-t", session["commit"]]
+    kind = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+    assert kind == "commit\n"
+    assert session["packages"]["torch"] == torch.__version__
 
 
 def test_no_runs_and_no_directory_are_told_apart(tmp_path: Path) -> None:
