@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from pico_train.config import Section
 from pico_train.data.packed import PackedRows
 from pico_train.model.decoder import Decoder
 
+_LARGEST_LOSS = math.log(sys.float_info.max)
+
 
 class PerplexityConfig(Section):
     """Perplexity on the validation rows of the run's data."""
@@ -23,36 +26,42 @@ class PerplexityConfig(Section):
     batch_size: int = Field(16, ge=1)
     """Rows a forward pass; changes no result beyond rounding."""
 
-    def settings(self, available: int) -> dict[str, Any]:
+    seq_len: int | None = Field(None, ge=1)
+    """Tokens predicted in each row, from its first; null is the whole row, as far as the model has positions."""
+
+    def settings(self, available: PackedRows, positions: int) -> dict[str, Any]:
         """What the result depends on, as the result file states it."""
-        rows = available if self.rows is None else min(self.rows, available)
-        return {"split": "validation", "rows": rows, "start_token": "none; the first id of each row is context only"}
+        return {
+            "split": "validation",
+            "rows": min(self.rows or available.n_rows, available.n_rows),
+            "seq_len": min(self.seq_len or available.seq_len, available.seq_len, positions),
+            "start_token": "none; the first id of each row is context only",
+        }
 
 
 @torch.no_grad()
 def perplexity(
-    model: Decoder, rows: PackedRows, n_rows: int, batch_size: int, byte_lengths: np.ndarray | None
+    model: Decoder, rows: PackedRows, n_rows: int, seq_len: int, batch_size: int, byte_lengths: np.ndarray | None
 ) -> dict[str, Measured]:
-    """Mean next-token negative log-likelihood over the first `n_rows` rows, and what follows from it.
+    """Mean next-token negative log-likelihood over `seq_len` tokens of the first `n_rows` rows, and what follows.
 
     loss = sum of -ln p(token | row so far) / number of tokens (nats a token, summed in float64);
-    perplexity = exp(loss); bits_per_byte = total nats / ln 2 / bytes of the predicted tokens, where `byte_lengths`
-    (bytes of each vocabulary entry, 0 for special tokens) is known.
+    perplexity = exp(loss), absent where float64 does not hold it; bits_per_byte = total nats / ln 2 / bytes of the
+    predicted tokens, where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known.
     """
     device = next(model.parameters()).device
     total, tokens, bytes_ = 0.0, 0, 0
     for start in range(0, n_rows, batch_size):
-        ids = rows.take(np.arange(start, min(start + batch_size, n_rows)))
+        ids = rows.take(np.arange(start, min(start + batch_size, n_rows)))[:, : seq_len + 1]
         batch = torch.from_numpy(ids).to(device)
         nll = model.token_nll(batch[:, :-1], batch[:, 1:])  # (rows, T)
         total += nll.double().sum().item()
         tokens += nll.numel()
         bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
     loss = total / tokens
-    result = {
-        "loss": Measured(value=loss, unit="nats/token", n=tokens),
-        "perplexity": Measured(value=math.exp(loss), unit="1", n=tokens),
-    }
+    result = {"loss": Measured(value=loss, unit="nats/token", n=tokens)}
+    if loss < _LARGEST_LOSS:
+        result["perplexity"] = Measured(value=math.exp(loss), unit="1", n=tokens)
     if bytes_:
         result["bits_per_byte"] = Measured(value=total / math.log(2) / bytes_, unit="bits/byte", n=bytes_)
     return result

@@ -36,9 +36,10 @@ def _perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Res
     if "validation" not in data.manifest.splits:
         raise UserError(f"{data.path} has no validation rows to evaluate on; prepare it with a validation split")
     rows = data.split("validation")
-    settings = {**config.perplexity.settings(rows.n_rows), "data": data.manifest.fingerprint}
+    settings = config.perplexity.settings(rows, model.config.max_position_embeddings)
     lengths = token_byte_lengths(load_tokenizer(data.tokenizer_path)) if data.tokenizer_path else None
-    return settings, perplexity(model, rows, settings["rows"], config.perplexity.batch_size, lengths)
+    metrics = perplexity(model, rows, settings["rows"], settings["seq_len"], config.perplexity.batch_size, lengths)
+    return {**settings, "data": data.manifest.fingerprint}, metrics
 
 
 TASKS: dict[str, Callable[[Decoder, PackedData, EvaluateConfig], Result]] = {"perplexity": _perplexity}

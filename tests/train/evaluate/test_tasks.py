@@ -1,0 +1,117 @@
+"""Tasks: what a result file says, and that results under other settings lie beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pico_contract import codec
+from pico_contract.errors import UserError
+from pico_contract.layout import RunLayout
+from pico_contract.schema import EvaluationManifest
+from pico_train.config import validate
+from pico_train.data.packed import PackedData
+from pico_train.data.prepare import PrepareConfig, prepare
+from pico_train.evaluate.tasks import EvaluateConfig, default_tasks, evaluate, in_one_line, settings_hash
+from pico_train.model.decoder import Decoder, DecoderConfig
+
+
+@pytest.fixture
+def data(data_dir: Path) -> PackedData:
+    return PackedData.open(data_dir)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> RunLayout:
+    return RunLayout(tmp_path / "run")
+
+
+def decoder(positions: int = 32) -> Decoder:
+    config = DecoderConfig(280, 16, 24, 1, 2, 1, max_position_embeddings=positions)
+    model = Decoder(config)
+    model.init_weights(lambda name: torch.Generator().manual_seed(len(name)))
+    return model.eval()
+
+
+def evaluated(
+    data: PackedData, layout: RunLayout, positions: int = 32, tasks: list[str] | None = None, **changes: Any
+) -> dict[str, Any]:
+    config = validate(EvaluateConfig, {"perplexity": changes}, "test")
+    return evaluate(decoder(positions), data, config, layout, "tiny", 40, tasks or ["perplexity"])
+
+
+def files(layout: RunLayout) -> list[Path]:
+    return sorted((layout.evaluations / "step_00000040").iterdir())
+
+
+def test_a_result_file_says_what_was_measured_and_under_which_settings(data: PackedData, layout: RunLayout) -> None:
+    results = evaluated(data, layout, rows=5)
+    (path,) = files(layout)
+    assert re.fullmatch(r"perplexity-[0-9a-f]{8}\.json", path.name)
+    result = codec.read_manifest(path, EvaluationManifest)
+    assert (result.run, result.step, result.task) == ("tiny", 40, "perplexity")
+    assert result.settings == {
+        "split": "validation",
+        "rows": 5,
+        "seq_len": 16,
+        "start_token": "none; the first id of each row is context only",
+        "data": data.manifest.fingerprint,
+    }
+    assert result.metrics == results["perplexity"]
+    assert {name: (m.unit, m.n) for name, m in result.metrics.items() if name != "bits_per_byte"} == {
+        "loss": ("nats/token", 80),
+        "perplexity": ("1", 80),
+    }
+
+
+def test_results_under_other_settings_lie_side_by_side(data: PackedData, layout: RunLayout) -> None:
+    for changes in [{"rows": 5}, {"rows": 6}, {"rows": 5, "seq_len": 4}, {"rows": 5, "batch_size": 3}]:
+        evaluated(data, layout, **changes)
+    assert len(files(layout)) == 3  # the batch size is no part of the result
+
+
+def test_all_rows_are_the_default_and_more_cannot_be(data: PackedData, layout: RunLayout) -> None:
+    every = evaluated(data, layout)["perplexity"]["loss"]
+    assert every.n == data.split("validation").n_rows * 16
+    assert evaluated(data, layout, rows=10**6)["perplexity"]["loss"] == every
+    assert len(files(layout)) == 1
+
+
+def test_rows_longer_than_the_model_are_cut_to_its_positions(data: PackedData, layout: RunLayout) -> None:
+    short = evaluated(data, layout, positions=8, rows=5)["perplexity"]
+    assert short["loss"].n == 5 * 8
+    assert codec.read_manifest(files(layout)[0], EvaluationManifest).settings["seq_len"] == 8
+
+
+def test_the_hash_of_settings_does_not_depend_on_their_order() -> None:
+    assert settings_hash({"a": 1, "b": 2}) == settings_hash({"b": 2, "a": 1})
+    assert settings_hash({"a": 1, "b": 2}) != settings_hash({"a": 1, "b": 3})
+
+
+def test_an_unknown_task_is_named_with_the_nearest(data: PackedData, layout: RunLayout) -> None:
+    with pytest.raises(UserError, match='there is no task "perplexty"; did you mean "perplexity"'):
+        evaluated(data, layout, tasks=["perplexty"])
+
+
+def test_data_without_validation_rows_has_no_default_task(data: PackedData, layout: RunLayout, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the king speaks and the queen weeps")
+    raw = {
+        "source": str(tmp_path / "text.txt"),
+        "out": str(tmp_path / "packed"),
+        "seq_len": 4,
+        "tokenizer": {"vocab_size": 280},
+        "validation_fraction": 0,
+    }
+    bare = PackedData.open(prepare(validate(PrepareConfig, raw, "test")))
+    assert default_tasks(data) == ["perplexity"]
+    assert default_tasks(bare) == []
+    with pytest.raises(UserError, match="has no validation rows to evaluate on; prepare it with a validation split"):
+        evaluated(bare, layout)
+
+
+def test_results_in_one_line(data: PackedData, layout: RunLayout) -> None:
+    line = in_one_line(evaluated(data, layout, rows=2))
+    assert re.fullmatch(r"perplexity: loss \d\.\d{4}, perplexity \d+\.\d{4}, bits_per_byte \d+\.\d{4}", line)
