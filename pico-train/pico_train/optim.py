@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pico_contract.errors import DamagedError
@@ -11,6 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from pico_train.config import Section
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
@@ -20,7 +22,7 @@ class OptimizerConfig(Section):
     """AdamW (Loshchilov & Hutter 2019)."""
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moment."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
@@ -63,21 +65,24 @@ def load_optimizer_tensors(
 ) -> None:
     """The inverse of `optimizer_tensors`; values are copied to each parameter's device.
 
-    `drop_unknown` ignores state of parameters that no longer exist or have another shape (after a declared rebuild,
-    where a method changed what trains); otherwise such state is an error.
+    `drop_unknown` ignores all state of parameters that no longer exist or have another shape (after a declared
+    rebuild, where a method changed what trains); otherwise such state is an error.
 
     Raises:
         DamagedError: state of an unknown parameter, or of another shape than its parameter; names it.
     """
+    unfit: dict[str, str] = {}
+    for key, value in tensors.items():
+        name = key.rpartition(".")[0]
+        if name not in parameters or (value.dim() > 0 and value.shape != parameters[name].shape):
+            unfit.setdefault(name, key)
+    if unfit and not drop_unknown:
+        raise DamagedError(f'the saved optimizer state "{next(iter(unfit.values()))}" fits no parameter of this model')
     for key, value in tensors.items():
         name, _, entry = key.rpartition(".")
-        parameter = parameters.get(name)
-        if parameter is None or (value.dim() > 0 and value.shape != parameter.shape):
-            if drop_unknown:
-                continue
-            raise DamagedError(f'the saved optimizer state "{key}" fits no parameter of this model')
-        # Fused AdamW keeps its step counter on the parameter's device, as float32, like the moments.
-        optimizer.state[parameter][entry] = value.to(parameter.device, copy=True)
+        if name not in unfit:
+            # Fused AdamW keeps its step counter on the parameter's device, as float32, like the moments.
+            optimizer.state[parameters[name]][entry] = value.to(parameters[name].device, copy=True)
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
