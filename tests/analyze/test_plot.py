@@ -206,6 +206,12 @@ def test_gaps_are_drawn_as_gaps_and_counted_below() -> None:
     assert np.ma.getmaskarray(cells)[:, LOG_STEPS.index(8)].all()
 
 
+def test_a_mean_over_heads_of_which_one_has_no_value_is_a_gap() -> None:
+    shown = per(layers=1, value=lambda step, layer, head: None if (step, head) == (8, 2) else 1.0)
+    data = np.asarray(panels(plot.lines(shown))["ov_circuit"].lines[0].get_ydata(), dtype=float)
+    assert np.isnan(data).tolist() == [step == 8 for step in LOG_STEPS]
+
+
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_a_panel_without_any_value_says_why(draw: Callable[[Subject], Figure]) -> None:
     figure = draw(per(value=lambda *_: None))
