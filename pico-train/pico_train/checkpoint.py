@@ -137,13 +137,21 @@ def initial_weights(source: str) -> dict[str, torch.Tensor]:
     if whole.is_file():
         parts = {whole}
     elif index.is_file():
-        parts = {directory / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        parts = {directory / name for name in _weight_map(index).values()}
     else:
         raise UserError(f'init_from "{source}": {directory} holds neither {whole.name} nor {index.name}')
     try:
         return {name: tensor for file in sorted(parts) for name, tensor in codec.read_tensors(file).items()}
     except DamagedError as error:
         raise DamagedError(f'init_from "{source}": {error}') from None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, as a Hugging Face index of a model in several files has it."""
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f'{index} is not an index of weights: it has no "weight_map"') from None
 
 
 def resolved_source(source: str) -> str:

@@ -73,7 +73,7 @@ class TrainConfig(Section):
     """Autocast; "auto" is bf16 on CUDA and fp32 elsewhere. Master weights are always fp32."""
     device: Operation[Device] = "auto"
     """Where; "auto" takes the accelerator where there is one."""
-    threads: Operation[int | None] = Field(None, ge=1)
+    threads: Operation[int | None] = Field(None, ge=1, le=1024)
     """Threads of CPU arithmetic; null leaves torch's choice."""
     hours: Operation[float | None] = Field(None, gt=0)
     """Wall-clock limit of one session, after which it saves and stops; null is off."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from pico_contract import codec
+from pico_contract.layout import step_name
 from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
 
@@ -167,7 +168,9 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
 
 
 def _manifest(job: Job) -> RunManifest:
-    for parent in (job.layout.root, job.layout.checkpoints, job.layout.snapshots, job.layout.evaluations):
+    layout = job.layout
+    parents = [layout.root, layout.checkpoints, layout.snapshots, layout.evaluations, layout.logs]
+    for parent in parents + [layout.evaluations / step_name(s) for s in codec.listed_steps(layout.evaluations)]:
         codec.remove_leftovers(parent)
     if not job.layout.manifest.is_file():
         return new_manifest(job)

@@ -256,3 +256,10 @@ def test_a_directory_without_safetensors_is_named(tiny: Tiny, child: Callable[..
     llama(tiny).config.save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match=r"bare holds neither model.safetensors nor model.safetensors.index.json"):
         train(child(tmp_path / "bare"), quiet=True)
+
+
+def test_an_index_that_names_no_file_is_named(tiny: Tiny, child: Callable[..., RunConfig], tmp_path: Path) -> None:
+    llama(tiny).config.save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(DamagedError, match=r'model.safetensors.index.json is not an index .*"weight_map"'):
+        train(child(tmp_path / "broken"), quiet=True)

@@ -109,6 +109,14 @@ def test_a_crashed_run_continues_and_equals_the_uninterrupted_one(cut: RunConfig
     assert [row["step"] for row in moved] == [5, 6, 7, 8]
 
 
+def test_what_interrupted_writes_left_is_cleared(cut: RunConfig, whole: RunLayout) -> None:
+    """`assert_same_run` finds what stays."""
+    (cut.layout.evaluations / "step_00000004" / ".tmp-perplexity.json-1").write_text("{")
+    (cut.layout.logs / ".tmp-metrics.cut-1.jsonl-1").write_text("{")
+    train(cut, quiet=True)
+    assert_same_run(cut.layout, whole)
+
+
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "state/optimizer.safetensors", "state/scalars.json", "config.json"]
 )
@@ -189,6 +197,7 @@ FAULT_POINTS = [
     [
         ("temporary_created", "checkpoints/step_00000004", 1),
         ("file_written", "checkpoints/.tmp-step_00000004", 2),
+        ("old_set_aside", "snapshots/step_00000001", 1),  # made again after the kill before: neither has the name
         ("before_rename", "checkpoints/step_00000004", 1),
         ("after_rename", "checkpoints/step_00000004", 1),
     ],
@@ -239,7 +248,7 @@ def carried_through(config: Path) -> None:
 def test_kills_at_named_points_inside_saves(
     forty: tuple[RunLayout, Path, RunLayout], points: list[tuple[str, str, int]]
 ) -> None:
-    """SIGKILL: 12 in all over the parameters, 4 in a row within each run."""
+    """SIGKILL: 13 in all over the parameters, at least 4 in a row within each run."""
     layout, config, whole = forty
     for stage, part, nth in points:
         process = start("-c", KILLER, str(config), stage, part, str(nth))

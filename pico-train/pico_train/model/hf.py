@@ -82,6 +82,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     """
     if raw.get("model_type") != "llama":
         raise ValueError(f'model_type is "{raw.get("model_type")}"; only "llama" is supported')
+    if (raw.get("architectures") or ["LlamaForCausalLM"]) != ["LlamaForCausalLM"]:
+        raise ValueError(f'architectures is {raw["architectures"]}; only ["LlamaForCausalLM"] is supported')
     _refuse_unsupported(raw)
     rope = raw.get("rope_parameters") or {}
     try:

@@ -199,6 +199,7 @@ def test_impossible_geometry_is_named(change, sentence):
     ("change", "sentence"),
     [
         ({"model_type": "gpt2"}, "model_type"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
