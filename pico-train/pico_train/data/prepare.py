@@ -239,9 +239,13 @@ def _require_rows(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
             )
 
 
-def show(data: PackedData, row_ids: np.ndarray) -> list[tuple[int, list[int], str]]:
-    """(row id, token ids, text) of rows of the training split; the text is empty where there is no tokenizer."""
-    ids = data.split("train").take(row_ids)
+def show(data: PackedData, row_ids: np.ndarray, seq_len: int | None = None) -> list[tuple[int, list[int], str]]:
+    """(row id, token ids, text) of rows of the training split, as a run reads them that predicts `seq_len` tokens.
+
+    The text is empty where there is no tokenizer.
+    """
+    rows = data.split("train")
+    ids = rows.take(row_ids)[:, : (seq_len or rows.seq_len) + 1]
     tokenizer = load_tokenizer(data.tokenizer_path) if data.tokenizer_path is not None else None
     texts = tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False) if tokenizer else [""] * len(ids)
     return [(int(row), row_tokens.tolist(), text) for row, row_tokens, text in zip(row_ids, ids, texts, strict=True)]

@@ -261,11 +261,12 @@ def test_text_among_token_ids_needs_a_tokenizer(refused: Callable[..., str], mak
     assert refused(lines) == f'"{lines}" mixes text with token ids: set tokenizer.path'
 
 
-def test_show_gives_ids_and_text_of_the_rows_asked_for(make: Make, source: dict[str, str]) -> None:
+@pytest.mark.parametrize("seq_len", [None, 3])
+def test_show_gives_ids_and_text_of_the_rows_asked_for(make: Make, source: dict[str, str], seq_len: int | None) -> None:
     data = make(source)
     rows, tokenizer = data.split("train"), load_tokenizer(data.path)
-    shown = show(data, np.array([5, 2]))
+    shown = show(data, np.array([5, 2]), seq_len)
     assert [row for row, _, _ in shown] == [5, 2]
     for row, ids, text in shown:
-        assert ids == rows.take(np.array([row]))[0].tolist()
+        assert ids == rows.take(np.array([row]))[0].tolist()[: (seq_len or 8) + 1]
         assert text == tokenizer.decode(ids, skip_special_tokens=False)
