@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from pico_train.data.tokenizer import load_tokenizer
 from .conftest import Make, settings
 
 DOCUMENTS = [f"The {noun} of {place} número {i} speaks.\n" for i in range(40) for noun, place in [("king", "Łódź")]]
+HELD_OUT = [0, 5, 6, 13, 14, 16, 20, 22, 24, 27, 30, 35]
 
 
 @pytest.fixture
@@ -162,6 +164,26 @@ def test_the_fingerprint_is_that_of_the_stream(make: Make, text: Path, source: d
     assert make(source, "d", validation_fraction=0.3).manifest.fingerprint != first
     copy.write_text(text.read_text(encoding="utf-8").replace("king", "kong"), encoding="utf-8")
     assert make({**source, "path": str(copy)}, "e").manifest.fingerprint != first
+
+
+def test_the_fingerprint_by_its_definition(make: Make, tmp_path: Path) -> None:
+    """Runs name their data by it: sha256 over the row length and, for each split, the sha256 of its stream."""
+    streams = {"source": [5, 6, 7, 8] * 6, "validation_source": [1, 2, 3] * 5}
+    paths = {name: tmp_path / f"{name}.jsonl" for name in streams}
+    for name, path in paths.items():
+        path.write_text(json.dumps({"input_ids": streams[name]}))
+    data = make(paths["source"], validation_source=str(paths["validation_source"]))
+    hashes = [hashlib.sha256(np.array(ids, dtype="<u2").tobytes()).hexdigest() for ids in streams.values()]
+    expected = hashlib.sha256(f"8\ntrain {hashes[0]}\nvalidation {hashes[1]}".encode()).hexdigest()
+    assert data.manifest.fingerprint == expected
+
+
+def test_the_held_out_documents_of_a_seed_never_change(make: Make, tmp_path: Path) -> None:
+    """Frozen: equal settings must give equal bytes in every later version. Document i holds the id i, nine times."""
+    lines = tmp_path / "ids.jsonl"
+    lines.write_text("\n".join(json.dumps({"input_ids": [i] * 9}) for i in range(40)))
+    data = make(lines, validation_fraction=0.3)
+    assert stream_of(data, "validation")[::9] == HELD_OUT
 
 
 def test_what_is_prepared_already_is_kept(make: Make, source: dict[str, str], tmp_path: Path) -> None:
