@@ -135,8 +135,8 @@ def rows_of_step(config: RunConfig, source: str, step: int, count: int) -> Itera
         raise UserError(f"--step is {step}, but the run has {config.train.steps} steps")
     row_ids = job.order.rows(step)
     yield f"update {step} reads {len(row_ids)} rows: {' '.join(map(str, row_ids))}"
-    for row, ids, text in show(job.data, row_ids[:count]):
-        yield f"\nrow {row}: {' '.join(map(str, ids[: job.seq_len + 1]))}"
+    for row, ids, text in show(job.data, row_ids[:count], job.seq_len):
+        yield f"\nrow {row}: {' '.join(map(str, ids))}"
         yield text
 
 
@@ -173,7 +173,7 @@ def evaluate_run(run: Path, step: int | None, tasks: list[str] | None) -> str:
     config = validate(RunConfig, read_yaml(layout.config), str(layout.config))
     data = PackedData.open(config.data.path)
     wanted = tasks if tasks is not None else default_tasks(data)
-    results = evaluate(decoder, data, config.evaluate, layout, config.name, chosen, wanted)
+    results = evaluate(decoder, data, config.evaluation, layout, config.name, chosen, wanted)
     return f"step {chosen}: {in_one_line(results)}"
 
 

@@ -138,7 +138,7 @@ def _evaluate(session: Session, step: int) -> None:
     job = session.job
     model = session.state.plain_decoder()
     tasks = default_tasks(job.data)
-    results = evaluate(model, job.data, job.config.evaluate, job.layout, job.config.name, step, tasks)
+    results = evaluate(model, job.data, job.config.evaluation, job.layout, job.config.name, step, tasks)
     if results:
         session.reporter.say(f"step {step}: {in_one_line(results)}")
 

@@ -159,6 +159,13 @@ class RunConfig(Section):
         return self
 
     @property
+    def evaluation(self) -> EvaluateConfig:
+        """`evaluate`, on as many tokens of a row as training reads where it does not say how many."""
+        perplexity = self.evaluate.perplexity
+        seq_len = perplexity.seq_len or self.train.seq_len
+        return self.evaluate.model_copy(update={"perplexity": perplexity.model_copy(update={"seq_len": seq_len})})
+
+    @property
     def layout(self) -> RunLayout:
         """Paths of this run."""
         return RunLayout(self.runs_dir / self.name)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import PackedRows
+from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
 _LARGEST_LOSS = math.log(sys.float_info.max)
@@ -48,6 +49,9 @@ def perplexity(
     loss = sum of -ln p(token | row so far) / number of tokens (nats a token, summed in float64);
     perplexity = exp(loss), absent where float64 does not hold it; bits_per_byte = total nats / ln 2 / bytes of the
     predicted tokens, where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known.
+
+    Raises:
+        NonFiniteError: the loss is NaN or infinite.
     """
     device = next(model.parameters()).device
     total, tokens, bytes_ = 0.0, 0, 0
@@ -59,6 +63,8 @@ def perplexity(
         tokens += nll.numel()
         bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
     loss = total / tokens
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"the loss on the validation rows is {loss}: the model's outputs are no longer finite")
     result = {"loss": Measured(value=loss, unit="nats/token", n=tokens)}
     if loss < _LARGEST_LOSS:
         result["perplexity"] = Measured(value=math.exp(loss), unit="1", n=tokens)

@@ -11,6 +11,7 @@ import torch
 from pico_train.data.packed import PackedData
 from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
 from pico_train.evaluate.perplexity import perplexity
+from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder, DecoderConfig
 from torch import nn
 
@@ -118,3 +119,10 @@ def test_a_loss_whose_exponential_no_float_holds_has_no_perplexity(model: Decode
 def test_measuring_leaves_no_gradient(model: Decoder, data: PackedData) -> None:
     measured(model, data, n_rows=2)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_loss_that_is_no_number_is_a_failure(model: Decoder, data: PackedData) -> None:
+    with torch.no_grad():
+        model.lm_head.weight[5, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="the loss on the validation rows is nan"):
+        measured(model, data)

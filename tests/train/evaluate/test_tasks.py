@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.schema import EvaluationManifest
+from pico_train import train
 from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.evaluate.tasks import EvaluateConfig, default_tasks, evaluate, in_one_line, settings_hash
 from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.run import RunConfig
 
 
 @pytest.fixture
@@ -115,3 +118,10 @@ def test_data_without_validation_rows_has_no_default_task(data: PackedData, layo
 def test_results_in_one_line(data: PackedData, layout: RunLayout) -> None:
     line = in_one_line(evaluated(data, layout, rows=2))
     assert re.fullmatch(r"perplexity: loss \d\.\d{4}, perplexity \d+\.\d{4}, bits_per_byte \d+\.\d{4}", line)
+
+
+def test_training_evaluates_as_many_tokens_as_it_reads(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny(**{"train.seq_len": 6, "train.steps": 2, "snapshot.every": 0})
+    train(config, quiet=True)
+    (result,) = config.layout.evaluations.glob("step_00000002/*.json")
+    assert codec.read_manifest(result, EvaluationManifest).settings["seq_len"] == 6
