@@ -67,7 +67,7 @@ class AnalysisConfig(Section):
     components: list[str] | None = None
     """Globs over module names, and circuits (ov_circuit); all projections and circuits by default."""
     steps: Steps | None = None
-    """A list of steps, or start, end and step of a range; every observed step by default."""
+    """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
     kinds: list[Literal["weights", "gradients", "activations"]] | None = None
     """What is measured; all by default."""
     splits: list[Literal["train", "val"]] | None = None

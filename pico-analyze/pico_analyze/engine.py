@@ -47,7 +47,7 @@ def measure(
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
         components: globs over module names, and circuits (`ov_circuit`); "*_proj" and the circuits by default.
-        steps: a list, or {start, end, step} (inclusive, never beyond `end`); every step by default.
+        steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of weights, gradients, activations; all by default. splits: of train, val; all by default.
         reference: the step that similarities are taken to: "first" or "last" of those that hold the kind, or a number.
         progress: called with (work items done, all).
@@ -68,7 +68,7 @@ def measure(
     for step in at:
         for sentence in run.damaged.get(step, ()):
             warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
-    items = _work(run, components or COMPONENTS, at, kinds, splits, reference)
+    items = _work(run, components or COMPONENTS, None if steps is None else at, kinds, splits, reference)
     rows: list[Row] = []
     unreadable: dict[str, None] = {}
     with linalg.pool() as pool:
@@ -94,11 +94,12 @@ def _known(what: str, given: Sequence[str] | None, all_: tuple[str, ...]) -> tup
 def _work(
     run: Source,
     components: Sequence[str],
-    steps: tuple[int, ...],
+    steps: tuple[int, ...] | None,
     kinds: Sequence[str],
     splits: Sequence[str],
     reference: str | int,
 ) -> list[Work]:
+    """Work items; without `steps` each kind is measured at the steps that hold it, and at those that are damaged."""
     held = _holdings(run, kinds, splits)
     if not held:
         raise UserError(f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read')
@@ -106,25 +107,28 @@ def _work(
     check(components, list(dict.fromkeys(chain(*modules.values()))))
     items = []
     for (kind, split), by_step in held.items():
+        at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
+        readable = [step for step, found in by_step.items() if found]
         for unit in plan(components, kind, modules[kind, split], run.model):
-            items.append(Work(run, unit, kind, split, steps, _reference(run, reference, list(by_step))))
+            items.append(Work(run, unit, kind, split, at, _reference(run, reference, readable)))
     return items
 
 
 def _holdings(
     run: Source, kinds: Sequence[str], splits: Sequence[str]
 ) -> dict[tuple[str, str | None], dict[int, list[str]]]:
-    """(kind, split) -> step -> modules that it holds, over all steps of the run."""
+    """(kind, split) -> step -> modules that it holds, [] where they cannot be read, over all steps of the run."""
     held: dict[tuple[str, str | None], dict[int, list[str]]] = {}
     for kind in kinds:
         for step in run.steps:
             for split in run.splits(step, kind):
                 if split is not None and split not in splits:
                     continue
+                by_step = held.setdefault((kind, split), {})
                 try:
-                    held.setdefault((kind, split), {})[step] = run.modules(step, kind, split)
+                    by_step[step] = run.modules(step, kind, split)
                 except DamagedError:
-                    continue  # reported where the tensors are read
+                    by_step[step] = []  # reported where the tensors are read
     return held
 
 

@@ -32,6 +32,7 @@ _WIDTH, _HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
 _HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
 _LETTERS = 11  # of a title, to the inch
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
+_BOUNDED = ("similarity", "fraction of full rank", "index")  # units of what lies within [0, 1]: always linear
 _STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
 _NO_DATE: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -169,13 +170,14 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
         colour = "0.25" if layer == _OUTSIDE else colours(layers.index(layer))
         axes.plot(steps, row, color=colour, marker="o", markersize=2.5, linewidth=1.2)
     _scale_steps(axes, steps)
-    if _are_wide(values):
+    if _is_wide(table, values):
         axes.set_yscale("log")
 
 
-def _are_wide(values: pd.DataFrame) -> bool:
+def _is_wide(table: pd.DataFrame, values: pd.DataFrame) -> bool:
     found = values.stack()
-    return bool(found.min() > 0 and found.max() > _WIDE * found.min())
+    bounded = table["unit"].isin(_BOUNDED).any()
+    return bool(not bounded and found.min() > 0 and found.max() > _WIDE * found.min())
 
 
 def _draw_map(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> None:
@@ -185,7 +187,7 @@ def _draw_map(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> None:
     axes.set_facecolor("0.92")
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
     axes.grid(visible=False)
-    norm = LogNorm() if _are_wide(values) else None
+    norm = LogNorm() if _is_wide(table, values) else None
     image = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm)
     axes.figure.colorbar(image, ax=axes)
     columns = _spaced(range(values.shape[1]))

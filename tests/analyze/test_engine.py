@@ -39,14 +39,15 @@ def test_everything_has_the_declared_schema_and_one_row_a_number(run: Run) -> No
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == SCHEMA
     assert not frame.duplicated(KEY).any()
     assert set(frame["metric"]) == set(METRICS)
-    assert set(frame["status"]) == {"ok", "rank_deficient", "missing"}
+    assert set(frame["status"]) == {"ok", "rank_deficient"}
     assert frame.loc[frame["status"] == "ok", "value"].notna().all()
     assert frame.loc[frame["status"] != "ok", "value"].isna().all()
     assert set(frame.loc[frame["status"] == "rank_deficient", "component"]) == {"ov_circuit"}
 
 
 def test_two_norms_on_two_splits_are_all_there(run: Run) -> None:
-    frame = measure(run, ["frobenius_norm", "nuclear_norm"], ["v_proj", "up_proj"], kinds=["gradients"])
+    metrics = ["frobenius_norm", "nuclear_norm"]
+    frame = measure(run, metrics, ["v_proj", "up_proj"], steps=run.steps, kinds=["gradients"])
     assert len(frame) == 3 * 2 * 2 * 2 * 2  # steps, splits, metrics, modules, layers
     for _, row in frame.iterrows():
         if (row["step"], row["split"]) == (2, "train"):
@@ -55,6 +56,13 @@ def test_two_norms_on_two_splits_are_all_there(run: Run) -> None:
         gradient = run.tensor(row["step"], "gradients", row["module"], row["split"]).double().numpy()
         expected = np.linalg.norm(gradient, "fro" if row["metric"] == "frobenius_norm" else "nuc")
         assert row["value"] == pytest.approx(expected)
+
+
+def test_without_steps_each_kind_is_measured_where_it_is_held(run: Run) -> None:
+    frame = measure(run, ["per"], ["v_proj"])
+    steps = {name: sorted(set(rows["step"])) for name, rows in frame.groupby(frame["split"].fillna("weights"))}
+    assert steps == {"weights": [0, 1, 2], "val": [0, 1, 2], "train": [0, 1]}
+    assert set(frame["status"]) == {"ok"}
 
 
 def test_columns_say_what_was_measured(run: Run) -> None:

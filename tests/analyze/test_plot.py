@@ -182,12 +182,15 @@ def test_maps_hold_layers_upwards_by_steps_and_heads_within_layers() -> None:
     assert by_head[:, -1].tolist() == [100 * layer + 10 * head + 1 for layer in range(3) for head in range(4)]
 
 
-def test_wide_values_get_logarithmic_axes_and_colours() -> None:
-    wide, narrow = (per(value=lambda step, layer, head, most=most: 1 + most * step) for most in (1.0, 1e-4))
-    assert panels(plot.lines(wide))["ov_circuit"].get_yscale() == "log"
-    assert isinstance(panels(plot.heat_map(wide))["ov_circuit"].images[0].norm, LogNorm)
-    assert panels(plot.lines(narrow))["ov_circuit"].get_yscale() == "linear"
-    assert not isinstance(panels(plot.heat_map(narrow))["ov_circuit"].images[0].norm, LogNorm)
+@pytest.mark.parametrize(
+    ("unit", "most", "wide"), [("ratio", 1.0, True), ("ratio", 1e-4, False), ("index", 1.0, False)]
+)
+def test_wide_values_without_a_bound_get_logarithmic_axes_and_colours(unit: str, most: float, wide: bool) -> None:
+    frame = table(value=lambda step, layer, head: 1 + most * step)
+    frame["unit"] = unit
+    shown = subject(frame, "per", "weights")
+    assert (panels(plot.lines(shown))["ov_circuit"].get_yscale() == "log") == wide
+    assert isinstance(panels(plot.heat_map(shown))["ov_circuit"].images[0].norm, LogNorm) == wide
 
 
 def test_first_and_last_step_are_labelled() -> None:
