@@ -94,19 +94,19 @@ def compute_gradients(job: Job, state: TrainState, model: nn.Module, step: int) 
     update = Update(step)
     batch = _read(job, state, update)
     parts = [None] if batch is None else batch.split(job.config.train.rows_per_pass)
-    loss = torch.zeros((), dtype=torch.float64)
+    losses = []  # left on the device: reading one would make it wait for every micro-batch
     for part in parts:
         on_device = None if part is None else part.to(job.runtime.device, non_blocking=True)
         with job.runtime.autocast(job.precision):
             loss_sum, terms, scalars = state.method.loss(model, on_device, step)
         loss_sum.backward()
-        loss += loss_sum.detach().double().cpu()
+        losses.append(loss_sum.detach())
         update.terms += terms
         for name, value in scalars.items():
             update.scalars[name] = update.scalars.get(name, 0.0) + value * terms
     scale = 1.0 / max(update.terms, 1)
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
-    update.loss = loss.item() * scale
+    update.loss = math.fsum(torch.stack(losses).tolist()) * scale
     update.scalars = {name: total * scale for name, total in update.scalars.items()}
     return update
 

@@ -59,7 +59,7 @@ def perplexity(
         ids = rows.take(np.arange(start, min(start + batch_size, n_rows)))[:, : seq_len + 1]
         batch = torch.from_numpy(ids).to(device)
         nll = model.token_nll(batch[:, :-1], batch[:, 1:])  # (rows, T)
-        total += nll.double().sum().item()
+        total += nll.cpu().double().sum().item()
         tokens += nll.numel()
         bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
     loss = total / tokens

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 IGNORE = -100
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20, "mps": 256 << 20}
 """Size of the block of logits: on a CPU a few passes over it should find it in the last cache."""
+_WITHOUT_FLOAT64 = ("mps",)
 
 
 def chunk_tokens(vocab_size: int, device: torch.device) -> int:
@@ -49,7 +50,8 @@ class _FusedLossSum(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         compute = _compute_weight(hidden, weight)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        summed = wide if hidden.device.type in _WITHOUT_FLOAT64 else torch.float64
+        total = torch.zeros((), dtype=summed, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         chunks = _chunks(hidden, compute)
@@ -62,7 +64,7 @@ class _FusedLossSum(torch.autograd.Function):
             top = logits.amax(1, keepdim=True)
             block = logits.sub_(top).exp_()
             mass = block.sum(1, keepdim=True)
-            total += ((top + mass.log() - at_target) * kept).sum(dtype=torch.float64)
+            total += ((top + mass.log() - at_target) * kept).sum(dtype=summed)
             if not (needs_hidden or needs_weight):
                 continue
             # d loss / d logits = softmax - onehot = (block - mass * onehot) / mass; the division is left to the narrow

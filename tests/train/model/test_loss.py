@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from pico_train.model import loss as module
 from pico_train.model.loss import IGNORE, fused_loss_sum, plain_loss_sum, token_nll
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +112,24 @@ def test_token_losses_sum_to_the_loss():
 def test_no_block_is_larger_than_a_chunk(monkeypatch):
     monkeypatch.setattr(module, "chunk_tokens", lambda vocab_size, device: 4)
     assert max(s.stop - s.start for s in module._chunks(torch.empty(10, 2), torch.empty(5, 2))) == 4
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuses what Apple's GPUs refuse."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError(f"{function} in float64")
+        return result
+
+
+def test_a_device_without_float64_gives_the_same_within_float32(monkeypatch):
+    expected = value_and_gradients(fused_loss_sum, *problem())
+    args = problem()
+    monkeypatch.setattr(module, "_WITHOUT_FLOAT64", ("cpu",))
+    with WithoutFloat64():
+        found = value_and_gradients(fused_loss_sum, *args)
+        token_nll(*args)
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=0)
