@@ -1,6 +1,7 @@
 """What is measured: plain modules and circuits, as matrices of one step.
 
-Shapes: D hidden_size, H query heads, G key-value heads, hd head_dim, P rows of activations.
+Shapes: D hidden_size, I intermediate_size, H query heads, G key-value heads, hd head_dim, P rows of activations.
+Projections are stored (out, in). With grouped queries head h uses key-value head kv(h) = h // (H / G).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pico_contract import names
 from pico_contract.errors import UserError, did_you_mean, nearest
 
@@ -41,7 +43,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is loaded and measured together, at every step: one module, or one layer's circuit of all heads."""
+    """What is loaded and measured together, at every step: one module, or one layer's circuit (of all heads)."""
 
     circuit: str | None  # a name in CIRCUITS; None for a plain module
     module: str
@@ -61,6 +63,7 @@ class Circuit:
     kinds: tuple[str, ...]
     anchor: str  # the module within a layer whose presence says that the circuit can be had
     load: Callable[[Source, Unit, int, str, str | None], list[Matrix]]
+    by_head: bool = True
 
 
 def plan(components: Sequence[str], kind: str, modules: Iterable[str], model: Mapping[str, Any]) -> list[Unit]:
@@ -107,7 +110,7 @@ def _circuit_units(circuit: str, kind: str, modules: list[str], model: Mapping[s
         return []
     ending = f".{CIRCUITS[circuit].anchor}"
     owners = [name.removesuffix(ending) for name in modules if name.endswith(ending)]
-    heads = range(model["num_attention_heads"])
+    heads = range(model["num_attention_heads"]) if CIRCUITS[circuit].by_head else [None]
     return [
         Unit(circuit, owner, tuple(Key(circuit, names.parse(owner).layer, head, owner) for head in heads))
         for owner in owners
@@ -117,22 +120,77 @@ def _circuit_units(circuit: str, kind: str, modules: list[str], model: Mapping[s
 def ov_circuit(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
     """OV_h = O[:, h] @ V[kv(h)], (D, D) of rank at most hd, or its output v_out[:, kv(h)] @ O[:, h]^T, (P, D), by head.
 
-    Row-vector convention: x @ OV_h^T is what head h writes to the residual stream where it attends to x alone. With
-    grouped queries head h reads key-value head kv(h) = h // (H / G).
+    Row-vector convention: x @ OV_h^T is what head h writes to the residual stream where it attends to x alone.
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
     """
     output = source.tensor(step, "weights", f"{unit.module}.o_proj")  # (D, H * hd)
-    heads = source.model["num_attention_heads"]
-    group = heads // source.model.get("num_key_value_heads", heads)
-    head_dim = output.shape[1] // heads
-    by_head = output.split(head_dim, dim=1)  # H of (D, hd)
+    states = source.tensor(step, kind, f"{unit.module}.v_proj", split)
     if kind == "weights":
-        value = source.tensor(step, "weights", f"{unit.module}.v_proj").split(head_dim, dim=0)  # G of (hd, D)
-        return [Product(by_head[h], value[h // group]) for h in range(heads)]
-    states = source.tensor(step, kind, f"{unit.module}.v_proj", split).split(head_dim, dim=1)  # G of (P, hd)
-    return [Product(states[h // group], by_head[h].T) for h in range(heads)]
+        return [Product(o, v) for o, v in zip(*_output_and_value(source, output, states), strict=True)]
+    columns, states_by_head = _output_and_value(source, output, states.T)  # H of (D, hd), H of (hd, P)
+    return [Product(v.T, o.T) for o, v in zip(columns, states_by_head, strict=True)]
+
+
+def ov_induced_change(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
+    """dO[:, h] @ V[kv(h)] + O[:, h] @ dV[kv(h)], (D, D) of rank at most 2 hd, by head; d are gradients of weights.
+
+    The first-order change of OV_h that one step of gradient descent induces is this times minus the learning rate: for
+    O - a dO and V - a dV the circuit changes by -a (dO V + O dV) + a^2 dO dV. It is not the gradient of the loss with
+    respect to OV_h, which gradients of the two factors do not determine; pico-analyze 1.x called a similar product so
+    (`ov_circuit` of gradients).
+    """
+    o, v = f"{unit.module}.o_proj", f"{unit.module}.v_proj"
+    weights = [source.tensor(step, "weights", module) for module in (o, v)]
+    gradients = [source.tensor(step, kind, module, split) for module in (o, v)]
+    heads = zip(*_output_and_value(source, *weights), *_output_and_value(source, *gradients), strict=True)
+    return [Product(torch.cat([d_o, o], dim=1), torch.cat([v, d_v])) for o, v, d_o, d_v in heads]
+
+
+def qk_circuit(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
+    """QK_h = Q[h]^T @ K[kv(h)], (D, D) of rank at most hd, by head.
+
+    x_i @ QK_h @ x_j^T is sqrt(hd) times the score with which position i attends to position j, before the softmax, in
+    a model without position embeddings within attention. In ours rotary embeddings lie between the two: the score is
+    that of Q[h]^T @ R(j - i) @ K[kv(h)] with R a rotation by the distance, so that QK_h is the circuit at distance 0.
+    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
+    """
+    query = source.tensor(step, kind, f"{unit.module}.q_proj")  # (H * hd, D)
+    key = source.tensor(step, kind, f"{unit.module}.k_proj")  # (G * hd, D)
+    heads, group = _heads(source)
+    head_dim = query.shape[0] // heads
+    by_head, keys = query.split(head_dim), key.split(head_dim)
+    return [Product(by_head[h].T, keys[h // group]) for h in range(heads)]
+
+
+def mlp_path(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
+    """down @ up, (D, D): what the MLP does to the residual stream where every gate passes 1.
+
+    The MLP itself is x -> down (silu(gate x) * up x), so this is its path with the nonlinearity left out.
+    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits" (virtual weights).
+    """
+    down = source.tensor(step, kind, f"{unit.module}.down_proj")  # (D, I)
+    return [Product(down, source.tensor(step, kind, f"{unit.module}.up_proj"))]  # (I, D)
+
+
+def _heads(source: Source) -> tuple[int, int]:
+    """H, and how many query heads share a key-value head."""
+    heads = source.model["num_attention_heads"]
+    return heads, heads // source.model.get("num_key_value_heads", heads)
+
+
+def _output_and_value(
+    source: Source, output: torch.Tensor, value: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of (D, H * hd) and (G * hd, any): O[:, h], H of (D, hd), and V[kv(h)], H of (hd, any)."""
+    heads, group = _heads(source)
+    head_dim = output.shape[1] // heads
+    values = value.split(head_dim)
+    return list(output.split(head_dim, dim=1)), [values[h // group] for h in range(heads)]
 
 
 CIRCUITS: dict[str, Circuit] = {
     "ov_circuit": Circuit(("weights", "activations"), "v_proj", ov_circuit),
+    "ov_induced_change": Circuit(("gradients",), "v_proj", ov_induced_change),
+    "qk_circuit": Circuit(("weights",), "k_proj", qk_circuit),
+    "mlp_path": Circuit(("weights",), "up_proj", mlp_path, by_head=False),
 }

@@ -1,0 +1,109 @@
+"""The QK circuit, the MLP's path and the change of OV that gradients induce, against what they are defined by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pico_analyze import measure
+from pico_analyze.components import Unit, plan
+from pico_analyze.linalg import Product, spectra
+from pico_analyze.sources.run import Run
+
+HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]
+
+
+def units(run: Run, circuit: str, kind: str = "weights") -> list[Unit]:
+    return plan([circuit], kind, run.modules(0, kind, None if kind == "weights" else "val"), run.model)
+
+
+def weight(run: Run, unit: Unit, name: str, kind: str = "weights") -> torch.Tensor:
+    return run.tensor(0, kind, f"{unit.module}.{name}", None if kind == "weights" else "val").double()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_qk_circuit_gives_the_scores_of_a_head(
+    new_run: Callable[..., Run], make_shape: Any, heads: int, kv_heads: int
+) -> None:
+    run = new_run(make_shape(heads=heads, kv_heads=kv_heads))
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).double()
+    for unit in units(run, "qk_circuit"):
+        queries = (x @ weight(run, unit, "q_proj").T).unflatten(-1, (heads, -1))
+        keys = (x @ weight(run, unit, "k_proj").T).unflatten(-1, (kv_heads, -1))
+        scores = torch.einsum("ihd,jhd->hij", queries, keys.repeat_interleave(heads // kv_heads, dim=1))
+        found = unit.load(run, 0, "weights", None)
+        assert [key.head for key in unit.keys] == list(range(heads))
+        for circuit, expected in zip(found, scores, strict=True):
+            assert isinstance(circuit, Product)
+            assert circuit.left.shape[1] == 16 // heads
+            torch.testing.assert_close(x @ circuit.dense() @ x.T, expected)
+
+
+def test_mlp_path_is_the_mlp_with_open_gates(run: Run) -> None:
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).double()
+    found = units(run, "mlp_path")
+    assert [(unit.module, unit.keys[0].layer, unit.keys[0].head) for unit in found] == [
+        ("model.layers.0.mlp", 0, None),
+        ("model.layers.1.mlp", 1, None),
+    ]
+    for unit in found:
+        (path,) = unit.load(run, 0, "weights", None)
+        expected = (x @ weight(run, unit, "up_proj").T) @ weight(run, unit, "down_proj").T
+        assert isinstance(path, Product)
+        torch.testing.assert_close(x @ path.dense().T, expected)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_induced_change_is_the_derivative_of_ov_along_the_gradient(
+    new_run: Callable[..., Run], make_shape: Any, heads: int, kv_heads: int
+) -> None:
+    """By autograd through O[:, h] @ V[kv(h)]."""
+    run = new_run(make_shape(heads=heads, kv_heads=kv_heads))
+
+    def circuits(output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        by_head = value.unflatten(0, (kv_heads, -1)).repeat_interleave(heads // kv_heads, dim=0)  # H, hd, D
+        return torch.einsum("ohd,hdi->hoi", output.unflatten(1, (heads, -1)), by_head)
+
+    for unit in units(run, "ov_induced_change", "gradients"):
+        at = tuple(weight(run, unit, name) for name in ("o_proj", "v_proj"))
+        along = tuple(weight(run, unit, name, "gradients") for name in ("o_proj", "v_proj"))
+        expected = torch.autograd.functional.jvp(circuits, at, along)[1]
+        found = unit.load(run, 0, "gradients", "val")
+        torch.testing.assert_close(torch.stack([change.dense() for change in found]), expected)
+        assert {change.left.shape[1] for change in found if isinstance(change, Product)} == {2 * 16 // heads}
+
+
+@pytest.mark.parametrize(
+    ("circuit", "kind", "rank"),
+    [("qk_circuit", "weights", 4), ("ov_induced_change", "gradients", 8), ("mlp_path", "weights", 16)],
+)
+@pytest.mark.parametrize("inner", [10, 24])
+def test_spectrum_is_that_of_the_dense_matrix(
+    new_run: Callable[..., Run], make_shape: Any, circuit: str, kind: str, rank: int, inner: int
+) -> None:
+    """An MLP may be narrower or wider than the residual stream."""
+    run = new_run(make_shape(inner=inner))
+    rank = inner if circuit == "mlp_path" and inner < 16 else rank
+    for unit in units(run, circuit, kind):
+        products = unit.load(run, 0, kind, None if kind == "weights" else "val")
+        for spectrum, product in zip(spectra(products), products, strict=True):
+            dense = np.linalg.svd(product.dense().numpy(), compute_uv=False)
+            np.testing.assert_allclose(spectrum.values, dense[:rank], rtol=1e-9)
+            np.testing.assert_allclose(dense[rank:], 0, atol=1e-11)
+
+
+def test_circuits_are_measured_of_the_kinds_that_define_them(run: Run) -> None:
+    circuits = ["ov_circuit", "ov_induced_change", "qk_circuit", "mlp_path"]
+    frame = measure(run, ["frobenius_norm"], circuits)
+    found = frame.groupby("component")["kind"].unique().apply(set).to_dict()
+    assert found == {
+        "ov_circuit": {"weights", "activations"},
+        "ov_induced_change": {"gradients"},
+        "qk_circuit": {"weights"},
+        "mlp_path": {"weights"},
+    }
+    assert frame.loc[frame["component"] == "mlp_path", "head"].isna().all()
+    assert set(frame["status"]) == {"ok"}
