@@ -21,7 +21,7 @@ def run(
     source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="run directory, or YAML file that names one")],
     overrides: Overrides = None,
 ) -> None:
-    """Measure a run: a table and figures in analysis/<name>/ of the run. Without a configuration: everything."""
+    """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything."""
     from pico_analyze.commands import run_analysis
     from pico_analyze.config import load
 
@@ -42,6 +42,14 @@ def plot(
 
     for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(",")):
         typer.echo(path)
+
+
+@app.command()
+def report(run: RunPath, name: Name = "default") -> None:
+    """Write report.html from the table that `run` wrote: one file that opens offline, on a phone and on paper."""
+    from pico_analyze.commands import report_run
+
+    typer.echo(report_run(run, name))
 
 
 @app.command()

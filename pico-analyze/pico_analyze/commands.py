@@ -13,7 +13,7 @@ from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import AnalysisLayout
 from pico_contract.names import parse
 
-from pico_analyze.config import AnalysisConfig, StepRange, to_yaml
+from pico_analyze.config import AnalysisConfig, StepRange, load, to_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
-    """Measure, and write table, configuration and figures into analysis/<name>/ of the run; the paths of them.
+    """Measure, and write table, configuration, figures and report into analysis/<name>/ of the run; the paths of them.
 
     `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
     """
@@ -47,9 +47,8 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     layout = run.layout.analysis(config.name)
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
-    drawn = config.metrics if config.figures.metrics is None else config.figures.metrics
-    figures = draw(frame, layout, drawn, config.figures.heads, config.figures.formats)
-    return [layout.table, layout.table_csv, layout.config, *figures]
+    figures = draw(frame, layout, _drawn(config), config.figures.heads, config.figures.formats)
+    return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
 
 
 def plot_run(
@@ -63,11 +62,43 @@ def plot_run(
     from pico_analyze import table
     from pico_analyze.sources.run import open_run
 
-    layout = open_run(run).layout.analysis(name)
+    layout = measured(open_run(run), name)
+    return draw(table.read(layout.table), layout, metrics, heads, formats)
+
+
+def report_run(path: Path, name: str) -> Path:
+    """Write the report of an analysis that was measured before, with the figures that its configuration names.
+
+    Raises:
+        UserError: no such run, no such analysis (with the nearest).
+    """
+    from pico_analyze import table
+    from pico_analyze.sources.run import open_run
+
+    run = open_run(path)
+    layout = measured(run, name)
+    return _write_report(run, table.read(layout.table), layout, load(layout.config))
+
+
+def measured(run: Run, name: str) -> AnalysisLayout:
+    """Where the analysis `name` of a run lies; UserError with the nearest name where there is no such table."""
+    layout = run.layout.analysis(name)
     if not layout.table.is_file():
         known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
-        raise UserError(f'{run} has no analysis "{name}"{did_you_mean(name, known) or ": run pico-analyze run first"}')
-    return draw(table.read(layout.table), layout, metrics, heads, formats)
+        near = did_you_mean(name, known) or ": run pico-analyze run first"
+        raise UserError(f'{run.layout.root} has no analysis "{name}"{near}')
+    return layout
+
+
+def _drawn(config: AnalysisConfig) -> list[str] | None:
+    return config.metrics if config.figures.metrics is None else config.figures.metrics
+
+
+def _write_report(run: Run, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
+    from pico_analyze import report
+
+    write_text(layout.report, report.render(run, frame, _drawn(config), config.figures.heads))
+    return layout.report
 
 
 def draw(

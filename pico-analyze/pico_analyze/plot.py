@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -42,9 +42,9 @@ _NO_DATE: dict[str, dict[str, None]] = {
 Panel = tuple[Axes, pd.DataFrame]
 
 
-def lines(shown: Subject) -> Figure:
+def lines(shown: Subject, columns: int = _COLUMNS) -> Figure:
     """The metric over steps (step 0 included), one line a layer, one panel a component; circuits: mean over heads."""
-    figure, panels = _panels(shown, shown.rows)
+    figure, panels = _panels(shown, shown.rows, columns)
     layers = _layers(shown.rows)
     for axes, table in panels:
         _draw_lines(axes, table, layers)
@@ -54,9 +54,9 @@ def lines(shown: Subject) -> Figure:
     return figure
 
 
-def heat_map(shown: Subject) -> Figure:
+def heat_map(shown: Subject, columns: int = _COLUMNS) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
-    figure, panels = _panels(shown, shown.rows)
+    figure, panels = _panels(shown, shown.rows, columns)
     for axes, table in panels:
         _draw_map(axes, table, _by_layer(table))
     figure.supylabel("layer")
@@ -68,7 +68,7 @@ def head_map(shown: Subject) -> Figure:
     """As `heat_map`, of the circuits alone and head by head."""
     rows = shown.rows[shown.rows["head"].notna()]
     height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
-    figure, panels = _panels(shown, rows, max(height, _HEIGHT))
+    figure, panels = _panels(shown, rows, height=max(height, _HEIGHT))
     for axes, table in panels:
         _draw_map(axes, table, table.pivot(index=["layer", "head"], columns="step", values="value"))
     figure.supylabel("layer, its heads upwards")
@@ -103,15 +103,23 @@ def save(figure: Figure, path: Path) -> Path:
     if ending not in FORMATS:
         raise UserError(f'{path} should end in .{", .".join(FORMATS)}, not "{path.suffix}"')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=_DPI, metadata=_NO_DATE[ending])
+    with path.open("wb") as file:
+        write(figure, file, ending)
     return path
 
 
-def _panels(shown: Subject, rows: pd.DataFrame, height: float = _HEIGHT) -> tuple[Figure, list[Panel]]:
-    """A figure with one titled panel for each component, in the order of the table."""
+def write(figure: Figure, file: BinaryIO, ending: str) -> None:
+    """Write the figure as png, svg or pdf into an open file, without a date."""
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
+
+
+def _panels(
+    shown: Subject, rows: pd.DataFrame, columns: int = _COLUMNS, height: float = _HEIGHT
+) -> tuple[Figure, list[Panel]]:
+    """A figure with one titled panel for each component, in the order of the table, `columns` side by side."""
     groups = list(rows.groupby("component", sort=False))
-    columns = min(_COLUMNS, len(groups))
+    columns = min(columns, len(groups))
     title = f"{shown.quantity}: {shown.object}, run {rows['run'].iloc[0]}"
     figure = _figure(-(-len(groups) // columns), columns, title, height)
     for axes in figure.axes[len(groups) :]:
@@ -129,7 +137,7 @@ def _figure(rows: int, columns: int, title: str, height: float = _HEIGHT) -> Fig
             figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
         )
         figure.subplots(rows, columns)
-    figure.suptitle(_folded(figure, title))
+    figure.suptitle(_folded(figure, title), parse_math=False)
     return figure
 
 
@@ -252,7 +260,8 @@ def _layer_bar(figure: Figure, layers: list[int]) -> None:
         return
     colours = _colours(len(layers))
     norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=30)
+    aspect = 10 * figure.get_figheight()
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect)
     shown = _spaced(range(len(layers)), most=12)
     bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
     bar.minorticks_off()

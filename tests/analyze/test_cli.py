@@ -35,13 +35,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 Command = Callable[..., tuple[int, str, str]]
 
 
-def test_run_writes_table_figures_and_configuration(command: Command, layout: RunLayout) -> None:
+def test_run_writes_table_figures_configuration_and_report(command: Command, layout: RunLayout) -> None:
     code, out, err = command("run", layout.root, *SMALL)
     assert code == 0
     analysis = layout.analysis("default")
     written = {Path(line) for line in out.splitlines()}
     figures = {f"{stem}_{form}.png" for stem in ("weights_per", "activations_val_per") for form in ("lines", "map")}
-    assert {analysis.table, analysis.table_csv, analysis.config} <= written
+    assert {analysis.table, analysis.table_csv, analysis.config, analysis.report} <= written
     assert {analysis.figures / name for name in figures} <= written
     assert all(path.is_file() for path in written)
     assert {path for path in analysis.root.rglob("*") if path.is_file()} == written
@@ -84,7 +84,7 @@ def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Com
     assert code == 0
     assert set(read(layout.analysis("default").table)["metric"]) == set(METRICS)
     assert (layout.analysis("default").figures / "overview.png").is_file()
-    assert len(out.splitlines()) == 3 + 1 + 2 * 3
+    assert len(out.splitlines()) == 3 + 1 + 2 * 3 + 1
 
 
 def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
@@ -97,6 +97,19 @@ def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) ->
     expected = {layout.analysis("mine").figures / f"{stem}.{ending}" for stem in stems for ending in ("svg", "pdf")}
     assert {Path(line) for line in out.splitlines()} == expected
     assert set(layout.analysis("mine").figures.iterdir()) == expected
+
+
+def test_report_writes_again_what_run_wrote(command: Command, layout: RunLayout) -> None:
+    command("run", layout.root, *SMALL, "kinds=[weights]", "figures.metrics=[per]", "figures.heads=true", "name=mine")
+    written = layout.analysis("mine").report
+    before = written.read_bytes()
+    written.unlink()
+    code, out, _ = command("report", layout.root, "--name", "mine")
+    assert (code, out) == (0, f"{written}\n")
+    assert written.read_bytes() == before
+    code, _, err = command("report", layout.root, "--name", "mien")
+    assert code == 2
+    assert 'has no analysis "mien"; did you mean "mine"?' in err
 
 
 def test_inspect_says_what_a_run_holds(command: Command, layout: RunLayout) -> None:

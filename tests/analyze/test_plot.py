@@ -138,6 +138,10 @@ def test_title_says_what_of_which_run_with_the_unit(draw: Callable[[Subject], Fi
     assert title == "PER (fraction of full rank): weights, run small"
 
 
+def test_a_name_is_not_read_as_a_formula(tmp_path: Path) -> None:
+    assert plot.save(plot.heat_map(per(layers=1, run="$\\a_$")), tmp_path / "figure.png").stat().st_size > 1000
+
+
 def test_title_says_split_and_reference() -> None:
     frame = table(
         components=COMPONENTS, kind="activations", split="val", metric="cka", unit="similarity", reference_step=9000

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pandas", "matplotlib", "pyarrow", "scipy"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "pandas",
+    "matplotlib",
+    "pyarrow",
+    "scipy",
+    "jinja2",
+}
 HELP = """
 import json, sys, time
 from {package}.cli import main
@@ -24,7 +35,7 @@ print(json.dumps({{"cpu": cpu, "modules": sorted(set(m.split(".")[0] for m in sy
 """
 COMMANDS = {
     "pico_train": ["", "run", "check", "list", "evaluate", "generate", "data", "data prepare", "data show"],
-    "pico_analyze": ["", "run", "plot", "inspect", "metrics"],
+    "pico_analyze": ["", "run", "plot", "report", "inspect", "metrics"],
 }
 CASES = [(package, command) for package, commands in COMMANDS.items() for command in commands]
 

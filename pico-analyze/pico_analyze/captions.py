@@ -1,0 +1,57 @@
+"""The words of a report: what a status means, what a metric says, how a figure is read."""
+
+from __future__ import annotations
+
+STATUSES = {
+    "zero": "the tensor is zero, or has no variance, so that the definition gives 0 or nothing",
+    "rank_deficient": "a singular value is not above the rounding of the stored precision, so that a condition number "
+    "would measure noise; the effective condition number and the numerical rank say what can be said",
+    "n_less_than_d": "too few rows for the definition: observe more probe rows or positions",
+    "missing": "the step does not hold what was asked for, or its file is not readable",
+    "non_finite": "the tensor, or the result, holds NaN or infinity",
+}
+"""Status of the measurement table -> what it means; `ok` needs no words."""
+
+_METRICS = {
+    "per": "near 1 a matrix uses all its directions equally; it falls as few directions come to hold most of it",
+    "effective_rank": "how many directions a matrix uses, as if they were all of one size",
+    "condition_number": "how many times larger the largest stretch is than the smallest; 1 is best conditioned",
+    "effective_condition_number": "as the condition number, over what is above rounding",
+    "numerical_rank": "directions above the rounding of the stored precision",
+    "stable_rank": "near 1 one direction dominates",
+    "frobenius_norm": "the size of the whole tensor",
+    "nuclear_norm": "the sum of its singular values, which grows with size and with rank",
+    "spectral_norm": "the size of its largest direction",
+    "max_abs": "the size of its largest entry",
+    "gini": "0 where all entries are of one magnitude, towards 1 where few hold everything",
+    "hoyer": "0 where all entries are of one magnitude, 1 where a single one is not zero",
+    "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
+    "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
+}
+
+_FIGURES = {
+    "overview": "A few telling quantities over steps, each line the mean over the plain modules of one layer: lines "
+    "that bend together say that the layers learn at the same time, a bend in one panel before another which came "
+    "first.",
+    "lines": "One panel a component, one line a layer, dark for the first. The axis of steps is linear up to the first "
+    "observed step and logarithmic from there, since most happens early; a gap is a step without a value.",
+    "map": "The same numbers as colours, layers upwards and steps to the right: a vertical edge is a moment when all "
+    "layers change, a horizontal one a layer that differs from its neighbours. Hatched: no value.",
+    "heads": "The same, head by head: a row that differs within a layer is a head of its own kind.",
+}
+
+
+def meaning(status: str) -> str:
+    """What a status means; a user's own stands for itself."""
+    return STATUSES.get(status, "a status of a metric of your own")
+
+
+def reading(metric: str) -> str:
+    """What a high or low value says, as a clause; empty for a metric of the user's own."""
+    return _METRICS.get(metric, "")
+
+
+def how_to_read(form: str, metric: str | None = None) -> str:
+    """How a figure of `form` (overview, lines, map, heads) is read, and what its metric says."""
+    clause = reading(metric) if metric else ""
+    return f"{_FIGURES[form]} {clause[:1].upper()}{clause[1:]}{'.' if clause else ''}".rstrip()

@@ -1,0 +1,208 @@
+"""report.html: what a run is, what is wrong, what was measured and how it went, in one file that opens anywhere.
+
+Everything is in the file (figures as data, style and script inline): no request is made, and without JavaScript only
+the sorting of tables is gone. The same table and run give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+
+from pico_analyze import captions, plot
+from pico_analyze.metrics import METRICS
+from pico_analyze.sources import Source
+from pico_analyze.subject import spoken, subjects
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TEMPLATE = "report.html.j2"
+_FORMS = {"lines": "over steps", "map": "as a map", "heads": "head by head"}
+_COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report: where it is linked from, its image as a data address, and how it is read."""
+
+    anchor: str
+    title: str
+    image: str
+    caption: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean of one metric over the layers and heads of a component; `of` says how many have a value, where not all."""
+
+    text: str
+    value: float | None = None
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Last values of one kind and split: a row a component, a column a metric."""
+
+    title: str
+    metrics: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+def render(source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False) -> str:
+    """The report of a measurement `frame` of `source` as HTML, with figures of `metrics` (a telling few by default)."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = files("pico_analyze").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        name=source.name,
+        facts=facts(source),
+        sessions=sessions(source),
+        warnings=warnings_of(source),
+        statuses=statuses(frame),
+        measured=measured(frame),
+        definitions=definitions(frame),
+        grids=grids(frame),
+        pictures=pictures(frame, metrics, heads),
+    )
+
+
+def facts(source: Source) -> list[tuple[str, str]]:
+    """What the run is, as (what, value): from run.json where the source has one, else what any source can say."""
+    manifest = getattr(source, "manifest", None)
+    geometry = ", ".join(f"{key} {_plain(value)}" for key, value in source.model.items())
+    steps = f"{len(source.steps)}: {', '.join(map(str, source.steps))}"
+    if manifest is None:
+        return [("model", geometry), ("observed steps", steps)]
+    counts = dict(manifest.parameters)
+    total = counts.pop("total", None)
+    parts = ", ".join(f"{key} {value:,}" for key, value in counts.items())
+    found = [
+        ("status", f"{manifest.status} at step {manifest.step} of {manifest.total_steps}"),
+        ("created", manifest.created),
+        ("continues from", manifest.parent or ""),
+        ("method", manifest.method),
+        ("model", geometry),
+        ("parameters", f"{total:,} ({parts})" if total else parts),
+        ("data", ", ".join(f"{key} {_plain(value)}" for key, value in manifest.data.items())),
+        ("seeds", ", ".join(f"{key} {value}" for key, value in manifest.seeds.items())),
+        ("observed steps", steps),
+    ]
+    return [(what, value) for what, value in found if value]
+
+
+def sessions(source: Source) -> list[dict[str, str]]:
+    """Each start of the run as key -> text; [] where the source does not record them."""
+    manifest = getattr(source, "manifest", None)
+    return [{key: _plain(value) for key, value in session.items()} for session in manifest.sessions] if manifest else []
+
+
+def warnings_of(source: Source) -> list[str]:
+    """What a reader should know first: damage, and a run that did not finish."""
+    found = [f"step {step}: {sentence}" for step, damages in source.damaged.items() for sentence in damages]
+    manifest = getattr(source, "manifest", None)
+    if manifest is not None and manifest.status != "finished":
+        why = f": {manifest.message}" if manifest.message else ""
+        found.insert(0, f"the run is {manifest.status} at step {manifest.step} of {manifest.total_steps}{why}")
+    return found
+
+
+def statuses(frame: pd.DataFrame) -> list[tuple[str, int, str, str]]:
+    """(status, count, what it means, which metrics of which kinds) of all that is not ok, most frequent first."""
+    absent = frame[frame["status"] != "ok"]
+    found = []
+    for status, rows in absent.groupby("status"):
+        of = (rows["metric"].map(spoken) + " of " + rows["kind"]).value_counts(sort=False).sort_index()
+        where = ", ".join(f"{what} {count}" for what, count in of.items())
+        found.append((str(status), len(rows), captions.meaning(str(status)), where))
+    return sorted(found, key=lambda one: (-one[1], one[0]))
+
+
+def measured(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """What was measured, as (what, value)."""
+    kinds = frame[["kind", "split"]].drop_duplicates().itertuples(index=False, name=None)
+    return [
+        ("numbers", f"{len(frame):,}, of which {int((frame['status'] != 'ok').sum()):,} have a status other than ok"),
+        ("kinds", ", ".join(_of(kind, split) for kind, split in kinds)),
+        ("components", ", ".join(frame["component"].unique())),
+        ("steps", ", ".join(map(str, sorted(frame["step"].unique())))),
+    ]
+
+
+def definitions(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """(name, unit, definition, what it says) of each metric in the table."""
+    found = []
+    for name, rows in frame.groupby("metric", sort=False):
+        metric = METRICS.get(str(name))
+        text = " ".join((metric.fn.__doc__ or "").split()) if metric else "a metric of your own"
+        unit = metric.unit if metric else next(iter(rows["unit"].dropna()), "")
+        found.append((spoken(str(name)), unit, text, captions.reading(str(name))))
+    return found
+
+
+def grids(frame: pd.DataFrame) -> list[Grid]:
+    """The values of each kind's last step by component, each the mean over layers and heads of those that have one."""
+    found = []
+    for (kind, split), rows in frame.groupby(["kind", "split"], sort=False, dropna=False):
+        step = rows["step"].max()
+        last = rows[rows["step"] == step]
+        metrics = [str(metric) for metric in last["metric"].unique()]
+        cells = {key: _cell(values) for key, values in last.groupby(["component", "metric"])["value"]}
+        by_component = [
+            (str(name), [cells.get((name, metric), Cell("")) for metric in metrics])
+            for name in last["component"].unique()
+        ]
+        found.append(Grid(f"{_of(kind, split)}, step {step}", [spoken(metric) for metric in metrics], by_component))
+    return found
+
+
+def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) -> Iterator[Picture]:
+    """The figures, one at a time: the overview, then lines and map of each subject."""
+    shown = subjects(frame, metrics)
+    if metrics is None and shown:
+        yield _picture("overview", "Overview", plot.overview(frame), captions.how_to_read("overview"))
+    for one in shown:
+        title = f"{one.quantity}: {one.object}"
+        drawings = {"lines": plot.lines(one, _COLUMNS), "map": plot.heat_map(one, _COLUMNS)}
+        if heads and one.rows["head"].notna().any():
+            drawings["heads"] = plot.head_map(one)
+        for form, figure in drawings.items():
+            yield _picture(
+                f"{one.stem}_{form}", f"{title}, {_FORMS[form]}", figure, captions.how_to_read(form, one.metric)
+            )
+
+
+def _picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
+    buffer = io.BytesIO()
+    plot.write(figure, buffer, "svg")
+    image = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Picture(anchor, title, image, caption, round(96 * figure.get_figwidth()))
+
+
+def _cell(values: pd.Series) -> Cell:
+    known = values.dropna()
+    of = "" if len(known) == len(values) else f"{len(known)} of {len(values)}"
+    if known.empty:
+        return Cell("\N{EN DASH}", None, of)
+    return Cell(f"{known.mean():.4g}", float(known.mean()), of)
+
+
+def _of(kind: Any, split: Any) -> str:
+    return str(kind) if pd.isna(split) else f"{kind} ({split})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
