@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from pico_contract.errors import UserError, did_you_mean
 
 KINDS = ("weights", "gradients", "activations")
 SPLITS = ("train", "val")
@@ -41,3 +42,41 @@ class Source(Protocol):
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
         """The tensor in its stored dtype, on CPU."""
+
+
+_GEOMETRY = {
+    "hidden_size": ("d_model", "n_embd"),
+    "intermediate_size": ("activation_hidden_dim", "n_inner", "ffn_dim"),
+    "num_hidden_layers": ("n_layers", "n_layer"),
+    "num_attention_heads": ("attention_n_heads", "n_head"),
+    "num_key_value_heads": ("attention_n_kv_heads",),
+    "head_dim": (),
+    "vocab_size": (),
+    "tie_word_embeddings": (),
+}
+
+
+def geometry(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a foreign model configuration says of the shape, under Hugging Face's usual names; the rest is dropped."""
+    found = {name: [config[key] for key in (name, *others) if key in config] for name, others in _GEOMETRY.items()}
+    return {name: values[0] for name, values in found.items() if values and isinstance(values[0], int)}
+
+
+def check_kind(kind: str) -> None:
+    """Raise UserError, with the nearest, for what is not one of KINDS."""
+    if kind not in KINDS:
+        raise UserError(f'there is no kind "{kind}"{did_you_mean(kind, KINDS)}')
+
+
+def no_step(place: object, step: int, steps: Sequence[int], damaged: Mapping[int, Sequence[str]]) -> UserError:
+    """Why `place` has no `step`: it is damaged, or was never there, with the nearest that is."""
+    if step in damaged:
+        return UserError(f"step {step} of {place} is damaged: {damaged[step][0]}")
+    near = min(steps, key=lambda known: abs(known - step), default=None)
+    hint = f"; the nearest is {near}" if near is not None else ": nothing was observed yet"
+    return UserError(f"{place} has no step {step}{hint}")
+
+
+def no_module(place: object, kind: str, module: str, known: Iterable[str]) -> UserError:
+    """`place` holds no `kind` of `module`, with the nearest that it does hold."""
+    return UserError(f'{place} has no {kind} of the module "{module}"{did_you_mean(module, known)}')

@@ -13,7 +13,7 @@ from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest, TensorSet
 
-from pico_analyze.sources import KINDS
+from pico_analyze.sources import check_kind, no_module, no_step
 
 M = TypeVar("M", CheckpointManifest, SnapshotManifest)
 _OPEN_FILES = 64
@@ -65,7 +65,7 @@ class Run:
 
     def splits(self, step: int, kind: str) -> list[str | None]:
         """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds none."""
-        _check_kind(kind)
+        check_kind(kind)
         if kind == "weights":
             return [None] if self._weights_file(step) else []
         return [observed.split for observed in self._observed(step) if observed.kind == kind]
@@ -96,7 +96,7 @@ class Run:
             if name in stored:
                 return self._file(path).get(name)
         known = [name.removesuffix(_SUFFIX) for name in stored]
-        raise UserError(f'{path} has no {kind} of the module "{module}"{did_you_mean(module, known)}')
+        raise no_module(path, kind, module, known)
 
     def _intact(self, parent: Path, kind: type[M]) -> dict[int, M]:
         manifests = {}
@@ -123,9 +123,9 @@ class Run:
 
     def _stored(self, step: int, kind: str, split: str | None) -> tuple[Path, list[str]]:
         """The file that holds `kind` of `step`, and the names in it."""
-        _check_kind(kind)
+        check_kind(kind)
         if step not in self.steps:
-            raise UserError(self._no_step(step))
+            raise no_step(self.layout.root, step, self.steps, self.damaged)
         if kind == "weights":
             path = self._weights_file(step)
             if path is None:
@@ -141,13 +141,6 @@ class Run:
         there = ", ".join(f"{observed.kind} of {observed.split}" for observed in self._observed(step))
         raise UserError(f"step {step} of {self.layout.root} has no {where}; it has weights{there and ', '}{there}")
 
-    def _no_step(self, step: int) -> str:
-        if step in self.damaged:
-            return f"step {step} of {self.layout.root} is damaged: {self.damaged[step][0]}"
-        near = min(self.steps, key=lambda known: abs(known - step), default=None)
-        hint = f"; the nearest is {near}" if near is not None else ": nothing was observed yet"
-        return f"{self.layout.root} has no step {step}{hint}"
-
     @cached_property
     def _logged_tokens(self) -> dict[int, int]:
         if not self.layout.metrics.is_file():
@@ -160,8 +153,3 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut by a crash; training itself repairs it on resume
         return tokens
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise UserError(f'there is no kind "{kind}"{did_you_mean(kind, KINDS)}')
