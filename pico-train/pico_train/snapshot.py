@@ -88,11 +88,17 @@ def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[i
 
 
 def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
-    """Modules with a weight that fit `patterns`, in the model's order; UserError where one fits nothing."""
+    """Modules with a weight that fit `patterns`, in the model's order; UserError where one fits nothing.
+
+    With tied embeddings the weight of a head is the embedding's, which is then observed too.
+    """
     candidates = [
         name for name, module in model.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)
     ]
-    return names.match(patterns, candidates)
+    chosen = set(names.match(patterns, candidates))
+    weights = {id(model.get_parameter(f"{name}.weight")) for name in chosen}
+    chosen |= {name.removesuffix(".weight") for name, p in model.named_parameters() if id(p) in weights}
+    return [name for name in candidates if name in chosen]
 
 
 @dataclass
@@ -113,42 +119,49 @@ class Observer:
         Probe gradients are d(mean token loss over the probe) / d(effective weights), float32, evaluation mode, not
         clipped; activations are module outputs at the configured positions, rows in probe order (P * positions, width).
         """
-        decoder = state.plain_decoder()
-        weights = {f"{name}.weight": decoder.get_parameter(f"{name}.weight") for name in self.modules}
+        step, decoder = state.counters.step, state.plain_decoder()
+        has_checkpoint = codec.damage(self.layout.checkpoint(step), CheckpointManifest) is None
         gradients, activations = self._probe_pass(decoder)
         return Pending(
             observer=self,
-            step=state.counters.step,
-            weights=self._stored(weights),
-            extra=self._stored(state.method.extra_tensors(state.model)),
-            val_gradients=self._stored(gradients),
-            val_activations=self._stored(activations),
+            step=step,
+            weights={} if has_checkpoint else self._copied(self._weights(decoder)),
+            extra=self._copied(state.method.extra_tensors(state.model)),
+            val_gradients=gradients,
+            val_activations=activations,
         )
+
+    def _weights(self, decoder: Decoder) -> dict[str, nn.Parameter]:
+        """The observed modules' weights; what is tied comes once, under the embedding's name."""
+        chosen = {f"{name}.weight" for name in self.modules}
+        return {name: parameter for name, parameter in decoder.named_parameters() if name in chosen}
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
         """Copies of the gradients of the observed modules' parameters as training has just computed them."""
         prefixes = tuple(f"{name}." for name in self.modules)
         chosen = {name: p.grad for name, p in parameters.items() if name.startswith(prefixes) and p.grad is not None}
-        return self._stored(chosen)
+        return self._copied(chosen)
 
     def _probe_pass(self, decoder: Decoder) -> tuple[Tensors, Tensors]:
         wants_gradients = "val.gradients" in self.config.kinds
         wants_activations = "val.activations" in self.config.kinds
         if not (wants_gradients or wants_activations):
             return {}, {}
-        chosen = {f"{name}.weight" for name in self.modules}
+        chosen = self._weights(decoder)
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(wants_gradients and name in chosen)
+        dtype = DTYPES[self.config.dtype]
         collected: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules} if wants_activations else {}
         device = next(decoder.parameters()).device
-        with torch.set_grad_enabled(wants_gradients), _capture(decoder, collected, self._pick):
+        with torch.set_grad_enabled(wants_gradients), _capture(decoder, collected, self._pick, dtype):
             for rows in self.probe.tokens.split(self.micro_batch):
                 rows = rows.to(device)
                 loss_sum = decoder(rows[:, :-1], labels=rows[:, 1:])
                 if wants_gradients:
                     (loss_sum / self.probe.tokens[:, 1:].numel()).backward()
-        gradients = {name: p.grad for name, p in decoder.named_parameters() if name in chosen and p.grad is not None}
-        return gradients, {name: torch.cat(parts) for name, parts in collected.items()}
+        gradients = {name: p.grad.to("cpu", dtype) for name, p in chosen.items() if p.grad is not None}
+        # One module after the other: with every position kept, activations are the largest thing in memory.
+        return gradients, {name: torch.cat(collected.pop(name)) for name in list(collected)}
 
     def _pick(self, output: torch.Tensor) -> torch.Tensor:
         """(rows, T, width) -> (rows * positions, width), row by row; the mean over T under the rule "mean"."""
@@ -156,7 +169,7 @@ class Observer:
         picked = output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
         return picked.flatten(0, 1)
 
-    def _stored(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    def _copied(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         """Copies on CPU in the storage dtype: the live ones change with the next update."""
         dtype = DTYPES[self.config.dtype]
         return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
@@ -164,7 +177,10 @@ class Observer:
 
 @dataclass
 class Pending:
-    """A snapshot of theta_t that waits for the gradient which training computes at theta_t, for update t + 1."""
+    """A snapshot of theta_t that waits for the gradient which training computes at theta_t, for update t + 1.
+
+    `weights` is empty where a checkpoint of theta_t holds them.
+    """
 
     observer: Observer
     step: int
@@ -178,12 +194,10 @@ class Pending:
     ) -> None:
         """Write snapshots/step_t. Without `train_gradients` (after the last update) their absence is recorded."""
         observer, layout = self.observer, self.observer.layout
-        has_checkpoint = codec.damage(layout.checkpoint(self.step), CheckpointManifest) is None
         manifest = self._manifest(objective, dropout)
-        manifest.weights = "checkpoint" if has_checkpoint else "snapshot"
         files: dict[str, Tensors] = {}
         # No checkpoint holds a method's extra tensors.
-        kept = {**({} if has_checkpoint else self.weights), **self.extra}
+        kept = {**self.weights, **self.extra}
         if kept:
             files[SNAPSHOT_WEIGHTS] = kept
         if "train.gradients" in observer.config.kinds:
@@ -207,11 +221,10 @@ class Pending:
     def _manifest(self, objective: str, dropout: bool) -> SnapshotManifest:
         config, probe = self.observer.config, self.observer.probe
         mean_loss = "mean next-token negative log-likelihood over the probe, nats"
-
         return SnapshotManifest(
             run=self.observer.run,
             step=self.step,
-            weights="checkpoint",
+            weights="snapshot" if self.weights else "checkpoint",
             modules=self.observer.modules,
             observed=[
                 self._set("train", "gradients", objective, "trained parameters, before clipping", dropout),
@@ -240,20 +253,23 @@ class Pending:
 
 @contextmanager
 def _capture(
-    decoder: Decoder, collected: dict[str, list[torch.Tensor]], pick: Callable[[torch.Tensor], torch.Tensor]
+    decoder: Decoder,
+    collected: dict[str, list[torch.Tensor]],
+    pick: Callable[[torch.Tensor], torch.Tensor],
+    dtype: torch.dtype,
 ) -> Iterator[None]:
-    """While active, append `pick(output)` of each module named in `collected` at every forward pass.
+    """While active, append `pick(output)`, on CPU as `dtype`, of each module named in `collected` at every forward.
 
     The head is the exception: the loss never calls it as a module, so its output is formed from the last norm's at
     the kept positions alone (the mean over positions passes through a linear map).
     """
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: collected[name].append(pick(output).cpu())
+        return lambda module, inputs, output: collected[name].append(pick(output).to("cpu", dtype))
 
     def keep_logits(name: str) -> Callable[..., None]:
         weight = decoder.lm_head.weight.detach()
-        return lambda module, inputs, output: collected[name].append((pick(output) @ weight.T).cpu())
+        return lambda module, inputs, output: collected[name].append((pick(output) @ weight.T).to("cpu", dtype))
 
     handles = []
     for name in collected:

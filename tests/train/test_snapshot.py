@@ -120,6 +120,18 @@ def test_every_module_can_be_observed_the_head_too(tiny: Tiny, rule: str, tied: 
     torch.testing.assert_close(files["val.activations"]["lm_head"], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_weight_of_a_tied_head_is_observed_as_the_embedding(tiny: Tiny) -> None:
+    """Once, and by the name under which it trains (CONTRACT.md: `lm_head.weight` is absent)."""
+    changes = {"snapshot.modules": ["lm_head"], "model.tie_word_embeddings": True, "checkpoint.every": 0}
+    config = tiny(**changes)
+    train(config, quiet=True)
+    _, files = opened(config, 2)
+    for kind in ("weights", "train.gradients", "val.gradients"):
+        assert set(files[kind]) == {"model.embed_tokens.weight"}, kind
+    job, probe = build(config), codec.read_tensors(config.layout.probe)["tokens"]
+    assert_close(opened(config, 0)[1]["val.gradients"], mean_loss_gradients(theta(job, 0), probe))
+
+
 def test_observing_changes_nothing(tiny: Tiny) -> None:
     """Bit-identical losses, norms and weights with snapshots at every step and with none."""
     runs = [tiny(name="off", **{"snapshot.every": 0}), tiny(name="on", **{"snapshot.every": 1})]
