@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -151,17 +151,17 @@ class Observer:
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(wants_gradients and name in chosen)
         dtype = DTYPES[self.config.dtype]
-        collected: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules} if wants_activations else {}
+        activations = Activations(len(self.probe.tokens) * max(len(self.positions), 1), dtype)
+        observed = self.modules if wants_activations else []
         device = next(decoder.parameters()).device
-        with torch.set_grad_enabled(wants_gradients), _capture(decoder, collected, self._pick, dtype):
+        with torch.set_grad_enabled(wants_gradients), _capture(decoder, observed, self._pick, activations):
             for rows in self.probe.tokens.split(self.micro_batch):
                 rows = rows.to(device)
                 loss_sum = decoder(rows[:, :-1], labels=rows[:, 1:])
                 if wants_gradients:
                     (loss_sum / self.probe.tokens[:, 1:].numel()).backward()
         gradients = {name: p.grad.to("cpu", dtype) for name, p in chosen.items() if p.grad is not None}
-        # One module after the other: with every position kept, activations are the largest thing in memory.
-        return gradients, {name: torch.cat(collected.pop(name)) for name in list(collected)}
+        return gradients, activations.tensors
 
     def _pick(self, output: torch.Tensor) -> torch.Tensor:
         """(rows, T, width) -> (rows * positions, width), row by row; the mean over T under the rule "mean"."""
@@ -251,28 +251,44 @@ class Pending:
         )
 
 
+@dataclass
+class Activations:
+    """Tensors of `rows` rows on CPU, filled part by part: where every position is kept they are the largest thing in
+    memory, and joining parts would take it twice."""
+
+    rows: int
+    dtype: torch.dtype
+    tensors: Tensors = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, part: torch.Tensor) -> None:
+        """The next rows of `name`, (rows of the part, width), on any device."""
+        if name not in self.tensors:
+            self.tensors[name] = torch.empty(self.rows, part.shape[1], dtype=self.dtype)
+        start = self.filled.get(name, 0)
+        self.filled[name] = start + len(part)
+        self.tensors[name][start : self.filled[name]] = part
+
+
 @contextmanager
 def _capture(
-    decoder: Decoder,
-    collected: dict[str, list[torch.Tensor]],
-    pick: Callable[[torch.Tensor], torch.Tensor],
-    dtype: torch.dtype,
+    decoder: Decoder, modules: Sequence[str], pick: Callable[[torch.Tensor], torch.Tensor], activations: Activations
 ) -> Iterator[None]:
-    """While active, append `pick(output)`, on CPU as `dtype`, of each module named in `collected` at every forward.
+    """While active, add `pick(output)` of each of `modules` to `activations` at every forward pass.
 
     The head is the exception: the loss never calls it as a module, so its output is formed from the last norm's at
     the kept positions alone (the mean over positions passes through a linear map).
     """
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: collected[name].append(pick(output).to("cpu", dtype))
+        return lambda module, inputs, output: activations.add(name, pick(output))
 
     def keep_logits(name: str) -> Callable[..., None]:
         weight = decoder.lm_head.weight.detach()
-        return lambda module, inputs, output: collected[name].append((pick(output) @ weight.T).to("cpu", dtype))
+        return lambda module, inputs, output: activations.add(name, pick(output) @ weight.T)
 
     handles = []
-    for name in collected:
+    for name in modules:
         module = decoder.get_submodule(name)
         hooked, hook = (decoder.model.norm, keep_logits(name)) if module is decoder.lm_head else (module, keep(name))
         handles.append(hooked.register_forward_hook(hook))
