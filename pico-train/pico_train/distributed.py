@@ -33,7 +33,11 @@ class Runtime:
         self.processes: int = self.accelerator.num_processes
 
     def wrap(self, model: ModuleT) -> ModuleT:
-        """`model` on this process's device, wrapped for gradient exchange where there are several processes."""
+        """`model` on this process's device, wrapped for gradient exchange where there are several processes.
+
+        The one that was wrapped before is let go: after a rebuild accelerate alone would hold it.
+        """
+        self.accelerator.free_memory()
         return self.accelerator.prepare_model(model)
 
     def autocast(self, precision: str) -> torch.autocast:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -119,6 +121,17 @@ def test_a_resume_is_bit_identical_before_at_and_after_the_rebuild(toy: Tiny, st
         a, b = (codec.read_tensors(config.layout.checkpoint(10) / name) for config in (whole, parts))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def test_a_rebuild_lets_the_old_model_go(toy: Tiny) -> None:
+    """Adaptive ranks rebuild again and again: one model more in memory each time would end the run."""
+    job = build(toy())
+    state = job.build_state(None)
+    old = weakref.ref(job.runtime.wrap(state.model))
+    state = job.build_state(state.capture())
+    job.runtime.wrap(state.model)
+    gc.collect()
+    assert old() is None
 
 
 def test_options_of_a_method_are_strict(toy: Tiny) -> None:
