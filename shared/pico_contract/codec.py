@@ -242,6 +242,10 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._entry(name)["shape"])
 
+    def dtype(self, name: str) -> str:
+        """As safetensors writes it, such as F32 or BF16."""
+        return str(self._entry(name)["dtype"])
+
     def get(self, name: str) -> torch.Tensor:
         """The tensor called `name`, in its stored dtype, on CPU, not sharing memory with the file."""
         self._entry(name)

@@ -130,7 +130,8 @@ def test_tensors_come_back_as_they_were(tensor_file: Path) -> None:
     for name, tensor in TENSORS.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    assert codec.TensorFile(tensor_file).shape("a") == (3, 4)
+    file = codec.TensorFile(tensor_file)
+    assert (file.shape("a"), file.dtype("b")) == ((3, 4), "BF16")
 
 
 def test_views_and_no_tensors_at_all_can_be_saved(tmp_path: Path) -> None:

@@ -1,0 +1,274 @@
+"""A series of models in safetensors, one folder (or hub revision) a step: weights of any architecture.
+
+The step is read from the name of the folder or revision: the integer after the last "step" in it, else the last
+integer (`step1000`, `step_1000`, `checkpoint-500`, `stage1-step1000-tokens5B`, `run/000500`).
+
+A module is the name of a two-dimensional floating-point tensor without `.weight`; names of Hugging Face's Llama and of
+earlier Pico code become the former. Other tensors (norms, biases, masks, packed integers) are not offered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pico_contract import names
+from pico_contract.codec import TensorFile
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS
+
+from pico_analyze.sources import check_kind, geometry, no_module, no_step
+
+INDEX = f"{MODEL_WEIGHTS}.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_AFTER_STEP = re.compile(r"step[_-]?(\d+)", re.IGNORECASE)
+_INTEGER = re.compile(r"\d+")
+_HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
+_OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a model: the file that holds it, its name there, its shape and dtype as safetensors writes them."""
+
+    file: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Model(Protocol):
+    """The model of one step, wherever its files lie."""
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json; {} where there is none."""
+
+    def stored(self) -> Sequence[Stored]:
+        """Every tensor of it, from headers alone; DamagedError where they cannot be read."""
+
+    def read(self, stored: Stored) -> torch.Tensor:
+        """One tensor in its stored dtype, on CPU."""
+
+
+def step_of(name: str) -> int | None:
+    """The step that the name of a folder or revision says, by the rule above; None where it holds no integer."""
+    found = _AFTER_STEP.findall(name) or _INTEGER.findall(name)
+    return int(found[-1]) if found else None
+
+
+def by_step(named: Iterable[str]) -> dict[int, str]:
+    """Step -> name, ascending.
+
+    Raises:
+        UserError: a name without an integer, or two that give the same step.
+    """
+    found: dict[int, str] = {}
+    for name in named:
+        step = step_of(Path(name).name)
+        if step is None:
+            raise UserError(f'"{name}" says no step: the name of a folder or revision should hold one, as in step1000')
+        if step in found:
+            raise UserError(f'"{found[step]}" and "{name}" both give step {step}: leave one of them out')
+        found[step] = name
+    return dict(sorted(found.items()))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is meant as a model: it has a configuration or weights in safetensors."""
+    return folder.is_dir() and ((folder / MODEL_CONFIG).is_file() or any(folder.glob("*.safetensors")))
+
+
+def step_folders(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that are models and whose names hold an integer, in the order of names."""
+    return sorted(path for path in paths if step_of(path.name) is not None and is_model(path))
+
+
+def open_folders(folders: Sequence[str | Path], name: str | None = None) -> Series:
+    """A series of local model folders; its name is that of the directory around the first, unless given.
+
+    Headers are read now, so that `damaged` says which steps cannot be read.
+
+    Raises:
+        UserError: no folder, one that is not there, one whose name holds no integer, or two of the same step.
+    """
+    if not folders:
+        raise UserError("a series of models needs at least one folder")
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"{folder} is not a folder")
+    steps = by_step(str(folder) for folder in folders)
+    opened = lru_cache(_OPEN_FILES)(TensorFile)
+    models = {step: Folder(Path(path), opened) for step, path in steps.items()}
+    series = Series(name or Path(folders[0]).resolve().parent.name, models)
+    series.check()
+    return series
+
+
+class Series:
+    """Weights of several models as the steps of one run.
+
+    Attributes:
+        steps: ascending, without those that are known to be damaged.
+        damaged: step -> sentences; grows where a step is first read late, as one of the hub is.
+    """
+
+    def __init__(self, name: str, models: Mapping[int, Model]) -> None:
+        self.name = name
+        self.models = dict(models)
+        self.damaged: dict[int, list[str]] = {}
+        self._modules = lru_cache(None)(self._list)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that are not known to be damaged, ascending."""
+        return [step for step in self.models if step not in self.damaged]
+
+    @cached_property
+    def model(self) -> Mapping[str, Any]:
+        """Geometry by the last config.json that can be read; {} where there is none, and then no circuits."""
+        damages: list[DamagedError] = []
+        for model in reversed(self.models.values()):
+            try:
+                if config := model.config():
+                    return geometry(config)
+            except DamagedError as error:
+                damages.append(error)
+        if damages:
+            raise damages[0]
+        return {}
+
+    def check(self) -> None:
+        """Read the headers of every step now, and note in `damaged` those that cannot be read."""
+        for step in self.models:
+            try:
+                self._modules(step)
+            except DamagedError as error:
+                self.damaged[step] = [str(error)]
+        if not self.steps:
+            raise UserError(f"no step of {self.name} can be read: {next(iter(self.damaged.values()))[0]}")
+
+    def tokens(self, step: int) -> int | None:
+        """None: a model does not say what it was trained on."""
+        return None
+
+    def splits(self, step: int, kind: str) -> list[str | None]:
+        """[None] for weights, which is all that a model holds."""
+        check_kind(kind)
+        return [None] if kind == "weights" and step in self.steps else []
+
+    def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
+        """Modules of which `step` holds a matrix; errors as `tensor`."""
+        self._check(step, kind)
+        modules = list(self._modules(step))
+        if self.model.get("tie_word_embeddings") and _EMBEDDING in modules and _HEAD not in modules:
+            modules.append(_HEAD)
+        return modules
+
+    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+        """The weight matrix of a module as it is stored, (out, in) wherever the architecture uses linear layers.
+
+        Raises:
+            UserError: the step, kind or module is not there; names the nearest that is.
+            DamagedError: the file is not readable.
+        """
+        self._check(step, kind)
+        held = self._modules(step)
+        name = names.canonical(module).removesuffix(".weight")
+        if name == _HEAD and _HEAD not in held and self.model.get("tie_word_embeddings"):
+            name = _EMBEDDING
+        if name not in held:
+            raise no_module(self.models[step].place, kind, name, held)
+        return self.models[step].read(held[name])
+
+    def _check(self, step: int, kind: str) -> None:
+        check_kind(kind)
+        if step not in self.steps:
+            raise no_step(self.name, step, self.steps, self.damaged)
+        if kind != "weights":
+            raise UserError(f"{self.models[step].place} has no {kind}: a model holds weights alone")
+
+    def _list(self, step: int) -> dict[str, Stored]:
+        found: dict[str, Stored] = {}
+        for stored in self.models[step].stored():
+            module = names.canonical(stored.name).removesuffix(".weight")
+            if len(stored.shape) != 2 or stored.dtype not in _FLOATS:
+                continue
+            if module in found:
+                raise DamagedError(f'{self.models[step].place} names the module "{module}" twice')
+            found[module] = stored
+        if not found:
+            raise DamagedError(f"{self.models[step].place} holds no floating-point matrix")
+        return found
+
+
+class Folder:
+    """A model directory on disk, of which single tensors are read."""
+
+    def __init__(self, path: Path, opened: Callable[[Path], TensorFile]) -> None:
+        self.path = path
+        self.place = str(path)
+        self._opened = opened
+
+    def config(self) -> Mapping[str, Any]:
+        """config.json; DamagedError where it does not parse."""
+        path = self.path / MODEL_CONFIG
+        return read_object(path) if path.is_file() else {}
+
+    def stored(self) -> list[Stored]:
+        """Every tensor, from the headers of the model's files."""
+        return [
+            Stored(file, name, opened.shape(name), opened.dtype(name))
+            for file in self._files()
+            for opened in [self._opened(self.path / file)]
+            for name in opened.names
+        ]
+
+    def read(self, stored: Stored) -> torch.Tensor:
+        """One tensor, from the one file that holds it."""
+        return self._opened(self.path / stored.file).get(stored.name)
+
+    def _files(self) -> list[str]:
+        """model.safetensors, or the shards of its index, or the one file in safetensors that there is."""
+        if (self.path / MODEL_WEIGHTS).is_file():
+            return [MODEL_WEIGHTS]
+        index = self.path / INDEX
+        if index.is_file():
+            return shards(index)
+        found = sorted(path.name for path in self.path.glob("*.safetensors"))
+        if len(found) == 1:
+            return found
+        others = ", ".join(sorted(path.name for path in self.path.iterdir())[:8]) or "nothing"
+        raise DamagedError(f"{self.path} has neither {MODEL_WEIGHTS} nor an index of shards; it has {others}")
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index of shards names; DamagedError where it does not parse or names files elsewhere."""
+    named = read_object(index).get("weight_map")
+    if not (isinstance(named, dict) and named and all(isinstance(file, str) for file in named.values())):
+        raise DamagedError(f"{index} has no weight_map of tensors to files")
+    files = sorted(set(named.values()))
+    for file in files:
+        if Path(file).name != file:
+            raise DamagedError(f'{index} names "{file}", which is not a file beside it')
+    return files
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; DamagedError where it holds none."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} is not readable JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise DamagedError(f"{path} should hold a JSON object")
+    return raw
