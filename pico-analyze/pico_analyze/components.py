@@ -18,6 +18,9 @@ from pico_contract.errors import UserError, did_you_mean, nearest
 from pico_analyze.linalg import Matrix, Product
 from pico_analyze.sources import Source
 
+UPDATES = "updates"
+"""The kind W(t2) - W(t1): the difference of the weights, or of a circuit's, over a window of steps."""
+
 _ORDER = (  # of a layer, as the forward pass goes
     "input_layernorm",
     "self_attn.q_proj",
@@ -54,6 +57,11 @@ class Unit:
         if self.circuit is None:
             return [source.tensor(step, kind, self.module, split)]
         return CIRCUITS[self.circuit].load(source, self, step, kind, split)
+
+    def reads(self, kind: str) -> tuple[str, ...]:
+        """The stored kinds that a measurement of `kind` depends on."""
+        stored = "weights" if kind == UPDATES else kind
+        return (stored,) if self.circuit is None else tuple(dict.fromkeys(("weights", stored)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def _module_unit(name: str) -> Unit:
 
 
 def _circuit_units(circuit: str, kind: str, modules: list[str], model: Mapping[str, Any]) -> list[Unit]:
-    if kind not in CIRCUITS[circuit].kinds:
+    if ("weights" if kind == UPDATES else kind) not in CIRCUITS[circuit].kinds:
         return []
     ending = f".{CIRCUITS[circuit].anchor}"
     owners = [name.removesuffix(ending) for name in modules if name.endswith(ending)]

@@ -3,128 +3,123 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
-from pico_analyze.components import Key, Unit
+from pico_analyze.components import UPDATES, Key, Unit
 from pico_analyze.metrics import ENTRY, Metric
 from pico_analyze.metrics.single import Outcome
 from pico_analyze.sources import Source
 
-_ENTRY_UNITS = {"weights": "1", "gradients": "nats", "activations": "1"}
-_BATCH_BYTES = 256 * 2**20
+_ENTRY_UNITS = {"weights": "1", "gradients": "nats", "activations": "1", UPDATES: "1"}
+_BATCH_BYTES = 32 * 2**20
+"""Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
 Row = dict[str, Any]
-Loaded = tuple[int, Key, linalg.Matrix]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One unit of one kind and split, measured at `steps`, against `reference` where a metric needs one."""
+    """One unit of one kind and split, to be measured at `steps`.
+
+    `base` is step -> the step that it is compared with: the reference of similarities, the start of an update's window.
+    """
 
     source: Source
     unit: Unit
     kind: str
     split: str | None
     steps: tuple[int, ...]
-    reference: int
+    base: Mapping[int, int]
 
 
-def measure_item(work: Work, metrics: Mapping[str, Metric]) -> tuple[list[Row], list[str]]:
-    """Rows of one work item, and a sentence for each file that could not be read."""
-    chosen = {name: metric for name, metric in metrics.items() if work.kind in metric.kinds}
-    loader = _Loader(work)
-    reference = loader.samples() if any(metric.arity == 2 for metric in chosen.values()) else {}
-    rows: list[Row] = []
-    applied: dict[str, Metric] = {}
-    for batch in loader.batches():
-        applied = {name: metric for name, metric in chosen.items() if _applies(metric, batch[0][2])}
-        rows += _measure_batch(work, batch, applied, reference)
-    for step in loader.missing:
-        for key in work.unit.keys:
-            rows += [_row(work, step, key, name, metric, Outcome(None, "missing")) for name, metric in applied.items()]
-    return rows, loader.damages
+class Measured(NamedTuple):
+    """One number and what it was computed from; the fields are columns of the table."""
+
+    value: float | None
+    status: str
+    n: int | None = None
+    d: int | None = None
+    dtype: str | None = None
+    tol: float | None = None
+    null_mean: float | None = None
+    null_sd: float | None = None
+    p: float | None = None
+
+
+Numbers = dict[str, list[Measured] | None]
+"""Metric -> a number for each key of the unit, None where the metric does not apply to what the unit is."""
 
 
 @dataclass
-class _Loader:
-    """Reads the matrices of a work item, noting the steps that lack them and the files that are not readable."""
+class Result:
+    """What was measured of a work item, by step, and a sentence for each step that could not be read."""
 
-    work: Work
-    missing: list[int] = field(default_factory=list)
-    damages: list[str] = field(default_factory=list)
-
-    def batches(self) -> Iterator[list[Loaded]]:
-        """The matrices of all steps, a memory budget's worth at a time."""
-        batch: list[Loaded] = []
-        size = 0
-        for step in self.work.steps:
-            matrices = self._load(step)
-            if not matrices:
-                self.missing.append(step)
-            batch += [(step, key, matrix) for key, matrix in zip(self.work.unit.keys, matrices, strict=False)]
-            size += sum(_bytes(matrix) for matrix in matrices)
-            if size > _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
-    def samples(self) -> dict[Key, linalg.Sample]:
-        """The reference of each key; empty where its step lacks it."""
-        loaded = zip(self.work.unit.keys, self._load(self.work.reference), strict=False)
-        return {key: linalg.Sample.of(matrix) for key, matrix in loaded if len(matrix.shape) == 2}
-
-    def _load(self, step: int) -> list[linalg.Matrix]:
-        work = self.work
-        try:
-            return work.unit.load(work.source, step, work.kind, work.split)
-        except DamagedError as error:
-            self.damages.append(f"step {step} is left out in part: {error}")
-        except UserError:
-            pass  # the request was checked before: this step does not hold it
-        return []
+    at: dict[int, Numbers] = field(default_factory=dict)
+    damages: dict[int, str] = field(default_factory=dict)
 
 
-def _bytes(matrix: linalg.Matrix) -> int:
-    return 8 * (matrix.left.numel() + matrix.right.numel() if isinstance(matrix, linalg.Product) else matrix.numel())
+def chosen_for(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair."""
+    if kind == UPDATES:
+        return {name: metric for name, metric in metrics.items() if "weights" in metric.kinds and metric.arity == 1}
+    return {name: metric for name, metric in metrics.items() if kind in metric.kinds}
 
 
-def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:
-    if metric.needs == "entries":
-        return isinstance(matrix, torch.Tensor)
-    return len(matrix.shape) == 2
+def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
+    """Measure those of `metrics` that are defined for the kind; a step that lacks the unit is left out."""
+    chosen = chosen_for(work.kind, metrics)
+    spectral = any(metric.needs == "spectrum" for metric in chosen.values())
+    loader = _Loader(work, spectral)
+    references = _References(loader) if any(metric.arity == 2 for metric in chosen.values()) else None
+    result = Result(damages=loader.damages)
+    for batch in loader.batches():
+        if spectral:
+            _decompose([one for _, inputs in batch for one in inputs])
+        for step, inputs in batch:
+            against = references.of(step) if references else []
+            result.at[step] = {name: _measure(metric, inputs, against) for name, metric in chosen.items()}
+            if references:
+                references.keep(step, inputs)
+    return result
 
 
-def _measure_batch(
-    work: Work, batch: list[Loaded], metrics: Mapping[str, Metric], reference: Mapping[Key, linalg.Sample]
-) -> list[Row]:
-    finite = [linalg.is_finite(matrix) for _, _, matrix in batch]
-    spectral = any(metric.needs == "spectrum" for metric in metrics.values())
-    good = [matrix for (_, _, matrix), ok in zip(batch, finite, strict=True) if ok]
-    spectra = iter(linalg.spectra(good) if spectral else [None] * len(good))
-    rows: list[Row] = []
-    for (step, key, matrix), ok in zip(batch, finite, strict=True):
-        spectrum = next(spectra) if ok else None
-        inputs = _Inputs(matrix, spectrum, reference.get(key))
-        for name, metric in metrics.items():
-            outcome = inputs.apply(metric) if ok else Outcome(None, "non_finite")
-            rows.append(_row(work, step, key, name, metric, outcome, matrix, spectrum))
-    return rows
+def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[int, Numbers]) -> Iterator[Row]:
+    """Rows of the table, step by step; `missing` for each metric that applies where a step is not in `at`."""
+    applied = [
+        name for name in chosen_for(work.kind, metrics) if any(numbers.get(name) is not None for numbers in at.values())
+    ]
+    for step in work.steps:
+        for index, key in enumerate(work.unit.keys):
+            for name in applied:
+                numbers = at[step][name] if step in at else None
+                measured = numbers[index] if numbers else Measured(None, "missing")
+                yield _row(work, step, key, name, metrics[name], measured)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Inputs:
-    """What metrics of one matrix are given, under the names of `Metric.needs`, each made once."""
+    """What metrics of one matrix are given, under the names of `Metric.needs`, each made once.
+
+    `dtype` is that in which the matrix, or what it is a difference of, is stored; `scale` is `linalg.Spectrum.scale`.
+    """
 
     matrix: linalg.Matrix
-    spectrum: linalg.Spectrum | None
-    reference: linalg.Sample | None
+    dtype: torch.dtype
+    scale: float | None = None
+
+    @cached_property
+    def finite(self) -> bool:
+        return linalg.is_finite(self.matrix)
+
+    @cached_property
+    def spectrum(self) -> linalg.Spectrum:
+        return self.judged(linalg.spectra([self.matrix])[0])
 
     @cached_property
     def entries(self) -> torch.Tensor:
@@ -135,13 +130,141 @@ class _Inputs:
     def sample(self) -> linalg.Sample:
         return linalg.Sample.of(self.matrix)
 
-    def apply(self, metric: Metric) -> Outcome:
-        given = getattr(self, metric.needs)
-        if metric.arity == 1:
-            return _outcome(metric.fn(given))
-        if self.reference is None or self.reference.rows != given.rows:
-            return Outcome(None, "missing")
-        return _outcome(metric.fn(given, self.reference))
+    def judged(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
+        """The matrix's spectrum, its tolerance that of how the matrix was stored."""
+        return linalg.Spectrum(spectrum.values, spectrum.shape, self.dtype, self.scale)
+
+    @property
+    def bytes(self) -> int:
+        """Of the matrix (or its factors) in float64."""
+        m = self.matrix
+        return 8 * (m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel())
+
+
+def _decompose(batch: list[_Inputs]) -> None:
+    """Give each finite matrix its spectrum; equal shapes are decomposed together."""
+    finite = [one for one in batch if len(one.matrix.shape) == 2 and one.finite]
+    for one, spectrum in zip(finite, linalg.spectra([one.matrix for one in finite]), strict=True):
+        one.spectrum = one.judged(spectrum)
+
+
+@dataclass
+class _Loader:
+    """Reads the matrices of a work item, noting the files that are not readable."""
+
+    work: Work
+    spectral: bool
+    damages: dict[int, str] = field(default_factory=dict)
+    _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
+    _largest: dict[int, list[float]] = field(default_factory=dict)
+
+    def batches(self) -> Iterator[list[tuple[int, list[_Inputs]]]]:
+        """(step, a matrix for each key) of all steps that hold the unit, a memory budget's worth at a time."""
+        batch: list[tuple[int, list[_Inputs]]] = []
+        size = 0
+        for step in self.work.steps:
+            loaded = self.load(step)
+            if loaded:
+                batch.append((step, loaded))
+            size += sum(one.bytes for one in loaded)
+            if size > _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def load(self, step: int) -> list[_Inputs]:
+        """What is measured at a step; [] where it, or the start of its window, is not there."""
+        if self.work.kind != UPDATES:
+            return [_Inputs(matrix, matrix.dtype) for matrix in self._read(step)]
+        start = self.work.base.get(step)
+        if start is None:
+            return []
+        pairs = list(zip(self._read(start), self._read(step), strict=False))
+        if not pairs or any(before.shape != after.shape for before, after in pairs):
+            return []
+        scales = self._scales(start, [old for old, _ in pairs]), self._scales(step, [new for _, new in pairs])
+        return [
+            _Inputs(linalg.difference(new, old), new.dtype, max(scale))
+            for (old, new), *scale in zip(pairs, *scales, strict=True)
+        ]
+
+    def _scales(self, step: int, matrices: list[linalg.Matrix]) -> list[float]:
+        """s_max of each; 0 where no metric asks for it, or where the difference has no spectrum either."""
+        if step not in self._largest:
+            known = [self.spectral and len(m.shape) == 2 and linalg.is_finite(m) for m in matrices]
+            self._largest[step] = [linalg.largest(m) if ok else 0.0 for m, ok in zip(matrices, known, strict=True)]
+        return self._largest[step]
+
+    def _read(self, step: int) -> list[linalg.Matrix]:
+        """The unit at a step. The start of a later window is kept until the next one, so that it is read once."""
+        work = self.work
+        if step in self._held:
+            return self._held[step]
+        found: list[linalg.Matrix] = []
+        try:
+            found = work.unit.load(work.source, step, "weights" if work.kind == UPDATES else work.kind, work.split)
+        except DamagedError as error:
+            self.damages[step] = f"step {step} is left out in part: {error}"
+        except UserError:
+            pass  # the request was checked before: this step does not hold it
+        if work.kind == UPDATES and step in work.base.values():
+            self._held = {step: found}
+        return found
+
+
+@dataclass
+class _References:
+    """The other members of pairs. One step's are kept: a fixed reference, or the step before."""
+
+    loader: _Loader
+    _kept: dict[int, list[_Inputs]] = field(default_factory=dict)
+
+    def of(self, step: int) -> list[_Inputs]:
+        """The reference of a step, for each key; [] where there is none."""
+        base = self.loader.work.base.get(step)
+        if base is None:
+            return []
+        if base not in self._kept:
+            self._kept = {base: self.loader.load(base)}
+        return self._kept[base]
+
+    def keep(self, step: int, inputs: list[_Inputs]) -> None:
+        """Keep what was made of a step if a later one is compared with it."""
+        if step not in self._kept and step in self.loader.work.base.values():
+            self._kept = {step: inputs}
+
+
+def _measure(metric: Metric, inputs: Iterable[_Inputs], against: list[_Inputs]) -> list[Measured] | None:
+    found = []
+    for index, given in enumerate(inputs):
+        if not _applies(metric, given.matrix):
+            return None
+        reference = against[index] if index < len(against) else None
+        outcome = _outcome_of(metric, given, reference)
+        n, d = (*given.matrix.shape, 1)[:2]
+        tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
+        dtype = str(given.dtype).removeprefix("torch.")
+        found.append(Measured(outcome.value, outcome.status, n, d, dtype, tol))
+    return found
+
+
+def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:
+    if metric.needs == "entries":
+        return isinstance(matrix, torch.Tensor)
+    return len(matrix.shape) == 2
+
+
+def _outcome_of(metric: Metric, given: _Inputs, reference: _Inputs | None) -> Outcome:
+    if not given.finite:
+        return Outcome(None, "non_finite")
+    if metric.arity == 1:
+        return _outcome(metric.fn(getattr(given, metric.needs)))
+    if reference is None or reference.matrix.shape[0] != given.matrix.shape[0]:
+        return Outcome(None, "missing")
+    if not reference.finite:
+        return Outcome(None, "non_finite")
+    return _outcome(metric.fn(getattr(given, metric.needs), getattr(reference, metric.needs)))
 
 
 def _outcome(result: Any) -> Outcome:
@@ -150,16 +273,7 @@ def _outcome(result: Any) -> Outcome:
     return Outcome(value, status) if value is None or math.isfinite(value) else Outcome(None, "non_finite")
 
 
-def _row(
-    work: Work,
-    step: int,
-    key: Key,
-    name: str,
-    metric: Metric,
-    outcome: Outcome,
-    matrix: linalg.Matrix | None = None,
-    spectrum: linalg.Spectrum | None = None,
-) -> Row:
+def _row(work: Work, step: int, key: Key, name: str, metric: Metric, measured: Measured) -> Row:
     row: Row = {
         "run": work.source.name,
         "step": step,
@@ -172,15 +286,9 @@ def _row(
         "module": key.module,
         "metric": name,
         "variant": "{}",
-        "value": outcome.value,
-        "status": outcome.status,
         "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit or None,
     }
-    if metric.arity == 2:
-        row |= {"reference_run": work.source.name, "reference_step": work.reference, "reference_module": key.module}
-    if matrix is not None:
-        n, d = (*matrix.shape, 1)[:2]
-        row |= {"n": n, "d": d, "dtype": str(matrix.dtype).removeprefix("torch.")}
-    if spectrum is not None and metric.needs == "spectrum":
-        row["tol"] = spectrum.tol
-    return row
+    base = work.base.get(step)
+    if base is not None and (metric.arity == 2 or work.kind == UPDATES):
+        row |= {"reference_run": work.source.name, "reference_step": base, "reference_module": key.module}
+    return row | measured._asdict()

@@ -10,16 +10,19 @@ Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 REAL = torch.float64
+_BLOCK = 128  # lower ends of a power law that are tried at a time
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,57 @@ class Spectrum:
         """The singular values above `tol`."""
         return self.values[self.values > self.tol]
 
+    @cached_property
+    def nonzero(self) -> torch.Tensor:
+        """The singular values that float64 tells from 0, whatever the stored precision."""
+        return self.values[self.values > max(self.shape) * torch.finfo(REAL).eps * self.largest]
+
+    @cached_property
+    def power_law(self) -> PowerLaw | None:
+        """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all equal."""
+        return power_law(2 * self.nonzero.log())
+
+
+class PowerLaw(NamedTuple):
+    """Density ~ x^-exponent for x >= least; `distance` is that of Kolmogorov and Smirnov over those `tail` values."""
+
+    exponent: float
+    least: float
+    distance: float
+    tail: int
+
+
+def power_law(logs: torch.Tensor) -> PowerLaw | None:
+    """Fit by maximum likelihood above the lower end, one of the values, at which the fit is closest to what is there.
+
+    `logs` are logarithms of the values, descending; those closer than rounding are one value. Of the m values from x_m
+    up the likeliest exponent is 1 + m / sum ln(x_i / x_m), and (x / x_m)^(1 - exponent) is the share above x.
+    Source: Clauset, Shalizi & Newman 2009, "Power-law distributions in empirical data", eq. 3.1 and 3.9.
+    """
+    n = len(logs)
+    if n == 0:
+        return None
+    counts = torch.arange(1, n + 1, dtype=REAL)
+    excess = logs.cumsum(0) - counts * logs  # sum ln(x_i / x_m)
+    apart = n * torch.finfo(REAL).eps * max(1.0, float(logs.abs().max()))
+    last_of_its_value = torch.cat([logs[:-1] - logs[1:] > apart, torch.ones(1, dtype=torch.bool)])
+    ends = torch.nonzero(last_of_its_value & (excess > counts * apart))[:, 0]
+    if len(ends) == 0:
+        return None
+    best = PowerLaw(math.inf, math.inf, math.inf, 0)
+    for block in ends.split(_BLOCK):
+        tails, shares = logs[: block[-1] + 1], counts[: block[-1] + 1]
+        slopes = counts[block] / excess[block]
+        fitted = torch.exp(slopes[:, None] * (logs[block, None] - tails))
+        above = shares / counts[block, None]
+        gaps = torch.maximum((fitted - above).abs(), (fitted - above + 1 / counts[block, None]).abs())
+        distances = gaps.masked_fill(tails < logs[block, None], 0).amax(dim=1)
+        least = int(distances.argmin())
+        if distances[least] < best.distance:
+            end = block[least]
+            best = PowerLaw(1 + float(slopes[least]), float(logs[end].exp()), float(distances[least]), int(end) + 1)
+    return best
+
 
 @contextlib.contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
@@ -122,6 +176,22 @@ def _batch(matrices: list[Matrix]) -> torch.Tensor:
     left = torch.linalg.qr(torch.stack([p.left for p in products]).to(REAL), mode="r").R  # (b, <= r, r)
     right = torch.linalg.qr(torch.stack([p.right for p in products]).to(REAL).mT, mode="r").R  # (b, <= r, r)
     return left @ right.mT
+
+
+def difference(new: Matrix, old: Matrix) -> Matrix:
+    """new - old in float64; of products as a product of their stacked factors, (m, 2r) by (2r, n)."""
+    if isinstance(new, Product) and isinstance(old, Product):
+        left = torch.cat([new.left.to(REAL), -old.left.to(REAL)], dim=1)
+        return Product(left, torch.cat([new.right.to(REAL), old.right.to(REAL)]))
+    if isinstance(new, Product) or isinstance(old, Product):
+        raise TypeError("a product and a plain matrix have no difference here")
+    return new.to(REAL) - old.to(REAL)
+
+
+def largest(matrix: Matrix) -> float:
+    """s_max of a finite matrix, from the smaller Gram matrix: exact for the largest, and faster than a spectrum."""
+    core = _batch([matrix])[0]  # (a, b), a >= b for plain matrices
+    return float(torch.linalg.eigvalsh(core.T @ core)[-1].clamp(min=0).sqrt())
 
 
 def is_finite(matrix: Matrix) -> bool:

@@ -1,4 +1,4 @@
-"""Which steps are measured: a list, or a range over those that were observed."""
+"""Which steps are measured, a list or a range over those that were observed, and what each is compared with."""
 
 from __future__ import annotations
 
@@ -42,3 +42,26 @@ def _range(steps: Mapping[str, int], known: Sequence[int]) -> tuple[int, ...]:
 
 def _listed(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps[:8])) + (f", ... {steps[-1]}" if len(steps) > 8 else "")
+
+
+def choose_base(
+    what: str, base: str | int, at: Sequence[int], held: Sequence[int], observed: Sequence[int]
+) -> dict[int, int]:
+    """Step of `at` -> the step that it is compared with: "first" or "last" of `held`, "previous" (the nearest before
+    it in `held`), or a number among `observed`. A step that has none is left out.
+
+    Args:
+        what: the argument that `base` was given as, for messages.
+        held: the steps that hold what is compared, ascending.
+    """
+    if isinstance(base, bool) or (not isinstance(base, int) and base not in ("first", "last", "previous")):
+        raise UserError(f'{what} should be "first", "last", "previous" or a step but is "{base}"')
+    if base == "previous":
+        before = {step: [k for k in held if k < step][-1:] for step in at}
+        return {step: found[0] for step, found in before.items() if found}
+    if not isinstance(base, int):
+        return dict.fromkeys(at, held[0] if base == "first" else held[-1]) if held else {}
+    if base not in observed:
+        near = min(observed, key=lambda k: abs(k - int(base)))
+        raise UserError(f"the {what} step {base} is not in the run; the nearest is {near}")
+    return dict.fromkeys(at, base)

@@ -46,7 +46,11 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         ValueError: two rows differ in nothing but what was measured, which is an error of the program.
     """
-    frame = _typed(pd.DataFrame(list(rows)).reindex(columns=list(SCHEMA)))
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
+    for row in rows:  # one at a time: a million rows as dictionaries would take more memory than what was measured
+        for name, column in columns.items():
+            column.append(row.get(name))
+    frame = _typed(pd.DataFrame(columns, dtype=object))
     repeated = frame.duplicated(KEY)
     if repeated.any():
         raise ValueError(f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}")

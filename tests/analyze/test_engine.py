@@ -39,7 +39,7 @@ def test_everything_has_the_declared_schema_and_one_row_a_number(run: Run) -> No
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == SCHEMA
     assert not frame.duplicated(KEY).any()
     assert set(frame["metric"]) == set(METRICS)
-    assert set(frame["status"]) == {"ok", "rank_deficient"}
+    assert set(frame["status"]) == {"ok", "rank_deficient", "too_few"}
     assert frame.loc[frame["status"] == "ok", "value"].notna().all()
     assert frame.loc[frame["status"] != "ok", "value"].isna().all()
     assert set(frame.loc[frame["status"] == "rank_deficient", "component"]) == {"ov_circuit"}
@@ -209,7 +209,7 @@ def test_a_users_number_that_is_not_finite_is_null(run: Run) -> None:
         ({"splits": ["valid"]}, 'no split "valid"; did you mean "val"?'),
         ({"steps": [5]}, "no step 5; the nearest is 2"),
         ({"reference": 9}, "the reference step 9 is not in the run; the nearest is 2"),
-        ({"reference": "middle"}, 'should be "first", "last" or a step but is "middle"'),
+        ({"reference": "middle"}, 'should be "first", "last", "previous" or a step but is "middle"'),
         ({"metrics": ["cka"], "kinds": ["weights"]}, "nothing to measure"),
         ({"components": ["ov_circuit"], "kinds": ["gradients"]}, "nothing to measure"),
         ({"kinds": ["activations"], "splits": ["train"]}, "no intact activations (of split train)"),
