@@ -23,7 +23,7 @@ _EARLIER = (
     (re.compile(r"^output_norm\b"), "model.norm"),
     (re.compile(r"^layers\."), "model.layers."),
 )
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(?:\w+\.)*?(?:layers|layer|blocks|h)\.(\d+)\.(.+)$")
 _KINDS = {
     "self_attn": "attention",
     "mlp": "mlp",
@@ -59,7 +59,10 @@ def canonical(name: str) -> str:
 
 
 def parse(name: str) -> ModuleName:
-    """Split a module (or parameter) name into layer, kind and component; aliases are accepted."""
+    """Split a module (or parameter) name into layer, kind and component; aliases are accepted.
+
+    Layers of other families are seen where their number follows `layers`, `layer`, `blocks` or `h`.
+    """
     name = canonical(name)
     match = _LAYER.match(name)
     layer, component = (int(match[1]), match[2]) if match else (None, name)

@@ -162,6 +162,9 @@ def test_where_nothing_is_near_some_names_are_shown() -> None:
         ("model.layers.0", None, "other", "model.layers.0"),
         ("classifier.weight", None, "other", "classifier.weight"),
         ("_orig_mod.layers.4.swiglu.w_1", 4, "mlp", "mlp.up_proj"),
+        ("gpt_neox.layers.3.attention.query_key_value", 3, "other", "attention.query_key_value"),
+        ("transformer.h.10.mlp.c_fc.weight", 10, "mlp", "mlp.c_fc.weight"),
+        ("bert.encoder.layer.2.attention.self.query", 2, "other", "attention.self.query"),
     ],
 )
 def test_a_name_says_layer_kind_and_component(name: str, layer: int | None, kind: str, component: str) -> None:
