@@ -7,6 +7,7 @@ STATUSES = {
     "rank_deficient": "a singular value is not above the rounding of the stored precision, so that a condition number "
     "would measure noise; the effective condition number and the numerical rank say what can be said",
     "n_less_than_d": "too few rows for the definition: observe more probe rows or positions",
+    "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance",
     "missing": "the step does not hold what was asked for, or its file is not readable",
     "non_finite": "the tensor, or the result, holds NaN or infinity",
 }
@@ -19,12 +20,20 @@ _METRICS = {
     "effective_condition_number": "as the condition number, over what is above rounding",
     "numerical_rank": "directions above the rounding of the stored precision",
     "stable_rank": "near 1 one direction dominates",
+    "participation_ratio": "how many directions hold most of the squared norm; the largest count more than in the "
+    "effective rank",
+    "spectral_entropy": "0 where one direction holds all, highest where all are of one size",
+    "heavy_tail_exponent": "smaller where few directions stand out ever further; worth reading only where the fit is "
+    "good",
+    "heavy_tail_ks": "how far the largest eigenvalues are from a power law: small where the exponent means something",
     "frobenius_norm": "the size of the whole tensor",
     "nuclear_norm": "the sum of its singular values, which grows with size and with rank",
     "spectral_norm": "the size of its largest direction",
     "max_abs": "the size of its largest entry",
     "gini": "0 where all entries are of one magnitude, towards 1 where few hold everything",
     "hoyer": "0 where all entries are of one magnitude, 1 where a single one is not zero",
+    "kurtosis": "0 for a bell curve, above where rare entries stand far out",
+    "near_zero_share": "the share of entries below a hundredth of the typical size; 0.008 for a bell curve",
     "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
     "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pico_contract.errors import UserError, did_you_mean
@@ -21,6 +21,7 @@ class Metric:
 
     `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a `linalg.Spectrum`,
     the `entries` (float64 tensor, plain modules only: a circuit's matrix is never formed), or a `linalg.Sample`.
+    `parameters` are its keyword arguments, which the table's `variant` records.
     """
 
     fn: Callable[..., Any]
@@ -29,6 +30,7 @@ class Metric:
     needs: Literal["spectrum", "entries", "sample"]
     unit: str
     range: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 METRICS: dict[str, Metric] = {
@@ -38,12 +40,20 @@ METRICS: dict[str, Metric] = {
     "effective_condition_number": Metric(single.effective_condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
     "numerical_rank": Metric(single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "stable_rank": Metric(single.stable_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "participation_ratio": Metric(single.participation_ratio, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "spectral_entropy": Metric(single.spectral_entropy, 1, _ALL, "spectrum", "nats", "[0, ln k]"),
+    "heavy_tail_exponent": Metric(single.heavy_tail_exponent, 1, _ALL, "spectrum", "exponent", "(1, inf)"),
+    "heavy_tail_ks": Metric(single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]"),
     "frobenius_norm": Metric(single.frobenius_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "nuclear_norm": Metric(single.nuclear_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "spectral_norm": Metric(single.spectral_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "max_abs": Metric(single.max_abs, 1, _ALL, "entries", ENTRY, "[0, inf)"),
     "gini": Metric(single.gini, 1, _ALL, "entries", "index", "[0, 1)"),
     "hoyer": Metric(single.hoyer, 1, _ALL, "entries", "index", "[0, 1]"),
+    "kurtosis": Metric(single.kurtosis, 1, _ALL, "entries", "ratio", "[-2, inf)"),
+    "near_zero_share": Metric(
+        single.near_zero_share, 1, _ALL, "entries", "share of entries", "[0, 1]", {"fraction": 0.01}
+    ),
     "cka": Metric(pair.cka, 2, ("activations",), "sample", "similarity", "[0, 1]"),
     "cka_debiased": Metric(pair.cka_debiased, 2, ("activations",), "sample", "similarity", "(-inf, 1]"),
 }

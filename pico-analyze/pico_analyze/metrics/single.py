@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Spectrum, sorted_magnitudes
+from pico_analyze.linalg import PowerLaw, Spectrum, sorted_magnitudes
+
+FEWEST_FOR_A_TAIL = 50
+"""Values that a power law is fitted to, at least: the rule of thumb of Clauset et al. 2009 for a reliable estimate."""
 
 
 class Outcome(NamedTuple):
@@ -79,6 +82,60 @@ def stable_rank(spectrum: Spectrum) -> Outcome:
     return Outcome(float((spectrum.values / spectrum.largest).square().sum()))
 
 
+def participation_ratio(spectrum: Spectrum) -> Outcome:
+    """(sum s^2)^2 / sum s^4; in [1, k], dimensions. 0 for the zero matrix.
+
+    Source: Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and measurement".
+    """
+    if spectrum.largest == 0:
+        return Outcome(0.0, "zero")
+    squares = (spectrum.values / spectrum.largest).square()
+    return Outcome(float(squares.sum().square() / squares.square().sum()))
+
+
+def spectral_entropy(spectrum: Spectrum) -> Outcome:
+    """-sum p ln p with p_i = s_i^2 / sum(s^2) and 0 ln 0 = 0; in [0, ln k], nats. 0 for the zero matrix.
+
+    Shares of the squared norm, where `effective_rank` takes shares of the nuclear norm.
+    Source: Alter et al. 2000, "Singular value decomposition for genome-wide expression data processing", not divided
+    by ln k.
+    """
+    if spectrum.largest == 0:
+        return Outcome(0.0, "zero")
+    squares = (spectrum.values / spectrum.largest).square()
+    p = squares / squares.sum()
+    return Outcome(max(float(-torch.xlogy(p, p).sum()), 0.0))
+
+
+def heavy_tail_exponent(spectrum: Spectrum) -> Outcome:
+    """a of the power law x^-a that fits the largest eigenvalues x = s^2, x >= x_min; in (1, inf), an exponent.
+
+    Maximum likelihood above the x_min at which the Kolmogorov-Smirnov distance is least; `heavy_tail_ks` is that
+    distance. None (too_few) where fewer than 50 values are not 0, or where they are all equal.
+    Source: Clauset et al. 2009, "Power-law distributions in empirical data", sec. 3; of spectra, Martin & Mahoney 2021.
+    """
+    fit = _tail(spectrum)
+    return Outcome(fit.exponent) if isinstance(fit, PowerLaw) else fit
+
+
+def heavy_tail_ks(spectrum: Spectrum) -> Outcome:
+    """max |F(x) - P(x)| of the eigenvalues x = s^2 from the power law of `heavy_tail_exponent`; in [0, 1], a distance.
+
+    F is the distribution of the values from x_min up, P the fitted one. Where a power law holds it falls as the root of
+    their number; where it does not, it stays, and the exponent describes nothing. None as for the exponent.
+    Source: Clauset et al. 2009, "Power-law distributions in empirical data", eq. 3.9.
+    """
+    fit = _tail(spectrum)
+    return Outcome(fit.distance) if isinstance(fit, PowerLaw) else fit
+
+
+def _tail(spectrum: Spectrum) -> PowerLaw | Outcome:
+    if spectrum.largest == 0:
+        return Outcome(None, "zero")
+    fit = spectrum.power_law if len(spectrum.nonzero) >= FEWEST_FOR_A_TAIL else None
+    return fit or Outcome(None, "too_few")
+
+
 def nuclear_norm(spectrum: Spectrum) -> Outcome:
     """sum(s); in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
     return Outcome(float(spectrum.values.sum()))
@@ -132,3 +189,31 @@ def hoyer(x: torch.Tensor) -> Outcome:
     a = x.abs() / largest
     ratio = float(a.sum() / torch.linalg.vector_norm(a))
     return Outcome((root - ratio) / (root - 1) if root > 1 else 1.0)
+
+
+def kurtosis(x: torch.Tensor) -> Outcome:
+    """Excess kurtosis mean(z^4) - 3 of all entries, z in standard deviations from the mean; in [-2, inf), a ratio.
+
+    0 for normal entries, about n - 5 where one of n is not zero. Moments of the population, not corrected for n.
+    None (zero) where all entries are equal.
+    Source: Pearson 1905; Joanes & Gill 1998, "Comparing measures of sample skewness and kurtosis", g_2.
+    """
+    if x.min() == x.max():
+        return Outcome(None, "zero")
+    centred = x - x.mean()
+    squares = (centred / centred.abs().max()).square()
+    return Outcome(float(squares.square().mean() / squares.mean().square()) - 3)
+
+
+def near_zero_share(x: torch.Tensor, fraction: float = 0.01) -> Outcome:
+    """Share of entries with |x| at most `fraction` of the root mean square; in [0, 1]. 1 for the zero tensor.
+
+    0.008 for normal entries at a fraction of 0.01. The threshold follows the scale, as that of magnitude pruning.
+    Source: Han et al. 2015, "Learning both weights and connections for efficient neural networks" (a threshold
+    relative to the standard deviation).
+    """
+    largest = x.abs().max()
+    if largest == 0:
+        return Outcome(1.0, "zero")
+    a = x.abs() / largest
+    return Outcome(float((a <= fraction * a.square().mean().sqrt()).double().mean()))
