@@ -111,9 +111,12 @@ class Rotary:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by the angle of their position."""
+    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by the angle of their position.
+
+    In float32 also for bfloat16 x, as Hugging Face's does under autocast: cos and sin of 8 bits blur positions.
+    """
     first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class Cache:
