@@ -93,6 +93,7 @@ def test_activation_rows_are_in_probe_order(
     manifest, files = opened(config, 4)
     kept = manifest.row_map.positions
     assert expected is None or kept == expected
+    assert manifest.row_map.probe_rows == 6
     probe = codec.read_tensors(config.layout.probe)["tokens"].long()
     model, outputs = theta(build(config), 4).eval(), []
     model.get_submodule(f"{LAYER}.mlp.down_proj").register_forward_hook(lambda m, i, o: outputs.append(o.detach()))
