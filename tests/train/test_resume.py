@@ -109,6 +109,14 @@ def test_a_crashed_run_continues_and_equals_the_uninterrupted_one(cut: RunConfig
     assert [row["step"] for row in moved] == [5, 6, 7, 8]
 
 
+def test_what_is_intact_is_not_written_again(cut: RunConfig) -> None:
+    layout = cut.layout
+    intact = [layout.probe, *layout.checkpoint(4).rglob("*"), *layout.snapshot(4).rglob("*")]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in intact}
+    train(cut, quiet=True)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in intact} == before
+
+
 def test_what_interrupted_writes_left_is_cleared(cut: RunConfig, whole: RunLayout) -> None:
     """`assert_same_run` finds what stays."""
     (cut.layout.evaluations / "step_00000004" / ".tmp-perplexity.json-1").write_text("{")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from pico_contract import codec
-from pico_contract.layout import OPTIMIZER
-from pico_contract.schema import SnapshotManifest
+from pico_contract.layout import MANIFEST, OPTIMIZER
+from pico_contract.lock import RunLock
+from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
 from pico_train.loop import compute_gradients
 from pico_train.method.base import Reads
@@ -39,9 +43,26 @@ class Counted(Plain):
 class LateSignal(Plain):
     """Asked to stop during the last update of ten."""
 
+    at = (10,)
+
     def begin_step(self, step: int) -> Reads:
-        if step == 10:
+        if step in self.at:
             os.kill(os.getpid(), signal.SIGTERM)
+        return super().begin_step(step)
+
+
+class TwoSignals(LateSignal):
+    at = (3, 6)
+
+
+class Listener(Plain):
+    """Notes the heartbeat that a reader of the run would see at each update."""
+
+    manifest: Path
+    heard: list[str]
+
+    def begin_step(self, step: int) -> Reads:
+        self.heard.append(json.loads(self.manifest.read_text())["heartbeat"])
         return super().begin_step(step)
 
 
@@ -82,10 +103,36 @@ def test_scalars_are_means_over_terms(own: Tiny) -> None:
 def test_a_snapshot_says_what_its_train_gradients_are_of(own: Tiny) -> None:
     config = own("Counted")
     train(config, quiet=True)
-    manifest = codec.read_manifest(config.layout.snapshot(4) / "manifest.json", SnapshotManifest)
+    manifest = codec.read_manifest(config.layout.snapshot(4) / MANIFEST, SnapshotManifest)
     said = {(s.split, s.kind): (s.objective, s.dropout) for s in manifest.observed}
     assert said["train", "gradients"] == (Counted.objective, True)
     assert said["val", "gradients"] == ("mean next-token negative log-likelihood over the probe, nats", False)
+
+
+def test_the_last_update_is_always_logged(tiny: Tiny) -> None:
+    config = tiny(**{"log.every": 4})
+    train(config, quiet=True)
+    assert [row["step"] for row in read_metrics(config.layout.metrics)] == [4, 8, 10]
+
+
+def test_a_beat_of_the_lock_is_a_heartbeat_in_the_manifest(own: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that says "running" and whose heartbeat is old has died."""
+    seconds = itertools.count()
+    monkeypatch.setattr(codec, "utc_now", lambda: f"second {next(seconds)}")
+    monkeypatch.setattr(RunLock, "beat", lambda lock: True)
+    config = own("Listener", **{"checkpoint.every": 0, "snapshot.every": 0, "evaluate.every": 0})
+    Listener.manifest, Listener.heard = config.layout.manifest, []
+    train(config, quiet=True)
+    assert len(set(Listener.heard)) == 10
+
+
+def test_a_checkpoint_says_how_many_tokens_were_consumed(tiny: Tiny) -> None:
+    config = tiny()
+    train(config, quiet=True)
+    said = [
+        codec.read_manifest(config.layout.checkpoint(step) / MANIFEST, CheckpointManifest).tokens for step in (0, 4, 10)
+    ]
+    assert said == [0, 4 * 8 * 16, 10 * 8 * 16]
 
 
 def test_evaluations_are_due_every_so_many_updates_and_at_the_end(tiny: Tiny) -> None:
@@ -97,3 +144,11 @@ def test_evaluations_are_due_every_so_many_updates_and_at_the_end(tiny: Tiny) ->
 def test_a_stop_asked_during_the_last_update_finishes_the_run(own: Tiny) -> None:
     config = own("LateSignal")
     assert train(config, quiet=True).status == "finished"
+
+
+def test_conditions_are_compared_with_those_of_the_session_before(own: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for micro_batch in (8, 2, 2):
+        train(own("TwoSignals", **{"train.micro_batch": micro_batch}))
+        said.append("not bit-identical" in capfd.readouterr().out)
+    assert said == [False, True, False]
