@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_what_is_done_to_a_tensor_does_not_reach_the_file_or_the_next_reader(roo
     kept = first.clone()
     first.zero_()
     assert torch.equal(run.tensor(0, "weights", V_PROJ), kept)
+
+
+def test_another_process_reads_the_same_by_the_same_fingerprint(root: Path) -> None:
+    run = open_legacy(root)
+    copy = pickle.loads(pickle.dumps(run))
+    assert torch.equal(copy.tensor(10, "gradients", V_PROJ), run.tensor(10, "gradients", V_PROJ))
+    prints = [run.fingerprint(step, "weights") for step in run.steps]
+    assert [copy.fingerprint(step, "weights") for step in copy.steps] == prints
+    torch.save(tensors("weights", 77), file(root, 10, "val_weights"))
+    again = [open_legacy(root).fingerprint(step, "weights") for step in run.steps]
+    assert [new == old for new, old in zip(again, prints, strict=True)] == [True, False, True]
+    assert len({*prints, run.fingerprint(0, "gradients", "val"), run.fingerprint(0, "gradients", "train")}) == 5
 
 
 def test_parameters_in_half_precision_keep_their_dtype(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,17 @@ def test_tied_head_is_the_embedding(tmp_path: Path) -> None:
     assert torch.equal(tied.tensor(1, "weights", "lm_head"), llama(1)["model.embed_tokens.weight"])
     assert "lm_head" in tied.modules(1, "weights")
     assert "lm_head" not in untied.modules(1, "weights")
+
+
+def test_another_process_reads_the_same_by_the_same_fingerprint(models: Path) -> None:
+    series = open_source(models)
+    copy = pickle.loads(pickle.dumps(series))
+    assert torch.equal(copy.tensor(5, "weights", "embed_out"), series.tensor(5, "weights", "embed_out"))
+    prints = [series.fingerprint(step, "weights") for step in series.steps]
+    assert [copy.fingerprint(step, "weights") for step in copy.steps] == prints
+    codec.save_tensors(models / "step5" / "model.safetensors", neox(6))
+    again = [open_source(models).fingerprint(step, "weights") for step in series.steps]
+    assert [new == old for new, old in zip(again, prints, strict=True)] == [True, False, True]
 
 
 def test_stored_dtype_is_kept(tmp_path: Path) -> None:

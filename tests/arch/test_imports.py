@@ -19,6 +19,7 @@ HOMES = {
     "pyarrow": {"pico_train.data.sources", "pico_analyze.table"},
     "tokenizers": {"pico_train.data.prepare", "pico_train.data.tokenizer"},
     "transformers": {"pico_train.model.hf"},
+    "huggingface_hub": {"pico_analyze.sources.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {"pico_analyze.table", "pico_analyze.plot", "pico_analyze.report", "pico_analyze.compare"},
     "matplotlib": {"pico_analyze.plot"},

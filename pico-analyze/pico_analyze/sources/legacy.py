@@ -18,7 +18,7 @@ import yaml
 from pico_contract import names
 from pico_contract.errors import DamagedError, UserError
 
-from pico_analyze.sources import KINDS, SPLITS, check_kind, geometry, no_module, no_step
+from pico_analyze.sources import KINDS, SPLITS, check_kind, geometry, no_module, no_step, stamp
 
 _STEP = re.compile(r"step_(\d+)")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
@@ -93,6 +93,18 @@ class LegacyRun:
         if name not in stored:
             raise no_module(path, kind, name, stored)
         return stored[name].detach().clone()
+
+    def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
+        """Changes whenever the file that holds `kind` of `step` does; errors as `tensor`."""
+        return stamp([self._path(step, kind, self._split(step, kind, split))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; files are opened again by their paths."""
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._file = lru_cache(_OPEN_FILES)(_tensors)
 
     def _list(self, step: int) -> None:
         for kind in KINDS:

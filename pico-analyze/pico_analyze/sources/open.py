@@ -10,17 +10,20 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 
 from pico_analyze.sources import Source
+from pico_analyze.sources.hub import DISK_GIB, PREFIX, open_hub
 from pico_analyze.sources.legacy import is_legacy, open_legacy
 from pico_analyze.sources.run import open_run
 from pico_analyze.sources.series import is_model, open_folders, step_folders
 
 
-def open_source(path: str | Path | Sequence[str | Path]) -> Source:
+def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_GIB) -> Source:
     """Open whatever holds observed steps.
 
     Args:
         path: a run directory of pico-train, or of pico-train 1.x; a directory of model folders in safetensors, one a
-            step (`models/` with `step1000/`, `step2000/`); a glob or a list of such folders; one such folder.
+            step (`models/` with `step1000/`, `step2000/`); a glob or a list of such folders; one such folder; or
+            `hub:NAME@step*`, the revisions of a model on the Hugging Face hub.
+        disk_gib: GiB that files downloaded from the hub may take.
 
     Which step a model folder is, its name says: see `pico_analyze.sources.series`. Directories and globs leave out
     what is no model or has no integer in its name; in a list that is an error.
@@ -31,6 +34,8 @@ def open_source(path: str | Path | Sequence[str | Path]) -> Source:
     """
     if not isinstance(path, str | Path):
         return open_folders(path)
+    if str(path).startswith(PREFIX):
+        return open_hub(str(path), disk_gib)
     folder = Path(path)
     if RunLayout(folder).manifest.is_file() or not (folder.is_dir() or glob.has_magic(str(path))):
         return open_run(folder)

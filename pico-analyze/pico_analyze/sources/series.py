@@ -9,38 +9,24 @@ earlier Pico code become the former. Other tensors (norms, biases, masks, packed
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from pico_contract import names
-from pico_contract.codec import TensorFile
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS
+from pico_contract.layout import MODEL_CONFIG
 
 from pico_analyze.sources import check_kind, geometry, no_module, no_step
+from pico_analyze.sources.folder import Folder, OpenFiles, Stored
 
-INDEX = f"{MODEL_WEIGHTS}.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _AFTER_STEP = re.compile(r"step[_-]?(\d+)", re.IGNORECASE)
 _INTEGER = re.compile(r"\d+")
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
-_OPEN_FILES = 64
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor of a model: the file that holds it, its name there, its shape and dtype as safetensors writes them."""
-
-    file: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class Model(Protocol):
@@ -58,6 +44,9 @@ class Model(Protocol):
 
     def read(self, stored: Stored) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever its tensors do."""
 
 
 def step_of(name: str) -> int | None:
@@ -107,8 +96,8 @@ def open_folders(folders: Sequence[str | Path], name: str | None = None) -> Seri
         if not Path(folder).is_dir():
             raise UserError(f"{folder} is not a folder")
     steps = by_step(str(folder) for folder in folders)
-    opened = lru_cache(_OPEN_FILES)(TensorFile)
-    models = {step: Folder(Path(path), opened) for step, path in steps.items()}
+    files = OpenFiles()
+    models = {step: Folder(Path(path), files) for step, path in steps.items()}
     series = Series(name or Path(folders[0]).resolve().parent.name, models)
     series.check()
     return series
@@ -126,7 +115,7 @@ class Series:
         self.name = name
         self.models = dict(models)
         self.damaged: dict[int, list[str]] = {}
-        self._modules = lru_cache(None)(self._list)
+        self._held: dict[int, dict[str, Stored]] = {}  # step -> module -> where it is
 
     @property
     def steps(self) -> list[int]:
@@ -190,12 +179,22 @@ class Series:
             raise no_module(self.models[step].place, kind, name, held)
         return self.models[step].read(held[name])
 
+    def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
+        """Changes whenever the weights of `step` do; errors as `tensor`."""
+        self._check(step, kind)
+        return self.models[step].fingerprint()
+
     def _check(self, step: int, kind: str) -> None:
         check_kind(kind)
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)
         if kind != "weights":
             raise UserError(f"{self.models[step].place} has no {kind}: a model holds weights alone")
+
+    def _modules(self, step: int) -> dict[str, Stored]:
+        if step not in self._held:
+            self._held[step] = self._list(step)
+        return self._held[step]
 
     def _list(self, step: int) -> dict[str, Stored]:
         found: dict[str, Stored] = {}
@@ -209,66 +208,3 @@ class Series:
         if not found:
             raise DamagedError(f"{self.models[step].place} holds no floating-point matrix")
         return found
-
-
-class Folder:
-    """A model directory on disk, of which single tensors are read."""
-
-    def __init__(self, path: Path, opened: Callable[[Path], TensorFile]) -> None:
-        self.path = path
-        self.place = str(path)
-        self._opened = opened
-
-    def config(self) -> Mapping[str, Any]:
-        """config.json; DamagedError where it does not parse."""
-        path = self.path / MODEL_CONFIG
-        return read_object(path) if path.is_file() else {}
-
-    def stored(self) -> list[Stored]:
-        """Every tensor, from the headers of the model's files."""
-        return [
-            Stored(file, name, opened.shape(name), opened.dtype(name))
-            for file in self._files()
-            for opened in [self._opened(self.path / file)]
-            for name in opened.names
-        ]
-
-    def read(self, stored: Stored) -> torch.Tensor:
-        """One tensor, from the one file that holds it."""
-        return self._opened(self.path / stored.file).get(stored.name)
-
-    def _files(self) -> list[str]:
-        """model.safetensors, or the shards of its index, or the one file in safetensors that there is."""
-        if (self.path / MODEL_WEIGHTS).is_file():
-            return [MODEL_WEIGHTS]
-        index = self.path / INDEX
-        if index.is_file():
-            return shards(index)
-        found = sorted(path.name for path in self.path.glob("*.safetensors"))
-        if len(found) == 1:
-            return found
-        others = ", ".join(sorted(path.name for path in self.path.iterdir())[:8]) or "nothing"
-        raise DamagedError(f"{self.path} has neither {MODEL_WEIGHTS} nor an index of shards; it has {others}")
-
-
-def shards(index: Path) -> list[str]:
-    """The files that an index of shards names; DamagedError where it does not parse or names files elsewhere."""
-    named = read_object(index).get("weight_map")
-    if not (isinstance(named, dict) and named and all(isinstance(file, str) for file in named.values())):
-        raise DamagedError(f"{index} has no weight_map of tensors to files")
-    files = sorted(set(named.values()))
-    for file in files:
-        if Path(file).name != file:
-            raise DamagedError(f'{index} names "{file}", which is not a file beside it')
-    return files
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; DamagedError where it holds none."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} is not readable JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise DamagedError(f"{path} should hold a JSON object")
-    return raw
