@@ -52,7 +52,7 @@ _FIGURES = {
 
 def meaning(status: str) -> str:
     """What a status means; a user's own stands for itself."""
-    return STATUSES.get(status, "a status of a metric of your own")
+    return STATUSES.get(status, "the definition of the metric says when it gives no value")
 
 
 def reading(metric: str) -> str:

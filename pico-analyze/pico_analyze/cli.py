@@ -53,6 +53,26 @@ def report(run: RunPath, name: Name = "default") -> None:
 
 
 @app.command()
+def audit(
+    run: RunPath,
+    hashes: Annotated[
+        bool, typer.Option(help="read every byte: hashes, duplicated steps, jumps of weights; without, sizes alone")
+    ] = True,
+) -> None:
+    """Check a run's integrity: damage, missing and duplicated steps, gaps in the log, jumps of the weights.
+
+    Exit code 0 when nothing was found, 1 with findings, each a line that names the file at fault.
+    """
+    from pico_analyze.commands import audit_run
+
+    lines, sound = audit_run(run, hashes, partial(typer.echo, err=True))
+    for line in lines:
+        typer.echo(line)
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(run: RunPath) -> None:
     """What a run holds: steps, kinds, splits and modules, and what is damaged."""
     from pico_analyze.commands import holdings

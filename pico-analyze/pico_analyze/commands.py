@@ -120,6 +120,24 @@ def draw(
     ]
 
 
+def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
+    """A line for each finding of the audit and one that sums up, and whether the run is sound.
+
+    Raises:
+        UserError: no such run.
+    """
+    from pico_analyze.audit import audit
+    from pico_analyze.sources.run import open_run
+
+    root = open_run(path).layout.root
+    with _progress(say, "read") as progress:
+        result = audit(root, hashes, progress)
+    depth = "every byte was read" if hashes else "sizes alone were compared"
+    looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations, {depth}"
+    last = f"{len(result.findings)} findings in {looked}" if result.findings else f"sound: {looked}"
+    return [*map(str, result.findings), last], not result.findings
+
+
 def holdings(path: Path) -> list[str]:
     """What a run holds, as lines: status, geometry, steps, kinds by split with their modules, and what is damaged."""
     from pico_analyze.sources import KINDS
@@ -185,17 +203,20 @@ def _warnings_as_lines(say: Say) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(say: Say) -> Iterator[Callable[[int, int], None]]:
+def _progress(say: Say, done_word: str = "measured") -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, a line at each quarter elsewhere."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield (
-            lambda done, all_: say(f"measured {done} of {all_}") if 4 * done // all_ > 4 * (done - 1) // all_ else None
-        )
+
+        def quarter(done: int, all_: int) -> None:
+            if 4 * done // all_ > 4 * (done - 1) // all_:
+                say(f"{done_word} {done} of {all_}")
+
+        yield quarter
         return
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("measuring", total=None)
+        task = bar.add_task(done_word, total=None)
         yield lambda done, all_: bar.update(task, completed=done, total=all_)

@@ -234,3 +234,18 @@ def test_the_module_is_the_command(layout: RunLayout) -> None:
     assert done.stderr.startswith("pico-analyze: ")
     assert 'did you mean "small"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_audit_is_0_for_a_sound_run_and_1_with_findings(command: Command, layout: RunLayout) -> None:
+    layout.metrics.write_text('{"step": 1, "tokens": 100}\n{"step": 2, "tokens": 200}\n')
+    layout.manifest.write_text(layout.manifest.read_text().replace('"small"', '"synthetic"'))
+    code, out, err = command("audit", layout.root)
+    assert (code, out) == (0, "sound: 4 checkpoints and snapshots, 0 evaluations, every byte was read\n")
+    assert err.splitlines()[-1] == "read 16 of 16"
+    (layout.snapshot(1) / MANIFEST).unlink()
+    code, out, err = command("audit", layout.root, "--no-hashes")
+    assert code == 1
+    found, last = out.splitlines()
+    assert found == f"damage: {layout.snapshot(1) / MANIFEST}: does not exist"
+    assert last == "1 findings in 4 checkpoints and snapshots, 0 evaluations, sizes alone were compared"
+    assert command("audit", layout.root.with_name("smal"))[0] == 2
