@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -252,19 +253,20 @@ def _measure(metric: Metric, inputs: Iterable[_Inputs], against: list[_Inputs]) 
 def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:
     if metric.needs == "entries":
         return isinstance(matrix, torch.Tensor)
-    return len(matrix.shape) == 2
+    return metric.needs == "matrix" or len(matrix.shape) == 2
 
 
 def _outcome_of(metric: Metric, given: _Inputs, reference: _Inputs | None) -> Outcome:
     if not given.finite:
         return Outcome(None, "non_finite")
     if metric.arity == 1:
-        return _outcome(metric.fn(getattr(given, metric.needs)))
-    if reference is None or reference.matrix.shape[0] != given.matrix.shape[0]:
+        return _outcome(metric.fn(getattr(given, metric.needs), **metric.parameters))
+    same = None if metric.needs == "matrix" else 1  # entries need the same shape, samples the same rows
+    if reference is None or reference.matrix.shape[:same] != given.matrix.shape[:same]:
         return Outcome(None, "missing")
     if not reference.finite:
         return Outcome(None, "non_finite")
-    return _outcome(metric.fn(getattr(given, metric.needs), getattr(reference, metric.needs)))
+    return _outcome(metric.fn(getattr(given, metric.needs), getattr(reference, metric.needs), **metric.parameters))
 
 
 def _outcome(result: Any) -> Outcome:
@@ -285,7 +287,7 @@ def _row(work: Work, step: int, key: Key, name: str, metric: Metric, measured: M
         "head": key.head,
         "module": key.module,
         "metric": name,
-        "variant": "{}",
+        "variant": json.dumps(dict(metric.parameters), sort_keys=True),
         "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit or None,
     }
     base = work.base.get(step)

@@ -188,6 +188,22 @@ def difference(new: Matrix, old: Matrix) -> Matrix:
     return new.to(REAL) - old.to(REAL)
 
 
+def inner(a: Matrix, b: Matrix) -> float:
+    """Sum of the products of corresponding entries, of two matrices or two products of one shape."""
+    if isinstance(a, Product) and isinstance(b, Product):
+        left, right = a.left.to(REAL).T @ b.left.to(REAL), a.right.to(REAL) @ b.right.to(REAL).T
+        return float((left * right).sum())
+    if isinstance(a, Product) or isinstance(b, Product):
+        raise TypeError("a product and a plain matrix have no inner product here")
+    return float((a.to(REAL) * b.to(REAL)).sum())
+
+
+def norm(matrix: Matrix) -> float:
+    """Euclidean norm of the entries; of a product from its core."""
+    dense = _batch([matrix]) if isinstance(matrix, Product) else matrix.to(REAL)
+    return float(torch.linalg.vector_norm(dense))
+
+
 def largest(matrix: Matrix) -> float:
     """s_max of a finite matrix, from the smaller Gram matrix: exact for the largest, and faster than a spectrum."""
     core = _batch([matrix])[0]  # (a, b), a >= b for plain matrices

@@ -20,14 +20,15 @@ class Metric:
     """A pure function and what it is a function of.
 
     `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a `linalg.Spectrum`,
-    the `entries` (float64 tensor, plain modules only: a circuit's matrix is never formed), or a `linalg.Sample`.
+    the `entries` (float64 tensor, plain modules only: a circuit's matrix is never formed), the `matrix` as it is
+    stored (a tensor, or a `linalg.Product` of a circuit's factors), or a `linalg.Sample`.
     `parameters` are its keyword arguments, which the table's `variant` records.
     """
 
     fn: Callable[..., Any]
     arity: Literal[1, 2]
     kinds: tuple[str, ...]
-    needs: Literal["spectrum", "entries", "sample"]
+    needs: Literal["spectrum", "entries", "matrix", "sample"]
     unit: str
     range: str
     parameters: Mapping[str, float] = field(default_factory=dict)
@@ -56,6 +57,8 @@ METRICS: dict[str, Metric] = {
     ),
     "cka": Metric(pair.cka, 2, ("activations",), "sample", "similarity", "[0, 1]"),
     "cka_debiased": Metric(pair.cka_debiased, 2, ("activations",), "sample", "similarity", "(-inf, 1]"),
+    "cosine": Metric(pair.cosine, 2, _ALL, "matrix", "similarity", "[-1, 1]"),
+    "relative_distance": Metric(pair.relative_distance, 2, _ALL, "matrix", "ratio", "[0, inf)"),
 }
 
 

@@ -1,11 +1,12 @@
-"""Similarities of two samples with the same rows: the same inputs seen by two states of a model.
+"""Comparisons of two states of a model: samples of the same rows, or matrices entry by entry.
 
+Similarities are of the step (x) and the reference (y) and are 1 for a sample and itself; `relative_distance` is 0.
 K = x x^T and L = y y^T are the Gram matrices of the centred samples, n the number of rows.
 """
 
 from __future__ import annotations
 
-from pico_analyze.linalg import Sample, cross
+from pico_analyze.linalg import Matrix, Sample, cross, difference, inner, norm
 from pico_analyze.metrics.single import Outcome
 
 
@@ -46,3 +47,22 @@ def _unbiased_hsic(x: Sample, y: Sample) -> float:
     trace = (x.self_cross if x is y else cross(x, y)) - both
     sums = float(x.diagonal.sum()) * float(y.diagonal.sum())
     return trace + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * both
+
+
+def cosine(x: Matrix, y: Matrix) -> Outcome:
+    """sum x_ij y_ij / (||x||_F ||y||_F), all entries as one vector; in [-1, 1], a similarity. None (zero) for a zero.
+
+    Of gradients: whether two steps pull the same way. Columns are not centred.
+    Source: Golub & Van Loan, Matrix Computations, sec. 2.2 (the angle of two vectors).
+    """
+    norms = norm(x) * norm(y)
+    return Outcome(None, "zero") if norms == 0 else Outcome(min(max(inner(x, y) / norms, -1.0), 1.0))
+
+
+def relative_distance(x: Matrix, y: Matrix) -> Outcome:
+    """||x - y||_F / ||y||_F, y the reference; in [0, inf), a ratio. None (zero) for a reference of zero.
+
+    Source: Golub & Van Loan, Matrix Computations, sec. 2.3 (relative error in a norm).
+    """
+    size = norm(y)
+    return Outcome(None, "zero") if size == 0 else Outcome(norm(difference(x, y)) / size)
