@@ -36,8 +36,6 @@ _METRICS = {
     "near_zero_share": "the share of entries below a hundredth of the typical size; 0.008 for a bell curve",
     "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
     "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
-    "cosine": "1 where two tensors point the same way, 0 where they are at right angles, -1 where they are opposite",
-    "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }
 
 _FIGURES = {
@@ -54,7 +52,7 @@ _FIGURES = {
 
 def meaning(status: str) -> str:
     """What a status means; a user's own stands for itself."""
-    return STATUSES.get(status, "a status of a metric of your own")
+    return STATUSES.get(status, "the definition of the metric says when it gives no value")
 
 
 def reading(metric: str) -> str:
