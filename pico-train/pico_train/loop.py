@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pico_contract.errors import UserError
 from torch import nn
 
 from pico_train.data.order import chain_hash
@@ -143,16 +144,20 @@ def _evaluate(session: Session, step: int) -> None:
         session.reporter.say(f"step {step}: {in_one_line(results)}")
 
 
-def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> dict[str, float | int | str]:
-    return {
+def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> dict[str, float | int | str | None]:
+    row: dict[str, float | int | str | None] = {
         "step": update.step,
         "tokens": state.counters.tokens,
         "loss": update.loss,
         "lr": lr,
         "grad_norm": norm.item(),
         "order_hash": state.counters.order_hash,
-        **update.scalars,
     }
+    for name, value in update.scalars.items():
+        if name in row:
+            raise UserError(f'the method logs a scalar "{name}", which is a name of metrics.jsonl\'s own: rename it')
+        row[name] = value if math.isfinite(value) else None  # JSON has no NaN
+    return row
 
 
 def _finish(pending: Pending, state: TrainState, update: Update) -> None:

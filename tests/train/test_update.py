@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from pico_contract import codec
+from pico_contract.errors import UserError
 from pico_contract.layout import MANIFEST, OPTIMIZER
 from pico_contract.lock import RunLock
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
@@ -38,6 +40,20 @@ class Counted(Plain):
         labels[labels % 3 == 0] = -100
         total, terms = model(batch[:, :-1], labels=labels), int((labels != -100).sum())
         return total, terms, {"mean": float(total.detach()) / terms}
+
+
+class Telling(Plain):
+    """Logs one scalar."""
+
+    scalar = ("share", math.nan)
+
+    def loss(self, model: nn.Module, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, int, dict[str, float]]:
+        total, terms, _ = super().loss(model, batch, step)
+        return total, terms, dict([self.scalar])
+
+
+class TellingLoss(Telling):
+    scalar = ("loss", 0.0)
 
 
 class LateSignal(Plain):
@@ -98,6 +114,17 @@ def test_scalars_are_means_over_terms(own: Tiny) -> None:
     state = job.build_state(None)
     update = compute_gradients(job, state, state.model, 1)
     assert update.scalars["mean"] == pytest.approx(update.loss, rel=1e-6)
+
+
+def test_a_scalar_that_is_no_number_is_null(own: Tiny) -> None:
+    config = own("Telling")
+    assert train(config, quiet=True).status == "finished"
+    assert {row["share"] for row in read_metrics(config.layout.metrics)} == {None}
+
+
+def test_a_scalar_cannot_take_the_place_of_a_loss(own: Tiny) -> None:
+    with pytest.raises(UserError, match='the method logs a scalar "loss"'):
+        train(own("TellingLoss"), quiet=True)
 
 
 def test_a_snapshot_says_what_its_train_gradients_are_of(own: Tiny) -> None:
