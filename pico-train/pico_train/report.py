@@ -50,26 +50,30 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
-    return [row for _, row in _parsed_lines(path)]
+    """The rows of a metrics.jsonl; lines that are none (the last, cut short by a crash, or damage) are left out."""
+    return [row for _, row in _lines(path) if row is not None]
 
 
-def _parsed_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
     if not path.is_file():
         return []
-    parsed = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            parsed.append((line, json.loads(line)))
-        except json.JSONDecodeError:
-            break
-    return parsed
+    return [(line, _parsed(line)) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The row in a line of metrics.jsonl, None where it holds none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("loss"), int | float)
+    return row if is_row else None
 
 
 def _cut_metrics(layout: RunLayout, step: int) -> None:
-    lines = _parsed_lines(layout.metrics)
-    kept = [line for line, row in lines if row["step"] <= step]
-    cut = [line for line, row in lines if row["step"] > step]
+    lines = _lines(layout.metrics)
+    kept = [line for line, row in lines if row is not None and row["step"] <= step]
+    cut = [line for line, row in lines if row is None or row["step"] > step]
     if cut:
         codec.write_text(layout.cut_metrics(), "".join(f"{line}\n" for line in cut))
     text = "".join(f"{line}\n" for line in kept)

@@ -109,6 +109,14 @@ def test_a_crashed_run_continues_and_equals_the_uninterrupted_one(cut: RunConfig
     assert [row["step"] for row in moved] == [5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("damage", ["garbage", "[1, 2]", "5", '{"a": 1}', '{"step": 9, "lo'])
+def test_a_damaged_line_of_the_metrics_costs_no_other(cut: RunConfig, whole: RunLayout, damage: str) -> None:
+    lines = cut.layout.metrics.read_text().splitlines()
+    cut.layout.metrics.write_text("\n".join([*lines[:2], damage, *lines[2:]]))
+    train(cut, quiet=True)
+    assert_same_run(cut.layout, whole)
+
+
 def test_what_is_intact_is_not_written_again(cut: RunConfig) -> None:
     layout = cut.layout
     intact = [layout.probe, *layout.checkpoint(4).rglob("*"), *layout.snapshot(4).rglob("*")]
