@@ -190,8 +190,10 @@ def generate_text(
     """`prompt` and what a checkpoint of `run` makes of it; an empty prompt starts after end-of-text.
 
     Raises:
-        UserError: the run has no tokenizer, or prompt and new tokens exceed the model's positions.
+        UserError: the run has no tokenizer, the prompt is no text, or it exceeds the positions with the new tokens.
     """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # bytes that the terminal could not decode
+        raise UserError("the prompt is not UTF-8")
     layout, chosen, decoder = open_checkpoint(run, step)
     directory = layout.checkpoint(chosen)
     tokenizer = load_tokenizer(directory)

@@ -50,6 +50,11 @@ def finished(trained: RunLayout, tmp_path: Path) -> RunLayout:
     return RunLayout(tmp_path / "runs" / "tiny")
 
 
+def test_a_prompt_that_is_no_text_is_refused(finished: RunLayout) -> None:
+    with pytest.raises(UserError, match="the prompt is not UTF-8"):
+        generated(finished, prompt=b"\xff".decode("utf-8", "surrogateescape"))
+
+
 def generated(run: RunLayout, prompt: str = "the king", **changes: object) -> str:
     settings = {"step": None, "tokens": 12, "temperature": 1.0, "top_k": None, "top_p": None, "seed": 0, **changes}
     return generate_text(run.root, prompt, **settings)
