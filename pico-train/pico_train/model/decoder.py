@@ -329,7 +329,7 @@ def _sample(
     logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, draws: torch.Generator
 ) -> torch.Tensor:
     """(B, V) logits -> (B, 1) token ids; drawn on CPU so that a seed means the same on every device."""
-    if temperature == 0:
+    if temperature < 1e-6:  # greedy; below, the division would overflow
         return logits.argmax(-1, keepdim=True)
     ordered, ids = (logits / temperature).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:

@@ -163,6 +163,7 @@ def test_sampling_is_seeded_and_filtered():
     assert torch.equal(first, model.generate(ids, 12, seed=1))
     assert not torch.equal(first, model.generate(ids, 12, seed=2))
     greedy = model.generate(ids, 12, temperature=0)
+    assert torch.equal(model.generate(ids, 12, temperature=1e-300), greedy)
     assert torch.equal(greedy, model.generate(ids, 12, top_k=1))
     assert torch.equal(greedy, model.generate(ids, 12, top_p=1e-6))
     assert model.generate(ids, 60).shape == (2, 64)
