@@ -1,66 +1,59 @@
 """Figures of a measurement table: a metric over steps by layer, heat maps of layer x step; one panel a component.
 
-What has no value leaves a gap, and a line below the figure says how many there are and why. The same table gives the
-same bytes: no dates, no global state.
+What has no value leaves a gap, and a line below the figure says how many there are and why.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from pico_contract.errors import UserError
 
+from pico_analyze.canvas import (
+    COLUMNS,
+    HEIGHT,
+    OUTSIDE,
+    STEP_AXIS,
+    by_layer,
+    colours_of,
+    draw_sentence,
+    is_wide,
+    label_below,
+    layer_bar,
+    layers_of,
+    new_figure,
+    panels_of,
+    scale_steps,
+    short,
+    spaced,
+)
 from pico_analyze.subject import OVERVIEW, Subject, subjects
 
-FORMATS = ("png", "svg", "pdf")
-_STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
-_OUTSIDE = -1  # stands for the layer of a module outside the layers
-_COLUMNS = 4
-_WIDTH, _HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
 _HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
-_LETTERS = 11  # of a title, to the inch
-_WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
-_BOUNDED = ("similarity", "fraction of full rank", "index")  # units of what lies within [0, 1]: always linear
-_STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
-_NO_DATE: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
-Panel = tuple[Axes, pd.DataFrame]
 
 
-def lines(shown: Subject, columns: int = _COLUMNS) -> Figure:
+def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
     """The metric over steps (step 0 included), one line a layer, one panel a component; circuits: mean over heads."""
-    figure, panels = _panels(shown, shown.rows, columns)
-    layers = _layers(shown.rows)
+    figure, panels = panels_of(shown, shown.rows, columns)
+    layers = layers_of(shown.rows)
     for axes, table in panels:
         _draw_lines(axes, table, layers)
     figure.supylabel(shown.quantity)
-    _label_below(figure, _STEP_AXIS, shown.rows)
-    _layer_bar(figure, layers)
+    label_below(figure, STEP_AXIS, shown.rows)
+    layer_bar(figure, layers)
     return figure
 
 
-def heat_map(shown: Subject, columns: int = _COLUMNS) -> Figure:
+def heat_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
-    figure, panels = _panels(shown, shown.rows, columns)
+    figure, panels = panels_of(shown, shown.rows, columns)
     for axes, table in panels:
-        _draw_map(axes, table, _by_layer(table))
+        _draw_map(axes, table, by_layer(table))
     figure.supylabel("layer")
-    _label_below(figure, "observed step", shown.rows)
+    label_below(figure, "observed step", shown.rows)
     return figure
 
 
@@ -68,11 +61,11 @@ def head_map(shown: Subject) -> Figure:
     """As `heat_map`, of the circuits alone and head by head."""
     rows = shown.rows[shown.rows["head"].notna()]
     height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
-    figure, panels = _panels(shown, rows, height=max(height, _HEIGHT))
+    figure, panels = panels_of(shown, rows, height=max(height, HEIGHT))
     for axes, table in panels:
         _draw_map(axes, table, table.pivot(index=["layer", "head"], columns="step", values="value"))
     figure.supylabel("layer, its heads upwards")
-    _label_below(figure, "observed step", rows)
+    label_below(figure, "observed step", rows)
     return figure
 
 
@@ -81,125 +74,44 @@ def overview(frame: pd.DataFrame) -> Figure:
     shown = subjects(frame)
     if not shown:
         raise UserError(f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}")
-    figure = _figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")
+    figure = new_figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")
     of_modules = [one.rows[one.rows["head"].isna() & one.rows["layer"].notna()] for one in shown]
-    layers = _layers(pd.concat(of_modules))
+    layers = layers_of(pd.concat(of_modules))
     for axes, one, rows in zip(figure.axes, shown, of_modules, strict=True):
         _draw_lines(axes, rows, layers)
         axes.set_title(one.object)
         axes.set_ylabel(one.quantity)
-    _label_below(figure, _STEP_AXIS, pd.concat(of_modules))
-    _layer_bar(figure, layers)
+    label_below(figure, STEP_AXIS, pd.concat(of_modules))
+    layer_bar(figure, layers)
     return figure
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as the ending of `path` says (png, svg, pdf), without a date, and give the path back.
-
-    Raises:
-        UserError: another ending.
-    """
-    ending = path.suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        raise UserError(f'{path} should end in .{", .".join(FORMATS)}, not "{path.suffix}"')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        write(figure, file, ending)
-    return path
-
-
-def write(figure: Figure, file: BinaryIO, ending: str) -> None:
-    """Write the figure as png, svg or pdf into an open file, without a date."""
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
-
-
-def _panels(
-    shown: Subject, rows: pd.DataFrame, columns: int = _COLUMNS, height: float = _HEIGHT
-) -> tuple[Figure, list[Panel]]:
-    """A figure with one titled panel for each component, in the order of the table, `columns` side by side."""
-    groups = list(rows.groupby("component", sort=False))
-    columns = min(columns, len(groups))
-    title = f"{shown.quantity}: {shown.object}, run {rows['run'].iloc[0]}"
-    figure = _figure(-(-len(groups) // columns), columns, title, height)
-    for axes in figure.axes[len(groups) :]:
-        axes.remove()
-    panels = []
-    for axes, (component, table) in zip(figure.axes, groups, strict=True):
-        axes.set_title(f"{component}{_heads(table)}")
-        panels.append((axes, table))
-    return figure, panels
-
-
-def _figure(rows: int, columns: int, title: str, height: float = _HEIGHT) -> Figure:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(
-            figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
-        )
-        figure.subplots(rows, columns)
-    figure.suptitle(_folded(figure, title), parse_math=False)
-    return figure
-
-
-def _label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
-    """What the horizontal axis is, and what has no value and why."""
-    absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
-    reasons = ", ".join(f"{status}\N{NO-BREAK SPACE}{count}" for status, count in absent.items())
-    note = f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})" if reasons else ""
-    figure.supxlabel(f"{axis}\n{_folded(figure, note)}".rstrip())
-
-
-def _folded(figure: Figure, text: str) -> str:
-    """In lines that the figure is wide enough for."""
-    return textwrap.fill(text, int(_LETTERS * figure.get_figwidth()))
-
-
-def _heads(table: pd.DataFrame) -> str:
-    return f", {table['head'].nunique()} heads" if table["head"].notna().any() else ""
-
-
-def _layers(rows: pd.DataFrame) -> list[int]:
-    return sorted(int(layer) for layer in rows["layer"].dropna().unique())
-
-
-def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Layer x step; the mean over what else there is (heads, modules), null where one of them is. Outside: -1."""
-    keys = [table["layer"].astype("Int64").fillna(_OUTSIDE).rename("layer"), table["step"]]
-    return table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
 
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
-    values = _by_layer(table)
-    if _draw_sentence(axes, table, values):
+    values = by_layer(table)
+    if draw_sentence(axes, table, values):
         return
-    colours = _colours(len(layers))
+    colours = colours_of(len(layers))
     steps = [int(step) for step in values.columns]
     for layer, row in zip(values.index.tolist(), values.to_numpy(), strict=True):
-        colour = "0.25" if layer == _OUTSIDE else colours(layers.index(layer))
+        colour = "0.25" if layer == OUTSIDE else colours(layers.index(layer))
         axes.plot(steps, row, color=colour, marker="o", markersize=2.5, linewidth=1.2)
-    _scale_steps(axes, steps)
-    if _is_wide(table, values):
+    scale_steps(axes, steps)
+    if is_wide(table, values):
         axes.set_yscale("log")
-
-
-def _is_wide(table: pd.DataFrame, values: pd.DataFrame) -> bool:
-    found = values.stack()
-    bounded = table["unit"].isin(_BOUNDED).any()
-    return bool(not bounded and found.min() > 0 and found.max() > _WIDE * found.min())
 
 
 def _draw_map(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> None:
     """`values` (layer, or layer and head, by step) as cells; those without a value stay hatched."""
-    if _draw_sentence(axes, table, values):
+    if draw_sentence(axes, table, values):
         return
     axes.set_facecolor("0.92")
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
     axes.grid(visible=False)
-    norm = LogNorm() if _is_wide(table, values) else None
+    norm = LogNorm() if is_wide(table, values) else None
     image = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm)
     axes.figure.colorbar(image, ax=axes)
-    columns = _spaced(range(values.shape[1]))
-    axes.set_xticks(columns, [_short(int(values.columns[i])) for i in columns])
+    columns = spaced(range(values.shape[1]))
+    axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
     _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
 
 
@@ -208,60 +120,7 @@ def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
     layers = list(dict.fromkeys(layer_of_row))
     starts = [layer_of_row.index(layer) for layer in layers]
     middles = [start + (layer_of_row.count(layer) - 1) / 2 for layer, start in zip(layers, starts, strict=True)]
-    shown = _spaced(middles, most=12)
-    axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == _OUTSIDE else str(layers[i]) for i in shown])
+    shown = spaced(middles, most=12)
+    axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown])
     if len(layers) < len(layer_of_row):
         axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1)
-
-
-def _draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
-    """Say why, where there is nothing to draw."""
-    if values.notna().any(axis=None):
-        return False
-    why = ", ".join(sorted(table.loc[table["value"].isna(), "status"].unique()))
-    axes.text(0.5, 0.5, f"no value to draw:\n{why}", transform=axes.transAxes, ha="center", va="center")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return True
-
-
-def _scale_steps(axes: Axes, steps: list[int]) -> None:
-    """Linear from 0 to the first positive step, then logarithmic, with ticks at observed steps that leave room."""
-    first = next((step for step in steps if step > 0), 1)
-    axes.set_xscale("symlog", linthresh=first, linscale=0.5)
-    places = axes.xaxis.get_transform().transform(np.asarray(steps, dtype=float))
-    shown = [steps[i] for i in _spaced(places.tolist())]
-    axes.set_xticks(shown, [_short(step) for step in shown])
-    axes.set_xticks([], minor=True)
-
-
-def _spaced(places: Sequence[float], most: int = 4) -> list[int]:
-    """Indices of ascending `places`, the first and last among them, at least a `most`-th of the whole apart."""
-    room = (places[-1] - places[0]) / most
-    chosen: list[int] = []
-    for index in reversed(range(len(places))):
-        if not chosen or places[chosen[-1]] - places[index] >= room:
-            chosen.append(index)
-    return [0, *chosen[-2::-1]]
-
-
-def _short(step: int) -> str:
-    """12000 as 12k."""
-    return f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step)
-
-
-def _colours(layers: int) -> Colormap:
-    """Viridis by layer, less its palest tenth, which is lost on white."""
-    return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(layers, 1))))
-
-
-def _layer_bar(figure: Figure, layers: list[int]) -> None:
-    if not layers:
-        return
-    colours = _colours(len(layers))
-    norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
-    aspect = 10 * figure.get_figheight()
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect)
-    shown = _spaced(range(len(layers)), most=12)
-    bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
-    bar.minorticks_off()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pico_contract.codec import replacing
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import AnalysisLayout
 
@@ -59,11 +60,9 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
     """Write table.parquet and its twin table.csv below `layout.root`, each replaced as a whole."""
-    layout.root.mkdir(parents=True, exist_ok=True)
     for path, save in ((layout.table, frame.to_parquet), (layout.table_csv, frame.to_csv)):
-        draft = path.with_name(f".{path.name}")
-        save(draft, index=False)
-        draft.replace(path)
+        with replacing(path) as draft:
+            save(draft, index=False)
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -58,20 +58,31 @@ def _sync_file(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically: readers see the old content or the new, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file atomically: the body writes the draft that it is given; readers see the old file or the new.
+
+    Raises:
+        OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with draft.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield draft
+        _sync_file(draft)
         draft.replace(path)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically; errors as `replacing`."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -210,16 +221,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Replace a safetensors file atomically, as `write_text` does a text file."""
-    draft = temporary(path, uuid.uuid4().hex[:8])
-    try:
+    """Replace a safetensors file atomically; errors as `replacing`."""
+    with replacing(path) as draft:
         save_tensors(draft, tensors)
-        _sync_file(draft)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 class TensorFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def publish(final: Path, value: float) -> None:
         codec.save_tensors(state / "optimizer.safetensors", {"m": torch.full((8,), value)})
         codec.seal(state, StateManifest(step=int(value)))
         codec.write_text(draft / "config.json", f'{{"value": {value}}}')
-        codec.seal(draft, CheckpointManifest(run="r", step=int(value), tokens=0))
+        codec.seal(draft, CheckpointManifest(run="r", step=1, tokens=0))
 
 
 def value_of(final: Path) -> float:
@@ -189,6 +190,20 @@ def test_all_is_flushed_before_the_rename_and_the_parent_after_it(
     publish(tmp_path / NAME, 1.0)
     assert unflushed == []
     assert flushed == [tmp_path.stat().st_ino]
+
+
+def test_a_file_that_could_not_be_written_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    codec.write_text(path, "old")
+
+    def fill_the_disk() -> None:
+        with codec.replacing(path) as draft:
+            draft.write_text("new")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device.*table\.csv"):
+        fill_the_disk()
+    assert (path.read_text(), entries(tmp_path)) == ("old", ["table.csv"])
 
 
 def test_leftovers_are_removed_and_what_was_set_aside_comes_back(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
     vocab_size = config.tokenizer.vocab_size
     special: dict[str, int] = {}
     if tokenizer is not None:
-        tokenizer.save(str(layout.tokenizer))
+        codec.write_text(layout.tokenizer, tokenizer.to_str(pretty=True))
         special = special_tokens(tokenizer, vocab_size)
         vocab_size = max(vocabulary_size(tokenizer), *(i + 1 for i in special.values()))
     encode = partial(_encoded, tokenizer=tokenizer, eos=special.get("eos"), vocab_size=vocab_size)
