@@ -166,6 +166,9 @@ def damage(directory: Path, kind: type[DirectoryManifest], *, hashes: bool = Fal
         manifest = read_manifest(directory / name, kind)
     except DamagedError as error:
         return str(error)
+    step = getattr(manifest, "step", None)
+    if parse_step(directory.name) not in (None, step):
+        return f"{directory / name} is of step {step}: the directory was renamed or copied from another"
     for file, entry in manifest.files.items():
         path = directory / file
         if not path.is_file():

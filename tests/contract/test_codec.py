@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_a_manifest_that_is_not_whole_is_named(sealed: Path, content: bytes | No
 def test_the_manifest_of_something_else_is_damage(sealed: Path) -> None:
     said = codec.damage(sealed, SnapshotManifest)
     assert said == f"{sealed / 'manifest.json'} should say format \"pico-snapshot\" but says 'pico-checkpoint'"
+
+
+def test_a_directory_of_another_step_is_named(sealed: Path) -> None:
+    copy = shutil.copytree(sealed, sealed.with_name(step_name(2)))
+    assert codec.damage(sealed, CheckpointManifest) is None
+    assert codec.damage(copy, CheckpointManifest) == (
+        f"{copy / 'manifest.json'} is of step 1: the directory was renamed or copied from another"
+    )
 
 
 def test_steps_are_listed_by_number_and_only_intact_ones_are_intact(tmp_path: Path) -> None:
