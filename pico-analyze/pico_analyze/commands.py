@@ -105,7 +105,7 @@ def draw(
     frame: pd.DataFrame, layout: AnalysisLayout, metrics: Sequence[str] | None, heads: bool, formats: Sequence[str]
 ) -> list[Path]:
     """Lines and a heat map of each of `metrics`, with `heads` also one of each head; a telling few by default."""
-    from pico_analyze import plot
+    from pico_analyze import canvas, plot
     from pico_analyze.subject import subjects
 
     shown = subjects(frame, metrics)
@@ -116,7 +116,9 @@ def draw(
         if heads and subject.rows["head"].notna().any():
             figures[f"{subject.stem}_heads"] = plot.head_map(subject)
     return [
-        plot.save(figure, layout.figures / f"{stem}.{ending}") for stem, figure in figures.items() for ending in formats
+        canvas.save(figure, layout.figures / f"{stem}.{ending}")
+        for stem, figure in figures.items()
+        for ending in formats
     ]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pandas as pd
 
-from pico_analyze import captions, plot
+from pico_analyze import canvas, captions, plot
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources import Source
 from pico_analyze.subject import spoken, subjects
@@ -185,7 +185,7 @@ def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) ->
 
 def _picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
     buffer = io.BytesIO()
-    plot.write(figure, buffer, "svg")
+    canvas.write(figure, buffer, "svg")
     image = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Picture(anchor, title, image, caption, round(96 * figure.get_figwidth()))
 

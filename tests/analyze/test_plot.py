@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from pico_analyze import plot
+from pico_analyze import canvas, plot
 from pico_analyze.subject import Subject, subject
 from pico_analyze.table import from_rows
 from pico_contract.errors import UserError
@@ -139,7 +139,7 @@ def test_title_says_what_of_which_run_with_the_unit(draw: Callable[[Subject], Fi
 
 
 def test_a_name_is_not_read_as_a_formula(tmp_path: Path) -> None:
-    assert plot.save(plot.heat_map(per(layers=1, run="$\\a_$")), tmp_path / "figure.png").stat().st_size > 1000
+    assert canvas.save(plot.heat_map(per(layers=1, run="$\\a_$")), tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_title_says_split_and_reference() -> None:
@@ -233,11 +233,11 @@ def test_modules_outside_the_layers_are_drawn_in_grey_and_labelled_with_a_dash()
     assert [tick.get_text() for tick in panels(plot.heat_map(shown))["lm_head"].get_yticklabels()] == ["-"]
 
 
-@pytest.mark.parametrize("ending", plot.FORMATS)
+@pytest.mark.parametrize("ending", canvas.FORMATS)
 @pytest.mark.parametrize("draw", [plot.lines, plot.heat_map])
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path, draw: Callable[[Subject], Figure], ending: str) -> None:
     of = {"layers": 2, "steps": (0, 1, 2), "components": ["mlp.down_proj"]}
-    one, other = (plot.save(draw(per(**of)), tmp_path / f"{i}.{ending}") for i in range(2))
+    one, other = (canvas.save(draw(per(**of)), tmp_path / f"{i}.{ending}") for i in range(2))
     assert one.read_bytes() == other.read_bytes()
     assert len(one.read_bytes()) > 1000
 
@@ -245,6 +245,6 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, draw: Callable[[Sub
 def test_files_are_of_their_format(tmp_path: Path) -> None:
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     for ending, start in starts.items():
-        assert plot.save(plot.heat_map(per(layers=1)), tmp_path / f"figure.{ending}").read_bytes().startswith(start)
+        assert canvas.save(plot.heat_map(per(layers=1)), tmp_path / f"figure.{ending}").read_bytes().startswith(start)
     with pytest.raises(UserError, match=r"should end in \.png, \.svg, \.pdf"):
-        plot.save(plot.heat_map(per(layers=1)), tmp_path / "figure.bmp")
+        canvas.save(plot.heat_map(per(layers=1)), tmp_path / "figure.bmp")

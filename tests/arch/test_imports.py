@@ -21,8 +21,14 @@ HOMES = {
     "transformers": {"pico_train.model.hf"},
     "huggingface_hub": {"pico_analyze.sources.hub"},
     "safetensors": {"pico_contract.codec"},
-    "pandas": {"pico_analyze.table", "pico_analyze.plot", "pico_analyze.report", "pico_analyze.compare"},
-    "matplotlib": {"pico_analyze.plot"},
+    "pandas": {
+        "pico_analyze.table",
+        "pico_analyze.canvas",
+        "pico_analyze.plot",
+        "pico_analyze.report",
+        "pico_analyze.compare",
+    },
+    "matplotlib": {"pico_analyze.canvas", "pico_analyze.plot"},
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
     "rich": {"pico_train.report", "pico_analyze.commands"},
@@ -50,8 +56,15 @@ MAY_IMPORT = {
     },
     "pico_train.optim": {"torch", "pydantic", "pico_contract", "pico_train.config"},
     "pico_train.distributed": {"torch", "accelerate", "pico_contract"},
-    "pico_analyze.metrics": {"torch", "pico_analyze.linalg", "pico_analyze.metrics", "pico_contract.errors"},
-    "pico_analyze.linalg": {"torch", "numpy"},
+    "pico_analyze.metrics": {
+        "torch",
+        "pico_analyze.linalg",
+        "pico_analyze.power_law",
+        "pico_analyze.metrics",
+        "pico_contract.errors",
+    },
+    "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.power_law"},
+    "pico_analyze.power_law": {"torch"},
 }
 """Module or package -> everything beyond the standard library that it may import."""
 
@@ -59,6 +72,7 @@ MAY_NOT_IMPORT = {
     "pico_train.data": {"pico_train.model", "pico_train.optim", "pico_train.method", "pico_train.loop"},
     "pico_train": {"pico_analyze"},
     "pico_analyze": {"pico_train", "accelerate", "datasets"},
+    "pico_analyze.canvas": {"torch"},
     "pico_analyze.plot": {"torch"},
 }
 

@@ -1,0 +1,178 @@
+"""What every figure is made of: panels, labels that fit, axes of steps, colours of layers, files without a date.
+
+The same table gives the same bytes: no dates, no global state.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from pico_contract.codec import replacing
+from pico_contract.errors import UserError
+
+from pico_analyze.subject import Subject
+
+FORMATS = ("png", "svg", "pdf")
+STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
+OUTSIDE = -1  # stands for the layer of a module outside the layers
+COLUMNS = 4
+_WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
+_LETTERS = 11  # of a title, to the inch
+_WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
+_BOUNDED = ("similarity", "fraction of full rank", "index")  # units of what lies within [0, 1]: always linear
+_STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
+_NO_DATE: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+Panel = tuple[Axes, pd.DataFrame]
+
+
+def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> Figure:
+    """A figure of `rows` x `columns` axes under a title."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(
+            figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
+        )
+        figure.subplots(rows, columns)
+    figure.suptitle(folded(figure, title), parse_math=False)
+    return figure
+
+
+def panels_of(
+    shown: Subject, rows: pd.DataFrame, columns: int = COLUMNS, height: float = HEIGHT
+) -> tuple[Figure, list[Panel]]:
+    """A figure with one titled panel for each component, in the order of the table, `columns` side by side."""
+    groups = list(rows.groupby("component", sort=False))
+    columns = min(columns, len(groups))
+    title = f"{shown.quantity}: {shown.object}, run {rows['run'].iloc[0]}"
+    figure = new_figure(-(-len(groups) // columns), columns, title, height)
+    for axes in figure.axes[len(groups) :]:
+        axes.remove()
+    panels = []
+    for axes, (component, table) in zip(figure.axes, groups, strict=True):
+        axes.set_title(f"{component}{heads_of(table)}")
+        panels.append((axes, table))
+    return figure, panels
+
+
+def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
+    """What the horizontal axis is, and what has no value and why."""
+    absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
+    reasons = ", ".join(f"{status}\N{NO-BREAK SPACE}{count}" for status, count in absent.items())
+    note = f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})" if reasons else ""
+    figure.supxlabel(f"{axis}\n{folded(figure, note)}".rstrip())
+
+
+def folded(figure: Figure, text: str) -> str:
+    """In lines that the figure is wide enough for."""
+    return textwrap.fill(text, int(_LETTERS * figure.get_figwidth()))
+
+
+def heads_of(table: pd.DataFrame) -> str:
+    """How many heads a panel is the mean of, for its title."""
+    return f", {table['head'].nunique()} heads" if table["head"].notna().any() else ""
+
+
+def layers_of(rows: pd.DataFrame) -> list[int]:
+    """The layers in `rows`, ascending."""
+    return sorted(int(layer) for layer in rows["layer"].dropna().unique())
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Layer x step; the mean over what else there is (heads, modules), null where one of them is. Outside: -1."""
+    keys = [table["layer"].astype("Int64").fillna(OUTSIDE).rename("layer"), table["step"]]
+    return table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
+
+
+def is_wide(table: pd.DataFrame, values: pd.DataFrame) -> bool:
+    """Whether values call for a logarithmic axis: positive, unbounded, and far apart."""
+    found = values.stack()
+    bounded = table["unit"].isin(_BOUNDED).any()
+    return bool(not bounded and found.min() > 0 and found.max() > _WIDE * found.min())
+
+
+def draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
+    """Say why, where there is nothing to draw."""
+    if values.notna().any(axis=None):
+        return False
+    why = ", ".join(sorted(table.loc[table["value"].isna(), "status"].unique()))
+    axes.text(0.5, 0.5, f"no value to draw:\n{why}", transform=axes.transAxes, ha="center", va="center")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return True
+
+
+def scale_steps(axes: Axes, steps: list[int]) -> None:
+    """Linear from 0 to the first positive step, then logarithmic, with ticks at observed steps that leave room."""
+    first = next((step for step in steps if step > 0), 1)
+    axes.set_xscale("symlog", linthresh=first, linscale=0.5)
+    places = axes.xaxis.get_transform().transform(np.asarray(steps, dtype=float))
+    shown = [steps[i] for i in spaced(places.tolist())]
+    axes.set_xticks(shown, [short(step) for step in shown])
+    axes.set_xticks([], minor=True)
+
+
+def spaced(places: Sequence[float], most: int = 4) -> list[int]:
+    """Indices of ascending `places`, the first and last among them, at least a `most`-th of the whole apart."""
+    room = (places[-1] - places[0]) / most
+    chosen: list[int] = []
+    for index in reversed(range(len(places))):
+        if not chosen or places[chosen[-1]] - places[index] >= room:
+            chosen.append(index)
+    return [0, *chosen[-2::-1]]
+
+
+def short(step: int) -> str:
+    """12000 as 12k."""
+    return f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step)
+
+
+def colours_of(layers: int) -> Colormap:
+    """Viridis by layer, less its palest tenth, which is lost on white."""
+    return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(layers, 1))))
+
+
+def layer_bar(figure: Figure, layers: list[int]) -> None:
+    """A bar that says which colour is which layer."""
+    if not layers:
+        return
+    colours = colours_of(len(layers))
+    norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
+    aspect = 10 * figure.get_figheight()
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect)
+    shown = spaced(range(len(layers)), most=12)
+    bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
+    bar.minorticks_off()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as the ending of `path` says (png, svg, pdf), without a date, and give the path back.
+
+    Raises:
+        UserError: another ending.
+    """
+    ending = path.suffix.removeprefix(".").lower()
+    if ending not in FORMATS:
+        raise UserError(f'{path} should end in .{", .".join(FORMATS)}, not "{path.suffix}"')
+    with replacing(path) as draft, draft.open("wb") as file:
+        write(figure, file, ending)
+    return path
+
+
+def write(figure: Figure, file: BinaryIO, ending: str) -> None:
+    """Write the figure as png, svg or pdf into an open file, without a date."""
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
