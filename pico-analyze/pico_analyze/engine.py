@@ -6,18 +6,23 @@ all steps of a module run as one batch.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 from pico_analyze import linalg
+from pico_analyze.cache import Cache, merged, pending
 from pico_analyze.components import UPDATES, check, plan
-from pico_analyze.item import Result, Work, measure_item, rows
-from pico_analyze.metrics import resolve
+from pico_analyze.item import Numbers, Result, measure_item, rows
+from pico_analyze.metrics import Metric, resolve
+from pico_analyze.reading import Work
 from pico_analyze.selection import Steps, choose_base, choose_steps
 from pico_analyze.sources import KINDS, SPLITS, Source
 from pico_analyze.table import from_rows
@@ -43,6 +48,8 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     *,
     window: str | int = "previous",
+    cache: Path | None = None,
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Compute metrics of a run's components over steps, as the tidy table of `pico_analyze.table`.
 
@@ -56,6 +63,11 @@ def measure(
             (for each step the one before it that does), or a number.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
+
+        cache: a directory in which results are kept by content: what was measured of the same files by the same code
+            is read from it. Nothing is kept by default.
+        executor: of concurrent.futures, or with its interface (`dask.distributed.Client().get_executor()`), on whose
+            workers the source's files can be opened; threads of this process by default.
 
     Combinations that mean nothing are left out: spectral metrics of vectors, entries of a circuit, similarities of
     anything but activations. What a step lacks has status `missing`.
@@ -74,18 +86,49 @@ def measure(
         for sentence in run.damaged.get(step, ()):
             warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
     items = _work(run, components or COMPONENTS, None if steps is None else at, kinds, splits, reference, window)
-    results: list[Result] = []
-    with linalg.pool() as pool:
-        for result in pool.map(partial(measure_item, metrics=chosen), items):
-            results.append(result)
-            if progress:
-                progress(len(results), len(items))
-    for sentence in dict.fromkeys(chain(*(result.damages.values() for result in results))):
+    with linalg.pool() if executor is None else contextlib.nullcontext(executor) as workers:
+        numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
+    for sentence in dict.fromkeys(damages):
         warnings.warn(sentence, DamagedWarning, stacklevel=2)
-    frame = from_rows(chain(*(rows(item, chosen, found.at) for item, found in zip(items, results, strict=True))))
+    frame = from_rows(chain(*(rows(item, chosen, at) for item, at in zip(items, numbers, strict=True))))
     if frame.empty:
         raise UserError(f'nothing to measure in run "{run.name}": no such metric of such kinds and components')
     return frame
+
+
+def _measured(
+    items: Sequence[Work],
+    metrics: Mapping[str, Metric],
+    workers: Executor,
+    cache: Cache | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[int, Numbers]], list[str]]:
+    """The numbers of each work item, and a sentence for each step that could not be read.
+
+    What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was under way.
+    """
+    parts: list[list[Mapping[int, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
+    todo = [
+        (index, replace(item, steps=steps), lacking)
+        for index, item in enumerate(items)
+        for steps, lacking in pending(item, metrics, parts[index][0])
+    ]
+    damages: dict[int, list[str]] = {}
+    futures = {workers.submit(measure_item, item, lacking): (index, item) for index, item, lacking in todo}
+    try:
+        for done, future in enumerate(as_completed(futures), start=1):
+            index, item = futures.pop(future)
+            result: Result = future.result()
+            if cache:
+                cache.keep(item, metrics, result)
+            parts[index].append(result.at)
+            damages.setdefault(index, []).extend(result.damages.values())
+            if progress:
+                progress(done, len(todo))
+    finally:
+        for future in futures:
+            future.cancel()
+    return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
 
 
 def _known(what: str, given: Sequence[str], all_: tuple[str, ...]) -> tuple[str, ...]:

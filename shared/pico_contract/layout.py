@@ -171,6 +171,11 @@ class AnalysisLayout:
         return self.root / "figures"
 
     @property
+    def cache(self) -> Path:
+        """Results kept by content; safe to delete."""
+        return self.root / "cache"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

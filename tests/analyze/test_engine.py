@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pico_analyze import item, measure
+from pico_analyze import measure, reading
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.run import Run
 from pico_analyze.table import KEY, SCHEMA
@@ -137,7 +137,7 @@ def test_one_metric_alone_gives_the_rows_that_all_together_give(run: Run) -> Non
 
 def test_small_batches_and_threads_change_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = measure(run)
-    monkeypatch.setattr(item, "_BATCH_BYTES", 0)
+    monkeypatch.setattr(reading, "_BATCH_BYTES", 0)
     pd.testing.assert_frame_equal(measure(run), before, rtol=1e-12)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pico_contract import codec, names
@@ -97,6 +97,26 @@ class Run:
                 return self._file(path).get(name)
         known = [name.removesuffix(_SUFFIX) for name in stored]
         raise no_module(path, kind, module, known)
+
+    def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
+        """sha256 of the file that holds `kind` of `step`, as its manifest says; UserError where there is none."""
+        if kind == "weights":
+            path = self._weights_file(step)
+            file = "" if path is None else path.name
+        else:
+            file = next((of.file for of in self._observed(step) if (of.kind, of.split) == (kind, split)), "")
+        for manifest in (self._snapshots.get(step), self._checkpoints.get(step)):
+            if manifest is not None and file in manifest.files:
+                return manifest.files[file].sha256
+        raise UserError(f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: manifests as read here; files are opened again by their paths."""
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._file = lru_cache(_OPEN_FILES)(codec.TensorFile)
 
     def _intact(self, parent: Path, kind: type[M]) -> dict[int, M]:
         manifests = {}
