@@ -12,6 +12,7 @@ from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import (
     GENERATION_CONFIG,
+    MANIFEST,
     METHOD_TENSORS,
     MODEL_CONFIG,
     MODEL_WEIGHTS,
@@ -82,9 +83,16 @@ def _write_model(directory: Path, saved: SavedState, card: ModelCard) -> None:
         codec.write_text(directory / name, json.dumps(content, indent=2))
 
 
-def load_checkpoint(layout: RunLayout, step: int) -> SavedState:
-    """The state saved at `step`; the caller has verified it (`newest_intact`)."""
+def load_checkpoint(layout: RunLayout, step: int, run: str | None = None) -> SavedState:
+    """The state saved at `step`; the caller has verified that it is intact (`newest_intact`).
+
+    Raises:
+        DamagedError: `run` is given, and the checkpoint was copied here from a run of another name.
+    """
     directory, state = layout.checkpoint(step), layout.state(step)
+    owner = codec.read_manifest(directory / MANIFEST, CheckpointManifest).run
+    if run not in (None, owner):
+        raise DamagedError(f'{directory} is a checkpoint of the run "{owner}", not of "{run}": move it away')
     scalars = json.loads((state / SCALARS).read_text(encoding="utf-8"))
     return SavedState(
         weights=codec.read_tensors(directory / MODEL_WEIGHTS),

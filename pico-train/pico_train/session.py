@@ -180,7 +180,7 @@ def _manifest(job: Job) -> RunManifest:
 
 def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool) -> Session:
     layout, start = job.layout, newest or 0
-    state = job.build_state(load_checkpoint(layout, newest) if newest is not None else None)
+    state = job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     write_config(job)

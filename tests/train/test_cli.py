@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,19 @@ def test_a_mistake_is_one_sentence_and_exit_2(command: Run, arguments: tuple[str
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("pico-train: ")
     assert sentence in err
+
+
+def test_a_checkpoint_of_another_run_is_not_continued(command: Run, place: Path) -> None:
+    assert command("run", "tiny.yaml", "name=other", "seed.init=1")[0] == 0
+    copied = place / "runs" / "tiny" / "checkpoints" / "step_00000010"
+    assert command("run", "tiny.yaml")[0] == 0
+    shutil.rmtree(copied)
+    shutil.copytree(place / "runs" / "other" / "checkpoints" / "step_00000010", copied)
+    manifest = place / "runs" / "tiny" / "run.json"
+    manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
+    code, _, err = command("run", "tiny.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert 'step_00000010 is a checkpoint of the run "other", not of "tiny": move it away' in err
 
 
 @pytest.mark.parametrize("arguments", [("trian",), ("run",), ("check", "tiny.yaml", "--stpe", "3")])
