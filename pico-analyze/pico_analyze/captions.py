@@ -34,8 +34,13 @@ _METRICS = {
     "hoyer": "0 where all entries are of one magnitude, 1 where a single one is not zero",
     "kurtosis": "0 for a bell curve, above where rare entries stand far out",
     "near_zero_share": "the share of entries below a hundredth of the typical size; 0.008 for a bell curve",
+    "anisotropy": "near 1 all rows point the same way, near 0 they spread over all directions",
+    "intrinsic_dimension": "how many directions hold most of the variance of the rows",
+    "dead_units": "the share of units that say the same whatever they are shown",
     "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
     "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
+    "cosine": "1 where two tensors point the same way, 0 where they are at right angles, -1 where they are opposite",
+    "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }
 
 _FIGURES = {

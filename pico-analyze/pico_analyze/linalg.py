@@ -10,19 +10,19 @@ Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from pico_analyze.power_law import PowerLaw, fit
+
 REAL = torch.float64
-_BLOCK = 128  # lower ends of a power law that are tried at a time
 
 
 @dataclass(frozen=True)
@@ -88,48 +88,7 @@ class Spectrum:
     @cached_property
     def power_law(self) -> PowerLaw | None:
         """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all equal."""
-        return power_law(2 * self.nonzero.log())
-
-
-class PowerLaw(NamedTuple):
-    """Density ~ x^-exponent for x >= least; `distance` is that of Kolmogorov and Smirnov over those `tail` values."""
-
-    exponent: float
-    least: float
-    distance: float
-    tail: int
-
-
-def power_law(logs: torch.Tensor) -> PowerLaw | None:
-    """Fit by maximum likelihood above the lower end, one of the values, at which the fit is closest to what is there.
-
-    `logs` are logarithms of the values, descending; those closer than rounding are one value. Of the m values from x_m
-    up the likeliest exponent is 1 + m / sum ln(x_i / x_m), and (x / x_m)^(1 - exponent) is the share above x.
-    Source: Clauset, Shalizi & Newman 2009, "Power-law distributions in empirical data", eq. 3.1 and 3.9.
-    """
-    n = len(logs)
-    if n == 0:
-        return None
-    counts = torch.arange(1, n + 1, dtype=REAL)
-    excess = logs.cumsum(0) - counts * logs  # sum ln(x_i / x_m)
-    apart = n * torch.finfo(REAL).eps * max(1.0, float(logs.abs().max()))
-    last_of_its_value = torch.cat([logs[:-1] - logs[1:] > apart, torch.ones(1, dtype=torch.bool)])
-    ends = torch.nonzero(last_of_its_value & (excess > counts * apart))[:, 0]
-    if len(ends) == 0:
-        return None
-    best = PowerLaw(math.inf, math.inf, math.inf, 0)
-    for block in ends.split(_BLOCK):
-        tails, shares = logs[: block[-1] + 1], counts[: block[-1] + 1]
-        slopes = counts[block] / excess[block]
-        fitted = torch.exp(slopes[:, None] * (logs[block, None] - tails))
-        above = shares / counts[block, None]
-        gaps = torch.maximum((fitted - above).abs(), (fitted - above + 1 / counts[block, None]).abs())
-        distances = gaps.masked_fill(tails < logs[block, None], 0).amax(dim=1)
-        least = int(distances.argmin())
-        if distances[least] < best.distance:
-            end = block[least]
-            best = PowerLaw(1 + float(slopes[least]), float(logs[end].exp()), float(distances[least]), int(end) + 1)
-    return best
+        return fit(2 * self.nonzero.log())
 
 
 @contextlib.contextmanager
@@ -226,19 +185,33 @@ def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.sort(x.abs().flatten().numpy())).to(REAL)
 
 
-@dataclass(frozen=True)
+class Basis(NamedTuple):
+    """x = left @ diag(values) @ right for a centred sample x of rank r, values descending."""
+
+    left: torch.Tensor  # (rows, r), orthonormal columns
+    values: torch.Tensor  # (r,)
+    right: torch.Tensor  # (r, width), orthonormal rows
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """Observations in rows, columns centred, with the terms that linear HSIC needs of one side."""
+    """Observations in rows, columns centred. What comparisons need of one side is made once and kept."""
 
     x: torch.Tensor  # (rows, width) float64, each column of mean 0
+    mean: torch.Tensor  # (width,): what was taken off
+    noise: float = 0.0  # largest Euclidean norm of what rounding to the stored dtype can have added
+    _kept: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, matrix: Matrix) -> Sample:
         """Centre the columns; those that vary by no more than the rounding of their mean become exactly 0."""
         x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
-        centred = x - x.mean(dim=0, keepdim=True)
+        mean = x.mean(dim=0)
+        centred = x - mean
         rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
-        return cls(centred * (centred.abs().amax(dim=0) > rounding))
+        unit = 0.0 if isinstance(matrix, Product) else torch.finfo(matrix.dtype).eps / 2  # factors round within a rank
+        noise = unit * float(torch.linalg.vector_norm(x))
+        return cls(centred * (centred.abs().amax(dim=0) > rounding), mean, noise)
 
     @property
     def rows(self) -> int:
@@ -262,6 +235,43 @@ class Sample:
     def rounding(self) -> float:
         """At or below this a sum of terms as large as `self_cross` counts as zero."""
         return max(self.x.shape) * torch.finfo(REAL).eps * self.self_cross
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Directions that are larger than what rounding, of storage or of the decomposition, can make of nothing."""
+        left, values, right = torch.linalg.svd(self.x, full_matrices=False)
+        floor = max(self.noise, max(self.x.shape) * torch.finfo(REAL).eps * float(values[0]))
+        rank = int((values > floor).sum())
+        return Basis(left[:, :rank], values[:rank], right[:rank])
+
+    @cached_property
+    def squared_distances(self) -> torch.Tensor:
+        """(rows, rows): squared Euclidean distances between rows."""
+        squared = self.diagonal[:, None] + self.diagonal - 2 * self.gram
+        return squared.clamp(min=0).fill_diagonal_(0)
+
+    @cached_property
+    def median_distance(self) -> float:
+        """Median of the distances between different rows; 0 for fewer than two."""
+        pairs = torch.triu_indices(self.rows, self.rows, 1)
+        distances = self.squared_distances[pairs[0], pairs[1]].sqrt()
+        return float(np.median(distances.numpy())) if len(distances) else 0.0
+
+    def rbf(self, bandwidth: float) -> torch.Tensor:
+        """(rows, rows): centred Gram matrix of exp(-d^2 / (2 s^2)), s the `bandwidth` times the median distance."""
+        if ("rbf", bandwidth) not in self._kept:
+            kernel = torch.exp(self.squared_distances / (-2 * (bandwidth * self.median_distance) ** 2))
+            means = kernel.mean(dim=0)
+            self._kept["rbf", bandwidth] = kernel - means - means[:, None] + means.mean()
+        return self._kept["rbf", bandwidth]
+
+    def neighbours(self, k: int) -> torch.Tensor:
+        """(rows, rows) bool: whether column j is among the k other rows nearest to row i."""
+        if ("neighbours", k) not in self._kept:
+            others = self.squared_distances.clone().fill_diagonal_(torch.inf)
+            nearest = others.topk(k, dim=1, largest=False, sorted=False).indices
+            self._kept["neighbours", k] = torch.zeros_like(others, dtype=torch.bool).scatter_(1, nearest, True)
+        return self._kept["neighbours", k]
 
 
 def cross(a: Sample, b: Sample) -> float:

@@ -13,6 +13,7 @@ from pico_analyze.metrics import pair, single
 
 ENTRY = "unit of the entries"
 _ALL = ("weights", "gradients", "activations")
+_SAMPLES = ("activations",)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ METRICS: dict[str, Metric] = {
     "near_zero_share": Metric(
         single.near_zero_share, 1, _ALL, "entries", "share of entries", "[0, 1]", {"fraction": 0.01}
     ),
-    "cka": Metric(pair.cka, 2, ("activations",), "sample", "similarity", "[0, 1]"),
-    "cka_debiased": Metric(pair.cka_debiased, 2, ("activations",), "sample", "similarity", "(-inf, 1]"),
+    "anisotropy": Metric(single.anisotropy, 1, _SAMPLES, "sample", "similarity", "[-1, 1]"),
+    "intrinsic_dimension": Metric(single.intrinsic_dimension, 1, _SAMPLES, "sample", "dimensions", "[0, k]"),
+    "dead_units": Metric(single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"),
+    "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
+    "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "(-inf, 1]"),
     "cosine": Metric(pair.cosine, 2, _ALL, "matrix", "similarity", "[-1, 1]"),
     "relative_distance": Metric(pair.relative_distance, 2, _ALL, "matrix", "ratio", "[0, inf)"),
 }

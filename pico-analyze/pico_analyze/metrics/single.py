@@ -1,4 +1,4 @@
-"""Metrics of one matrix or vector. Spectral ones take a `Spectrum`, the others the entries in float64.
+"""Metrics of one matrix or vector: of its `Spectrum`, of its entries in float64, or of the `Sample` that it is.
 
 Each returns an `Outcome`; s are the singular values in descending order, k = min(m, n).
 """
@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import PowerLaw, Spectrum, sorted_magnitudes
+from pico_analyze.linalg import Sample, Spectrum, sorted_magnitudes
+from pico_analyze.power_law import PowerLaw
 
 FEWEST_FOR_A_TAIL = 50
 """Values that a power law is fitted to, at least: the rule of thumb of Clauset et al. 2009 for a reliable estimate."""
@@ -217,3 +218,42 @@ def near_zero_share(x: torch.Tensor, fraction: float = 0.01) -> Outcome:
         return Outcome(1.0, "zero")
     a = x.abs() / largest
     return Outcome(float((a <= fraction * a.square().mean().sqrt()).double().mean()))
+
+
+def anisotropy(sample: Sample) -> Outcome:
+    """Mean cosine of different rows, not centred; in [-1/(n - 1), 1], a similarity. Near 0 where they spread evenly.
+
+    From the sum u of the n rows scaled to length 1: (||u||^2 - n) / (n (n - 1)). Rows of zeros have no direction and
+    are left out; None (zero) where fewer than two are left.
+    Source: Ethayarajh 2019, "How contextual are contextualized word representations?", sec. 3.2.
+    """
+    raw = sample.x + sample.mean
+    lengths = torch.linalg.vector_norm(raw, dim=1)
+    directions = raw[lengths > 0] / lengths[lengths > 0, None]
+    n = len(directions)
+    if n < 2:
+        return Outcome(None, "zero")
+    total = directions.sum(dim=0)
+    return Outcome((float(total @ total) - n) / (n * (n - 1)))
+
+
+def intrinsic_dimension(sample: Sample) -> Outcome:
+    """(sum l)^2 / sum l^2 over the eigenvalues l of the covariance of the columns; in [1, k], dimensions.
+
+    The participation ratio of the centred rows: the traces of the covariance and of its square need no decomposition.
+    0 for a sample without variance. Limited by the number of rows.
+    Source: Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and measurement".
+    """
+    if sample.self_cross == 0:
+        return Outcome(0.0, "zero")
+    return Outcome(float(sample.diagonal.sum()) ** 2 / sample.self_cross)
+
+
+def dead_units(sample: Sample) -> Outcome:
+    """Share of columns without variance, those that are 0 on every row among them; in [0, 1].
+
+    A column varies when it does so by more than the rounding of its mean.
+    Source: Maas et al. 2013, "Rectifier nonlinearities improve neural network acoustic models" (units that never
+    activate).
+    """
+    return Outcome(float((sample.x == 0).all(dim=0).double().mean()))
