@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from pico_contract.errors import UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
@@ -108,18 +109,23 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
     if not given.finite:
         return Outcome(None, "non_finite")
     if metric.arity == 1:
-        return _outcome(metric.fn(getattr(given, metric.needs), **metric.parameters))
+        return _outcome(metric, metric.fn(getattr(given, metric.needs), **metric.parameters))
     same = None if metric.needs == "matrix" else 1  # entries need the same shape, samples the same rows
     if reference is None or reference.matrix.shape[:same] != given.matrix.shape[:same]:
         return Outcome(None, "missing")
     if not reference.finite:
         return Outcome(None, "non_finite")
-    return _outcome(metric.fn(getattr(given, metric.needs), getattr(reference, metric.needs), **metric.parameters))
+    matrices = getattr(given, metric.needs), getattr(reference, metric.needs)
+    return _outcome(metric, metric.fn(*matrices, **metric.parameters))
 
 
-def _outcome(result: Any) -> Outcome:
+def _outcome(metric: Metric, result: Any) -> Outcome:
     """A metric's own outcome, or a user's number, with a value that is finite or null."""
-    value, status = result if isinstance(result, Outcome) else (float(result), "ok")
+    try:
+        value, status = result if isinstance(result, Outcome) else (float(result), "ok")
+    except (TypeError, ValueError, RuntimeError):
+        name = getattr(metric.fn, "__name__", "")
+        raise UserError(f'the metric "{name}" should give a number but gave a {type(result).__name__}') from None
     return Outcome(value, status) if value is None or math.isfinite(value) else Outcome(None, "non_finite")
 
 

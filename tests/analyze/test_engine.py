@@ -188,6 +188,15 @@ def test_a_users_function_is_found_by_module_and_attribute(
     assert set(frame["value"]) == {12.0}
 
 
+@pytest.mark.parametrize("result", [None, "text", torch.ones(2)])
+def test_a_users_function_that_gives_no_number_is_named(run: Run, result: object) -> None:
+    def wrong(x: torch.Tensor) -> object:
+        return result
+
+    with pytest.raises(UserError, match=f'"wrong" should give a number but gave a {type(result).__name__}'):
+        measure(run, [wrong], ["v_proj"], kinds=["weights"])
+
+
 def test_a_users_number_that_is_not_finite_is_null(run: Run) -> None:
     def undefined(x: torch.Tensor) -> float:
         return math.nan
