@@ -40,11 +40,10 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     steps = config.steps.model_dump(exclude_none=True) if isinstance(config.steps, StepRange) else config.steps
-    with _warnings_as_lines(say), _progress(say) as progress:
-        frame = measure(
-            run, config.metrics, config.components, steps, config.kinds, config.splits, config.reference, progress
-        )
     layout = run.layout.analysis(config.name)
+    chosen = config.metrics, config.components, steps, config.kinds, config.splits
+    with _warnings_as_lines(say), _progress(say) as progress:
+        frame = measure(run, *chosen, config.reference, progress, window=config.window, cache=layout.cache)
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     figures = draw(frame, layout, _drawn(config), config.figures.heads, config.figures.formats)

@@ -41,9 +41,11 @@ class FiguresConfig(Section):
 
 
 def _step_or_end(value: Any) -> Any:
-    if value in ("first", "last") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+    if value in ("first", "last", "previous") or (
+        isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    ):
         return value
-    raise ValueError(f'should be "first", "last" or a step (it is {value!r})')
+    raise ValueError(f'should be "first", "last", "previous" or a step (it is {value!r})')
 
 
 def _shape_of_steps(value: Any) -> str:
@@ -68,12 +70,14 @@ class AnalysisConfig(Section):
     """Globs over module names, and circuits (ov_circuit); all projections and circuits by default."""
     steps: Steps | None = None
     """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
-    kinds: list[Literal["weights", "gradients", "activations"]] | None = None
-    """What is measured; all by default."""
+    kinds: list[Literal["weights", "gradients", "activations", "updates"]] | None = None
+    """What is measured; all but updates (differences of weights) by default."""
     splits: list[Literal["train", "val"]] | None = None
     """Of which data; both by default."""
     reference: Annotated[str | int, BeforeValidator(_step_or_end)] = "last"
-    """Step that similarities are taken to: first, last or a number."""
+    """Step that similarities are taken to: first, last, previous (each to the one before it) or a number."""
+    window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
+    """Step from which updates are taken: first, previous or a number."""
     figures: FiguresConfig = FiguresConfig()
     """Which figures are drawn."""
 

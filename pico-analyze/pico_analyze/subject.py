@@ -40,8 +40,9 @@ class Subject:
     @property
     def object(self) -> str:
         """What was measured, for a title."""
-        reference = self.rows["reference_step"].dropna()
-        to = f", to step {reference.iloc[0]}" if len(reference) else ""
+        steps = self.rows["reference_step"].dropna().unique()
+        where = f"step {steps[0]}" if len(steps) == 1 else "the step before"
+        to = f", {'since' if self.kind == 'updates' else 'to'} {where}" if len(steps) else ""
         return f"{self.kind}{f' ({self.split})' if self.split else ''}{to}"
 
     @property
@@ -66,6 +67,8 @@ def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = Non
         raise UserError(f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}")
     for column in ("split", "run", "reference_step", "variant"):
         values = sorted(map(str, rows[column].dropna().unique()))
+        if column == "reference_step" and rows.groupby("step")[column].nunique().max() <= 1:
+            continue  # one reference for each step: the step before
         if len(values) > 1:
             raise UserError(f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one")
     return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None))

@@ -44,7 +44,8 @@ def test_run_writes_table_figures_configuration_and_report(command: Command, lay
     assert {analysis.table, analysis.table_csv, analysis.config, analysis.report} <= written
     assert {analysis.figures / name for name in figures} <= written
     assert all(path.is_file() for path in written)
-    assert {path for path in analysis.root.rglob("*") if path.is_file()} == written
+    there = {path for path in analysis.root.rglob("*") if path.is_file()}
+    assert {path for path in there if path.parent != analysis.cache} == written
     assert set(read(analysis.table)["metric"]) == {"per", "cka_debiased"}
     assert err.splitlines()[-1] == "measured 10 of 10"
     assert yaml.safe_load(analysis.config.read_text())["metrics"] == ["per", "cka_debiased"]
@@ -150,7 +151,7 @@ def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -
         (["components=[ov_circut]"], 'there is no component "ov_circut"; did you mean "ov_circuit"?'),
         (["components=[v_prj]"], 'the pattern "v_prj" matches no module; the nearest names are: v_proj'),
         (["reference=7"], "the reference step 7 is not in the run; the nearest is 2"),
-        (["kinds=[weight]"], "kinds.0: input should be 'weights', 'gradients' or 'activations'"),
+        (["kinds=[weight]"], "kinds.0: input should be 'weights', 'gradients', 'activations' or 'updates'"),
         (["metrics=[per]", "components=[v_proj]", "figures.metrics=[gini]"], 'the table has no metric "gini"'),
     ],
 )

@@ -41,9 +41,10 @@ def test_an_override_changes_one_key_of_a_range(file: Path) -> None:
     assert load(file, ["steps.end=60"]).steps == StepRange(start=0, end=60, step=30)
 
 
-@pytest.mark.parametrize(("text", "reference"), [("first", "first"), ("last", "last"), ("0", 0), ("120", 120)])
+@pytest.mark.parametrize(("text", "reference"), [("first", "first"), ("previous", "previous"), ("0", 0), ("120", 120)])
 def test_reference_is_a_step_or_an_end(file: Path, text: str, reference: str | int) -> None:
-    assert load(file, [f"reference={text}"]).reference == reference
+    config = load(file, [f"reference={text}", f"window={text}"])
+    assert (config.reference, config.window) == (reference, reference)
 
 
 def test_the_resolved_configuration_repeats_itself(file: Path, tmp_path: Path) -> None:
@@ -66,10 +67,10 @@ def test_the_resolved_configuration_repeats_itself(file: Path, tmp_path: Path) -
         ("run: x\nsteps: [soon]", "steps.0: input should be a valid integer"),
         (
             "run: x\nkinds: [weight]",
-            "kinds.0: input should be 'weights', 'gradients' or 'activations' (it is 'weight')",
+            "kinds.0: input should be 'weights', 'gradients', 'activations' or 'updates' (it is 'weight')",
         ),
-        ("run: x\nreference: middle", 'reference: should be "first", "last" or a step (it is \'middle\')'),
-        ("run: x\nreference: true", 'reference: should be "first", "last" or a step (it is True)'),
+        ("run: x\nreference: middle", 'reference: should be "first", "last", "previous" or a step (it is \'middle\')'),
+        ("run: x\nreference: true", 'reference: should be "first", "last", "previous" or a step (it is True)'),
         ("run: x\nname: a/b", "name: string should match pattern"),
         ("run: x\nmetrics: per", "metrics: input should be a valid list (it is 'per')"),
         ("run: x\nrun: y", 'the key "run" is given twice'),

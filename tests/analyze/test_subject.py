@@ -46,6 +46,20 @@ def test_one_table_of_two_runs_is_refused(frame: pd.DataFrame) -> None:
         subject(both, "per", "weights")
 
 
+def test_what_moves_with_the_steps_is_said(run: Run) -> None:
+    frame = measure(run, ["per", "cka"], ["v_proj"], kinds=["activations", "updates"], reference="previous")
+    assert subject(frame, "cka", "activations").object == "activations (val), to the step before"
+    assert subject(frame, "per", "updates").object == "updates, since the step before"
+    frame = measure(run, ["per"], ["v_proj"], kinds=["updates"], window="first")
+    assert subject(frame, "per", "updates").object == "updates, since step 0"
+
+
+def test_two_references_in_one_table_are_refused(run: Run) -> None:
+    both = pd.concat([measure(run, ["cka"], ["v_proj"], reference=reference) for reference in ("first", "last")])
+    with pytest.raises(UserError, match=r"several reference_steps \(0, 2\)"):
+        subject(both, "cka", "activations")
+
+
 def test_by_default_the_overview_of_the_probe(frame: pd.DataFrame) -> None:
     shown = [(one.kind, one.metric, one.split) for one in subjects(frame)]
     assert sorted(shown) == sorted((kind, metric, None if kind == "weights" else "val") for kind, metric in OVERVIEW)
