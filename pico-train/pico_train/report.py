@@ -81,12 +81,20 @@ def _cut_metrics(layout: RunLayout, step: int) -> None:
         codec.write_text(layout.metrics, text)
 
 
+class _Mirror(Console):
+    """A console whose reader may go away (`| head`) without ending the run, as rich's own would."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """The console of one session: a live bar on a terminal, plain lines elsewhere. It measures the pace as well."""
 
     def __init__(self, config: LogConfig, total_steps: int, start_step: int, quiet: bool = False) -> None:
         self._config, self._total = config, total_steps
-        self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _Mirror(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress = self._bar() if self._console.is_terminal and not quiet else None
         self._task = None
         if self._progress is not None:

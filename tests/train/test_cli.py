@@ -99,6 +99,14 @@ def test_a_mistake_is_one_sentence_and_exit_2(command: Run, arguments: tuple[str
     assert sentence in err
 
 
+def test_a_reader_that_goes_away_does_not_end_the_run(started: Callable[..., subprocess.Popen[str]]) -> None:
+    process = started("run", "tiny.yaml", "log.console_every=1")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
+
+
 def test_a_checkpoint_of_another_run_is_not_continued(command: Run, place: Path) -> None:
     assert command("run", "tiny.yaml", "name=other", "seed.init=1")[0] == 0
     copied = place / "runs" / "tiny" / "checkpoints" / "step_00000010"
