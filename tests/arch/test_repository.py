@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -40,6 +41,16 @@ def pinned(root: Path) -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in pins}
 
 
+def tracked(root: Path) -> list[str]:
+    """Files of the repository; of a copy without git, every file outside what tools make."""
+    if shutil.which("git") and (root / ".git").exists():
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+        return [name for name in listed.split("\0") if name]
+    made = {line.strip("/\n") for line in (root / ".gitignore").open()}
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return [str(path) for path in paths if not made & set(path.parts) and ".egg-info" not in str(path)]
+
+
 def declared(project: dict[str, Any]) -> list[Requirement]:
     extras = project.get("optional-dependencies", {}).values()
     return [Requirement(text) for text in [*project["dependencies"], *(text for extra in extras for text in extra)]]
@@ -47,9 +58,8 @@ def declared(project: dict[str, Any]) -> list[Requirement]:
 
 @pytest.mark.parametrize("pattern", [MACHINE, HOSTS], ids=["a path of one machine", "the host of a registry"])
 def test_no_tracked_file_names(root: Path, pattern: str) -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
     found = []
-    for name in filter(None, listed.split("\0")):
+    for name in tracked(root):
         path = root / name
         if path == Path(__file__).resolve() or not path.is_file():
             continue

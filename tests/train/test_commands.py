@@ -150,9 +150,12 @@ def test_a_holder_that_is_gone_makes_a_run_interrupted(finished: RunLayout) -> N
 
 def test_a_session_says_which_commit_it_ran(finished: RunLayout) -> None:
     (session,) = json.loads(finished.manifest.read_text())["sessions"]
-    command = ["git", "cat-file", "-t", session["commit"]]
-    kind = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-    assert kind == "commit\n"
+    if shutil.which("git") and (Path(__file__).parents[2] / ".git").exists():
+        command = ["git", "cat-file", "-t", session["commit"]]
+        kind = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+        assert kind == "commit\n"
+    else:
+        assert session["commit"] is None
     assert session["packages"]["torch"] == torch.__version__
 
 
