@@ -46,7 +46,7 @@ def tracked(root: Path) -> list[str]:
     if shutil.which("git") and (root / ".git").exists():
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
         return [name for name in listed.split("\0") if name]
-    made = {line.strip("/\n") for line in (root / ".gitignore").open()}
+    made = {line.strip("/") for line in (root / ".gitignore").read_text().splitlines()}
     paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return [str(path) for path in paths if not made & set(path.parts) and ".egg-info" not in str(path)]
 
