@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 from pico_analyze import linalg
@@ -114,7 +115,7 @@ def _measured(
         for steps, lacking in pending(item, metrics, parts[index][0])
     ]
     damages: dict[int, list[str]] = {}
-    futures = {workers.submit(measure_item, item, lacking): (index, item) for index, item, lacking in todo}
+    futures = {workers.submit(_with_one_thread, item, lacking): (index, item) for index, item, lacking in todo}
     try:
         for done, future in enumerate(as_completed(futures), start=1):
             index, item = futures.pop(future)
@@ -129,6 +130,16 @@ def _measured(
         for future in futures:
             future.cancel()
     return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
+
+
+def _with_one_thread(item: Work, metrics: Mapping[str, Metric]) -> Result:
+    """`measure_item` as `linalg.pool` has it, wherever it runs: several items at a time use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure_item(item, metrics)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _known(what: str, given: Sequence[str], all_: tuple[str, ...]) -> tuple[str, ...]:
