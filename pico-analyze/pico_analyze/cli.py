@@ -11,17 +11,23 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+_SOURCES = "run directory (also of pico-train 1.x), directory or quoted glob of model folders, or hub:NAME@step*"
+SourcePath = Annotated[Path, typer.Argument(metavar="RUN", help=_SOURCES)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
 Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
+Out = Annotated[Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
 
 
 @app.command()
 def run(
-    source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="run directory, or YAML file that names one")],
+    source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help=f"{_SOURCES}; or a YAML file that names one")],
     overrides: Overrides = None,
 ) -> None:
-    """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything."""
+    """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything.
+
+    Of what other programs wrote, in ./analysis/<source>/<name>/; out=DIR puts either into DIR/analysis/<name>/.
+    """
     from pico_analyze.commands import run_analysis
     from pico_analyze.config import load
 
@@ -31,25 +37,26 @@ def run(
 
 @app.command()
 def plot(
-    run: RunPath,
+    run: SourcePath,
     name: Name = "default",
     metric: Annotated[str | None, typer.Option(help="comma-separated; a few telling ones by default")] = None,
     heads: Annotated[bool, typer.Option("--heads", help="draw circuits head by head as well")] = False,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
+    out: Out = None,
 ) -> None:
     """Draw figures from the table that `run` wrote, without measuring again."""
     from pico_analyze.commands import plot_run
 
-    for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(",")):
+    for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(","), out):
         typer.echo(path)
 
 
 @app.command()
-def report(run: RunPath, name: Name = "default") -> None:
+def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
     """Write report.html from the table that `run` wrote: one file that opens offline, on a phone and on paper."""
     from pico_analyze.commands import report_run
 
-    typer.echo(report_run(run, name))
+    typer.echo(report_run(run, name, out))
 
 
 @app.command()
@@ -73,7 +80,7 @@ def audit(
 
 
 @app.command()
-def inspect(run: RunPath) -> None:
+def inspect(run: SourcePath) -> None:
     """What a run holds: steps, kinds, splits and modules, and what is damaged."""
     from pico_analyze.commands import holdings
 

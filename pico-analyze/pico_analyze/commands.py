@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
 from pico_contract.errors import UserError, did_you_mean
-from pico_contract.layout import AnalysisLayout
+from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.names import parse
 
 from pico_analyze.config import AnalysisConfig, StepRange, load, to_yaml
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pico_analyze.metrics import Metric
-    from pico_analyze.sources.run import Run
+    from pico_analyze.sources import Source
 
 Say = Callable[[str], None]
 
 
 def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
-    """Measure, and write table, configuration, figures and report into analysis/<name>/ of the run; the paths of them.
+    """Measure, and write table, configuration, figures and report into `place`; the paths of them.
 
     `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
     """
     from pico_analyze import table
     from pico_analyze.engine import measure
     from pico_analyze.metrics import resolve
-    from pico_analyze.sources.run import open_run
+    from pico_analyze.sources.open import open_source
 
-    run = open_run(config.run)
+    run = open_source(config.run, config.disk_gib)
     try:
         resolve(config.metrics)
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     steps = config.steps.model_dump(exclude_none=True) if isinstance(config.steps, StepRange) else config.steps
-    layout = run.layout.analysis(config.name)
+    layout = place(run, config.name, config.out)
     chosen = config.metrics, config.components, steps, config.kinds, config.splits
     with _warnings_as_lines(say), _progress(say) as progress:
         frame = measure(run, *chosen, config.reference, progress, window=config.window, cache=layout.cache)
@@ -50,8 +50,27 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
 
 
+def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
+    """Where an analysis is kept: RUN/analysis/NAME; for what other programs wrote ./analysis/SOURCE/NAME.
+
+    With `out` it is OUT/analysis/NAME for either. Nothing is ever written into what another program wrote.
+    """
+    from pico_analyze.sources.run import Run
+
+    if out is not None:
+        return RunLayout(out).analysis(name)
+    if isinstance(source, Run):
+        return source.layout.analysis(name)
+    return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
+
+
 def plot_run(
-    run: Path, name: str, metrics: Sequence[str] | None, heads: bool = False, formats: Sequence[str] = ("png",)
+    path: Path,
+    name: str,
+    metrics: Sequence[str] | None,
+    heads: bool = False,
+    formats: Sequence[str] = ("png",),
+    out: Path | None = None,
 ) -> list[Path]:
     """Draw the figures of an analysis that was measured before; their paths.
 
@@ -59,33 +78,33 @@ def plot_run(
         UserError: no such run, no such analysis (with the nearest), a metric that the table does not hold.
     """
     from pico_analyze import table
-    from pico_analyze.sources.run import open_run
+    from pico_analyze.sources.open import open_source
 
-    layout = measured(open_run(run), name)
+    layout = measured(open_source(path), name, out)
     return draw(table.read(layout.table), layout, metrics, heads, formats)
 
 
-def report_run(path: Path, name: str) -> Path:
+def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     """Write the report of an analysis that was measured before, with the figures that its configuration names.
 
     Raises:
         UserError: no such run, no such analysis (with the nearest).
     """
     from pico_analyze import table
-    from pico_analyze.sources.run import open_run
+    from pico_analyze.sources.open import open_source
 
-    run = open_run(path)
-    layout = measured(run, name)
+    run = open_source(path)
+    layout = measured(run, name, out)
     return _write_report(run, table.read(layout.table), layout, load(layout.config))
 
 
-def measured(run: Run, name: str) -> AnalysisLayout:
+def measured(run: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     """Where the analysis `name` of a run lies; UserError with the nearest name where there is no such table."""
-    layout = run.layout.analysis(name)
+    layout = place(run, name, out)
     if not layout.table.is_file():
         known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
         near = did_you_mean(name, known) or ": run pico-analyze run first"
-        raise UserError(f'{run.layout.root} has no analysis "{name}"{near}')
+        raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
     return layout
 
 
@@ -93,7 +112,7 @@ def _drawn(config: AnalysisConfig) -> list[str] | None:
     return config.metrics if config.figures.metrics is None else config.figures.metrics
 
 
-def _write_report(run: Run, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
+def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
     from pico_analyze import report
 
     write_text(layout.report, report.render(run, frame, _drawn(config), config.figures.heads))
@@ -140,16 +159,14 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
 
 
 def holdings(path: Path) -> list[str]:
-    """What a run holds, as lines: status, geometry, steps, kinds by split with their modules, and what is damaged."""
+    """What a source holds, as lines: status, geometry, steps, kinds by split with their modules, what is damaged."""
     from pico_analyze.sources import KINDS
-    from pico_analyze.sources.run import open_run
+    from pico_analyze.sources.open import open_source
 
-    run = open_run(path)
-    manifest = run.manifest
-    progress = f"{manifest.status} at step {manifest.step} of {manifest.total_steps}"
+    run = open_source(path)
     geometry = ", ".join(f"{key} {value}" for key, value in run.model.items())
     lines = [
-        f"run {run.name}: {progress}, method {manifest.method}",
+        f"run {run.name}{_progress_of(run)}",
         f"model: {geometry}",
         f"observed steps ({len(run.steps)}): {', '.join(map(str, run.steps))}",
     ]
@@ -159,7 +176,15 @@ def holdings(path: Path) -> list[str]:
     return lines
 
 
-def _lines_of_kind(run: Run, kind: str) -> list[str]:
+def _progress_of(run: Source) -> str:
+    """How far training came, where the source is a run that records it."""
+    manifest = getattr(run, "manifest", None)
+    if manifest is None:
+        return ""
+    return f": {manifest.status} at step {manifest.step} of {manifest.total_steps}, method {manifest.method}"
+
+
+def _lines_of_kind(run: Source, kind: str) -> list[str]:
     steps: dict[str | None, list[int]] = {}
     components: dict[str | None, dict[str, None]] = {}
     for step in run.steps:

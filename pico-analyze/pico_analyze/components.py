@@ -114,11 +114,14 @@ def _module_unit(name: str) -> Unit:
 
 
 def _circuit_units(circuit: str, kind: str, modules: list[str], model: Mapping[str, Any]) -> list[Unit]:
+    by_head = CIRCUITS[circuit].by_head
     if ("weights" if kind == UPDATES else kind) not in CIRCUITS[circuit].kinds:
         return []
+    if by_head and "num_attention_heads" not in model:
+        return []  # a foreign model without a configuration
     ending = f".{CIRCUITS[circuit].anchor}"
     owners = [name.removesuffix(ending) for name in modules if name.endswith(ending)]
-    heads = range(model["num_attention_heads"]) if CIRCUITS[circuit].by_head else [None]
+    heads = range(model["num_attention_heads"]) if by_head else [None]
     return [
         Unit(circuit, owner, tuple(Key(circuit, names.parse(owner).layer, head, owner) for head in heads))
         for owner in owners

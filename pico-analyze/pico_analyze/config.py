@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,10 +61,14 @@ Steps = Annotated[
 class AnalysisConfig(Section):
     """One analysis of one run."""
 
-    run: Path
-    """Run directory."""
+    run: Path | list[Path]
+    """Run directory (also of pico-train 1.x); folders of models in safetensors, a glob, a list; hub:NAME@step*."""
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The analysis is written to analysis/<name>/ in the run, in place of an earlier one of that name."""
+    out: Path | None = None
+    """Directory for analysis/<name>/; the run itself, for sources of other programs ./analysis/<source>/<name>/."""
+    disk_gib: float = Field(20.0, gt=0)
+    """GiB that files downloaded from the hub may take."""
     metrics: list[str] | None = None
     """Names that `pico-analyze metrics` lists, or module:attribute of a function of your own; all by default."""
     components: list[str] | None = None
@@ -83,12 +88,12 @@ class AnalysisConfig(Section):
 
 
 def load(source: Path, overrides: Sequence[str] = ()) -> AnalysisConfig:
-    """The configuration in the YAML file `source`, or the default one of the run directory `source`.
+    """The configuration in the YAML file `source`, or the default one of the run or series that `source` names.
 
     Raises:
         UserError: no such file or run, not YAML, an unknown key, a wrong type; one sentence that names file and key.
     """
-    raw: dict[str, Any] = {"run": str(source)} if source.is_dir() else _read(source)
+    raw: dict[str, Any] = {"run": str(source)} if _names_a_source(source) else _read(source)
     for override in overrides:
         _apply(raw, override)
     try:
@@ -100,6 +105,10 @@ def load(source: Path, overrides: Sequence[str] = ()) -> AnalysisConfig:
 def to_yaml(config: AnalysisConfig) -> str:
     """The resolved configuration; feeding it back repeats the analysis."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _names_a_source(source: Path) -> bool:
+    return source.is_dir() or str(source).startswith("hub:") or (has_magic(str(source)) and not source.is_file())
 
 
 def _read(path: Path) -> dict[str, Any]:

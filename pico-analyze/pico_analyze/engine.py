@@ -20,7 +20,7 @@ from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 from pico_analyze import linalg
 from pico_analyze.cache import Cache, merged, pending
-from pico_analyze.components import UPDATES, check, plan
+from pico_analyze.components import UPDATES, check, fitting, plan
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
 from pico_analyze.reading import Work
@@ -56,7 +56,8 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (`CIRCUITS`); "*_proj" and "ov_circuit" by default.
+        components: globs over module names, and circuits (`CIRCUITS`); "*_proj" and "ov_circuit" by default, every
+            module of a model that calls none of its own so.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
@@ -86,7 +87,7 @@ def measure(
     for step in at:
         for sentence in run.damaged.get(step, ()):
             warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
-    items = _work(run, components or COMPONENTS, None if steps is None else at, kinds, splits, reference, window)
+    items = _work(run, components, None if steps is None else at, kinds, splits, reference, window)
     with linalg.pool() if executor is None else contextlib.nullcontext(executor) as workers:
         numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
     for sentence in dict.fromkeys(damages):
@@ -151,7 +152,7 @@ def _known(what: str, given: Sequence[str], all_: tuple[str, ...]) -> tuple[str,
 
 def _work(
     run: Source,
-    components: Sequence[str],
+    components: Sequence[str] | None,
     steps: tuple[int, ...] | None,
     kinds: Sequence[str],
     splits: Sequence[str],
@@ -163,7 +164,9 @@ def _work(
     if not held:
         raise UserError(f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read')
     modules = {of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in held.items()}
-    check(components, list(dict.fromkeys(chain(*modules.values()))))
+    every = list(dict.fromkeys(chain(*modules.values())))
+    components = components or (COMPONENTS if fitting(COMPONENTS[0], every) else ["*"])
+    check(components, every)
     items = []
     for (kind, split), by_step in held.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
