@@ -1,6 +1,6 @@
 """Learning dynamics of language models from their checkpoints and snapshots.
 
-`open_run` and `measure` are loaded on first use, so that importing the package (for `--help`) costs nothing.
+`open_run`, `open_source` and `measure` are loaded on first use, so that importing the package (for `--help`) costs nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pico_analyze.engine import measure
+    from pico_analyze.sources.open import open_source
     from pico_analyze.sources.run import open_run
 
-__all__ = ["measure", "open_run"]
+__all__ = ["measure", "open_run", "open_source"]
 __version__ = "0.1.0"
 
 
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from pico_analyze.sources.run import open_run
 
         return open_run
+    if name == "open_source":
+        from pico_analyze.sources.open import open_source
+
+        return open_source
     if name == "measure":
         from pico_analyze.engine import measure
 
