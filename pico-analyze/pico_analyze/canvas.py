@@ -18,17 +18,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from pico_contract.codec import replacing
 from pico_contract.errors import UserError
-
-from pico_analyze.subject import Subject
 
 FORMATS = ("png", "svg", "pdf")
 STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
 OUTSIDE = -1  # stands for the layer of a module outside the layers
 COLUMNS = 4
 _WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
-_LETTERS = 11  # of a title, to the inch
+LETTERS = 11  # of a title, to the inch
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
 _BOUNDED = ("similarity", "fraction of full rank", "index")  # units of what lies within [0, 1]: always linear
 _STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
@@ -52,12 +51,11 @@ def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> F
 
 
 def panels_of(
-    shown: Subject, rows: pd.DataFrame, columns: int = COLUMNS, height: float = HEIGHT
+    title: str, rows: pd.DataFrame, columns: int = COLUMNS, height: float = HEIGHT
 ) -> tuple[Figure, list[Panel]]:
     """A figure with one titled panel for each component, in the order of the table, `columns` side by side."""
     groups = list(rows.groupby("component", sort=False))
     columns = min(columns, len(groups))
-    title = f"{shown.quantity}: {shown.object}, run {rows['run'].iloc[0]}"
     figure = new_figure(-(-len(groups) // columns), columns, title, height)
     for axes in figure.axes[len(groups) :]:
         axes.remove()
@@ -78,12 +76,13 @@ def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
 
 def folded(figure: Figure, text: str) -> str:
     """In lines that the figure is wide enough for."""
-    return textwrap.fill(text, int(_LETTERS * figure.get_figwidth()))
+    return textwrap.fill(text, int(LETTERS * figure.get_figwidth()))
 
 
 def heads_of(table: pd.DataFrame) -> str:
     """How many heads a panel is the mean of, for its title."""
-    return f", {table['head'].nunique()} heads" if table["head"].notna().any() else ""
+    heads = table["head"].nunique() if "head" in table else 0
+    return f", {heads} heads" if heads else ""
 
 
 def layers_of(rows: pd.DataFrame) -> list[int]:
@@ -176,3 +175,26 @@ def write(figure: Figure, file: BinaryIO, ending: str) -> None:
     """Write the figure as png, svg or pdf into an open file, without a date."""
     with matplotlib.rc_context(_STYLE):
         figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
+
+
+def draw_cells(axes: Axes, values: pd.DataFrame, **image: Any) -> None:
+    """`values` (layer, or layer and head, by step) as cells with a bar of colours; null ones stay hatched."""
+    axes.set_facecolor("0.92")
+    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
+    axes.grid(visible=False)
+    shown = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", **image)
+    axes.figure.colorbar(shown, ax=axes)
+    columns = spaced(range(values.shape[1]))
+    axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
+    _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
+
+
+def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
+    """A label at the middle of each layer's rows; a line between layers that have several."""
+    layers = list(dict.fromkeys(layer_of_row))
+    starts = [layer_of_row.index(layer) for layer in layers]
+    middles = [start + (layer_of_row.count(layer) - 1) / 2 for layer, start in zip(layers, starts, strict=True)]
+    shown = spaced(middles, most=12)
+    axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown])
+    if len(layers) < len(layer_of_row):
+        axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1)

@@ -39,6 +39,12 @@ _METRICS = {
     "dead_units": "the share of units that say the same whatever they are shown",
     "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
     "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
+    "cka_rbf": "as CKA, weighing near rows more than far ones",
+    "svcca": "1 where the directions that hold nearly all variance are those of the reference, whatever their sizes",
+    "pwcca": "how much of the step's sample a linear map of the reference explains, large directions counting most",
+    "procrustes": "1 where a rotation and a scale turn one sample into the other",
+    "subspace_overlap": "the share of the largest directions that is common to both",
+    "mutual_knn": "how many of a row's nearest neighbours stay its nearest",
     "cosine": "1 where two tensors point the same way, 0 where they are at right angles, -1 where they are opposite",
     "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }
@@ -51,6 +57,10 @@ _FIGURES = {
     "observed step and logarithmic from there, since most happens early; a gap is a step without a value.",
     "map": "The same numbers as colours, layers upwards and steps to the right: a vertical edge is a moment when all "
     "layers change, a horizontal one a layer that differs from its neighbours. Hatched: no value.",
+    "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
+    "run: where the bands overlap, the arms differ no more than seeds do.",
+    "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below, a "
+    "dot where the interval over runs leaves out 0. Single dots are what chance gives; a field of them is not.",
     "heads": "The same, head by head: a row that differs within a layer is a head of its own kind.",
 }
 
@@ -66,6 +76,6 @@ def reading(metric: str) -> str:
 
 
 def how_to_read(form: str, metric: str | None = None) -> str:
-    """How a figure of `form` (overview, lines, map, heads) is read, and what its metric says."""
+    """How a figure of `form` (overview, lines, map, heads, overlay, differences) is read, and what its metric says."""
     clause = reading(metric) if metric else ""
     return f"{_FIGURES[form]} {clause[:1].upper()}{clause[1:]}{'.' if clause else ''}".rstrip()

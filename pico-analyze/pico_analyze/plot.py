@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from pico_contract.errors import UserError
 
 from pico_analyze.canvas import (
@@ -19,6 +18,7 @@ from pico_analyze.canvas import (
     STEP_AXIS,
     by_layer,
     colours_of,
+    draw_cells,
     draw_sentence,
     is_wide,
     label_below,
@@ -27,8 +27,6 @@ from pico_analyze.canvas import (
     new_figure,
     panels_of,
     scale_steps,
-    short,
-    spaced,
 )
 from pico_analyze.subject import OVERVIEW, Subject, subjects
 
@@ -37,7 +35,7 @@ _HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
 
 def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
     """The metric over steps (step 0 included), one line a layer, one panel a component; circuits: mean over heads."""
-    figure, panels = panels_of(shown, shown.rows, columns)
+    figure, panels = panels_of(_title(shown), shown.rows, columns)
     layers = layers_of(shown.rows)
     for axes, table in panels:
         _draw_lines(axes, table, layers)
@@ -49,7 +47,7 @@ def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 def heat_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
-    figure, panels = panels_of(shown, shown.rows, columns)
+    figure, panels = panels_of(_title(shown), shown.rows, columns)
     for axes, table in panels:
         _draw_map(axes, table, by_layer(table))
     figure.supylabel("layer")
@@ -61,7 +59,7 @@ def head_map(shown: Subject) -> Figure:
     """As `heat_map`, of the circuits alone and head by head."""
     rows = shown.rows[shown.rows["head"].notna()]
     height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
-    figure, panels = panels_of(shown, rows, height=max(height, HEIGHT))
+    figure, panels = panels_of(_title(shown), rows, height=max(height, HEIGHT))
     for axes, table in panels:
         _draw_map(axes, table, table.pivot(index=["layer", "head"], columns="step", values="value"))
     figure.supylabel("layer, its heads upwards")
@@ -86,6 +84,10 @@ def overview(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def _title(shown: Subject) -> str:
+    return f"{shown.quantity}: {shown.object}, run {shown.rows['run'].iloc[0]}"
+
+
 def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
     values = by_layer(table)
     if draw_sentence(axes, table, values):
@@ -102,25 +104,5 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
 
 def _draw_map(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> None:
     """`values` (layer, or layer and head, by step) as cells; those without a value stay hatched."""
-    if draw_sentence(axes, table, values):
-        return
-    axes.set_facecolor("0.92")
-    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
-    axes.grid(visible=False)
-    norm = LogNorm() if is_wide(table, values) else None
-    image = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm)
-    axes.figure.colorbar(image, ax=axes)
-    columns = spaced(range(values.shape[1]))
-    axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
-    _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
-
-
-def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
-    """A label at the middle of each layer's rows; a line between layers that have several."""
-    layers = list(dict.fromkeys(layer_of_row))
-    starts = [layer_of_row.index(layer) for layer in layers]
-    middles = [start + (layer_of_row.count(layer) - 1) / 2 for layer, start in zip(layers, starts, strict=True)]
-    shown = spaced(middles, most=12)
-    axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown])
-    if len(layers) < len(layer_of_row):
-        axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1)
+    if not draw_sentence(axes, table, values):
+        draw_cells(axes, values, norm=LogNorm() if is_wide(table, values) else None)

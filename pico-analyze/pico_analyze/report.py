@@ -25,9 +25,8 @@ from pico_analyze.subject import spoken, subjects
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TEMPLATE = "report.html.j2"
 _FORMS = {"lines": "over steps", "map": "as a map", "heads": "head by head"}
-_COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
+COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Cell:
     text: str
     value: float | None = None
     of: str = ""
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,8 @@ class Grid:
 
 def render(source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False) -> str:
     """The report of a measurement `frame` of `source` as HTML, with figures of `metrics` (a telling few by default)."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = files("pico_analyze").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return fill(
+        "report.html.j2",
         name=source.name,
         facts=facts(source),
         sessions=sessions(source),
@@ -76,6 +73,15 @@ def render(source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = 
         grids=grids(frame),
         pictures=pictures(frame, metrics, heads),
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file, every text escaped."""
+    beside = jinja2.FunctionLoader(lambda name: files("pico_analyze").joinpath(name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        loader=beside, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(template).render(**values)
 
 
 def facts(source: Source) -> list[tuple[str, str]]:
@@ -171,19 +177,20 @@ def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) ->
     """The figures, one at a time: the overview, then lines and map of each subject."""
     shown = subjects(frame, metrics)
     if metrics is None and shown:
-        yield _picture("overview", "Overview", plot.overview(frame), captions.how_to_read("overview"))
+        yield picture("overview", "Overview", plot.overview(frame), captions.how_to_read("overview"))
     for one in shown:
         title = f"{one.quantity}: {one.object}"
-        drawings = {"lines": plot.lines(one, _COLUMNS), "map": plot.heat_map(one, _COLUMNS)}
+        drawings = {"lines": plot.lines(one, COLUMNS), "map": plot.heat_map(one, COLUMNS)}
         if heads and one.rows["head"].notna().any():
             drawings["heads"] = plot.head_map(one)
         for form, figure in drawings.items():
-            yield _picture(
+            yield picture(
                 f"{one.stem}_{form}", f"{title}, {_FORMS[form]}", figure, captions.how_to_read(form, one.metric)
             )
 
 
-def _picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
+def picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
+    """A figure as it stands in the page."""
     buffer = io.BytesIO()
     canvas.write(figure, buffer, "svg")
     image = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
