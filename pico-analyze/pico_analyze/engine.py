@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPONENTS = ("*_proj", "ov_circuit")
+Todo = tuple[int, Work, Mapping[str, Metric]]
+"""A work item by its place, with the steps and the metrics that are still to be measured."""
 
 
 class DamagedWarning(UserWarning):
@@ -110,11 +112,12 @@ def _measured(
     What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was under way.
     """
     parts: list[list[Mapping[int, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
-    todo = [
+    todo: list[Todo] = [
         (index, replace(item, steps=steps), lacking)
         for index, item in enumerate(items)
         for steps, lacking in pending(item, metrics, parts[index][0])
     ]
+    todo = _in_turns(todo, getattr(items[0].source, "at_once", None) if items else None)
     damages: dict[int, list[str]] = {}
     futures = {workers.submit(_with_one_thread, item, lacking): (index, item) for index, item, lacking in todo}
     try:
@@ -131,6 +134,18 @@ def _measured(
         for future in futures:
             future.cancel()
     return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
+
+
+def _in_turns(todo: list[Todo], at_once: int | None) -> list[Todo]:
+    """Where the files of `at_once` steps fit on the disk: all that is to be done of these steps, then of the next."""
+    if at_once is None:
+        return todo
+    parts = [
+        (index, replace(item, steps=item.steps[start : start + at_once]), lacking)
+        for index, item, lacking in todo
+        for start in range(0, len(item.steps), at_once)
+    ]
+    return sorted(parts, key=lambda part: part[1].steps[0])
 
 
 def _with_one_thread(item: Work, metrics: Mapping[str, Metric]) -> Result:

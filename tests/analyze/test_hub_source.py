@@ -128,6 +128,25 @@ def test_the_whole_series_is_measured_within_a_budget_of_one_step(
     assert kept(tmp_path) <= 20 * KIB
 
 
+def test_each_file_is_fetched_once_though_few_fit(
+    replica: Replica, opened: Callable[..., Series], tmp_path: Path
+) -> None:
+    """All modules of the steps that fit are measured before those of the next, in the order of a budget."""
+    replica.revisions = {}
+    for step in range(7):
+        held = {f"h.{layer}.dense.weight": weight(10 * step + layer) for layer in range(3)}
+        codec.save_tensors(tmp_path / "three.safetensors", held)
+        replica.revisions[f"step{step}"] = {"model.safetensors": (tmp_path / "three.safetensors").read_bytes()}
+    series = opened(kib=160)  # three of 48 KiB and their headers
+    table = measure(series, ["frobenius_norm"])
+    assert series.at_once == 2
+    assert whole(replica) == [f"step{step}" for step in range(7)]
+    assert kept(tmp_path) <= 160 * KIB
+    values = table.set_index(["step", "layer"])["value"]
+    for step, layer in values.index:
+        assert values[step, layer] == pytest.approx(float(weight(10 * step + layer).double().norm()), rel=1e-12)
+
+
 def test_only_the_shard_that_is_needed_is_downloaded(
     replica: Replica, opened: Callable[..., Series], tmp_path: Path
 ) -> None:

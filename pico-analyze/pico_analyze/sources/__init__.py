@@ -15,7 +15,11 @@ SPLITS = ("train", "val")
 
 
 class Source(Protocol):
-    """A series of observed steps of one model."""
+    """A series of observed steps of one model.
+
+    Two attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
+    results are not kept, and `at_once`, the number of steps whose files fit where they are fetched to, or None.
+    """
 
     @property
     def name(self) -> str:

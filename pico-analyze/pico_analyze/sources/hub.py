@@ -31,7 +31,9 @@ _FIRST_BYTES = 100_000  # most headers are shorter, so that one request serves
 _LONGEST_HEADER = 100 * 2**20  # as safetensors itself has it
 
 
-def open_hub(name: str, disk_gib: float = DISK_GIB, cache: Path | None = None, endpoint: str | None = None) -> Series:
+def open_hub(
+    name: str, disk_gib: float = DISK_GIB, cache: Path | None = None, endpoint: str | None = None
+) -> HubSeries:
     """The revisions (branches and tags) of a model as a series.
 
     Args:
@@ -53,7 +55,20 @@ def open_hub(name: str, disk_gib: float = DISK_GIB, cache: Path | None = None, e
     if not chosen:
         raise UserError(f'{repo} has no revision "{pattern or "*step*"}"{did_you_mean(pattern, commits)}')
     steps = by_step(chosen)
-    return Series(repo.rpartition("/")[2], {step: Revision(store, r, commits[r]) for step, r in steps.items()})
+    return HubSeries(repo.rpartition("/")[2], {step: Revision(store, r, commits[r]) for step, r in steps.items()})
+
+
+class HubSeries(Series):
+    """Revisions as steps; files of `at_once` of them fit into the budget, beside those of a reference."""
+
+    def __init__(self, name: str, revisions: Mapping[int, Revision]) -> None:
+        super().__init__(name, revisions)
+        self._revisions = revisions
+
+    @property
+    def at_once(self) -> int:
+        """By the largest revision among those whose headers were read."""
+        return max(1, min(model.store.fitting(model.commit) for model in self._revisions.values()) - 1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,8 @@ class Store:
         self.disk_gib = disk_gib
         self._endpoint = endpoint
         self._cache = cache
+        self._budget = int(disk_gib * 2**30)
+        self._sizes: dict[tuple[str, str], int] = {}  # of the files in safetensors, by commit and name
         self._lock = threading.RLock()
         self._hub = _library()
         root = Path(self._hub.constants.HF_HOME) / "pico-analyze" if cache is None else Path(cache)
@@ -124,7 +141,7 @@ class Store:
 
     def stored(self, commit: str, file: str) -> list[Stored]:
         """What a file in safetensors holds, by its header alone."""
-        first, _ = self._bytes(commit, file, 0, _FIRST_BYTES)
+        first, self._sizes[commit, file] = self._bytes(commit, file, 0, _FIRST_BYTES)
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= _LONGEST_HEADER:
             raise DamagedError(f"{PREFIX}{self.repo}@{commit}/{file} is not a safetensors file")
@@ -149,19 +166,23 @@ class Store:
             self._used[path] = None
             return TensorFile(path).get(name)  # closed after: an open file keeps its place on the disk
 
+    def fitting(self, commit: str) -> int:
+        """How many revisions as large as this one the budget has room for; as far as its size is known."""
+        size = sum(size for (of, _), size in self._sizes.items() if of == commit)
+        return self._budget // max(size, 1)
+
     def _download(self, commit: str, file: str) -> Path:
         options = {"revision": commit, "local_dir": self.root / commit, "endpoint": self._endpoint}
         return Path(self._hub.hf_hub_download(self.repo, file, **options))
 
     def _make_room(self, size: int, file: Path) -> None:
         """Delete files, the least recently used first, until `size` more bytes fit into the budget."""
-        budget = int(self.disk_gib * 2**30)
-        if size > budget:
+        if size > self._budget:
             raise DamagedError(
                 f"{file.name} of {self.repo} has {size / 2**30:.3g} GiB, more than the {self.disk_gib:.3g} GiB that "
                 "downloads may take: raise disk_gib"
             )
-        while self._used and size + sum(path.stat().st_size for path in self._used if path.is_file()) > budget:
+        while self._used and size + sum(path.stat().st_size for path in self._used if path.is_file()) > self._budget:
             oldest = next(iter(self._used))
             oldest.unlink(missing_ok=True)
             del self._used[oldest]
