@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -138,12 +139,20 @@ def _see_users_modules() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> RunConfig:
+    from pico_contract.errors import UserError
     from pico_contract.layout import RunLayout
 
     from pico_train.config import load
     from pico_train.run import RunConfig
 
-    return load(RunConfig, RunLayout(path).config if path.is_dir() else path, overrides or [])
+    if not path.is_dir():
+        return load(RunConfig, path, overrides or [])
+    # The run that lies there is meant, wherever it was when it was written.
+    place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
+    config = load(RunConfig, RunLayout(path).config, [place, *(overrides or [])])
+    if config.layout.root.name != path.resolve().name:
+        raise UserError(f'{path} holds the run "{config.name}": rename the directory to that to go on with it')
+    return config
 
 
 def _say(line: Any) -> None:

@@ -29,7 +29,6 @@ class Runtime:
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
         self.device: torch.device = self.accelerator.device
-        self.is_main: bool = self.accelerator.is_main_process
         self.processes: int = self.accelerator.num_processes
 
     def wrap(self, model: ModuleT) -> ModuleT:
@@ -49,10 +48,6 @@ class Runtime:
         if wanted != "auto":
             return wanted
         return "bf16" if self.device.type == "cuda" else "fp32"
-
-    def peak_memory(self) -> int | None:
-        """Peak bytes allocated on a CUDA device; None elsewhere."""
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
 def _require(device: Device) -> None:

@@ -254,8 +254,6 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):
             _check_geometry(config, initial_geometry(config.init_from))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     with _naming(source):
         runtime = Runtime(config.train.device)
     probe = choose_probe(data, config.snapshot, seq_len)

@@ -147,7 +147,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
     """
     hours, margin = job.config.train.hours, job.config.train.margin_minutes
     stop = StopRequest(time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf)
-    with RunLock(job.layout.lock) as lock, listening(stop):
+    with RunLock(job.layout.lock) as lock, listening(stop), _computing_with(job.config.train.threads):
         manifest = _manifest(job)
         newest, notices = newest_intact(job.layout)
         if manifest.status == "finished" and newest == manifest.total_steps:
@@ -165,6 +165,16 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         finally:
             session.metrics.close()
             session.reporter.close()
+
+
+@contextmanager
+def _computing_with(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _manifest(job: Job) -> RunManifest:

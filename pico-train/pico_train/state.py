@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,7 +46,7 @@ class TrainState:
             weights={name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)},
             optimizer=optimizer_tensors(self.optimizer, self.parameters),
             method_tensors=tensors,
-            method_scalars=scalars,
+            method_scalars=json.loads(json.dumps(scalars, allow_nan=False)),  # after a rebuild as after a resume
             counters=asdict(self.counters),
         )
 

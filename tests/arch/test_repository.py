@@ -99,7 +99,7 @@ def test_a_distribution_declares_what_it_imports(
     used = {
         name.split(".")[0] for module in modules if module.name.split(".")[0] == package for name in module.imports()
     } - {package}
-    known = {canonicalize_name(Requirement(text).name) for text in projects[distribution]["dependencies"]}
+    known = {canonicalize_name(requirement.name) for requirement in declared(projects[distribution])}
     third_party = {canonicalize_name(MODULES.get(name, name)) for name in used - set(sys.stdlib_module_names)}
     assert third_party - known == set()
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from pico_train.config import load
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.data.sources import DEMO_WHEEL
@@ -25,7 +26,8 @@ STEPS = 20
 
 def golden_lines(work: Path, threads: int = 1) -> list[str]:
     """Data fingerprint, a loss (nats a token) for each of the first updates, and the hash of the rows they read."""
-    overrides = [f"train.threads={threads}", "train.device=cpu", f"data.path={demo_data(work)}"]
+    torch.set_num_threads(threads)
+    overrides = ["train.device=cpu", f"data.path={demo_data(work)}"]
     job = build(load(RunConfig, ROOT / "pico-train/configs/demo.yaml", overrides))
     state = job.build_state(None)
     lines = [f"data {job.data.manifest.fingerprint}"]

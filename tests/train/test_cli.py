@@ -82,6 +82,19 @@ def test_a_life_in_commands(command: Run, place: Path) -> None:
     assert command("data", "show", "runs/tiny", "--step", "2", "--rows", "1")[1].startswith("update 2 reads 8 rows: ")
 
 
+def test_a_run_is_the_directory_that_is_named(command: Run, place: Path) -> None:
+    """Moved, it is continued where it lies now; renamed, it is another run's directory."""
+    assert command("run", "tiny.yaml")[0] == 0
+    (place / "elsewhere").mkdir()
+    (place / "runs" / "tiny").rename(place / "elsewhere" / "tiny")
+    assert command("run", "elsewhere/tiny")[1].endswith("there is nothing to do\n")
+    assert not (place / "runs" / "tiny").exists()
+    (place / "elsewhere" / "tiny").rename(place / "elsewhere" / "other")
+    code, _, err = command("run", "elsewhere/other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert 'elsewhere/other holds the run "tiny": rename the directory' in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

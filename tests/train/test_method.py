@@ -55,10 +55,11 @@ class Toy(Method):
         return loss, len(batch), {"accuracy": float((scores.argmax(1) == batch[:, 0] % 2).float().mean())}
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return {"head": self.head.detach()}, {"frozen": getattr(self, "frozen", False)}
+        return {"head": self.head.detach()}, {"frozen": {5: getattr(self, "frozen", False)}}
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
-        self.saved, self.frozen = tensors["head"].clone(), scalars["frozen"]
+        # Keys are text, as JSON has them, after a rebuild as after a resume.
+        self.saved, self.frozen = tensors["head"].clone(), scalars["frozen"]["5"]
 
     def rebuild_at(self, step: int) -> bool:
         self.frozen = getattr(self, "frozen", False) or step == 5

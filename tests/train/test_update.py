@@ -179,3 +179,11 @@ def test_conditions_are_compared_with_those_of_the_session_before(own: Tiny, cap
         train(own("TwoSignals", **{"train.micro_batch": micro_batch}))
         said.append("not bit-identical" in capfd.readouterr().out)
     assert said == [False, True, False]
+
+
+def test_threads_are_set_for_a_session_alone(tiny: Tiny) -> None:
+    before = torch.get_num_threads()
+    config = tiny(**{"train.threads": before + 1, "train.steps": 2, "snapshot.every": 0})
+    train(config, quiet=True)
+    assert torch.get_num_threads() == before
+    assert json.loads(config.layout.manifest.read_text())["sessions"][0]["threads"] == before + 1
