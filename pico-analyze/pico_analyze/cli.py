@@ -60,6 +60,36 @@ def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN ...]", help="measured runs, each an arm; the first is the baseline"),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=RUN,RUN", help="an arm of runs that differ in their seeds; repeat")
+    ] = None,
+    name: Annotated[str, typer.Option(help="of the analysis that each run has")] = "default",
+    metric: Annotated[str | None, typer.Option(help="comma-separated, to draw; a few telling ones by default")] = None,
+    format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
+    out: Annotated[Path, typer.Option(help="directory for table, figures and report")] = Path("comparison"),
+    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+) -> None:
+    """Differences between arms, from the tables that `run` wrote: paired by step, with intervals over seeds.
+
+    An interval needs at least two runs in either arm (three or more are better); with one, none is claimed.
+    """
+    from pico_analyze.commands_compare import compare_runs, parse_groups
+
+    chosen = metric.split(",") if metric else None
+    groups = parse_groups(group or [])
+    paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    for path in paths:
+        typer.echo(path)
+
+
+@app.command()
 def audit(
     run: RunPath,
     hashes: Annotated[

@@ -35,7 +35,7 @@ print(json.dumps({{"cpu": cpu, "modules": sorted(set(m.split(".")[0] for m in sy
 """
 COMMANDS = {
     "pico_train": ["", "run", "check", "list", "evaluate", "generate", "data", "data prepare", "data show"],
-    "pico_analyze": ["", "run", "plot", "report", "audit", "inspect", "metrics"],
+    "pico_analyze": ["", "run", "plot", "report", "compare", "audit", "inspect", "metrics"],
 }
 CASES = [(package, command) for package, commands in COMMANDS.items() for command in commands]
 

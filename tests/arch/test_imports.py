@@ -26,9 +26,11 @@ HOMES = {
         "pico_analyze.canvas",
         "pico_analyze.plot",
         "pico_analyze.report",
+        "pico_analyze.report_arms",
+        "pico_analyze.plot_arms",
         "pico_analyze.compare",
     },
-    "matplotlib": {"pico_analyze.canvas", "pico_analyze.plot"},
+    "matplotlib": {"pico_analyze.canvas", "pico_analyze.plot", "pico_analyze.plot_arms"},
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
     "rich": {"pico_train.report", "pico_analyze.commands"},
@@ -74,6 +76,7 @@ MAY_NOT_IMPORT = {
     "pico_analyze": {"pico_train", "accelerate", "datasets"},
     "pico_analyze.canvas": {"torch"},
     "pico_analyze.plot": {"torch"},
+    "pico_analyze.plot_arms": {"torch"},
 }
 
 

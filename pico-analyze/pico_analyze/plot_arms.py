@@ -1,0 +1,107 @@
+"""Figures of a comparison: arms laid over each other, and where and when one differs from the baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pico_analyze.canvas import (
+    COLUMNS,
+    LETTERS,
+    STEP_AXIS,
+    by_layer,
+    draw_cells,
+    draw_sentence,
+    is_wide,
+    label_below,
+    panels_of,
+    scale_steps,
+)
+from pico_analyze.subject import Subject
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
+_DASHES = ("-", "--", "-.", ":")  # and on paper without colours
+
+
+def overlay(shown: Subject, columns: int = COLUMNS) -> Figure:
+    """A line for each arm over steps, the mean over its runs and over layers, with a band from least to largest run.
+
+    The rows are those of `compare.curves`.
+    """
+    figure, panels = panels_of(f"{shown.quantity}: {shown.object}, mean over layers", shown.rows, columns)
+    arms = list(shown.rows["arm"].unique())
+    for axes, table in panels:
+        _draw_arms(axes, table, arms)
+    figure.supylabel(shown.quantity)
+    label_below(figure, STEP_AXIS, shown.rows)
+    _legend(figure, arms)
+    return figure
+
+
+def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
+    """Layers by steps of an arm's difference from the baseline, a dot where the interval leaves out 0.
+
+    The rows are those of `compare.compare`, of one arm, without the means over steps.
+    """
+    first = shown.rows.iloc[0]
+    title = f"{shown.quantity}: {shown.object}, {first['arm']} less {first['baseline']}"
+    figure, panels = panels_of(title, shown.rows, columns)
+    for axes, table in panels:
+        values = by_layer(table)
+        if draw_sentence(axes, table, values):
+            continue
+        most = float(np.nanmax(np.abs(values.to_numpy()))) or 1.0
+        draw_cells(axes, values, cmap="RdBu_r", vmin=-most, vmax=most)
+        apart = by_layer(table.assign(value=((table["low"] > 0) | (table["high"] < 0)).astype(float)))
+        rows, places = np.nonzero(apart.reindex_like(values).to_numpy() == 1)
+        axes.plot(places, rows, "ko", markersize=3.5, markeredgecolor="white", markeredgewidth=0.6)
+    figure.supylabel("layer")
+    label_below(figure, "observed step", shown.rows)
+    return figure
+
+
+def _legend(figure: Figure, arms: list[str]) -> None:
+    """Below the title, which it takes over: room is made for one text above the panels, not for two."""
+    handles = [Line2D([], [], color=_colour(i), linestyle=_dash(i), label=arm) for i, arm in enumerate(arms)]
+    columns = max(1, int(LETTERS * figure.get_figwidth() / (max(map(len, arms)) + 8)))
+    legend = figure.legend(
+        handles=handles,
+        title=figure.get_suptitle(),
+        loc="outside upper center",
+        ncols=min(columns, len(arms)),
+        frameon=False,
+    )
+    figure.suptitle("")
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)
+
+
+def _draw_arms(axes: Axes, table: pd.DataFrame, arms: list[str]) -> None:
+    by_run = table["value"].groupby([table["arm"], table["run"], table["step"]]).agg(lambda v: v.mean(skipna=False))
+    values = by_run.unstack("step")
+    if draw_sentence(axes, table, values):
+        return
+    steps = [int(step) for step in values.columns]
+    for index, arm in enumerate(arms):
+        if arm not in values.index.get_level_values("arm"):
+            continue
+        runs = values.loc[arm].to_numpy(dtype=float)
+        axes.plot(steps, runs.mean(axis=0), color=_colour(index), linestyle=_dash(index), linewidth=1.4)
+        if len(runs) > 1:
+            axes.fill_between(steps, runs.min(axis=0), runs.max(axis=0), color=_colour(index), alpha=0.2, linewidth=0)
+    scale_steps(axes, steps)
+    if is_wide(table, values):
+        axes.set_yscale("log")
+
+
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def _dash(index: int) -> Any:
+    return _DASHES[index % len(_DASHES)]
