@@ -185,6 +185,12 @@ def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.sort(x.abs().flatten().numpy())).to(REAL)
 
 
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    centred = x - x.mean(dim=0)
+    rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
+    return centred * (centred.abs().amax(dim=0) > rounding)
+
+
 class Basis(NamedTuple):
     """x = left @ diag(values) @ right for a centred sample x of rank r, values descending."""
 
@@ -200,18 +206,28 @@ class Sample:
     x: torch.Tensor  # (rows, width) float64, each column of mean 0
     mean: torch.Tensor  # (width,): what was taken off
     noise: float = 0.0  # largest Euclidean norm of what rounding to the stored dtype can have added
+    narrow: torch.Tensor | None = None  # (rows, k): x @ turn^T, of a product
+    turn: torch.Tensor | None = None  # (k, width), orthonormal rows
     _kept: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, matrix: Matrix) -> Sample:
-        """Centre the columns; those that vary by no more than the rounding of their mean become exactly 0."""
+        """Centre the columns; those that vary by no more than the rounding of their mean become exactly 0.
+
+        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to the rotation Q.
+        """
         x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
-        mean = x.mean(dim=0)
-        centred = x - mean
-        rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
-        unit = 0.0 if isinstance(matrix, Product) else torch.finfo(matrix.dtype).eps / 2  # factors round within a rank
-        noise = unit * float(torch.linalg.vector_norm(x))
-        return cls(centred * (centred.abs().amax(dim=0) > rounding), mean, noise)
+        if not isinstance(matrix, Product):
+            noise = torch.finfo(matrix.dtype).eps / 2 * float(torch.linalg.vector_norm(x))
+            return cls(_centred(x), x.mean(dim=0), noise)
+        turn, core = torch.linalg.qr(matrix.right.to(REAL).mT)  # (width, k), (k, r)
+        narrow = _centred(matrix.left.to(REAL) @ core.mT)  # factors round within a rank: no noise
+        return cls(_centred(x), x.mean(dim=0), narrow=narrow, turn=turn.mT)
+
+    @property
+    def core(self) -> torch.Tensor:
+        """(rows, k): the sample up to a rotation of its columns, as narrow as it can be had."""
+        return self.x if self.narrow is None else self.narrow
 
     @property
     def rows(self) -> int:
@@ -220,12 +236,12 @@ class Sample:
     @cached_property
     def diagonal(self) -> torch.Tensor:
         """(rows,): diagonal of the Gram matrix K = x x^T."""
-        return self.x.square().sum(dim=1)
+        return self.core.square().sum(dim=1)
 
     @cached_property
     def gram(self) -> torch.Tensor:
         """(rows, rows): K = x x^T."""
-        return self.x @ self.x.T
+        return self.core @ self.core.T
 
     @cached_property
     def self_cross(self) -> float:
@@ -239,7 +255,8 @@ class Sample:
     @cached_property
     def basis(self) -> Basis:
         """Directions that are larger than what rounding, of storage or of the decomposition, can make of nothing."""
-        left, values, right = torch.linalg.svd(self.x, full_matrices=False)
+        left, values, right = torch.linalg.svd(self.core, full_matrices=False)
+        right = right if self.turn is None else right @ self.turn
         floor = max(self.noise, max(self.x.shape) * torch.finfo(REAL).eps * float(values[0]))
         rank = int((values > floor).sum())
         return Basis(left[:, :rank], values[:rank], right[:rank])
@@ -276,6 +293,6 @@ class Sample:
 
 def cross(a: Sample, b: Sample) -> float:
     """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the smaller matrices."""
-    if a.rows < max(a.x.shape[1], b.x.shape[1]):
+    if a.rows < max(a.core.shape[1], b.core.shape[1]):
         return float((a.gram * b.gram).sum())
-    return float((a.x.T @ b.x).square().sum())
+    return float((a.core.T @ b.core).square().sum())

@@ -89,6 +89,7 @@ class Loader:
     work: Work
     spectral: bool
     damages: dict[int, str] = field(default_factory=dict)
+    _fixed: dict[int, list[Inputs]] = field(default_factory=dict)
     _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
     _largest: dict[int, list[float]] = field(default_factory=dict)
 
@@ -110,7 +111,7 @@ class Loader:
     def load(self, step: int) -> list[Inputs]:
         """What is measured at a step; [] where it, or the start of its window, is not there."""
         if self.work.kind != UPDATES:
-            return [Inputs(matrix, matrix.dtype) for matrix in self._read(step)]
+            return self._fixed.get(step) or self._loaded(step)
         start = self.work.base.get(step)
         if start is None:
             return []
@@ -122,6 +123,13 @@ class Loader:
             Inputs(linalg.difference(new, old), new.dtype, max(scale))
             for (old, new), *scale in zip(pairs, *scales, strict=True)
         ]
+
+    def _loaded(self, step: int) -> list[Inputs]:
+        """A reference that all steps share is made once, as it is one of them."""
+        found = [Inputs(matrix, matrix.dtype) for matrix in self._read(step)]
+        if {*self.work.base.values()} == {step}:
+            self._fixed[step] = found
+        return found
 
     def _scales(self, step: int, matrices: list[linalg.Matrix]) -> list[float]:
         """s_max of each; 0 where no metric asks for it, or where the difference has no spectrum either."""

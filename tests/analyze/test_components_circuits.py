@@ -10,7 +10,8 @@ import pytest
 import torch
 from pico_analyze import measure
 from pico_analyze.components import Unit, plan
-from pico_analyze.linalg import Product, spectra
+from pico_analyze.linalg import Product, Sample, spectra
+from pico_analyze.metrics import METRICS
 from pico_analyze.sources.run import Run
 
 HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]
@@ -107,3 +108,16 @@ def test_circuits_are_measured_of_the_kinds_that_define_them(run: Run) -> None:
     }
     assert frame.loc[frame["component"] == "mlp_path", "head"].isna().all()
     assert set(frame["status"]) == {"ok"}
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.needs == "sample"])
+def test_samples_of_factors_are_measured_as_those_of_the_dense_matrix(name: str) -> None:
+    metric = METRICS[name]
+    draws = torch.Generator().manual_seed(0)
+    factors = [torch.randn(*shape, generator=draws) for shape in ((40, 4), (4, 16), (40, 4), (4, 16))]
+    x, y = (Product(left + 3, right) for left, right in (factors[:2], factors[2:]))
+    given = (x, y) if metric.arity == 2 else (x,)
+    found = metric.fn(*map(Sample.of, given), **metric.parameters)
+    expected = metric.fn(*(Sample.of(one.dense()) for one in given), **metric.parameters)
+    assert found.status == expected.status == "ok"
+    assert found.value == pytest.approx(expected.value, rel=1e-9)

@@ -103,9 +103,10 @@ def test_each_weight_is_read_once_whatever_the_window(
         read.clear()
         measure(run, ["per"], ["v_proj"], kinds=["updates"], window=window)
         assert len(read) == len(set(read)) == 2 * len(STEPS)
-    read.clear()
-    measure(run, ["cka"], ["v_proj"], kinds=["activations"], reference="previous")
-    assert len(read) == len(set(read)) == 2 * len(STEPS)
+    for reference in ("previous", "first", "last"):
+        read.clear()
+        measure(run, ["cka"], ["v_proj"], kinds=["activations"], reference=reference)
+        assert len(read) == len(set(read)) == 2 * len(STEPS)
 
 
 def test_vectors_and_shapes_that_change_have_updates_or_none(layout: RunLayout, rewrite: Callable[..., None]) -> None:
