@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,35 +117,45 @@ def _measured(
         for index, item in enumerate(items)
         for steps, lacking in pending(item, metrics, parts[index][0])
     ]
-    todo = _in_turns(todo, getattr(items[0].source, "at_once", None) if items else None)
+    turns = _turns(todo, getattr(items[0].source, "at_once", None) if items else None)
+    total = sum(map(len, turns))
     damages: dict[int, list[str]] = {}
-    futures = {workers.submit(_with_one_thread, item, lacking): (index, item) for index, item, lacking in todo}
-    try:
-        for done, future in enumerate(as_completed(futures), start=1):
-            index, item = futures.pop(future)
-            result: Result = future.result()
+    with contextlib.closing(_results(turns, workers)) as results:
+        for done, (index, item, result) in enumerate(results, start=1):
             if cache:
                 cache.keep(item, metrics, result)
             parts[index].append(result.at)
             damages.setdefault(index, []).extend(result.damages.values())
             if progress:
-                progress(done, len(todo))
-    finally:
-        for future in futures:
-            future.cancel()
+                progress(done, total)
     return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
 
 
-def _in_turns(todo: list[Todo], at_once: int | None) -> list[Todo]:
-    """Where the files of `at_once` steps fit on the disk: all that is to be done of these steps, then of the next."""
+def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
+    """One turn; where the files of only `at_once` steps fit on the disk, one of these steps, one of the next."""
     if at_once is None:
-        return todo
-    parts = [
-        (index, replace(item, steps=item.steps[start : start + at_once]), lacking)
-        for index, item, lacking in todo
-        for start in range(0, len(item.steps), at_once)
-    ]
-    return sorted(parts, key=lambda part: part[1].steps[0])
+        return [todo]
+    turn_of = {
+        step: rank // at_once for rank, step in enumerate(sorted({s for _, item, _ in todo for s in item.steps}))
+    }
+    turns: dict[int, list[Todo]] = {turn: [] for turn in turn_of.values()}
+    for index, item, lacking in todo:
+        for turn, steps in groupby(item.steps, turn_of.__getitem__):
+            turns[turn].append((index, replace(item, steps=tuple(steps)), lacking))
+    return list(turns.values())
+
+
+def _results(turns: list[list[Todo]], workers: Executor) -> Generator[tuple[int, Work, Result], None, None]:
+    """Results as they come; a turn begins when the one before it has ended."""
+    for turn in turns:
+        futures = {workers.submit(_with_one_thread, item, lacking): (index, item) for index, item, lacking in turn}
+        try:
+            for future in as_completed(futures):
+                index, item = futures.pop(future)
+                yield index, item, future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def _with_one_thread(item: Work, metrics: Mapping[str, Metric]) -> Result:
