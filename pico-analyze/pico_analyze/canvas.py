@@ -22,6 +22,8 @@ from matplotlib.patches import Rectangle
 from pico_contract.codec import replacing
 from pico_contract.errors import UserError
 
+from pico_analyze.subject import Subject
+
 FORMATS = ("png", "svg", "pdf")
 STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
 OUTSIDE = -1  # stands for the layer of a module outside the layers
@@ -48,6 +50,11 @@ def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> F
         figure.subplots(rows, columns)
     figure.suptitle(folded(figure, title), parse_math=False)
     return figure
+
+
+def title_of(shown: Subject) -> str:
+    """What a figure of one run shows."""
+    return f"{shown.quantity}: {shown.object}, run {shown.rows['run'].iloc[0]}"
 
 
 def panels_of(

@@ -57,6 +57,10 @@ _FIGURES = {
     "observed step and logarithmic from there, since most happens early; a gap is a step without a value.",
     "map": "The same numbers as colours, layers upwards and steps to the right: a vertical edge is a moment when all "
     "layers change, a horizontal one a layer that differs from its neighbours. Hatched: no value.",
+    "layers": "The same against depth, one line for each of a few steps, dark for the first: what the layers have in "
+    "common at the start and how they part. Dots are single heads at the last step.",
+    "convergence": "From which observed step on the similarity to the last step stays at 0.9 or above: layers with "
+    "smaller numbers settled earlier. The steps observed decide how fine this can be. Grey: a value is lacking.",
     "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
     "run: where the bands overlap, the arms differ no more than seeds do.",
     "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below, a "
@@ -76,6 +80,6 @@ def reading(metric: str) -> str:
 
 
 def how_to_read(form: str, metric: str | None = None) -> str:
-    """How a figure of `form` (overview, lines, map, heads, overlay, differences) is read, and what its metric says."""
+    """How a figure of `form` (overview, lines, map, ...) is read, and what its metric says."""
     clause = reading(metric) if metric else ""
     return f"{_FIGURES[form]} {clause[:1].upper()}{clause[1:]}{'.' if clause else ''}".rstrip()

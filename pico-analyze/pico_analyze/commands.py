@@ -122,20 +122,13 @@ def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, conf
 def draw(
     frame: pd.DataFrame, layout: AnalysisLayout, metrics: Sequence[str] | None, heads: bool, formats: Sequence[str]
 ) -> list[Path]:
-    """Lines and a heat map of each of `metrics`, with `heads` also one of each head; a telling few by default."""
-    from pico_analyze import canvas, plot
-    from pico_analyze.subject import subjects
+    """Figures of each of `metrics`, with `heads` also head by head; of a telling few by default."""
+    from pico_analyze import canvas
+    from pico_analyze.figures import drawn
 
-    shown = subjects(frame, metrics)
-    figures = {"overview": plot.overview(frame)} if metrics is None and shown else {}
-    for subject in shown:
-        figures[f"{subject.stem}_lines"] = plot.lines(subject)
-        figures[f"{subject.stem}_map"] = plot.heat_map(subject)
-        if heads and subject.rows["head"].notna().any():
-            figures[f"{subject.stem}_heads"] = plot.head_map(subject)
     return [
-        canvas.save(figure, layout.figures / f"{stem}.{ending}")
-        for stem, figure in figures.items()
+        canvas.save(one.figure, layout.figures / f"{one.stem}.{ending}")
+        for one in drawn(frame, metrics, heads)
         for ending in formats
     ]
 

@@ -27,6 +27,7 @@ from pico_analyze.canvas import (
     new_figure,
     panels_of,
     scale_steps,
+    title_of,
 )
 from pico_analyze.subject import OVERVIEW, Subject, subjects
 
@@ -35,7 +36,7 @@ _HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
 
 def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
     """The metric over steps (step 0 included), one line a layer, one panel a component; circuits: mean over heads."""
-    figure, panels = panels_of(_title(shown), shown.rows, columns)
+    figure, panels = panels_of(title_of(shown), shown.rows, columns)
     layers = layers_of(shown.rows)
     for axes, table in panels:
         _draw_lines(axes, table, layers)
@@ -47,7 +48,7 @@ def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 def heat_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
-    figure, panels = panels_of(_title(shown), shown.rows, columns)
+    figure, panels = panels_of(title_of(shown), shown.rows, columns)
     for axes, table in panels:
         _draw_map(axes, table, by_layer(table))
     figure.supylabel("layer")
@@ -59,7 +60,7 @@ def head_map(shown: Subject) -> Figure:
     """As `heat_map`, of the circuits alone and head by head."""
     rows = shown.rows[shown.rows["head"].notna()]
     height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
-    figure, panels = panels_of(_title(shown), rows, height=max(height, HEIGHT))
+    figure, panels = panels_of(title_of(shown), rows, height=max(height, HEIGHT))
     for axes, table in panels:
         _draw_map(axes, table, table.pivot(index=["layer", "head"], columns="step", values="value"))
     figure.supylabel("layer, its heads upwards")
@@ -82,10 +83,6 @@ def overview(frame: pd.DataFrame) -> Figure:
     label_below(figure, STEP_AXIS, pd.concat(of_modules))
     layer_bar(figure, layers)
     return figure
-
-
-def _title(shown: Subject) -> str:
-    return f"{shown.quantity}: {shown.object}, run {shown.rows['run'].iloc[0]}"
 
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:

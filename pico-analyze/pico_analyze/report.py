@@ -17,15 +17,22 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pandas as pd
 
-from pico_analyze import canvas, captions, plot
+from pico_analyze import canvas, captions
+from pico_analyze.figures import drawn
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources import Source
-from pico_analyze.subject import spoken, subjects
+from pico_analyze.subject import spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMS = {"lines": "over steps", "map": "as a map", "heads": "head by head"}
+_FORMS = {
+    "lines": "over steps",
+    "map": "as a map",
+    "heads": "head by head",
+    "layers": "over layers",
+    "convergence": "when it settled",
+}
 COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
 
 
@@ -174,19 +181,11 @@ def grids(frame: pd.DataFrame) -> list[Grid]:
 
 
 def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) -> Iterator[Picture]:
-    """The figures, one at a time: the overview, then lines and map of each subject."""
-    shown = subjects(frame, metrics)
-    if metrics is None and shown:
-        yield picture("overview", "Overview", plot.overview(frame), captions.how_to_read("overview"))
-    for one in shown:
-        title = f"{one.quantity}: {one.object}"
-        drawings = {"lines": plot.lines(one, COLUMNS), "map": plot.heat_map(one, COLUMNS)}
-        if heads and one.rows["head"].notna().any():
-            drawings["heads"] = plot.head_map(one)
-        for form, figure in drawings.items():
-            yield picture(
-                f"{one.stem}_{form}", f"{title}, {_FORMS[form]}", figure, captions.how_to_read(form, one.metric)
-            )
+    """The figures, one at a time, each with its title and how it is read."""
+    for one in drawn(frame, metrics, heads, COLUMNS):
+        of = one.subject
+        title = f"{of.quantity}: {of.object}, {_FORMS[one.form]}" if of else "Overview"
+        yield picture(one.stem, title, one.figure, captions.how_to_read(one.form, of.metric if of else None))
 
 
 def picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
@@ -202,7 +201,13 @@ def _cell(values: pd.Series) -> Cell:
     of = "" if len(known) == len(values) else f"{len(known)} of {len(values)}"
     if known.empty:
         return Cell("\N{EN DASH}", None, of)
-    return Cell(f"{known.mean():.4g}", float(known.mean()), of)
+    return Cell(number(float(known.mean())), float(known.mean()), of)
+
+
+def number(value: float, form: str = "{:.4g}") -> str:
+    """Four digits, and powers of ten without what they do not need: 3.2e-5."""
+    digits, _, power = form.format(value).partition("e")
+    return f"{digits}e{int(power)}" if power else digits
 
 
 def _of(kind: Any, split: Any) -> str:

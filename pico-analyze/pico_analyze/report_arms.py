@@ -9,7 +9,7 @@ import pandas as pd
 
 from pico_analyze import captions, plot_arms
 from pico_analyze.compare import Arm, curves, notes
-from pico_analyze.report import COLUMNS, Cell, Picture, facts, fill, picture
+from pico_analyze.report import COLUMNS, Cell, Picture, facts, fill, number, picture
 from pico_analyze.subject import Subject, subjects
 
 _HEADINGS = ("component", "layer", "baseline", "arm", "difference", "relative", "low", "high", "effect size")
@@ -104,4 +104,4 @@ def _rows(means: pd.DataFrame) -> Rows:
 def _cell(value: float, form: str = "{:.4g}", strong: bool = False) -> Cell:
     if pd.isna(value):
         return Cell("\N{EN DASH}")
-    return Cell(form.format(value), float(value), strong=strong)
+    return Cell(number(value, form), float(value), strong=strong)

@@ -85,7 +85,7 @@ def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Com
     assert code == 0
     assert set(read(layout.analysis("default").table)["metric"]) == set(METRICS)
     assert (layout.analysis("default").figures / "overview.png").is_file()
-    assert len(out.splitlines()) == 3 + 1 + 2 * 3 + 1
+    assert len(out.splitlines()) == 3 + 1 + 3 * 3 + 1 + 1
 
 
 def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
@@ -94,7 +94,7 @@ def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) ->
         (directory / MANIFEST).unlink()
     code, out, _ = command("plot", layout.root, "--name", "mine", "--metric", "per", "--heads", "--format", "svg,pdf")
     assert code == 0
-    stems = [f"weights_per_{form}" for form in ("lines", "map", "heads")]
+    stems = [f"weights_per_{form}" for form in ("lines", "map", "heads", "layers")]
     expected = {layout.analysis("mine").figures / f"{stem}.{ending}" for stem in stems for ending in ("svg", "pdf")}
     assert {Path(line) for line in out.splitlines()} == expected
     assert set(layout.analysis("mine").figures.iterdir()) == expected

@@ -91,7 +91,7 @@ def test_nothing_outside_the_file_is_asked_for(run: Run) -> None:
 
 def test_images_are_vector_graphics_that_ask_for_nothing_either(run: Run) -> None:
     images = [str(image["src"]) for image in page(run).all("img")]
-    assert len(images) == 1 + 2 * 2
+    assert len(images) == 1 + 2 * 3 + 1
     for image in images:
         svg = base64.b64decode(image.removeprefix("data:image/svg+xml;base64,")).decode()
         assert svg.startswith("<?xml")
@@ -187,6 +187,14 @@ def test_last_values_are_means_over_layers_and_heads_with_what_is_absent_counted
     assert rows["self_attn.v_proj"]["condition number"].of == ""
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1234.56, "1235"), (123456.0, "1.235e5"), (-0.0000314159, "-3.142e-5"), (1e10, "1e10")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert report.number(value) == text
+
+
 def test_every_metric_is_defined(run: Run) -> None:
     frame = measure(run, components=["v_proj"])
     assert len(report.definitions(frame)) == len(METRICS)
@@ -203,7 +211,9 @@ def test_a_metric_of_the_users_own_needs_no_words(run: Run) -> None:
     frame = measure(run, metrics=[trace], components=["q_proj"], kinds=["weights"])
     assert report.definitions(frame) == [("trace", "", "a metric of your own", "")]
     found = page(run, frame, metrics=["trace"])
-    assert [figure["id"] for figure in found.all("figure")] == ["weights_trace_lines", "weights_trace_map"]
+    assert [figure["id"] for figure in found.all("figure")] == [
+        f"weights_trace_{f}" for f in ("lines", "map", "layers")
+    ]
 
 
 def test_without_figures_it_says_why(run: Run) -> None:
@@ -214,7 +224,8 @@ def test_without_figures_it_says_why(run: Run) -> None:
 
 def test_heads_are_drawn_where_asked_for(run: Run) -> None:
     found = page(run, table_of(run, kinds=["weights"]), metrics=["per"], heads=True)
-    assert [figure["id"] for figure in found.all("figure")] == [f"weights_per_{f}" for f in ("lines", "map", "heads")]
+    forms = ("lines", "map", "heads", "layers")
+    assert [figure["id"] for figure in found.all("figure")] == [f"weights_per_{form}" for form in forms]
 
 
 def test_it_fits_a_phone_and_a_sheet_of_paper(run: Run) -> None:

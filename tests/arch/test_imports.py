@@ -28,9 +28,10 @@ HOMES = {
         "pico_analyze.report",
         "pico_analyze.report_arms",
         "pico_analyze.plot_arms",
+        "pico_analyze.plot_layers",
         "pico_analyze.compare",
     },
-    "matplotlib": {"pico_analyze.canvas", "pico_analyze.plot", "pico_analyze.plot_arms"},
+    "matplotlib": {"pico_analyze.canvas", "pico_analyze.plot", "pico_analyze.plot_arms", "pico_analyze.plot_layers"},
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
     "rich": {"pico_train.report", "pico_analyze.commands"},
@@ -77,6 +78,7 @@ MAY_NOT_IMPORT = {
     "pico_analyze.canvas": {"torch"},
     "pico_analyze.plot": {"torch"},
     "pico_analyze.plot_arms": {"torch"},
+    "pico_analyze.plot_layers": {"torch"},
 }
 
 

@@ -1,0 +1,47 @@
+"""Which figures are drawn of a table: the overview, then those of each subject, for files and for the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pico_analyze import plot, plot_layers
+from pico_analyze.canvas import COLUMNS
+from pico_analyze.subject import Subject, subjects
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, which form it has (a key of the captions), and what it is of; None for the overview."""
+
+    form: str
+    figure: Figure
+    subject: Subject | None = None
+
+    @property
+    def stem(self) -> str:
+        """Name of its file without the ending."""
+        return f"{self.subject.stem}_{self.form}" if self.subject else self.form
+
+
+def drawn(
+    frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False, columns: int = COLUMNS
+) -> Iterator[Drawn]:
+    """The figures of `metrics` (a telling few, and an overview of them, by default), one at a time."""
+    shown = subjects(frame, metrics)
+    if metrics is None and shown:
+        yield Drawn("overview", plot.overview(frame))
+    for one in shown:
+        yield Drawn("lines", plot.lines(one, columns), one)
+        yield Drawn("map", plot.heat_map(one, columns), one)
+        if heads and one.rows["head"].notna().any():
+            yield Drawn("heads", plot.head_map(one), one)
+        if one.rows["layer"].nunique() > 1:
+            yield Drawn("layers", plot_layers.profile(one, columns), one)
+        if plot_layers.ends_at_its_reference(one):
+            yield Drawn("convergence", plot_layers.convergence(one), one)
