@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench golden clean
+.PHONY: install demo test test-slow check bench bench-analyze golden clean
 
 install: $(STAMP)
 
@@ -12,7 +12,7 @@ $(STAMP): constraints.txt shared/pyproject.toml pico-train/pyproject.toml pico-a
 	@$(PYTHON) -c 'import sys; sys.exit("pico needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable shared --editable 'pico-train[dev]' --editable pico-analyze
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable shared --editable 'pico-train[dev]' --editable 'pico-analyze[cluster]'
 	@touch $(STAMP)
 
 demo: install
@@ -33,6 +33,9 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/train.py
+
+bench-analyze: install
+	$(BIN)/python benchmarks/analyze.py
 
 golden: install
 	$(BIN)/python tests/golden/make.py
