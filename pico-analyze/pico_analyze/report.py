@@ -165,11 +165,14 @@ def definitions(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 
 
 def grids(frame: pd.DataFrame) -> list[Grid]:
-    """The values of each kind's last step by component, each the mean over layers and heads of those that have one."""
+    """The values of each kind's last step by component, each the mean over layers and heads of those that have one.
+
+    Without similarities of the last step to itself, which are 1 by definition.
+    """
     found = []
     for (kind, split), rows in frame.groupby(["kind", "split"], sort=False, dropna=False):
         step = rows["step"].max()
-        last = rows[rows["step"] == step]
+        last = rows[(rows["step"] == step) & (rows["reference_step"].fillna(-1) != step)]
         metrics = [str(metric) for metric in last["metric"].unique()]
         cells = {key: _cell(values) for key, values in last.groupby(["component", "metric"])["value"]}
         by_component = [

@@ -18,6 +18,14 @@ _NAMES = {
     "hoyer": "Hoyer",
     "cka": "linear CKA",
     "cka_debiased": "debiased CKA",
+    "cka_rbf": "RBF CKA",
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+    "procrustes": "Procrustes",
+    "mutual_knn": "mutual kNN",
+    "heavy_tail_exponent": "heavy-tail exponent",
+    "heavy_tail_ks": "heavy-tail KS",
+    "near_zero_share": "near-zero share",
     "frobenius_norm": "Frobenius norm",
 }
 

@@ -177,6 +177,7 @@ def test_last_values_are_means_over_layers_and_heads_with_what_is_absent_counted
     by_title = {grid.title: grid for grid in report.grids(frame)}
     steps = {"weights": 2, "gradients (val)": 2, "gradients (train)": 1, "activations (val)": 2}
     assert list(by_title) == [f"{of}, step {step}" for of, step in steps.items()]
+    assert "debiased CKA" not in by_title["activations (val), step 2"].metrics, "1 by definition"
     grid = by_title["weights, step 2"]
     assert grid.metrics == ["PER", "condition number"]
     rows = {name: dict(zip(grid.metrics, cells, strict=True)) for name, cells in grid.rows}
