@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pico_contract import names
-from pico_contract.errors import UserError, did_you_mean, nearest
+from pico_contract.errors import DamagedError, UserError, did_you_mean, nearest
 
 from pico_analyze.linalg import Matrix, Product
 from pico_analyze.sources import Source
@@ -167,7 +167,7 @@ def qk_circuit(source: Source, unit: Unit, step: int, kind: str, split: str | No
     """
     query = source.tensor(step, kind, f"{unit.module}.q_proj")  # (H * hd, D)
     key = source.tensor(step, kind, f"{unit.module}.k_proj")  # (G * hd, D)
-    heads, group = _heads(source)
+    heads, group = _heads(source, query.shape[0], key.shape[0])
     head_dim = query.shape[0] // heads
     by_head, keys = query.split(head_dim), key.split(head_dim)
     return [Product(by_head[h].T, keys[h // group]) for h in range(heads)]
@@ -183,17 +183,25 @@ def mlp_path(source: Source, unit: Unit, step: int, kind: str, split: str | None
     return [Product(down, source.tensor(step, kind, f"{unit.module}.up_proj"))]  # (I, D)
 
 
-def _heads(source: Source) -> tuple[int, int]:
-    """H, and how many query heads share a key-value head."""
+def _heads(source: Source, queries: int, keys: int) -> tuple[int, int]:
+    """H, and how many query heads share a key-value head; `queries` and `keys` are the widths of all heads of either.
+
+    Raises:
+        DamagedError: the model's configuration speaks of other widths.
+    """
     heads = source.model["num_attention_heads"]
-    return heads, heads // source.model.get("num_key_value_heads", heads)
+    groups = source.model.get("num_key_value_heads", heads)
+    if queries % heads or heads % groups or keys * heads != queries * groups:
+        what = f"{heads} heads and {groups} key-value heads"
+        raise DamagedError(f"the configuration of {source.name} has {what}, its matrices are {queries} and {keys} wide")
+    return heads, heads // groups
 
 
 def _output_and_value(
     source: Source, output: torch.Tensor, value: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Of (D, H * hd) and (G * hd, any): O[:, h], H of (D, hd), and V[kv(h)], H of (hd, any)."""
-    heads, group = _heads(source)
+    heads, group = _heads(source, output.shape[1], value.shape[0])
     head_dim = output.shape[1] // heads
     values = value.split(head_dim)
     return list(output.split(head_dim, dim=1)), [values[h // group] for h in range(heads)]

@@ -134,8 +134,9 @@ class Payload:
         ({"a": "text"}, '"a" is a str'),
         ({1: torch.ones(2, 2)}, '"1" is a Tensor'),
         ([torch.ones(2, 2)], "holds a list"),
-        ({"a": torch.ones(2, 2, dtype=torch.int64)}, '"a" is not one of floating-point'),
-        ({"a": torch.eye(2).to_sparse()}, '"a" is not one of floating-point'),
+        ({"a": torch.ones(2, 2, dtype=torch.int64)}, '"a" is not an array of floating-point'),
+        ({"a": torch.eye(2).to_sparse()}, '"a" is not an array of floating-point'),
+        ({"a": torch.ones(0, 2)}, '"a" is not an array of floating-point'),
         ({"layers.0.swiglu.w_2": torch.ones(2, 2), "model.layers.0.mlp.down_proj": torch.ones(2, 2)}, "twice"),
     ],
 )

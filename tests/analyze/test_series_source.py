@@ -28,6 +28,7 @@ def neox(step: int) -> dict[str, torch.Tensor]:
         held[f"{NEOX.format(layer)}.weight"] = torch.randn(24, 8, generator=generator)
         held[f"{NEOX.format(layer)}.bias"] = torch.randn(24, generator=generator)
         held[f"gpt_neox.layers.{layer}.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+        held[f"gpt_neox.layers.{layer}.mlp.empty.weight"] = torch.ones(0, 4)
         held[f"gpt_neox.layers.{layer}.mlp.qweight"] = torch.ones(4, 4, dtype=torch.int32)
     return held
 
@@ -161,6 +162,18 @@ def test_circuits_of_a_series_are_measured(tmp_path: Path) -> None:
     value, output = (llama(2)[f"model.layers.0.self_attn.{name}_proj.weight"].double() for name in "vo")
     expected = [float((output[:, 4 * head : 4 * head + 4] @ value).norm()) for head in range(2)]
     assert table[table["step"] == 2].sort_values("head")["value"].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("heads", [{"num_attention_heads": 3}, {"num_attention_heads": 2}, {"num_key_value_heads": 0}])
+def test_a_geometry_that_does_not_fit_the_matrices_costs_the_circuits_alone(
+    tmp_path: Path, heads: dict[str, int]
+) -> None:
+    config = {"num_attention_heads": 2, "num_key_value_heads": 2} | heads
+    series = open_source(write_model(tmp_path / "m" / "step1", llama(1), config))
+    with pytest.warns(DamagedWarning, match="key-value heads, its matrices are 8 and 4 wide"):
+        table = measure(series, ["per"])
+    assert set(table["component"]) == {f"self_attn.{name}_proj" for name in "qkvo"}
+    assert set(table["status"]) == {"ok"}
 
 
 def test_two_folders_of_one_step_are_refused(models: Path) -> None:

@@ -65,7 +65,12 @@ _GEOMETRY = {
 def geometry(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a foreign model configuration says of the shape, under Hugging Face's usual names; the rest is dropped."""
     found = {name: [config[key] for key in (name, *others) if key in config] for name, others in _GEOMETRY.items()}
-    return {name: values[0] for name, values in found.items() if values and isinstance(values[0], int)}
+    first = {name: values[0] for name, values in found.items() if values}
+    return {name: value for name, value in first.items() if isinstance(value, bool) or _is_count(value)}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def check_kind(kind: str) -> None:

@@ -159,8 +159,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     for key, tensor in held.items():
         if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
             raise DamagedError(f'{path} is refused: its entry "{key}" is a {type(tensor).__name__} and not a tensor')
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise DamagedError(f'{path} is refused: its tensor "{key}" is not one of floating-point numbers')
+        if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.dim() == 0 or tensor.numel() == 0:
+            raise DamagedError(f'{path} is refused: its tensor "{key}" is not an array of floating-point numbers')
         module = names.canonical(key).removesuffix(".weight")
         if module in found:
             raise DamagedError(f'{path} is refused: it names the module "{module}" twice')

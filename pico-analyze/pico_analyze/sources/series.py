@@ -200,7 +200,7 @@ class Series:
         found: dict[str, Stored] = {}
         for stored in self.models[step].stored():
             module = names.canonical(stored.name).removesuffix(".weight")
-            if len(stored.shape) != 2 or stored.dtype not in _FLOATS:
+            if len(stored.shape) != 2 or 0 in stored.shape or stored.dtype not in _FLOATS:
                 continue
             if module in found:
                 raise DamagedError(f'{self.models[step].place} names the module "{module}" twice')
