@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from pico_analyze import measure
 from pico_analyze.engine import DamagedWarning
 from pico_analyze.sources.hub import open_hub
-from pico_analyze.sources.open import open_source
 from pico_analyze.sources.series import Series
+from pico_analyze.table import read
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 
@@ -24,7 +25,6 @@ from .hub import REPO, Replica, serving
 DENSE = "gpt_neox.layers.0.attention.dense"
 STEPS = (0, 1, 2, 8)
 KIB = 2**10
-TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 def weight(step: int) -> torch.Tensor:
@@ -231,14 +231,16 @@ def test_a_hub_out_of_reach_is_one_sentence(replica: Replica) -> None:
         open_hub(f"hub:{REPO}", endpoint="http://127.0.0.1:9")
 
 
-def test_one_place_opens_them_too(replica: Replica, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", replica.endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", replica.endpoint + TEMPLATE)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
-    series = open_source(f"hub:{REPO}@step*", disk_gib=1)
-    assert torch.equal(series.tensor(8, "weights", DENSE), weight(8))
-    (kept,) = (tmp_path / "pico-analyze" / "somebody--pythia-tiny").glob("*/model.safetensors")
-    assert torch.equal(codec.read_tensors(kept)[f"{DENSE}.weight"], weight(8))
+def test_the_command_measures_them_where_the_hubs_own_variables_say(replica: Replica, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "pico_analyze", "run", f"hub:{REPO}@step*"]
+    settings = ["metrics=[frobenius_norm]", "figures.metrics=[]", "disk_gib=1"]
+    env = os.environ | {"HF_ENDPOINT": replica.endpoint, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([*command, *settings], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    table = read(tmp_path / "analysis" / "pythia-tiny" / "default" / "table.parquet").sort_values("step")
+    assert table["value"].tolist() == pytest.approx([float(weight(step).double().norm()) for step in STEPS], rel=1e-12)
+    kept = (tmp_path / "home" / "pico-analyze" / "somebody--pythia-tiny").glob("*/model.safetensors")
+    assert len(list(kept)) == len(STEPS)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,12 @@ def test_a_series_opens_from_a_directory_a_glob_or_a_list(models: Path, how: str
     assert series.tokens(5) is None
 
 
-def test_one_model_folder_is_a_series_of_one_step(models: Path) -> None:
-    series = open_source(models / "step5")
+@pytest.mark.parametrize("given", [".", "../step5", None])
+def test_one_model_folder_is_a_series_of_one_step(
+    models: Path, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models / "step5")
+    series = open_source(given or models / "step5")
     assert (series.name, list(series.steps)) == ("pythia", [5])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,4 +57,4 @@ def _of_directory(folder: Path) -> list[Path]:
             f"{folder} is neither a run (it has no {RunLayout(folder).manifest.name}) nor a directory of models in "
             "safetensors with a step in each name"
         )
-    return steps or [folder]
+    return steps or [Path(os.path.abspath(folder))]  # "." has no name
