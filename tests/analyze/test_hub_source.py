@@ -210,6 +210,7 @@ def test_weights_cut_short_on_the_hub_are_named(replica: Replica, opened: Callab
         (f"hub:{REPO}@stop*", 'has no revision "stop*"'),
         (f"hub:{REPO}@*", '"main" says no step'),
         ("hub:somebody/else@step*", "there is no model somebody/else on the hub, or it is private"),
+        ("hub:@step*", "names no model: write hub:NAME@step*"),
         ("hub:a/b/c@step*", "a/b/c cannot be had from the hub"),
     ],
 )

@@ -47,6 +47,8 @@ def open_hub(
             one step.
     """
     repo, _, pattern = name.removeprefix(PREFIX).partition("@")
+    if not repo:
+        raise UserError(f'"{name}" names no model: write hub:NAME@step*')
     store = Store(repo, disk_gib, cache, endpoint)
     commits = store.revisions()
     chosen = [revision for revision in commits if fnmatch.fnmatchcase(revision, pattern or "*step*")]
