@@ -205,3 +205,18 @@ def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
     axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown])
     if len(layers) < len(layer_of_row):
         axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1)
+
+
+def step_bar(figure: Figure, steps: list[int]) -> None:
+    """A bar that says which colour is which step."""
+    norm = BoundaryNorm(np.arange(len(steps) + 1) - 0.5, len(steps))
+    scale = ScalarMappable(norm, step_colours(len(steps)))
+    bar = figure.colorbar(scale, ax=figure.axes, label="step", aspect=10 * figure.get_figheight())
+    ticks = spaced(range(len(steps)), most=12)
+    bar.set_ticks(ticks, labels=[short(steps[i]) for i in ticks])
+    bar.minorticks_off()
+
+
+def step_colours(steps: int) -> Colormap:
+    """Plasma by step, less its palest tenth; layers are viridis."""
+    return ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.9, max(steps, 1))))

@@ -43,11 +43,14 @@ def plot(
     heads: Annotated[bool, typer.Option("--heads", help="draw circuits head by head as well")] = False,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
     out: Out = None,
+    spectra: Annotated[
+        bool, typer.Option("--spectra", help="also singular values over steps, of a layer's weights")
+    ] = False,
 ) -> None:
     """Draw figures from the table that `run` wrote, without measuring again."""
     from pico_analyze.commands import plot_run
 
-    for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(","), out):
+    for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(","), out, spectra):
         typer.echo(path)
 
 

@@ -71,8 +71,11 @@ def plot_run(
     heads: bool = False,
     formats: Sequence[str] = ("png",),
     out: Path | None = None,
+    spectra: bool = False,
 ) -> list[Path]:
     """Draw the figures of an analysis that was measured before; their paths.
+
+    With `spectra` also the singular values over steps, which are no part of the table: those are read and decomposed.
 
     Raises:
         UserError: no such run, no such analysis (with the nearest), a metric that the table does not hold.
@@ -80,8 +83,18 @@ def plot_run(
     from pico_analyze import table
     from pico_analyze.sources.open import open_source
 
-    layout = measured(open_source(path), name, out)
-    return draw(table.read(layout.table), layout, metrics, heads, formats)
+    source = open_source(path)
+    layout = measured(source, name, out)
+    figures = draw(table.read(layout.table), layout, metrics, heads, formats)
+    return figures + (_draw_spectra(source, layout, formats) if spectra else [])
+
+
+def _draw_spectra(source: Source, layout: AnalysisLayout, formats: Sequence[str]) -> list[Path]:
+    from pico_analyze import canvas, plot_spectra
+    from pico_analyze.spectra import spectra
+
+    figure = plot_spectra.spectra(spectra(source))
+    return [canvas.save(figure, layout.figures / f"weights_spectra.{ending}") for ending in formats]
 
 
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 from pico_analyze.canvas import (
@@ -20,6 +18,8 @@ from pico_analyze.canvas import (
     panels_of,
     short,
     spaced,
+    step_bar,
+    step_colours,
     title_of,
 )
 from pico_analyze.subject import Subject
@@ -43,7 +43,7 @@ def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
     figure.supylabel(shown.quantity)
     label_below(figure, "layer", shown.rows)
     if steps:
-        _step_bar(figure, steps)
+        step_bar(figure, steps)
     return figure
 
 
@@ -62,7 +62,7 @@ def convergence(shown: Subject) -> Figure:
     axes.grid(visible=False)
     axes.set_facecolor("0.92")
     axes.imshow(
-        places, aspect="auto", interpolation="none", cmap=_colours(len(steps)), vmin=-0.5, vmax=len(steps) - 0.5
+        places, aspect="auto", interpolation="none", cmap=step_colours(len(steps)), vmin=-0.5, vmax=len(steps) - 0.5
     )
     for (row, column), place in np.ndenumerate(places if found.shape[1] <= _MOST_TEXTS else places[:, :0]):
         dark = np.isnan(place) or place > len(steps) / 2
@@ -74,7 +74,7 @@ def convergence(shown: Subject) -> Figure:
     axes.set_xticks(columns, labels)
     label_below(figure, "layer", shown.rows)
     if found.shape[1] > _MOST_TEXTS:
-        _step_bar(figure, steps)
+        step_bar(figure, steps)
     return figure
 
 
@@ -97,7 +97,7 @@ def _draw_profile(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
     values = by_layer(table).reindex(columns=steps)
     if draw_sentence(axes, table, values):
         return
-    colours = _colours(len(steps))
+    colours = step_colours(len(steps))
     layers = [int(layer) for layer in values.index]
     for index, step in enumerate(steps):
         axes.plot(layers, values[step].to_numpy(), color=colours(index), marker="o", markersize=2.5, linewidth=1.2)
@@ -114,17 +114,3 @@ def _chosen(steps: list[int]) -> list[int]:
     if len(steps) <= _MOST_STEPS:
         return steps
     return [steps[round(i * (len(steps) - 1) / (_MOST_STEPS - 1))] for i in range(_MOST_STEPS)]
-
-
-def _step_bar(figure: Figure, steps: list[int]) -> None:
-    norm = BoundaryNorm(np.arange(len(steps) + 1) - 0.5, len(steps))
-    scale = matplotlib.cm.ScalarMappable(norm, _colours(len(steps)))
-    bar = figure.colorbar(scale, ax=figure.axes, label="step", aspect=10 * figure.get_figheight())
-    ticks = spaced(range(len(steps)), most=12)
-    bar.set_ticks(ticks, labels=[short(steps[i]) for i in ticks])
-    bar.minorticks_off()
-
-
-def _colours(steps: int) -> Colormap:
-    """Plasma by step, less its palest tenth; layers are viridis."""
-    return ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.9, max(steps, 1))))

@@ -29,9 +29,17 @@ HOMES = {
         "pico_analyze.report_arms",
         "pico_analyze.plot_arms",
         "pico_analyze.plot_layers",
+        "pico_analyze.plot_spectra",
+        "pico_analyze.spectra",
         "pico_analyze.compare",
     },
-    "matplotlib": {"pico_analyze.canvas", "pico_analyze.plot", "pico_analyze.plot_arms", "pico_analyze.plot_layers"},
+    "matplotlib": {
+        "pico_analyze.canvas",
+        "pico_analyze.plot",
+        "pico_analyze.plot_arms",
+        "pico_analyze.plot_layers",
+        "pico_analyze.plot_spectra",
+    },
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
     "rich": {"pico_train.report", "pico_analyze.commands"},
@@ -79,6 +87,7 @@ MAY_NOT_IMPORT = {
     "pico_analyze.plot": {"torch"},
     "pico_analyze.plot_arms": {"torch"},
     "pico_analyze.plot_layers": {"torch"},
+    "pico_analyze.plot_spectra": {"torch"},
 }
 
 
