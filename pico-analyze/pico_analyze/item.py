@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,11 +64,12 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     for batch in loader.batches():
         if spectral:
             decompose([one for _, inputs in batch for one in inputs])
-        for step, inputs in batch:
+        while batch:
+            step, inputs = batch.pop(0)
             against = references.of(step) if references else []
-            result.at[step] = {name: _measure(metric, inputs, against) for name, metric in chosen.items()}
             if references:
-                references.keep(step, inputs)
+                references.keep(step, list(inputs))
+            result.at[step] = _numbers(chosen, inputs, against)
     return result
 
 
@@ -85,18 +86,23 @@ def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[int, Numbers]) -
                 yield _row(work, step, key, name, metrics[name], measured)
 
 
-def _measure(metric: Metric, inputs: Iterable[Inputs], against: list[Inputs]) -> list[Measured] | None:
-    found = []
-    for index, given in enumerate(inputs):
-        if not _applies(metric, given.matrix):
-            return None
-        reference = against[index] if index < len(against) else None
-        outcome = _outcome_of(metric, given, reference)
-        n, d = (*given.matrix.shape, 1)[:2]
-        tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
-        dtype = str(given.dtype).removeprefix("torch.")
-        found.append(Measured(outcome.value, outcome.status, n, d, dtype, tol))
-    return found
+def _numbers(metrics: Mapping[str, Metric], inputs: list[Inputs], against: list[Inputs]) -> Numbers:
+    """Every metric of each key. `inputs` are used up: what was made of one is gone before the next is begun."""
+    applied = {name: metric for name, metric in metrics.items() if _applies(metric, inputs[0].matrix)}
+    found: dict[str, list[Measured]] = {name: [] for name in applied}
+    references = iter(against)
+    while inputs:
+        given, reference = inputs.pop(0), next(references, None)
+        for name, metric in applied.items():
+            found[name].append(_measure(metric, given, reference))
+    return {name: found.get(name) for name in metrics}
+
+
+def _measure(metric: Metric, given: Inputs, reference: Inputs | None) -> Measured:
+    outcome = _outcome_of(metric, given, reference)
+    n, d = (*given.matrix.shape, 1)[:2]
+    tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
+    return Measured(outcome.value, outcome.status, n, d, str(given.dtype).removeprefix("torch."), tol)
 
 
 def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:

@@ -100,7 +100,7 @@ class Loader:
         for step in self.work.steps:
             loaded = self.load(step)
             if loaded:
-                batch.append((step, loaded))
+                batch.append((step, list(loaded)))
             size += sum(one.bytes for one in loaded)
             if size > _BATCH_BYTES:
                 yield batch
