@@ -13,7 +13,7 @@ from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
 from pico_analyze.sources import Source
 
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 8 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
 
 
