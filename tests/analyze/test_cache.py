@@ -23,6 +23,7 @@ from pico_contract import codec
 from pico_contract.layout import MANIFEST, SNAPSHOT_WEIGHTS, RunLayout, observed_file
 
 WEIGHTS = {"components": ["*_proj"], "kinds": ["weights"]}
+SHARING = ["per", "stable_rank", "gini", "cka", "cka_debiased", "cosine"]  # one decomposition of a matrix serves all
 OF_A_STEP = 14 + 14 + 14 + 8 + 8  # weights, gradients and activations of val; circuits of weights and activations
 
 
@@ -78,24 +79,24 @@ def test_a_second_run_computes_and_reads_nothing(
 
 def test_a_new_step_in_between_computes_only_itself(layout: RunLayout, kept: Path, decomposed: list[int]) -> None:
     back = hide(layout, 1)
-    measure(open_run(layout.root), cache=kept)
+    measure(open_run(layout.root), SHARING, cache=kept)
     back()
     decomposed.clear()
-    frame = measure(open_run(layout.root), cache=kept)
+    frame = measure(open_run(layout.root), SHARING, cache=kept)
     assert sum(decomposed) == OF_A_STEP + 14  # and train gradients
-    pd.testing.assert_frame_equal(frame, measure(open_run(layout.root)), rtol=1e-12)
+    pd.testing.assert_frame_equal(frame, measure(open_run(layout.root), SHARING), rtol=1e-12)
 
 
 def test_a_new_last_step_has_similarities_taken_to_it(layout: RunLayout, kept: Path, decomposed: list[int]) -> None:
     back = hide(layout, 2)
-    before = measure(open_run(layout.root), cache=kept)
+    before = measure(open_run(layout.root), SHARING, cache=kept)
     back()
     decomposed.clear()
-    after = measure(open_run(layout.root), cache=kept)
+    after = measure(open_run(layout.root), SHARING, cache=kept)
     assert sum(decomposed) == OF_A_STEP
     assert set(before["reference_step"].dropna()) == {0, 1} - {0}
     assert set(after.loc[after["metric"] == "cka", "reference_step"]) == {2}
-    pd.testing.assert_frame_equal(after, measure(open_run(layout.root)), rtol=1e-12)
+    pd.testing.assert_frame_equal(after, measure(open_run(layout.root), SHARING), rtol=1e-12)
 
 
 def test_another_metric_or_reference_computes_only_that(run: Run, kept: Path, decomposed: list[int]) -> None:

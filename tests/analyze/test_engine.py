@@ -19,6 +19,7 @@ from pico_contract.errors import UserError
 
 V_PROJ = "model.layers.0.self_attn.v_proj"
 SPECTRAL = [name for name, metric in METRICS.items() if metric.needs == "spectrum"]
+BASES = ["svcca", "pwcca", "procrustes", "subspace_overlap"]
 
 
 def spread(x: torch.Tensor) -> float:
@@ -39,7 +40,7 @@ def test_everything_has_the_declared_schema_and_one_row_a_number(run: Run) -> No
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == SCHEMA
     assert not frame.duplicated(KEY).any()
     assert set(frame["metric"]) == set(METRICS)
-    assert set(frame["status"]) == {"ok", "rank_deficient", "too_few"}
+    assert set(frame["status"]) == {"ok", "rank_deficient", "too_few", "n_less_than_d"}
     assert frame.loc[frame["status"] == "ok", "value"].notna().all()
     assert frame.loc[frame["status"] != "ok", "value"].isna().all()
     assert set(frame.loc[frame["status"] == "rank_deficient", "component"]) == {"ov_circuit"}
@@ -107,8 +108,8 @@ def test_range_of_steps_ends_at_its_end(new_run: Callable[..., Run]) -> None:
     assert sorted(frame["step"].unique()) == [0, 30, 60, 90]
 
 
-@pytest.mark.parametrize("metrics", [["per"], SPECTRAL, None])
-def test_each_matrix_is_decomposed_once(run: Run, monkeypatch: pytest.MonkeyPatch, metrics: list[str] | None) -> None:
+@pytest.mark.parametrize("metrics", [["per"], SPECTRAL, [name for name in METRICS if name not in BASES]])
+def test_each_matrix_is_decomposed_once(run: Run, monkeypatch: pytest.MonkeyPatch, metrics: list[str]) -> None:
     """7 projections, 2 layers: weights at 3 steps, gradients at 3 + 2, activations at 3; 4 heads' circuits twice 3."""
     decomposed: list[int] = []
     for name in ("svdvals", "svd", "eigvalsh", "eigh", "matrix_norm", "matrix_rank", "cond"):
@@ -121,6 +122,22 @@ def test_each_matrix_is_decomposed_once(run: Run, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.linalg, name, counted)
     measure(run, metrics)
     assert sum(decomposed) == 7 * 2 * (3 + 5 + 3) + 2 * 4 * (3 + 3)
+
+
+def test_a_sample_has_one_basis_for_all_that_compare_subspaces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """14 projections and 8 heads at 3 steps, and again at most as the reference."""
+    samples: list[torch.Tensor] = []
+    original = torch.linalg.svd
+
+    def counted(x: torch.Tensor, **kwargs: Any) -> Any:
+        if len(x) == 12:  # rows; what CCA decomposes of a pair is smaller
+            samples.append(x)
+        return original(x, **kwargs)
+
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    frame = measure(run, BASES)
+    assert set(frame["metric"]) == set(BASES)
+    assert len(samples) <= 22 * (3 + 1)
 
 
 def test_metrics_of_entries_need_no_decomposition(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

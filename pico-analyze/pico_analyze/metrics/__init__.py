@@ -61,6 +61,12 @@ METRICS: dict[str, Metric] = {
     "dead_units": Metric(single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"),
     "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "(-inf, 1]"),
+    "cka_rbf": Metric(pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}),
+    "svcca": Metric(pair.svcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"variance": 0.99}),
+    "pwcca": Metric(pair.pwcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
+    "procrustes": Metric(pair.procrustes, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
+    "subspace_overlap": Metric(pair.subspace_overlap, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}),
+    "mutual_knn": Metric(pair.mutual_knn, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}),
     "cosine": Metric(pair.cosine, 2, _ALL, "matrix", "similarity", "[-1, 1]"),
     "relative_distance": Metric(pair.relative_distance, 2, _ALL, "matrix", "ratio", "[0, inf)"),
 }
