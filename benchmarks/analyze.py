@@ -26,6 +26,7 @@ import psutil
 import torch
 from pico_analyze import linalg, measure, open_run
 from pico_analyze.components import Unit, plan
+from pico_analyze.engine import pool
 from pico_analyze.sources.run import Run
 from pico_contract import codec
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout, observed_file
@@ -248,7 +249,7 @@ def bare(run: Run) -> None:
             for matrix in matrices:
                 _ = linalg.Sample.of(matrix).basis
 
-    with linalg.pool() as workers:
+    with pool() as workers:
         list(workers.map(decompose, items))
 
 

@@ -31,7 +31,8 @@ COLUMNS = 4
 _WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
 LETTERS = 11  # of a title, to the inch
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
-_BOUNDED = ("similarity", "fraction of full rank", "index")  # units of what lies within [0, 1]: always linear
+# Units of what lies within [0, 1]: always linear.
+_BOUNDED = ("similarity", "fraction of full rank", "index", "share of entries", "share of columns")
 _STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
 _NO_DATE: dict[str, dict[str, None]] = {
     "png": {"Software": None},

@@ -9,10 +9,8 @@ Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -23,6 +21,11 @@ import torch
 from pico_analyze.power_law import PowerLaw, fit
 
 REAL = torch.float64
+
+
+def coarser(*dtypes: torch.dtype) -> torch.dtype:
+    """The one of the floating-point `dtypes` with the largest eps: what is made of several is as exact as that."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Product:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.left.dtype
+        return coarser(self.left.dtype, self.right.dtype)
 
     def dense(self) -> torch.Tensor:
         """(m, n) float64."""
@@ -89,22 +92,6 @@ class Spectrum:
     def power_law(self) -> PowerLaw | None:
         """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all equal."""
         return fit(2 * self.nonzero.log())
-
-
-@contextlib.contextmanager
-def pool() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each computing with one.
-
-    Decompositions of a model's matrices are too small to be split: where other processes keep the cores busy, one of
-    128 x 128 took 200 ms on 2 threads and 2.5 ms on one. Several at a time use the cores instead.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-            yield executor
-    finally:
-        torch.set_num_threads(threads)
 
 
 def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:

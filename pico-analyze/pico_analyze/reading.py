@@ -120,7 +120,7 @@ class Loader:
             return []
         scales = self._scales(start, [old for old, _ in pairs]), self._scales(step, [new for _, new in pairs])
         return [
-            Inputs(linalg.difference(new, old), new.dtype, max(scale))
+            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale))
             for (old, new), *scale in zip(pairs, *scales, strict=True)
         ]
 

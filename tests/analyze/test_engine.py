@@ -253,3 +253,9 @@ def test_two_metrics_of_one_name_are_refused(run: Run) -> None:
 
     with pytest.raises(UserError, match='two different metrics are called "per"'):
         measure(run, [per])
+
+
+@pytest.mark.parametrize("what", ["metrics", "components", "steps", "kinds", "splits"])
+def test_an_empty_list_is_a_mistake_and_not_everything(run: Run, what: str) -> None:
+    with pytest.raises(UserError, match=f"^{what} is empty: name some"):
+        measure(run, **{what: []})

@@ -76,6 +76,12 @@ def test_rank_of_a_merged_update_is_judged_by_the_weights_that_were_rounded(
     assert len(alone.significant) > 2
 
 
+def test_an_update_is_as_exact_as_the_coarser_of_its_ends(layout: RunLayout, rewrite: Callable[..., None]) -> None:
+    rewrite(layout.snapshot(0) / SNAPSHOT_WEIGHTS, lambda tensor: tensor.bfloat16())
+    frame = measure(open_run(layout.root), ["numerical_rank"], ["q_proj"], kinds=["updates"])
+    assert dict(zip(frame["step"], frame["dtype"], strict=True)) == {1: "bfloat16", 2: "float32"}
+
+
 def test_an_update_is_no_member_of_a_pair(run: Run) -> None:
     with pytest.raises(UserError, match="nothing to measure"):
         measure(run, ["cka"], ["v_proj"], kinds=["updates"])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product, Sample, Spectrum, cross, is_finite, pool, spectra
+from pico_analyze.engine import pool
+from pico_analyze.linalg import Product, Sample, Spectrum, cross, is_finite, spectra
 from pico_analyze.metrics.single import condition_number, numerical_rank, per
 
 seeds = st.integers(0, 2**32 - 1)
@@ -149,3 +150,10 @@ def test_pool_computes_with_one_thread_each_and_restores_the_number() -> None:
     assert {threads for threads, _ in results} == {1}
     assert len({name for _, name in results}) <= before
     assert torch.get_num_threads() == before
+
+
+def test_a_product_is_as_exact_as_its_coarser_factor() -> None:
+    left, right = drawn(1, 6, 2), drawn(2, 2, 5)
+    assert Product(left.bfloat16(), right.float()).dtype == torch.bfloat16
+    assert Product(left.float(), right.half()).dtype == torch.float16
+    assert Product(left.float(), right.double()).dtype == torch.float32
