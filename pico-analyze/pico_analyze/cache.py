@@ -145,6 +145,8 @@ def _places(work: Work, metrics: Mapping[str, Metric]) -> list[tuple[str, str, b
     places = []
     for name, metric in chosen_for(work.kind, metrics).items():
         key = _metric_key(name, metric)
+        if key is not None and metric.needs == "entries" and work.unit.circuit and work.formed:
+            key += " formed"  # without, the same metric does not apply
         if key is not None:
             places.append((name, key, metric.arity == 2 or work.kind == UPDATES))
     return places

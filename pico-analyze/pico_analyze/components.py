@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pico_contract import names
@@ -71,16 +71,42 @@ class Circuit:
     kinds: tuple[str, ...]
     anchor: str  # the module within a layer whose presence says that the circuit can be had
     load: Callable[[Source, Unit, int, str, str | None], list[Matrix]]
-    by_head: bool = True
+    heads: Literal["each", "joined"] | None = "each"  # None where it is not made of heads
 
 
 def plan(components: Sequence[str], kind: str, modules: Iterable[str], model: Mapping[str, Any]) -> list[Unit]:
-    """The units of `kind` that `components` (names of `CIRCUITS`, or globs over `modules`) choose, in model order."""
+    """The units of `kind` that `components` choose, in model order.
+
+    A component is a glob over `modules`, or a name of `CIRCUITS`: of every layer, or behind a glob over what its
+    modules lie in, as `layers.0.self_attn.ov_circuit`.
+    """
     modules = sorted(modules, key=_place)
-    circuits = dict.fromkeys(component for component in components if component in CIRCUITS)
-    chosen = {name for component in components if component not in CIRCUITS for name in fitting(component, modules)}
-    plain = [_module_unit(name) for name in modules if name in chosen]
-    return plain + [unit for circuit in circuits for unit in _circuit_units(circuit, kind, modules, model)]
+    circuits: dict[str, list[str]] = {}
+    chosen: set[str] = set()
+    for component in components:
+        circuit, where = circuit_of(component)
+        if circuit is None:
+            chosen.update(fitting(component, modules))
+        else:
+            circuits.setdefault(circuit, []).append(where)
+    units = [_module_unit(name) for name in modules if name in chosen]
+    for circuit, places in circuits.items():
+        owners = _owners(circuit, modules)
+        there = {owner for where in places for owner in fitting(where, owners)}
+        units += _circuit_units(circuit, kind, [owner for owner in owners if owner in there], model)
+    return units
+
+
+def circuit_of(component: str) -> tuple[str | None, str]:
+    """The circuit that a component names and the glob over what it lies in; None for a glob over modules."""
+    where, _, name = component.rpartition(".")
+    return (name, where or "*") if name in CIRCUITS else (None, component)
+
+
+def _owners(circuit: str, modules: Iterable[str]) -> list[str]:
+    """What of a model has the circuit, such as `model.layers.0.self_attn`."""
+    ending = f".{CIRCUITS[circuit].anchor}"
+    return [name.removesuffix(ending) for name in modules if name.endswith(ending)]
 
 
 def _place(module: str) -> tuple[float, int, str]:
@@ -101,7 +127,10 @@ def fitting(pattern: str, modules: Iterable[str]) -> list[str]:
 def check(components: Sequence[str], modules: Sequence[str]) -> None:
     """Raise UserError for a component that is neither a circuit nor a pattern that fits one of `modules`."""
     for component in components:
-        if component in CIRCUITS or fitting(component, modules):
+        circuit, where = circuit_of(component)
+        if circuit is not None and where != "*":
+            names.match(where, _owners(circuit, modules))
+        if circuit is not None or fitting(component, modules):
             continue
         if nearest(component, CIRCUITS):
             raise UserError(f'there is no component "{component}"{did_you_mean(component, CIRCUITS)}')
@@ -113,17 +142,15 @@ def _module_unit(name: str) -> Unit:
     return Unit(None, name, (Key(parsed.component, parsed.layer, None, name),))
 
 
-def _circuit_units(circuit: str, kind: str, modules: list[str], model: Mapping[str, Any]) -> list[Unit]:
-    by_head = CIRCUITS[circuit].by_head
+def _circuit_units(circuit: str, kind: str, owners: list[str], model: Mapping[str, Any]) -> list[Unit]:
+    heads = CIRCUITS[circuit].heads
     if ("weights" if kind == UPDATES else kind) not in CIRCUITS[circuit].kinds:
         return []
-    if by_head and "num_attention_heads" not in model:
+    if heads and "num_attention_heads" not in model:
         return []  # a foreign model without a configuration
-    ending = f".{CIRCUITS[circuit].anchor}"
-    owners = [name.removesuffix(ending) for name in modules if name.endswith(ending)]
-    heads = range(model["num_attention_heads"]) if by_head else [None]
+    numbers = range(model["num_attention_heads"]) if heads == "each" else [None]
     return [
-        Unit(circuit, owner, tuple(Key(circuit, names.parse(owner).layer, head, owner) for head in heads))
+        Unit(circuit, owner, tuple(Key(circuit, names.parse(owner).layer, head, owner) for head in numbers))
         for owner in owners
     ]
 
@@ -155,6 +182,36 @@ def ov_induced_change(source: Source, unit: Unit, step: int, kind: str, split: s
     gradients = [source.tensor(step, kind, module, split) for module in (o, v)]
     heads = zip(*_output_and_value(source, *weights), *_output_and_value(source, *gradients), strict=True)
     return [Product(torch.cat([d_o, o], dim=1), torch.cat([v, d_v])) for o, v, d_o, d_v in heads]
+
+
+def ov_circuit_joined(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
+    """`ov_circuit` of all heads, one beside the other: (D, H * D), or of activations (P, H * D), one matrix a layer.
+
+    Activations are v_out (P, G * hd) @ R (G * hd, H * D), block g of R the O[:, h]^T of the heads h that share
+    key-value head g; weights are O (D, H * hd) @ R (H * hd, H * D), block h of R being V[kv(h)].
+
+    One rarely wants it: a model sums what its heads write and never lays it side by side, so that PER is a share of
+    min(P, H * D) or of D, which no head can reach, similarities are ruled by the heads that write most, and R has H
+    times the columns of a head's factor. It is what pico-analyze 1.x printed beside the heads, and published with them.
+    """
+    products = [one for one in ov_circuit(source, unit, step, kind, split) if isinstance(one, Product)]
+    shared = source.model.get("num_key_value_heads", len(products)) if kind == "activations" else len(products)
+    return [_side_by_side(products, len(products) // shared)]
+
+
+def ov_induced_change_joined(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
+    """`ov_induced_change` of all heads, one beside the other: (D, H * D) with factors (D, 2 H * hd), (2 H * hd, H * D).
+
+    As rarely wanted as `ov_circuit_joined`.
+    """
+    changes = ov_induced_change(source, unit, step, kind, split)
+    return [_side_by_side([one for one in changes if isinstance(one, Product)], 1)]
+
+
+def _side_by_side(products: Sequence[Product], group: int) -> Product:
+    """[A_0 B_0, A_1 B_1, ...], (m, H * n), where each `group` of products in turn has one A."""
+    wide = [torch.cat([p.right for p in products[at : at + group]], dim=1) for at in range(0, len(products), group)]
+    return Product(torch.cat([product.left for product in products[::group]], dim=1), torch.block_diag(*wide))
 
 
 def qk_circuit(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -210,6 +267,8 @@ def _output_and_value(
 CIRCUITS: dict[str, Circuit] = {
     "ov_circuit": Circuit(("weights", "activations"), "v_proj", ov_circuit),
     "ov_induced_change": Circuit(("gradients",), "v_proj", ov_induced_change),
+    "ov_circuit_joined": Circuit(("weights", "activations"), "v_proj", ov_circuit_joined, "joined"),
+    "ov_induced_change_joined": Circuit(("gradients",), "v_proj", ov_induced_change_joined, "joined"),
     "qk_circuit": Circuit(("weights",), "k_proj", qk_circuit),
-    "mlp_path": Circuit(("weights",), "up_proj", mlp_path, by_head=False),
+    "mlp_path": Circuit(("weights",), "up_proj", mlp_path, None),
 }

@@ -50,6 +50,7 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     *,
     window: str | int = "previous",
+    form_circuits: bool = False,
     cache: Path | None = None,
     executor: Executor | None = None,
 ) -> pd.DataFrame:
@@ -66,13 +67,13 @@ def measure(
             (for each step the one before it that does), or a number.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
-        cache: a directory in which results are kept by content: what was measured of the same files by the same code
-            is read from it. Nothing is kept by default.
+        form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D a head, are formed.
+        cache: a directory where results are kept, and read where the same code measured the same files; by default none.
         executor: of concurrent.futures, or with its interface (`dask.distributed.Client().get_executor()`), on whose
             workers the source's files can be opened; threads of this process by default.
 
-    Combinations that mean nothing are left out: spectral metrics of vectors, entries of a circuit, similarities of
-    anything but activations. What a step lacks has status `missing`.
+    Combinations that mean nothing are left out: spectral metrics of vectors, similarities of anything but activations.
+    What a step lacks has status `missing`.
 
     Raises:
         UserError: an unknown metric, component, kind, split or step (with the nearest), an empty list, or nothing to
@@ -89,7 +90,7 @@ def measure(
     for step in at:
         for sentence in run.damaged.get(step, ()):
             warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
-    items = _work(run, components, None if steps is None else at, kinds, splits, reference, window)
+    items = _work(run, components, None if steps is None else at, kinds, splits, reference, window, form_circuits)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
         numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
     for sentence in dict.fromkeys(damages):
@@ -205,6 +206,7 @@ def _work(
     splits: Sequence[str],
     reference: str | int,
     window: str | int,
+    formed: bool,
 ) -> list[Work]:
     """Work items; without `steps` each kind is measured at the steps that hold it, and at those that are damaged."""
     held = _holdings(run, kinds, splits)
@@ -224,7 +226,8 @@ def _work(
         else:
             base = choose_base("reference", reference, at, readable, run.steps)
         items += [
-            Work(run, unit, kind, split, at, base) for unit in plan(components, kind, modules[kind, split], run.model)
+            Work(run, unit, kind, split, at, base, formed)
+            for unit in plan(components, kind, modules[kind, split], run.model)
         ]
     return items
 

@@ -69,7 +69,7 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
             against = references.of(step) if references else []
             if references:
                 references.keep(step, list(inputs))
-            result.at[step] = _numbers(chosen, inputs, against)
+            result.at[step] = _numbers(chosen, inputs, against, work.formed)
     return result
 
 
@@ -86,9 +86,9 @@ def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[int, Numbers]) -
                 yield _row(work, step, key, name, metrics[name], measured)
 
 
-def _numbers(metrics: Mapping[str, Metric], inputs: list[Inputs], against: list[Inputs]) -> Numbers:
+def _numbers(metrics: Mapping[str, Metric], inputs: list[Inputs], against: list[Inputs], formed: bool) -> Numbers:
     """Every metric of each key. `inputs` are used up: what was made of one is gone before the next is begun."""
-    applied = {name: metric for name, metric in metrics.items() if _applies(metric, inputs[0].matrix)}
+    applied = {name: metric for name, metric in metrics.items() if _applies(metric, inputs[0].matrix, formed)}
     found: dict[str, list[Measured]] = {name: [] for name in applied}
     references = iter(against)
     while inputs:
@@ -105,9 +105,9 @@ def _measure(metric: Metric, given: Inputs, reference: Inputs | None) -> Measure
     return Measured(outcome.value, outcome.status, n, d, str(given.dtype).removeprefix("torch."), tol)
 
 
-def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:
+def _applies(metric: Metric, matrix: linalg.Matrix, formed: bool) -> bool:
     if metric.needs == "entries":
-        return isinstance(matrix, torch.Tensor)
+        return formed or isinstance(matrix, torch.Tensor)
     return metric.needs == "matrix" or len(matrix.shape) == 2
 
 

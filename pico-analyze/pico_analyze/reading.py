@@ -22,6 +22,7 @@ class Work:
     """One unit of one kind and split, to be measured at `steps`.
 
     `base` is step -> the step that it is compared with: the reference of similarities, the start of an update's window.
+    `formed` says whether a circuit's matrix, (D, D) a head, is formed where a metric needs its entries.
     """
 
     source: Source
@@ -30,6 +31,7 @@ class Work:
     split: str | None
     steps: tuple[int, ...]
     base: Mapping[int, int]
+    formed: bool = False
 
 
 @dataclass(eq=False)
@@ -56,8 +58,7 @@ class Inputs:
     @cached_property
     def entries(self) -> torch.Tensor:
         """In float64."""
-        assert isinstance(self.matrix, torch.Tensor)
-        return linalg.entries(self.matrix)
+        return self.matrix.dense() if isinstance(self.matrix, linalg.Product) else linalg.entries(self.matrix)
 
     @cached_property
     def sample(self) -> linalg.Sample:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.components import Unit, plan
+from pico_analyze.components import CIRCUITS, Unit, plan
 from pico_analyze.linalg import Product, Sample, spectra
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.run import Run
+from pico_contract.errors import UserError
 
 HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]
 
@@ -77,6 +80,47 @@ def test_induced_change_is_the_derivative_of_ov_along_the_gradient(
         assert {change.left.shape[1] for change in found if isinstance(change, Product)} == {2 * 16 // heads}
 
 
+JOINED = [("ov_circuit", "weights", 16), ("ov_circuit", "activations", 8), ("ov_induced_change", "gradients", 32)]
+
+
+@pytest.mark.parametrize(("circuit", "kind", "inner"), JOINED)
+def test_joined_is_all_heads_side_by_side_and_kept_as_factors(run: Run, circuit: str, kind: str, inner: int) -> None:
+    """4 heads of width 4 on 2 key-value heads: activations share the columns of v_out."""
+    split = None if kind == "weights" else "val"
+    for alone, unit in zip(units(run, circuit, kind), units(run, f"{circuit}_joined", kind), strict=True):
+        (joined,) = unit.load(run, 0, kind, split)
+        assert [(key.component, key.head, key.module) for key in unit.keys] == [(unit.circuit, None, alone.module)]
+        assert isinstance(joined, Product)
+        assert joined.left.shape[1] == inner
+        dense = torch.cat([head.dense() for head in alone.load(run, 0, kind, split)], dim=1)
+        torch.testing.assert_close(joined.dense(), dense)
+        expected = np.linalg.svd(dense.numpy(), compute_uv=False)
+        found = spectra([joined])[0].values.numpy()
+        np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-9, atol=1e-12 * expected[0])
+
+
+def test_a_circuit_of_some_layers_is_named_behind_what_it_lies_in(run: Run) -> None:
+    components = ["layers.1.self_attn.ov_circuit", "*.qk_circuit", "layers.[0-3].mlp.mlp_path", "mlp_path"]
+    frame = measure(run, ["per"], components, kinds=["weights"])
+    found = frame.groupby("component")["layer"].unique().apply(list).to_dict()
+    assert found == {"ov_circuit": [1], "qk_circuit": [0, 1], "mlp_path": [0, 1]}
+    with pytest.raises(UserError, match=r'"layers.7.self_attn" matches no module; .* model\.layers\.1\.self_attn'):
+        measure(run, ["per"], ["layers.7.self_attn.ov_circuit"])
+
+
+def test_entries_of_circuits_are_measured_where_they_may_be_formed(run: Run, tmp_path: Path) -> None:
+    asked = {"metrics": ["per", "gini", "max_abs"], "components": ["ov_circuit"], "cache": tmp_path}
+    assert set(measure(run, **asked)["metric"]) == {"per"}
+    frame = measure(run, **asked, form_circuits=True)
+    for row in frame[frame["metric"] != "per"].to_dict("records"):
+        split = None if row["kind"] == "weights" else row["split"]
+        (unit,) = (one for one in units(run, "ov_circuit", row["kind"]) if one.module == row["module"])
+        dense = unit.load(run, row["step"], row["kind"], split)[row["head"]].dense()
+        assert row["value"] == METRICS[row["metric"]].fn(dense).value
+    pd.testing.assert_frame_equal(measure(run, **asked, form_circuits=True), frame)
+    assert set(measure(run, **asked)["metric"]) == {"per"}
+
+
 @pytest.mark.parametrize(
     ("circuit", "kind", "rank"),
     [("qk_circuit", "weights", 4), ("ov_induced_change", "gradients", 8), ("mlp_path", "weights", 16)],
@@ -97,12 +141,14 @@ def test_spectrum_is_that_of_the_dense_matrix(
 
 
 def test_circuits_are_measured_of_the_kinds_that_define_them(run: Run) -> None:
-    circuits = ["ov_circuit", "ov_induced_change", "qk_circuit", "mlp_path"]
+    circuits = list(CIRCUITS)
     frame = measure(run, ["frobenius_norm"], circuits)
     found = frame.groupby("component")["kind"].unique().apply(set).to_dict()
     assert found == {
         "ov_circuit": {"weights", "activations"},
         "ov_induced_change": {"gradients"},
+        "ov_circuit_joined": {"weights", "activations"},
+        "ov_induced_change_joined": {"gradients"},
         "qk_circuit": {"weights"},
         "mlp_path": {"weights"},
     }

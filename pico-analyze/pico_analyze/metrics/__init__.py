@@ -21,7 +21,7 @@ class Metric:
     """A pure function and what it is a function of.
 
     `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a `linalg.Spectrum`,
-    the `entries` (float64 tensor, plain modules only: a circuit's matrix is never formed), the `matrix` as it is
+    the `entries` (float64 tensor; a circuit's matrix is formed only where it is asked for), the `matrix` as it is
     stored (a tensor, or a `linalg.Product` of a circuit's factors), or a `linalg.Sample`.
     `parameters` are its keyword arguments, which the table's `variant` records.
     """
