@@ -23,15 +23,20 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]"
 def run(
     source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help=f"{_SOURCES}; or a YAML file that names one")],
     overrides: Overrides = None,
+    of: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="the run, in place of the one that CONFIG names")
+    ] = None,
 ) -> None:
     """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything.
 
     Of what other programs wrote, in ./analysis/<source>/<name>/; out=DIR puts either into DIR/analysis/<name>/.
+    A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
     """
     from pico_analyze.commands import run_analysis
     from pico_analyze.config import load
 
-    for path in run_analysis(load(source, overrides or []), str(source), partial(typer.echo, err=True)):
+    say = partial(typer.echo, err=True)
+    for path in run_analysis(load(source, overrides or [], of, say), str(source), say):
         typer.echo(path)
 
 

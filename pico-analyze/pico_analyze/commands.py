@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.names import parse
 
-from pico_analyze.config import AnalysisConfig, StepRange, load, to_yaml
+from pico_analyze.config import AnalysisConfig, load, to_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,24 +31,36 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
     """
     from pico_analyze import table
-    from pico_analyze.engine import measure
     from pico_analyze.metrics import resolve
+    from pico_analyze.parts import parts_of
     from pico_analyze.sources.open import open_source
 
     run = open_source(config.run, config.disk_gib)
     try:
-        resolve(config.metrics)
+        for part in parts_of(config):
+            resolve(part.metrics)
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
-    steps = config.steps.model_dump(exclude_none=True) if isinstance(config.steps, StepRange) else config.steps
     layout = place(run, config.name, config.out)
-    chosen = config.metrics, config.components, steps, config.kinds, config.splits
-    with _warnings_as_lines(say), _progress(say) as progress:
-        frame = measure(run, *chosen, config.reference, progress, window=config.window, cache=layout.cache)
+    frame = table.joined(list(_tables(run, config, layout, say)))
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     figures = draw(frame, layout, _drawn(config), config.figures.heads, config.figures.formats)
     return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
+
+
+def _tables(run: Source, config: AnalysisConfig, layout: AnalysisLayout, say: Say) -> Iterator[pd.DataFrame]:
+    """What is measured, part by part."""
+    from pico_analyze.engine import measure
+    from pico_analyze.parts import held, parts_of, steps_of
+
+    steps = steps_of(config, run, say)
+    measure_part = partial(measure, window=config.window, form_circuits=config.form_circuits, cache=layout.cache)
+    with _warnings_as_lines(say):
+        for part in held(parts_of(config), run, say):
+            chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
+            with _progress(say) as progress:
+                yield measure_part(run, *chosen, progress)
 
 
 def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
@@ -122,7 +135,10 @@ def measured(run: Source, name: str, out: Path | None = None) -> AnalysisLayout:
 
 
 def _drawn(config: AnalysisConfig) -> list[str] | None:
-    return config.metrics if config.figures.metrics is None else config.figures.metrics
+    if config.figures.metrics is not None:
+        return config.figures.metrics
+    of_parts = dict.fromkeys(metric for part in config.parts or () for metric in part.metrics or ())
+    return list(of_parts) or config.metrics
 
 
 def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
@@ -230,8 +246,8 @@ def _warnings_as_lines(say: Say) -> Iterator[None]:
         try:
             yield
         finally:
-            for warning in caught:
-                say(f"warning: {warning.message}")
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                say(f"warning: {message}")
 
 
 @contextlib.contextmanager

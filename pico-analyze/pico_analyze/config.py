@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +10,19 @@ from typing import Annotated, Any, Literal
 import yaml
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import RunLayout
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from pico_analyze import legacy_config
 
 
 class Section(BaseModel):
@@ -28,6 +40,8 @@ class StepRange(Section):
     """Last step; the run's last by default."""
     step: int | None = Field(None, ge=1)
     """Stride from `start`; every observed step by default."""
+    among: list[int] | None = Field(None, min_length=1)
+    """Only those of this list; unlike a list in place of the range, it may name steps that were not observed."""
 
 
 class FiguresConfig(Section):
@@ -58,6 +72,22 @@ Steps = Annotated[
 ]
 
 
+Kinds = list[Literal["weights", "gradients", "activations", "updates"]]
+Splits = list[Literal["train", "val"]]
+Reference = Annotated[str | int, BeforeValidator(_step_or_end)]
+
+
+class Part(Section):
+    """One of several measurements that make one table; its keys are those of an analysis."""
+
+    metrics: list[str] | None = None
+    """As of an analysis, and so below."""
+    components: list[str] | None = None
+    kinds: Kinds | None = None
+    splits: Splits | None = None
+    reference: Reference = "last"
+
+
 class AnalysisConfig(Section):
     """One analysis of one run."""
 
@@ -75,31 +105,64 @@ class AnalysisConfig(Section):
     """Globs over module names, and circuits (ov_circuit); all projections and circuits by default."""
     steps: Steps | None = None
     """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
-    kinds: list[Literal["weights", "gradients", "activations", "updates"]] | None = None
+    kinds: Kinds | None = None
     """What is measured; all but updates (differences of weights) by default."""
-    splits: list[Literal["train", "val"]] | None = None
+    splits: Splits | None = None
     """Of which data; both by default."""
-    reference: Annotated[str | int, BeforeValidator(_step_or_end)] = "last"
+    reference: Reference = "last"
     """Step that similarities are taken to: first, last, previous (each to the one before it) or a number."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
     """Step from which updates are taken: first, previous or a number."""
     figures: FiguresConfig = FiguresConfig()
     """Which figures are drawn."""
+    form_circuits: bool = False
+    """Whether entries of circuits are measured too (gini, hoyer, ...); their matrices, D x D a head, are formed."""
+    parts: list[Part] | None = Field(None, min_length=1)
+    """Several measurements in one table, in place of metrics, components, kinds, splits and reference."""
+
+    @field_validator("parts")
+    @classmethod
+    def _in_place_of_the_rest(cls, parts: list[Part] | None, info: ValidationInfo) -> list[Part] | None:
+        beside = [key for key in Part.model_fields if info.data.get(key) != cls.model_fields[key].default]
+        if parts and beside:
+            raise ValueError(f'"{beside[0]}" belongs into each part and not beside them')
+        return parts
 
 
-def load(source: Path, overrides: Sequence[str] = ()) -> AnalysisConfig:
+def load(
+    source: Path, overrides: Sequence[str] = (), run: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> AnalysisConfig:
     """The configuration in the YAML file `source`, or the default one of the run or series that `source` names.
+
+    A file of pico-analyze 1.x is converted, and `say` gets a line for what is not quite what it was. `run` takes the
+    place of the file's.
 
     Raises:
         UserError: no such file or run, not YAML, an unknown key, a wrong type; one sentence that names file and key.
     """
+    if run is not None and _names_a_source(source):
+        raise UserError(f"{source} is a run already: leave out --run {run}")
     raw: dict[str, Any] = {"run": str(source)} if _names_a_source(source) else _read(source)
+    earlier = legacy_config.is_legacy(raw)
+    if earlier:
+        raw = _converted(raw, source, say)
+    if run is not None:
+        raw["run"] = str(run)
     for override in overrides:
         _apply(raw, override)
+    if earlier and "run" not in raw:
+        raise UserError(f"{source} is of pico-analyze 1.x and names no run: add --run RUN")
     try:
         return AnalysisConfig.model_validate(raw)
     except ValidationError as error:
         raise UserError(_sentence(error, str(source), overrides)) from None
+
+
+def _converted(raw: dict[str, Any], source: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    try:
+        return legacy_config.converted(raw, str(source), source.stem, lambda sentence: say(f"note: {sentence}"))
+    except ValidationError as error:
+        raise UserError(_sentence(error, str(source), (), legacy_config.SECTIONS)) from None
 
 
 def to_yaml(config: AnalysisConfig) -> str:
@@ -147,14 +210,17 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     section[leaf] = value
 
 
-def _sentence(error: ValidationError, source: str, overrides: Sequence[str]) -> str:
+def _sentence(
+    error: ValidationError, source: str, overrides: Sequence[str], sections: Mapping[str, type[BaseModel]] | None = None
+) -> str:
     first = error.errors(include_url=False)[0]
     path = [str(part) for place, part in enumerate(first["loc"]) if (place, part) not in _TAGS]
     key = ".".join(path)
     if any(f"{key}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
         source = "the command line"
     if first["type"] == "extra_forbidden":
-        section = _SECTIONS[path[0]] if path[1:] else AnalysisConfig
+        parents = ["", *(part for part in path[:-1] if not part.isdigit())]
+        section = (sections or _SECTIONS)[parents[-1]]
         return f'{source}: unknown key "{key}"{did_you_mean(path[-1], section.model_fields)}'
     if first["type"] == "missing":
         return f'{source}: the key "{key}" is missing'
@@ -164,14 +230,20 @@ def _sentence(error: ValidationError, source: str, overrides: Sequence[str]) -> 
 
 
 _TAGS = ((1, "range"), (1, "list"))  # pydantic names the member of the union `steps` after the key
-_SECTIONS: Mapping[str, type[Section]] = {"steps": StepRange, "figures": FiguresConfig}
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "": AnalysisConfig,
+    "steps": StepRange,
+    "figures": FiguresConfig,
+    "parts": Part,
+}
 
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, of which it would drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f'the key "{twice[0]}" is given twice', node.start_mark)

@@ -68,7 +68,7 @@ def measure(
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
         form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D a head, are formed.
-        cache: a directory where results are kept, and read where the same code measured the same files; by default none.
+        cache: a directory where results are kept, read where the same code measured the same files; by default none.
         executor: of concurrent.futures, or with its interface (`dask.distributed.Client().get_executor()`), on whose
             workers the source's files can be opened; threads of this process by default.
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pico_contract.errors import UserError, did_you_mean
 
-Steps = Sequence[int] | Mapping[str, int] | None
-_KEYS = ("start", "end", "step")
+Steps = Sequence[int] | Mapping[str, Any] | None
+_KEYS = ("start", "end", "step", "among")
 
 
 def choose_steps(steps: Steps, known: Sequence[int]) -> tuple[int, ...]:
     """The steps that are asked for, ascending; every one must be among `known`, except those that a range skips over.
 
     {start: 0, end: 100, step: 30} is 0, 30, 60, 90; missing keys are the first step, the last, and every known one.
+    {among: [0, 10, 20]} are those of the list that are known.
     """
     if steps is None:
         return tuple(known)
@@ -29,15 +31,15 @@ def choose_steps(steps: Steps, known: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(steps)))
 
 
-def _range(steps: Mapping[str, int], known: Sequence[int]) -> tuple[int, ...]:
+def _range(steps: Mapping[str, Any], known: Sequence[int]) -> tuple[int, ...]:
     start, end = steps.get("start", 0), steps.get("end", max(known, default=0))
-    stride = steps.get("step")
+    stride, among = steps.get("step"), steps.get("among", known)
     if stride is not None and stride < 1:
         raise UserError(f"steps: step should be at least 1 but is {stride}")
-    wanted = [k for k in known if start <= k <= end and (stride is None or (k - start) % stride == 0)]
+    wanted = [k for k in among if k in known and start <= k <= end and (stride is None or (k - start) % stride == 0)]
     if not wanted:
         raise UserError(f"no observed step lies in {dict(steps)}; the run has {_listed(known)}")
-    return tuple(wanted)
+    return tuple(sorted(set(wanted)))
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     if repeated.any():
         raise ValueError(f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}")
     return frame
+
+
+def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several tables as one; a number that more than one of them holds is there once."""
+    return pd.concat(frames).drop_duplicates(KEY, ignore_index=True)
 
 
 def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
