@@ -42,25 +42,27 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     layout = place(run, config.name, config.out)
-    frame = table.joined(list(_tables(run, config, layout, say)))
+    frame = table.joined(_tables(run, config, layout, say))
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
-    figures = draw(frame, layout, _drawn(config), config.figures.heads, config.figures.formats)
+    figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
     return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
 
 
-def _tables(run: Source, config: AnalysisConfig, layout: AnalysisLayout, say: Say) -> Iterator[pd.DataFrame]:
+def _tables(run: Source, config: AnalysisConfig, layout: AnalysisLayout, say: Say) -> list[pd.DataFrame]:
     """What is measured, part by part."""
     from pico_analyze.engine import measure
     from pico_analyze.parts import held, parts_of, steps_of
 
     steps = steps_of(config, run, say)
     measure_part = partial(measure, window=config.window, form_circuits=config.form_circuits, cache=layout.cache)
+    tables = []
     with _warnings_as_lines(say):
         for part in held(parts_of(config), run, say):
             chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with _progress(say) as progress:
-                yield measure_part(run, *chosen, progress)
+                tables.append(measure_part(run, *chosen, progress))
+    return tables
 
 
 def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
@@ -134,17 +136,18 @@ def measured(run: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     return layout
 
 
-def _drawn(config: AnalysisConfig) -> list[str] | None:
+def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
+    """Of parts those that could be measured."""
     if config.figures.metrics is not None:
         return config.figures.metrics
     of_parts = dict.fromkeys(metric for part in config.parts or () for metric in part.metrics or ())
-    return list(of_parts) or config.metrics
+    return [metric for metric in of_parts if (frame["metric"] == metric).any()] or config.metrics
 
 
 def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
     from pico_analyze import report
 
-    write_text(layout.report, report.render(run, frame, _drawn(config), config.figures.heads))
+    write_text(layout.report, report.render(run, frame, _drawn(config, frame), config.figures.heads))
     return layout.report
 
 

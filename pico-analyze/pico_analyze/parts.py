@@ -26,7 +26,7 @@ def held(parts: Sequence[Asked], run: Source, say: Callable[[str], None]) -> Seq
     found, lines = [], []
     for part in parts:
         kinds = ["weights" if kind == UPDATES else kind for kind in part.kinds or KINDS]
-        splits = part.splits or list(SPLITS)
+        splits: Sequence[str] = part.splits or SPLITS
         if there.isdisjoint((kind, split) for kind in kinds for split in (*splits, None)):
             of = f"{' or '.join(kinds)} (of split {' or '.join(splits)})"
             lines.append(f"note: the run has no {of}: left out, of {', '.join(part.metrics or ['all metrics'])}")

@@ -25,6 +25,8 @@ TENS = range(0, 151, 10)
         ({"start": 0, "end": 100, "step": 45}, (0, 90)),
         ({"end": 10_000, "step": 75}, (0, 150)),
         ({}, tuple(TENS)),
+        ({"among": [140, 7, 0, 30, 30]}, (0, 30, 140)),
+        ({"among": [140, 7, 0, 30], "end": 100}, (0, 30)),
     ],
 )
 def test_lists_and_ranges_never_beyond_the_end(steps: Any, expected: tuple[int, ...]) -> None:
@@ -39,6 +41,7 @@ def test_lists_and_ranges_never_beyond_the_end(steps: Any, expected: tuple[int, 
         ({"step": 0}, "step should be at least 1 but is 0"),
         ({"start": 200}, "no observed step lies in {'start': 200}; the run has 0, 10, 20"),
         ({"start": 50, "end": 40}, "no observed step lies in"),
+        ({"among": [7]}, "no observed step lies in {'among': [7]}; the run has 0, 10, 20"),
     ],
 )
 def test_steps_that_are_not_there_are_named(steps: Any, sentence: str) -> None:
