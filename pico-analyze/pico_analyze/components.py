@@ -190,9 +190,9 @@ def ov_circuit_joined(source: Source, unit: Unit, step: int, kind: str, split: s
     Activations are v_out (P, G * hd) @ R (G * hd, H * D), block g of R the O[:, h]^T of the heads h that share
     key-value head g; weights are O (D, H * hd) @ R (H * hd, H * D), block h of R being V[kv(h)].
 
-    One rarely wants it: a model sums what its heads write and never lays it side by side, so that PER is a share of
-    min(P, H * D) or of D, which no head can reach, similarities are ruled by the heads that write most, and R has H
-    times the columns of a head's factor. It is what pico-analyze 1.x printed beside the heads, and published with them.
+    One rarely wants it: a model sums what its heads write and never lays it side by side. Its rank and similarities
+    are those of all heads together, ruled by the heads that write most, and R has H times the columns of one head's
+    factor. It is what pico-analyze 1.x printed beside the heads.
     """
     products = [one for one in ov_circuit(source, unit, step, kind, split) if isinstance(one, Product)]
     shared = source.model.get("num_key_value_heads", len(products)) if kind == "activations" else len(products)

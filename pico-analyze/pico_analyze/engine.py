@@ -58,7 +58,7 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (`CIRCUITS`); "*_proj" and "ov_circuit" by default, every
+        components: globs over module names, and circuits (see `plan`); "*_proj" and "ov_circuit" by default, every
             module of a model that calls none of its own so.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
