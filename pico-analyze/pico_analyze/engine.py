@@ -19,10 +19,12 @@ import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 from pico_analyze.cache import Cache, merged, pending
+from pico_analyze.comparison import Comparison, between_layers, comparison
+from pico_analyze.comparison import check as check_comparison
 from pico_analyze.components import UPDATES, check, fitting, plan
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
-from pico_analyze.reading import Work
+from pico_analyze.reading import Place, Work
 from pico_analyze.selection import Steps, choose_base, choose_steps
 from pico_analyze.sources import KINDS, SPLITS, Source
 from pico_analyze.table import from_rows
@@ -46,9 +48,13 @@ def measure(
     steps: Steps = None,
     kinds: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
-    reference: str | int = "last",
+    reference: str | int | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
+    reference_run: Source | None = None,
+    across: str | None = None,
+    null: str | None = None,
+    null_draws: int = 99,
     window: str | int = "previous",
     cache: Path | None = None,
     executor: Executor | None = None,
@@ -62,8 +68,15 @@ def measure(
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
-        reference: the step that similarities are taken to: "first" or "last" of those that hold the kind, "previous"
-            (for each step the one before it that does), or a number.
+        reference: the step that similarities are taken to: "first" or "last" (the default) of those that hold the
+            kind, "previous" (for each step the one before it that does), a number, or "all": for each step every
+            earlier one of `steps`. The later step is x of a metric, the earlier y.
+        reference_run: another run, whose steps `reference` then are: "same" (the default: that of the same number,
+            left out where the other run lacks it unless `steps` asks for it), "first", "last" or a number.
+        across: "layers" takes similarities between the layers of each step instead, every pair of the same plain
+            module: the later layer is x, the earlier y. Circuits are left out: heads do not correspond across layers.
+        null: "permutation" gives each similarity of samples `null_mean`, `null_sd` and `p` over `null_draws` orders
+            of the reference's rows, seeded by what is compared. It costs as many times the similarity.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
         cache: a directory in which results are kept by content: what was measured of the same files by the same code
@@ -83,13 +96,16 @@ def measure(
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
     chosen = resolve(metrics)
+    compared = comparison(reference, reference_run, across, null, null_draws)
     kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
     splits = _known("split", splits or SPLITS, SPLITS)
     at = choose_steps(steps, sorted({*run.steps, *run.damaged}))
     for step in at:
         for sentence in run.damaged.get(step, ()):
             warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
-    items = _work(run, components, None if steps is None else at, kinds, splits, reference, window)
+    items = _work(run, components, None if steps is None else at, kinds, splits, compared, window)
+    if any(metric.arity == 2 for metric in chosen.values()):
+        check_comparison(items)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
         numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
     for sentence in dict.fromkeys(damages):
@@ -122,16 +138,16 @@ def _measured(
     workers: Executor,
     cache: Cache | None,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[int, Numbers]], list[str]]:
+) -> tuple[list[dict[Place, Numbers]], list[str]]:
     """The numbers of each work item, and a sentence for each step that could not be read.
 
     What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was under way.
     """
-    parts: list[list[Mapping[int, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
+    parts: list[list[Mapping[Place, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
     todo: list[Todo] = [
-        (index, replace(item, steps=steps), lacking)
+        (index, part, lacking)
         for index, item in enumerate(items)
-        for steps, lacking in pending(item, metrics, parts[index][0])
+        for part, lacking in pending(item, metrics, parts[index][0])
     ]
     turns = _turns(todo, getattr(items[0].source, "at_once", None) if items else None)
     total = sum(map(len, turns))
@@ -141,7 +157,7 @@ def _measured(
             if cache:
                 cache.keep(item, metrics, result)
             parts[index].append(result.at)
-            damages.setdefault(index, []).extend(result.damages.values())
+            damages.setdefault(index, []).extend((result.damages | result.lost).values())
             if progress:
                 progress(done, total)
     return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
@@ -203,7 +219,7 @@ def _work(
     steps: tuple[int, ...] | None,
     kinds: Sequence[str],
     splits: Sequence[str],
-    reference: str | int,
+    compared: Comparison,
     window: str | int,
 ) -> list[Work]:
     """Work items; without `steps` each kind is measured at the steps that hold it, and at those that are damaged."""
@@ -218,13 +234,18 @@ def _work(
     for (kind, split), by_step in held.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
         readable = [step for step, found in by_step.items() if found]
+        base: dict[int, int] = {}
         if kind == UPDATES:
             base = {t: s for t, s in choose_base("window", window, at, readable, run.steps).items() if s < t}
             at = tuple(base) if steps is None else at
-        else:
-            base = choose_base("reference", reference, at, readable, run.steps)
+        units = plan(components, kind, modules[kind, split], run.model)
+        references = compared.references(run, kind, split, at, readable, steps is not None)
+        paired = [(unit, references) for unit in units]
+        if compared.across and kind != UPDATES:
+            paired += between_layers(units, at)
         items += [
-            Work(run, unit, kind, split, at, base) for unit in plan(components, kind, modules[kind, split], run.model)
+            Work(run, unit, kind, split, at, base, references, compared.other, compared.draws)
+            for unit, references in paired
         ]
     return items
 
