@@ -35,6 +35,7 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     from pico_analyze.sources.open import open_source
 
     run = open_source(config.run, config.disk_gib)
+    other = None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
     try:
         resolve(config.metrics)
     except UserError as error:
@@ -43,7 +44,18 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     layout = place(run, config.name, config.out)
     chosen = config.metrics, config.components, steps, config.kinds, config.splits
     with _warnings_as_lines(say), _progress(say) as progress:
-        frame = measure(run, *chosen, config.reference, progress, window=config.window, cache=layout.cache)
+        frame = measure(
+            run,
+            *chosen,
+            config.reference,
+            progress,
+            reference_run=other,
+            across=config.across,
+            null=config.null,
+            null_draws=config.null_draws,
+            window=config.window,
+            cache=layout.cache,
+        )
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     figures = draw(frame, layout, _drawn(config), config.figures.heads, config.figures.formats)

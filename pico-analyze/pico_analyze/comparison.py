@@ -10,11 +10,11 @@ from pico_contract.errors import UserError, nearest
 
 from pico_analyze.components import UPDATES, Unit, across_layers
 from pico_analyze.reading import Reference, Work
-from pico_analyze.selection import choose_base
+from pico_analyze.selection import REFERENCES, choose_base
 from pico_analyze.sources import Source
 
-OF_A_RUN = ("first", "last", "previous", "all")
-OF_ANOTHER = ("same", "first", "last")
+_OF_A_RUN = tuple(name for name in REFERENCES if name != "same")
+_OF_ANOTHER = tuple(name for name in REFERENCES if name not in ("previous", "all"))
 ACROSS = ("layers",)
 NULLS = ("permutation",)
 References = dict[int, tuple[Reference | None, ...]]
@@ -86,7 +86,7 @@ def comparison(
             raise UserError(
                 f'reference "{reference}" is of the run itself: another run\'s is same, first, last or a step'
             )
-        _known("reference", reference, OF_A_RUN if other is None else OF_ANOTHER, " or a step")
+        _known("reference", reference, _OF_A_RUN if other is None else _OF_ANOTHER, " or a step")
     return Comparison(reference, other, across, draws if null else 0)
 
 

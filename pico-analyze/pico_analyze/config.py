@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.errors import UserError, did_you_mean, nearest
 from pico_contract.layout import RunLayout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from pico_analyze.selection import REFERENCES
 
 
 class Section(BaseModel):
@@ -49,6 +51,13 @@ def _step_or_end(value: Any) -> Any:
     raise ValueError(f'should be "first", "last", "previous" or a step (it is {value!r})')
 
 
+def _reference(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or value in REFERENCES:
+        return value
+    near = "".join(f', did you mean "{name}"?' for name in nearest(str(value), REFERENCES))
+    raise ValueError(f"should be one of {', '.join(REFERENCES)}, or a step (it is {value!r}{near})")
+
+
 def _shape_of_steps(value: Any) -> str:
     return "range" if isinstance(value, dict | StepRange) else "list"
 
@@ -79,8 +88,17 @@ class AnalysisConfig(Section):
     """What is measured; all but updates (differences of weights) by default."""
     splits: list[Literal["train", "val"]] | None = None
     """Of which data; both by default."""
-    reference: Annotated[str | int, BeforeValidator(_step_or_end)] = "last"
-    """Step that similarities are taken to: first, last, previous (each to the one before it) or a number."""
+    reference: Annotated[str | int | None, BeforeValidator(_reference)] = None
+    """Step that similarities are taken to: first, last (the default), previous (each to the one before it), a number,
+    or all (each to every earlier one); of another run same (the default), first, last or a number."""
+    reference_run: Path | None = None
+    """Another run, to whose steps similarities are taken."""
+    across: Literal["layers"] | None = None
+    """layers: similarities between the layers of each step instead of between steps."""
+    null: Literal["permutation"] | None = None
+    """permutation: what each similarity of samples is where the reference's rows are in any order."""
+    null_draws: int = Field(99, ge=2)
+    """Orders of the rows; each similarity is computed as many times more."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
     """Step from which updates are taken: first, previous or a number."""
     figures: FiguresConfig = FiguresConfig()
