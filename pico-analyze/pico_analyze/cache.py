@@ -194,20 +194,28 @@ def pending(
     work: Work, metrics: Mapping[str, Metric], known: Mapping[Place, Numbers]
 ) -> list[tuple[Work, dict[str, Metric]]]:
     """What is still to be measured of a work item: steps that lack the same metrics go together, each with those
-    references to which something is lacking.
+    references to which something is lacking. A step without a pair goes with those that have some.
     """
-    lacking: dict[int, dict[str, Metric]] = {}
+    alone: dict[int, dict[str, None]] = {}
+    pairs: dict[int, dict[str, None]] = {}
     references: dict[int, tuple[Reference | None, ...]] = {}
     for place, measured in places(work, metrics):
-        found = {name: metric for name, metric in measured.items() if name not in known.get(place, {})}
-        if found:
-            lacking.setdefault(place.step, {}).update(found)
-        if any(metric.arity == 2 for metric in found.values()):
+        names = dict.fromkeys(name for name in measured if name not in known.get(place, {}))
+        paired = dict.fromkeys(name for name in names if metrics[name].arity == 2)
+        alone.setdefault(place.step, {}).update((name, None) for name in names if name not in paired)
+        pairs.setdefault(place.step, {}).update(paired)
+        if paired:
             references[place.step] = (*references.get(place.step, ()), place.reference)
+    with_pairs = {tuple(alone[step]): tuple(names) for step, names in pairs.items() if names}
     groups: dict[tuple[str, ...], list[int]] = {}
-    for step, found in lacking.items():
-        groups.setdefault(tuple(found), []).append(step)
-    return [(replace(work, steps=tuple(steps), references=references), lacking[steps[0]]) for steps in groups.values()]
+    for step, names in alone.items():
+        key = (*names, *(pairs[step] or with_pairs.get(tuple(names), ())))
+        if names or pairs[step]:
+            groups.setdefault(key, []).append(step)
+    return [
+        (replace(work, steps=tuple(steps), references=references), {name: metrics[name] for name in names})
+        for names, steps in groups.items()
+    ]
 
 
 def merged(parts: Sequence[Mapping[Place, Numbers]]) -> dict[Place, Numbers]:

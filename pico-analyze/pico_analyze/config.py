@@ -186,11 +186,14 @@ _SECTIONS: Mapping[str, type[Section]] = {"steps": StepRange, "figures": Figures
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which it would drop the first."""
+    """SafeLoader that refuses a key given twice, of which it would drop the first, and knows `null` as a key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f'the key "{twice[0]}" is given twice', node.start_mark)
-        return super().construct_mapping(node, deep)
+        found = super().construct_mapping(node, deep)
+        if None in found:
+            found["null"] = found.pop(None)  # what YAML makes of the key `null`, which is one of ours
+        return found

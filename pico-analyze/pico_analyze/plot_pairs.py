@@ -34,12 +34,12 @@ def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
     """
     layers = layers_of(shown.rows)
     if shown.rows["component"].nunique() > 1 or not layers:
-        over = f", mean of {len(layers)} layers" if len(layers) > 1 else ""
-        rows = shown.rows.assign(component=shown.rows["component"] + over)
+        rows, over = shown.rows, f", mean of {len(layers)} layers" if len(layers) > 1 else ""
     else:
+        over = ""
         rows = shown.rows[shown.rows["layer"].isin(few(layers, _MOST_LAYERS))]
         rows = rows.assign(component=rows["component"] + ", layer " + rows["layer"].astype(str))
-    figure = _matrices(shown, rows, ["step", "reference_step"], columns)
+    figure = _matrices(f"{title_of(shown)}{over}", rows, ["step", "reference_step"], columns)
     figure.supylabel("step")
     label_below(figure, "earlier step, with which it is compared", rows)
     return figure
@@ -51,15 +51,16 @@ def between_layers(shown: Subject, columns: int = COLUMNS) -> Figure:
     rows = shown.rows[shown.rows["step"].isin(steps)]
     labels = rows["component"] + ", step " + rows["step"].astype(str)
     earlier = rows["reference_module"].map(lambda module: parse(module).layer)
-    figure = _matrices(shown, rows.assign(component=labels, earlier=earlier), ["layer", "earlier"], len(steps))
+    rows = rows.assign(component=labels, earlier=earlier)
+    figure = _matrices(title_of(shown), rows, ["layer", "earlier"], len(steps))
     figure.supylabel("layer")
     label_below(figure, "earlier layer, with which it is compared", rows)
     return figure
 
 
-def _matrices(shown: Subject, rows: pd.DataFrame, keys: list[str], columns: int) -> Figure:
+def _matrices(title: str, rows: pd.DataFrame, keys: list[str], columns: int) -> Figure:
     """A panel for each `component`, all in the same colours, so that panels can be compared."""
-    figure, panels = panels_of(title_of(shown), rows, columns)
+    figure, panels = panels_of(title, rows, columns)
     every = rows["value"].groupby([rows[key] for key in ("component", *keys)]).agg(_mean)
     scale = LogNorm if is_wide(rows, every.unstack()) else Normalize
     norm = scale(every.min(), every.max()) if every.notna().any() else None
