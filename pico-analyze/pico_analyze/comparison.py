@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from pico_contract.errors import UserError, nearest
 
 from pico_analyze.components import UPDATES, Unit, across_layers
+from pico_analyze.metrics import Metric
 from pico_analyze.reading import Reference, Work
 from pico_analyze.selection import REFERENCES, choose_base
 from pico_analyze.sources import Source
@@ -90,12 +91,12 @@ def comparison(
     return Comparison(reference, other, across, draws if null else 0)
 
 
-def check(items: Sequence[Work]) -> None:
-    """Raise UserError where nothing of another run can be compared, or its activations are of other tokens."""
+def check(items: Sequence[Work], metrics: Mapping[str, Metric]) -> None:
+    """Raise UserError where `metrics` compare with a run that has nothing to compare, or with other tokens."""
     other = next((item.other for item in items if item.other is not None), None)
-    pairs = {(item.kind, step, found.step) for item in items for step, found in _pairs(item)}
-    if other is None:
+    if other is None or all(metric.arity == 1 for metric in metrics.values()):
         return
+    pairs = {(item.kind, step, found.step) for item in items for step, found in _pairs(item)}
     run = items[0].source
     if not pairs:
         what = f'run "{run.name}" and run "{other.name}" have no step of the same kind in common'

@@ -68,15 +68,14 @@ def measure(
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
-        reference: the step that similarities are taken to: "first" or "last" (the default) of those that hold the
-            kind, "previous" (for each step the one before it that does), a number, or "all": for each step every
-            earlier one of `steps`. The later step is x of a metric, the earlier y.
-        reference_run: another run, whose steps `reference` then are: "same" (the default: that of the same number,
-            left out where the other run lacks it unless `steps` asks for it), "first", "last" or a number.
-        across: "layers" takes similarities between the layers of each step instead, every pair of the same plain
-            module: the later layer is x, the earlier y. Circuits are left out: heads do not correspond across layers.
-        null: "permutation" gives each similarity of samples `null_mean`, `null_sd` and `p` over `null_draws` orders
-            of the reference's rows, seeded by what is compared. It costs as many times the similarity.
+        reference: what similarities are taken to: "first" or "last" (the default) of the steps that hold the kind,
+            "previous" (the one before each), a number, or "all": for each of `steps` every earlier one.
+        reference_run: another run, of which `reference` is then "same" (the default: the step of the same number, left
+            out where it is lacking and `steps` does not ask for it), "first", "last" or a number.
+        across: "layers" for similarities of each layer to every earlier one of the same step instead. Circuits are left
+            out, since heads do not correspond across layers.
+        null: "permutation" for `null_mean`, `null_sd` and `p` of each similarity of samples, over `null_draws` orders
+            of the reference's rows, seeded by what is compared; it costs `null_draws` similarities more.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
         cache: a directory in which results are kept by content: what was measured of the same files by the same code
@@ -84,36 +83,61 @@ def measure(
         executor: of concurrent.futures, or with its interface (`dask.distributed.Client().get_executor()`), on whose
             workers the source's files can be opened; threads of this process by default.
 
-    Combinations that mean nothing are left out: spectral metrics of vectors, entries of a circuit, similarities of
-    anything but activations. What a step lacks has status `missing`.
+    Of a pair the reference is y of a metric, the step or layer itself x. Combinations that mean nothing are left out:
+    spectral metrics of vectors, entries of a circuit. What a step lacks has status `missing`.
 
     Raises:
-        UserError: an unknown metric, component, kind, split or step (with the nearest), an empty list, or nothing to
-            measure.
+        UserError: a name or step that is not known (with the nearest), an empty list, or nothing to measure.
 
     Warns:
-        DamagedWarning: once for each part of the run that is not readable; its rows have status `missing`.
+        DamagedWarning: once for each part of the runs that is not readable; its rows have status `missing`.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
-    chosen = resolve(metrics)
-    compared = comparison(reference, reference_run, across, null, null_draws)
+    chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
+    items, damages = _asked(run, components, steps, kinds, splits, compared, window)
+    _warn(damages)
+    check_comparison(items, chosen)
+    with pool() if executor is None else contextlib.nullcontext(executor) as workers:
+        numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
+    _warn(damages)
+    return _table(run.name, items, chosen, numbers)
+
+
+def _table(
+    run: str, items: Sequence[Work], metrics: Mapping[str, Metric], numbers: Sequence[Mapping[Place, Numbers]]
+) -> pd.DataFrame:
+    frame = from_rows(chain(*(rows(item, metrics, at) for item, at in zip(items, numbers, strict=True))))
+    if frame.empty:
+        raise UserError(f'nothing to measure in run "{run}": no such metric of such kinds and components')
+    return frame
+
+
+def _asked(
+    run: Source,
+    components: Sequence[str] | None,
+    steps: Steps,
+    kinds: Sequence[str] | None,
+    splits: Sequence[str] | None,
+    compared: Comparison,
+    window: str | int,
+) -> tuple[list[Work], list[str]]:
+    """Work items, and a sentence for each damaged directory of the steps that are asked for, of either run."""
     kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
     splits = _known("split", splits or SPLITS, SPLITS)
     at = choose_steps(steps, sorted({*run.steps, *run.damaged}))
-    for step in at:
-        for sentence in run.damaged.get(step, ()):
-            warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
-    items = _work(run, components, None if steps is None else at, kinds, splits, compared, window)
-    if any(metric.arity == 2 for metric in chosen.values()):
-        check_comparison(items)
-    with pool() if executor is None else contextlib.nullcontext(executor) as workers:
-        numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
-    for sentence in dict.fromkeys(damages):
-        warnings.warn(sentence, DamagedWarning, stacklevel=2)
-    frame = from_rows(chain(*(rows(item, chosen, at) for item, at in zip(items, numbers, strict=True))))
-    if frame.empty:
-        raise UserError(f'nothing to measure in run "{run.name}": no such metric of such kinds and components')
-    return frame
+    sources = [run] if compared.other is None else [run, compared.other]
+    damages = [
+        f"step {step} is left out in part: {sentence}"
+        for source in sources
+        for step in at
+        for sentence in source.damaged.get(step, ())
+    ]
+    return _work(run, components, None if steps is None else at, kinds, splits, compared, window), damages
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in dict.fromkeys(sentences):
+        warnings.warn(sentence, DamagedWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

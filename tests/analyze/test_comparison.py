@@ -198,6 +198,14 @@ def test_damage_of_the_other_run_is_said_and_not_kept(run: Run, new_run: Callabl
     assert set(measure(run, ["cka"], **asked, reference_run=open_run(tmp_path / "new"))["status"]) == {"ok"}
 
 
+def test_a_step_of_the_other_run_that_is_not_intact_is_said(run: Run, new_run: Callable[..., Run]) -> None:
+    layout = new_run().layout
+    (layout.snapshot(1) / MANIFEST).write_text("{")
+    with pytest.warns(DamagedWarning, match=r"step 1 is left out in part: .*new"):
+        frame = measure(run, ["cka"], **ACTIVATIONS, reference_run=open_run(layout.root))
+    assert set(frame["step"]) == {0, 2}
+
+
 def test_results_are_those_of_the_other_runs_content(run: Run, new_run: Callable[..., Run], tmp_path: Path) -> None:
     asked: dict[str, Any] = {**ACTIVATIONS, "cache": tmp_path / "cache"}
     other = new_run()
