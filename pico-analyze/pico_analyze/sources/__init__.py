@@ -19,7 +19,7 @@ class Source(Protocol):
 
     Three attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
     results are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of
-    any run that has as many rows; and `at_once`, the number of steps whose files fit where they are fetched to, or None.
+    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None.
     """
 
     @property
