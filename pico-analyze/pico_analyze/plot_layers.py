@@ -83,7 +83,7 @@ def convergence(shown: Subject) -> Figure:
 
 def ends_at_its_reference(shown: Subject) -> bool:
     """Whether the rows are similarities to their own last step, so that they say when something settled."""
-    of_itself = shown.rows["reference_run"].fillna("") == shown.rows["run"]
+    of_itself = shown.rows["reference_run"].fillna(shown.rows["run"]) == shown.rows["run"]
     reference = shown.rows.loc[of_itself, "reference_step"].dropna().unique()
     similar = shown.rows["unit"].eq("similarity").any()
     return bool(similar and len(reference) == 1 and reference[0] == shown.rows["step"].max())

@@ -185,7 +185,8 @@ def grids(frame: pd.DataFrame) -> list[Grid]:
     found = []
     for (kind, split), rows in frame.groupby(["kind", "split"], sort=False, dropna=False):
         step = rows["step"].max()
-        to_itself = (rows["reference_step"].fillna(-1) == step) & (rows["reference_run"].fillna("") == rows["run"])
+        own = rows["reference_run"].fillna(rows["run"]) == rows["run"]
+        to_itself = (rows["reference_step"].fillna(-1) == step) & own
         last = rows[(rows["step"] == step) & ~to_itself]
         metrics = [str(metric) for metric in last["metric"].unique() if between(rows[rows["metric"] == metric]) is None]
         if not metrics:

@@ -64,8 +64,8 @@ class Subject:
             return ""
         moving = "the same step" if (pairs["reference_step"] == pairs["step"]).all() else "the step before"
         where = f"step {steps[0]}" if len(steps) == 1 else moving
-        run, other = (pairs[column].iloc[0] if column in pairs else None for column in ("run", "reference_run"))
-        of = f" of run {other}" if other not in (None, run) else ""
+        others = list(pairs["reference_run"].dropna().unique()) if "reference_run" in pairs else []
+        of = "".join(f" of run {other}" for other in others if other != pairs["run"].iloc[0])
         return f", {'since' if self.kind == 'updates' else 'to'} {where}{of}"
 
     @property
