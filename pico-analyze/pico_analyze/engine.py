@@ -94,8 +94,7 @@ def measure(
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
     chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
-    items, damages = _asked(run, components, steps, kinds, splits, compared, window)
-    _warn(damages)
+    items = _asked(run, components, steps, kinds, splits, compared, window)
     check_comparison(items, chosen)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
         numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
@@ -120,8 +119,8 @@ def _asked(
     splits: Sequence[str] | None,
     compared: Comparison,
     window: str | int,
-) -> tuple[list[Work], list[str]]:
-    """Work items, and a sentence for each damaged directory of the steps that are asked for, of either run."""
+) -> list[Work]:
+    """Work items; warns of each damaged directory of the steps that are asked for, of either run."""
     kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
     splits = _known("split", splits or SPLITS, SPLITS)
     at = choose_steps(steps, sorted({*run.steps, *run.damaged}))
@@ -132,12 +131,14 @@ def _asked(
         for step in at
         for sentence in source.damaged.get(step, ())
     ]
-    return _work(run, components, None if steps is None else at, kinds, splits, compared, window), damages
+    _warn(damages, 4)
+    return _work(run, components, None if steps is None else at, kinds, splits, compared, window)
 
 
-def _warn(sentences: Sequence[str]) -> None:
+def _warn(sentences: Sequence[str], level: int = 3) -> None:
+    """To whoever called `measure`, which is `level` calls above."""
     for sentence in dict.fromkeys(sentences):
-        warnings.warn(sentence, DamagedWarning, stacklevel=3)
+        warnings.warn(sentence, DamagedWarning, stacklevel=level)
 
 
 @contextlib.contextmanager
