@@ -65,7 +65,7 @@ _FIGURES = {
     "colours: a block of one colour beside the slope is a phase in which little changes, an edge a step that left what "
     "was before. White: not compared, since a step is not earlier than itself. Hatched: no value.",
     "between_layers": "Each cell compares a layer (upwards) with an earlier one (to the right), all panels in the same "
-    "colours, at a few steps from left to right: a block of one colour beside the slope is a stretch of layers that say "
+    "colours, at a few steps from left to right: a block of one colour beside the slope is layers in a row that say "
     "much the same. White: not compared, since a layer is not earlier than itself. Hatched: no value.",
     "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
     "run: where the bands overlap, the arms differ no more than seeds do.",
