@@ -1,9 +1,9 @@
 """Results kept by content: what was measured of the same bytes by the same code is read, not computed again.
 
 One file a work item: a header, then one JSON line for each content, which is the sha256 of the tensors' files of a step
-(and of the step that it is compared with), with the numbers of each metric. The step itself is no part of it. A file
-that is damaged, or of other code, is as none at all; each is replaced as a whole, so that a kill leaves the old or the
-new.
+(and of the step that it is compared with), with the numbers of each metric. The step itself is no part of it, but with
+a permutation null, whose draws depend on it. A file that is damaged, or of other code, is as none at all; each is
+replaced as a whole, so that a kill leaves the old or the new.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,9 +25,9 @@ from pico_contract.errors import UserError
 
 import pico_analyze
 from pico_analyze.components import UPDATES
-from pico_analyze.item import Measured, Numbers, Result, chosen_for
+from pico_analyze.item import Measured, Numbers, Result, chosen_for, has_null, places, seeded_by
 from pico_analyze.metrics import METRICS, Metric
-from pico_analyze.reading import Work
+from pico_analyze.reading import Place, Reference, Work
 from pico_analyze.sources import Source
 
 FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
@@ -55,36 +56,30 @@ class Cache:
 
     def __init__(self, root: Path, source: Source) -> None:
         self.root = root
-        self._source = source if isinstance(source, Fingerprinted) else None
-        self._model = sorted(map(list, source.model.items()))
+        self._kept = isinstance(source, Fingerprinted)
         self._contents: dict[tuple[Any, ...], str | None] = {}
 
-    def known(self, work: Work, metrics: Mapping[str, Metric]) -> dict[int, Numbers]:
-        """What is kept of a work item: step -> those of `metrics` whose numbers there are known."""
-        if self._source is None or not self._path(work).is_file():
+    def known(self, work: Work, metrics: Mapping[str, Metric]) -> dict[Place, Numbers]:
+        """What is kept of a work item: place -> those of `metrics` whose numbers there are known."""
+        if not self._kept or not self._path(work).is_file():
             return {}
-        kept, places = self._read(self._path(work)), _places(work, metrics)
-        found: dict[int, Numbers] = {}
-        for step in work.steps:
-            contents = self._contents_at(work, step)
-            for name, key, content in ((name, key, contents[compared]) for name, key, compared in places):
-                if content is not None and key in kept.get(content, {}):
-                    fields = kept[content][key]
-                    found.setdefault(step, {})[name] = fields and [Measured(*one) for one in fields]
+        kept = self._read(self._path(work))
+        found: dict[Place, Numbers] = {}
+        for place, content, name, key in self._named(work, metrics):
+            if key in kept.get(content, {}):
+                fields = kept[content][key]
+                found.setdefault(place, {})[name] = fields and [Measured(*one) for one in fields]
         return found
 
     def keep(self, work: Work, metrics: Mapping[str, Metric], result: Result) -> None:
         """Add what was measured, but for what rests on a file that could not be read."""
-        if self._source is None:
+        if not self._kept:
             return
         added: Kept = {}
-        places = _places(work, metrics)
-        for step, numbers in result.at.items():
-            contents = self._contents_at(work, step)
-            for name, key, compared in places:
-                content = contents[compared]
-                if content is not None and name in numbers and work.base.get(step) not in result.damages:
-                    added.setdefault(content, {})[key] = numbers[name]
+        for place, content, name, key in self._named(work, metrics):
+            lost = place.reference is not None and place.reference.step in result.lost
+            if name in result.at.get(place, {}) and not lost and work.base.get(place.step) not in result.damages:
+                added.setdefault(content, {})[key] = result.at[place][name]
         if not added:
             return
         path = self._path(work)
@@ -94,32 +89,45 @@ class Cache:
         lines = "".join(json.dumps([content, numbers_of]) + "\n" for content, numbers_of in kept.items())
         codec.write_text(path, json.dumps(_header(lines)) + "\n" + lines)
 
+    def _named(self, work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, str, str, str]]:
+        """(place, content, metric, what it is called in the file) of each metric that can be kept."""
+        keys = {name: _metric_key(name, metric, work) for name, metric in chosen_for(work, metrics).items()}
+        for place, measured in places(work, metrics):
+            own = self._content(work.source, work, place.step)
+            if own is None:
+                continue  # the step lacks the unit
+            for name, metric in measured.items():
+                content = self._compared(own, work, place, metric)
+                if content is not None and (key := keys[name]) is not None:
+                    yield place, content, name, key
+
+    def _compared(self, own: str, work: Work, place: Place, metric: Metric) -> str | None:
+        """The content of a step, with what it is compared with; None where that cannot be told."""
+        if metric.arity == 1 and work.kind != UPDATES:
+            return own
+        base = work.base.get(place.step)
+        reference = Reference(base) if base is not None else place.reference
+        if reference is None:
+            return f"{own} {_ALONE}"
+        other = work.other or work.source
+        if not isinstance(other, Fingerprinted):
+            return None
+        content = f"{own} {self._content(other, work, reference.step) or _ALONE}"
+        if reference.shift:
+            content += f" {reference.shift} {_digest([key.module for key in work.unit.keys])}"
+        return content + (f" {_digest(seeded_by(work, *place))}" if work.draws and has_null(metric) else "")
+
     def _path(self, work: Work) -> Path:
         unit = work.unit
         parts = (work.kind, work.split, unit.circuit, unit.module)
         return self.root / (quote(" ".join(part for part in parts if part), safe=" ") + ".jsonl")
 
-    def _contents_at(self, work: Work, step: int) -> tuple[str | None, str | None]:
-        """The content of a step, by itself and with what it is compared with; None where the step lacks the unit."""
-        own = self._content(work, step)
-        if own is None:
-            return None, None
-        base = work.base.get(step)
-        return own, f"{own} {(None if base is None else self._content(work, base)) or _ALONE}"
-
-    def _content(self, work: Work, step: int) -> str | None:
-        of = (work.unit.reads(work.kind), work.split, step)
+    def _content(self, source: Source, work: Work, step: int) -> str | None:
+        """Of a step of a source; None where it lacks the unit."""
+        of = (source is work.source, work.unit.reads(work.kind), work.split, step)
         if of not in self._contents:
-            self._contents[of] = self._fingerprint(*of)
+            self._contents[of] = _fingerprint(source, *of[1:])
         return self._contents[of]
-
-    def _fingerprint(self, kinds: Sequence[str], split: str | None, step: int) -> str | None:
-        assert self._source is not None
-        try:
-            found = [self._source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds]
-        except UserError:
-            return None
-        return _digest([self._model, found])
 
     def _read(self, path: Path) -> Kept:
         try:
@@ -140,16 +148,13 @@ def _header(lines: str) -> dict[str, Any]:
     return {"format": FORMAT, "format_version": FORMAT_VERSION, "code": _code(), "sha256": sha256}
 
 
-def _places(work: Work, metrics: Mapping[str, Metric]) -> list[tuple[str, str, bool]]:
-    """(metric, what it is called in the file, whether it compares) of each metric whose numbers can be kept."""
-    places = []
-    for name, metric in chosen_for(work.kind, metrics).items():
-        key = _metric_key(name, metric)
-        if key is not None and metric.needs == "entries" and work.unit.circuit and work.formed:
-            key += " formed"  # without, the same metric does not apply
-        if key is not None:
-            places.append((name, key, metric.arity == 2 or work.kind == UPDATES))
-    return places
+def _fingerprint(source: Source, kinds: Sequence[str], split: str | None, step: int) -> str | None:
+    assert isinstance(source, Fingerprinted)
+    try:
+        found = [source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds]
+    except UserError:
+        return None
+    return _digest([sorted(map(list, source.model.items())), found])
 
 
 def _digest(of: Any) -> str:
@@ -165,9 +170,13 @@ def _code() -> str:
     return _digest([pico_analyze.__version__, torch.__version__, held])
 
 
-def _metric_key(name: str, metric: Metric) -> str | None:
+def _metric_key(name: str, metric: Metric, work: Work) -> str | None:
     """The metric and its parameters, a user's own with the file that defines it; None where that cannot be told."""
     parameters = json.dumps(dict(metric.parameters), sort_keys=True)
+    if work.draws and has_null(metric):
+        parameters += f" permutation {work.draws}"
+    if work.formed and metric.needs == "entries" and work.unit.circuit:
+        parameters += " formed"  # without, the same metric does not apply
     if METRICS.get(name) == metric:
         return f"{name} {parameters}"
     source = _file_of(metric.fn)
@@ -184,22 +193,37 @@ def _file_of(fn: Callable[..., Any]) -> str | None:
 
 
 def pending(
-    work: Work, metrics: Mapping[str, Metric], known: Mapping[int, Numbers]
-) -> list[tuple[tuple[int, ...], dict[str, Metric]]]:
-    """(steps, metrics) that are still to be measured; steps that lack the same metrics go together."""
-    chosen = chosen_for(work.kind, metrics)
+    work: Work, metrics: Mapping[str, Metric], known: Mapping[Place, Numbers]
+) -> list[tuple[Work, dict[str, Metric]]]:
+    """What is still to be measured of a work item: steps that lack the same metrics go together, each with those
+    references to which something is lacking. A step without a pair goes with those that have some.
+    """
+    alone: dict[int, dict[str, None]] = {}
+    pairs: dict[int, dict[str, None]] = {}
+    references: dict[int, tuple[Reference | None, ...]] = {}
+    for place, measured in places(work, metrics):
+        names = dict.fromkeys(name for name in measured if name not in known.get(place, {}))
+        paired = dict.fromkeys(name for name in names if metrics[name].arity == 2)
+        alone.setdefault(place.step, {}).update((name, None) for name in names if name not in paired)
+        pairs.setdefault(place.step, {}).update(paired)
+        if paired:
+            references[place.step] = (*references.get(place.step, ()), place.reference)
+    with_pairs = {tuple(alone[step]): tuple(names) for step, names in pairs.items() if names}
     groups: dict[tuple[str, ...], list[int]] = {}
-    for step in work.steps:
-        lacking = tuple(name for name in chosen if name not in known.get(step, {}))
-        if lacking:
-            groups.setdefault(lacking, []).append(step)
-    return [(tuple(steps), {name: chosen[name] for name in names}) for names, steps in groups.items()]
+    for step, names in alone.items():
+        key = (*names, *(pairs[step] or with_pairs.get(tuple(names), ())))
+        if names or pairs[step]:
+            groups.setdefault(key, []).append(step)
+    return [
+        (replace(work, steps=tuple(steps), references=references), {name: metrics[name] for name in names})
+        for names, steps in groups.items()
+    ]
 
 
-def merged(parts: Sequence[Mapping[int, Numbers]]) -> dict[int, Numbers]:
-    """The numbers of several measurements of one work item, by step."""
-    at: dict[int, Numbers] = {}
+def merged(parts: Sequence[Mapping[Place, Numbers]]) -> dict[Place, Numbers]:
+    """The numbers of several measurements of one work item, by place."""
+    at: dict[Place, Numbers] = {}
     for part in parts:
-        for step, numbers in part.items():
-            at.setdefault(step, {}).update(numbers)
+        for place, numbers in part.items():
+            at.setdefault(place, {}).update(numbers)
     return at

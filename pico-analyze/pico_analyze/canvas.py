@@ -147,6 +147,13 @@ def short(step: int) -> str:
     return f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step)
 
 
+def few(of: list[int], most: int) -> list[int]:
+    """First, last and a few between, evenly among those that there are."""
+    if len(of) <= most:
+        return of
+    return [of[round(i * (len(of) - 1) / max(most - 1, 1))] for i in range(most)]
+
+
 def colours_of(layers: int) -> Colormap:
     """Viridis by layer, less its palest tenth, which is lost on white."""
     return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(layers, 1))))
@@ -186,7 +193,7 @@ def write(figure: Figure, file: BinaryIO, ending: str) -> None:
 
 
 def draw_cells(axes: Axes, values: pd.DataFrame, **image: Any) -> None:
-    """`values` (layer, or layer and head, by step) as cells with a bar of colours; null ones stay hatched."""
+    """`values` (layer, layer and head, or step, by step or layer) as cells with a bar of colours; null ones hatched."""
     axes.set_facecolor("0.92")
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
     axes.grid(visible=False)
@@ -194,7 +201,11 @@ def draw_cells(axes: Axes, values: pd.DataFrame, **image: Any) -> None:
     axes.figure.colorbar(shown, ax=axes)
     columns = spaced(range(values.shape[1]))
     axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
-    _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
+    if "layer" in values.index.names:
+        _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
+    else:
+        rows = spaced(range(values.shape[0]), most=8)
+        axes.set_yticks(rows, [short(int(values.index[i])) for i in rows])
 
 
 def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:

@@ -36,26 +36,38 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     from pico_analyze.sources.open import open_source
 
     run = open_source(config.run, config.disk_gib)
+    other = None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
     try:
         for part in parts_of(config):
             resolve(part.metrics)
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     layout = place(run, config.name, config.out)
-    frame = table.joined(_tables(run, config, layout, say))
+    frame = table.joined(_tables(run, other, config, layout, say))
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
     return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
 
 
-def _tables(run: Source, config: AnalysisConfig, layout: AnalysisLayout, say: Say) -> list[pd.DataFrame]:
+def _tables(
+    run: Source, other: Source | None, config: AnalysisConfig, layout: AnalysisLayout, say: Say
+) -> list[pd.DataFrame]:
     """What is measured, part by part."""
     from pico_analyze.engine import measure
     from pico_analyze.parts import held, parts_of, steps_of
 
     steps = steps_of(config, run, say)
-    measure_part = partial(measure, window=config.window, form_circuits=config.form_circuits, cache=layout.cache)
+    measure_part = partial(
+        measure,
+        reference_run=other,
+        across=config.across,
+        null=config.null,
+        null_draws=config.null_draws,
+        window=config.window,
+        form_circuits=config.form_circuits,
+        cache=layout.cache,
+    )
     tables = []
     with _warnings_as_lines(say):
         for part in held(parts_of(config), run, say):

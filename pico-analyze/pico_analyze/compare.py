@@ -22,7 +22,7 @@ LEVEL = 0.95
 """Of the intervals."""
 DRAWS = 2000
 """Resamples of a bootstrap."""
-WHAT = ["kind", "split", "component", "layer", "metric", "variant", "reference_step"]
+WHAT = ["kind", "split", "component", "layer", "metric", "variant", "reference_step", "reference_module"]
 """With the step, what makes numbers of two runs comparable."""
 COLUMNS = [
     *("baseline", "arm", "step", *WHAT, "unit"),

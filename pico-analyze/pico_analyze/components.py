@@ -46,17 +46,23 @@ class Key:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is loaded and measured together, at every step: one module, or one layer's circuit (of all heads)."""
+    """What is loaded and measured together, at every step: one module, one layer's circuit (of all heads), or one
+    component of all layers."""
 
-    circuit: str | None  # a name in CIRCUITS; None for a plain module
+    circuit: str | None  # a name in CIRCUITS; None for plain modules
     module: str
     keys: tuple[Key, ...]
 
     def load(self, source: Source, step: int, kind: str, split: str | None) -> list[Matrix]:
         """One matrix for each key; UserError where the step lacks what it needs."""
         if self.circuit is None:
-            return [source.tensor(step, kind, self.module, split)]
+            return [source.tensor(step, kind, key.module, split) for key in self.keys]
         return CIRCUITS[self.circuit].load(source, self, step, kind, split)
+
+    @property
+    def spans_layers(self) -> bool:
+        """Whether its keys are of different layers, to be compared with one another."""
+        return self.circuit is None and len(self.keys) > 1
 
     def reads(self, kind: str) -> tuple[str, ...]:
         """The stored kinds that a measurement of `kind` depends on."""
@@ -107,6 +113,18 @@ def _owners(circuit: str, modules: Iterable[str]) -> list[str]:
     """What of a model has the circuit, such as `model.layers.0.self_attn`."""
     ending = f".{CIRCUITS[circuit].anchor}"
     return [name.removesuffix(ending) for name in modules if name.endswith(ending)]
+
+
+def across_layers(units: Iterable[Unit]) -> list[Unit]:
+    """A unit for each component that several layers have as a plain module, its keys layer by layer.
+
+    Heads of one layer are not those of another: circuits are left out.
+    """
+    by_component: dict[str, list[Key]] = {}
+    for unit in units:
+        if unit.circuit is None and unit.keys[0].layer is not None:
+            by_component.setdefault(unit.keys[0].component, []).append(unit.keys[0])
+    return [Unit(None, f"*.{name}", tuple(keys)) for name, keys in by_component.items() if len(keys) > 1]
 
 
 def _place(module: str) -> tuple[float, int, str]:

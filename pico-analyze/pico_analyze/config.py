@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.errors import UserError, did_you_mean, nearest
 from pico_contract.layout import RunLayout
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pico_analyze import legacy_config
+from pico_analyze.selection import REFERENCES
 
 
 class Section(BaseModel):
@@ -63,6 +64,13 @@ def _step_or_end(value: Any) -> Any:
     raise ValueError(f'should be "first", "last", "previous" or a step (it is {value!r})')
 
 
+def _reference(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or value in REFERENCES:
+        return value
+    near = "".join(f', did you mean "{name}"?' for name in nearest(str(value), REFERENCES))
+    raise ValueError(f"should be one of {', '.join(REFERENCES)}, or a step (it is {value!r}{near})")
+
+
 def _shape_of_steps(value: Any) -> str:
     return "range" if isinstance(value, dict | StepRange) else "list"
 
@@ -74,7 +82,7 @@ Steps = Annotated[
 
 Kinds = list[Literal["weights", "gradients", "activations", "updates"]]
 Splits = list[Literal["train", "val"]]
-Reference = Annotated[str | int, BeforeValidator(_step_or_end)]
+Reference = Annotated[str | int | None, BeforeValidator(_reference)]
 
 
 class Part(Section):
@@ -85,7 +93,7 @@ class Part(Section):
     components: list[str] | None = None
     kinds: Kinds | None = None
     splits: Splits | None = None
-    reference: Reference = "last"
+    reference: Reference = None
 
 
 class AnalysisConfig(Section):
@@ -109,8 +117,17 @@ class AnalysisConfig(Section):
     """What is measured; all but updates (differences of weights) by default."""
     splits: Splits | None = None
     """Of which data; both by default."""
-    reference: Reference = "last"
-    """Step that similarities are taken to: first, last, previous (each to the one before it) or a number."""
+    reference: Reference = None
+    """Step that similarities are taken to: first, last (the default), previous (each to the one before it), a number,
+    or all (each to every earlier one); of another run same (the default), first, last or a number."""
+    reference_run: Path | None = None
+    """Another run, to whose steps similarities are taken."""
+    across: Literal["layers"] | None = None
+    """layers: similarities between the layers of each step instead of between steps."""
+    null: Literal["permutation"] | None = None
+    """permutation: what each similarity of samples is where the reference's rows are in any order."""
+    null_draws: int = Field(99, ge=2)
+    """Orders of the rows; each similarity is computed as many times more."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
     """Step from which updates are taken: first, previous or a number."""
     figures: FiguresConfig = FiguresConfig()
@@ -239,7 +256,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which it would drop the first."""
+    """SafeLoader that refuses a key given twice, of which it would drop the first, and knows `null` as a key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -247,4 +264,7 @@ class _StrictLoader(yaml.SafeLoader):
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f'the key "{twice[0]}" is given twice', node.start_mark)
-        return super().construct_mapping(node, deep)
+        found = super().construct_mapping(node, deep)
+        if None in found:
+            found["null"] = found.pop(None)  # what YAML makes of the key `null`, which is one of ours
+        return found

@@ -19,10 +19,12 @@ import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 from pico_analyze.cache import Cache, merged, pending
+from pico_analyze.comparison import Comparison, between_layers, comparison
+from pico_analyze.comparison import check as check_comparison
 from pico_analyze.components import UPDATES, check, fitting, plan
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
-from pico_analyze.reading import Work
+from pico_analyze.reading import Place, Work
 from pico_analyze.selection import Steps, choose_base, choose_steps
 from pico_analyze.sources import KINDS, SPLITS, Source
 from pico_analyze.table import from_rows
@@ -46,9 +48,13 @@ def measure(
     steps: Steps = None,
     kinds: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
-    reference: str | int = "last",
+    reference: str | int | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
+    reference_run: Source | None = None,
+    across: str | None = None,
+    null: str | None = None,
+    null_draws: int = 99,
     window: str | int = "previous",
     form_circuits: bool = False,
     cache: Path | None = None,
@@ -63,8 +69,14 @@ def measure(
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
-        reference: the step that similarities are taken to: "first" or "last" of those that hold the kind, "previous"
-            (for each step the one before it that does), or a number.
+        reference: what similarities are taken to: "first" or "last" (the default) of the steps that hold the kind,
+            "previous" (the one before each), a number, or "all": for each of `steps` every earlier one.
+        reference_run: another run, of which `reference` is then "same" (the default: the step of the same number, left
+            out where it is lacking and `steps` does not ask for it), "first", "last" or a number.
+        across: "layers" for similarities of each layer to every earlier one of the same step instead. Circuits are left
+            out, since heads do not correspond across layers.
+        null: "permutation" for `null_mean`, `null_sd` and `p` of each similarity of samples, over `null_draws` orders
+            of the reference's rows, seeded by what is compared; it costs `null_draws` similarities more.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
         form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D a head, are formed.
@@ -72,33 +84,63 @@ def measure(
         executor: of concurrent.futures, or with its interface (`dask.distributed.Client().get_executor()`), on whose
             workers the source's files can be opened; threads of this process by default.
 
-    Combinations that mean nothing are left out: spectral metrics of vectors, similarities of anything but activations.
-    What a step lacks has status `missing`.
+    Of a pair the reference is y of a metric, the step or layer itself x. Combinations that mean nothing are left out,
+    such as spectral metrics of vectors. What a step lacks has status `missing`.
 
     Raises:
-        UserError: an unknown metric, component, kind, split or step (with the nearest), an empty list, or nothing to
-            measure.
+        UserError: a name or step that is not known (with the nearest), an empty list, or nothing to measure.
 
     Warns:
-        DamagedWarning: once for each part of the run that is not readable; its rows have status `missing`.
+        DamagedWarning: once for each part of the runs that is not readable; its rows have status `missing`.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
-    chosen = resolve(metrics)
+    chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
+    items = _asked(run, components, steps, kinds, splits, compared, window, form_circuits)
+    check_comparison(items, chosen)
+    with pool() if executor is None else contextlib.nullcontext(executor) as workers:
+        numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
+    _warn(damages)
+    return _table(run.name, items, chosen, numbers)
+
+
+def _table(
+    run: str, items: Sequence[Work], metrics: Mapping[str, Metric], numbers: Sequence[Mapping[Place, Numbers]]
+) -> pd.DataFrame:
+    frame = from_rows(chain(*(rows(item, metrics, at) for item, at in zip(items, numbers, strict=True))))
+    if frame.empty:
+        raise UserError(f'nothing to measure in run "{run}": no such metric of such kinds and components')
+    return frame
+
+
+def _asked(
+    run: Source,
+    components: Sequence[str] | None,
+    steps: Steps,
+    kinds: Sequence[str] | None,
+    splits: Sequence[str] | None,
+    compared: Comparison,
+    window: str | int,
+    formed: bool,
+) -> list[Work]:
+    """Work items; warns of each damaged directory of the steps that are asked for, of either run."""
     kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
     splits = _known("split", splits or SPLITS, SPLITS)
     at = choose_steps(steps, sorted({*run.steps, *run.damaged}))
-    for step in at:
-        for sentence in run.damaged.get(step, ()):
-            warnings.warn(f"step {step} is left out in part: {sentence}", DamagedWarning, stacklevel=2)
-    items = _work(run, components, None if steps is None else at, kinds, splits, reference, window, form_circuits)
-    with pool() if executor is None else contextlib.nullcontext(executor) as workers:
-        numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
-    for sentence in dict.fromkeys(damages):
-        warnings.warn(sentence, DamagedWarning, stacklevel=2)
-    frame = from_rows(chain(*(rows(item, chosen, at) for item, at in zip(items, numbers, strict=True))))
-    if frame.empty:
-        raise UserError(f'nothing to measure in run "{run.name}": no such metric of such kinds and components')
-    return frame
+    sources = [run] if compared.other is None else [run, compared.other]
+    damages = [
+        f"step {step} is left out in part: {sentence}"
+        for source in sources
+        for step in at
+        for sentence in source.damaged.get(step, ())
+    ]
+    _warn(damages, 4)
+    return _work(run, components, None if steps is None else at, kinds, splits, compared, window, formed)
+
+
+def _warn(sentences: Sequence[str], level: int = 3) -> None:
+    """To whoever called `measure`, which is `level` calls above."""
+    for sentence in dict.fromkeys(sentences):
+        warnings.warn(sentence, DamagedWarning, stacklevel=level)
 
 
 @contextlib.contextmanager
@@ -123,16 +165,16 @@ def _measured(
     workers: Executor,
     cache: Cache | None,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[int, Numbers]], list[str]]:
+) -> tuple[list[dict[Place, Numbers]], list[str]]:
     """The numbers of each work item, and a sentence for each step that could not be read.
 
     What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was under way.
     """
-    parts: list[list[Mapping[int, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
+    parts: list[list[Mapping[Place, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
     todo: list[Todo] = [
-        (index, replace(item, steps=steps), lacking)
+        (index, part, lacking)
         for index, item in enumerate(items)
-        for steps, lacking in pending(item, metrics, parts[index][0])
+        for part, lacking in pending(item, metrics, parts[index][0])
     ]
     turns = _turns(todo, getattr(items[0].source, "at_once", None) if items else None)
     total = sum(map(len, turns))
@@ -142,7 +184,7 @@ def _measured(
             if cache:
                 cache.keep(item, metrics, result)
             parts[index].append(result.at)
-            damages.setdefault(index, []).extend(result.damages.values())
+            damages.setdefault(index, []).extend((result.damages | result.lost).values())
             if progress:
                 progress(done, total)
     return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
@@ -204,7 +246,7 @@ def _work(
     steps: tuple[int, ...] | None,
     kinds: Sequence[str],
     splits: Sequence[str],
-    reference: str | int,
+    compared: Comparison,
     window: str | int,
     formed: bool,
 ) -> list[Work]:
@@ -220,14 +262,18 @@ def _work(
     for (kind, split), by_step in held.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
         readable = [step for step, found in by_step.items() if found]
+        base: dict[int, int] = {}
         if kind == UPDATES:
             base = {t: s for t, s in choose_base("window", window, at, readable, run.steps).items() if s < t}
             at = tuple(base) if steps is None else at
-        else:
-            base = choose_base("reference", reference, at, readable, run.steps)
+        units = plan(components, kind, modules[kind, split], run.model)
+        references = compared.references(run, kind, split, at, readable, steps is not None)
+        paired = [(unit, references) for unit in units]
+        if compared.across and kind != UPDATES:
+            paired += between_layers(units, at)
         items += [
-            Work(run, unit, kind, split, at, base, formed)
-            for unit in plan(components, kind, modules[kind, split], run.model)
+            Work(run, unit, kind, split, at, base, references, compared.other, compared.draws, formed)
+            for unit, references in paired
         ]
     return items
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pico_analyze import plot, plot_layers
+from pico_analyze import plot, plot_layers, plot_pairs
 from pico_analyze.canvas import COLUMNS
 from pico_analyze.subject import Subject, subjects
 
@@ -34,14 +34,23 @@ def drawn(
 ) -> Iterator[Drawn]:
     """The figures of `metrics` (a telling few, and an overview of them, by default), one at a time."""
     shown = subjects(frame, metrics)
-    if metrics is None and shown:
+    if metrics is None and any(one.between is None for one in shown):
         yield Drawn("overview", plot.overview(frame))
     for one in shown:
-        yield Drawn("lines", plot.lines(one, columns), one)
-        yield Drawn("map", plot.heat_map(one, columns), one)
-        if heads and one.rows["head"].notna().any():
-            yield Drawn("heads", plot.head_map(one), one)
-        if one.rows["layer"].nunique() > 1:
-            yield Drawn("layers", plot_layers.profile(one, columns), one)
-        if plot_layers.ends_at_its_reference(one):
-            yield Drawn("convergence", plot_layers.convergence(one), one)
+        if one.between == "layers":
+            yield Drawn("between_layers", plot_pairs.between_layers(one, columns), one)
+        elif one.between == "steps":
+            yield Drawn("between_steps", plot_pairs.between_steps(one, columns), one)
+        else:
+            yield from _over_steps(one, heads, columns)
+
+
+def _over_steps(one: Subject, heads: bool, columns: int) -> Iterator[Drawn]:
+    yield Drawn("lines", plot.lines(one, columns), one)
+    yield Drawn("map", plot.heat_map(one, columns), one)
+    if heads and one.rows["head"].notna().any():
+        yield Drawn("heads", plot.head_map(one), one)
+    if one.rows["layer"].nunique() > 1:
+        yield Drawn("layers", plot_layers.profile(one, columns), one)
+    if plot_layers.ends_at_its_reference(one):
+        yield Drawn("convergence", plot_layers.convergence(one), one)

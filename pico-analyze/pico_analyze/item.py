@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from pico_contract.errors import UserError
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
 from pico_analyze.metrics import ENTRY, Metric
+from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.reading import Inputs, Loader, References, Work, decompose
+from pico_analyze.reading import Inputs, Loader, Place, Reference, References, Work, decompose
 
 _ENTRY_UNITS = {"weights": "1", "gradients": "nats", "activations": "1", UPDATES: "1"}
 Row = dict[str, Any]
@@ -36,73 +38,134 @@ class Measured(NamedTuple):
 
 
 Numbers = dict[str, list[Measured] | None]
-"""Metric -> a number for each key of the unit, None where the metric does not apply to what the unit is."""
+"""Metric -> a number for each key of the unit that has one, None where it does not apply to what the unit is."""
 
 
 @dataclass
 class Result:
-    """What was measured of a work item, by step, and a sentence for each step that could not be read."""
+    """What was measured of a work item, and a sentence for each step, or step of references, that is not readable."""
 
-    at: dict[int, Numbers] = field(default_factory=dict)
+    at: dict[Place, Numbers] = field(default_factory=dict)
     damages: dict[int, str] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
 
 
-def chosen_for(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair."""
-    if kind == UPDATES:
+def chosen_for(work: Work, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair;
+    of a unit that spans layers pairs alone are measured, since each layer is a unit as well.
+    """
+    if work.kind == UPDATES:
         return {name: metric for name, metric in metrics.items() if "weights" in metric.kinds and metric.arity == 1}
-    return {name: metric for name, metric in metrics.items() if kind in metric.kinds}
+    found = {name: metric for name, metric in metrics.items() if work.kind in metric.kinds}
+    return _of_arity(2, found) if work.unit.spans_layers else found
+
+
+def _of_arity(arity: int, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    return {name: metric for name, metric in metrics.items() if metric.arity == arity}
+
+
+def places(work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, dict[str, Metric]]]:
+    """Where something is measured, step by step, and which of `metrics`: of the step alone, then of its pairs."""
+    chosen = chosen_for(work, metrics)
+    alone, pairs = (_of_arity(arity, chosen) for arity in (1, 2))
+    for step in work.steps:
+        yield Place(step), alone
+        for reference in work.references.get(step, ()):
+            yield Place(step, reference), pairs
 
 
 def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     """Measure those of `metrics` that are defined for the kind; a step that lacks the unit is left out."""
-    chosen = chosen_for(work.kind, metrics)
+    chosen = chosen_for(work, metrics)
+    pairs = _of_arity(2, chosen)
     spectral = any(metric.needs == "spectrum" for metric in chosen.values())
+    work = work if pairs else replace(work, references={})
     loader = Loader(work, spectral)
-    references = References(loader) if any(metric.arity == 2 for metric in chosen.values()) else None
-    result = Result(damages=loader.damages)
+    references = References(loader, any(metric.needs == "sample" for metric in pairs.values()))
+    result = Result(damages=loader.damages, lost=references.damages)
     for batch in loader.batches():
         if spectral:
             decompose([one for _, inputs in batch for one in inputs])
+        references.keep(batch)
         while batch:
             step, inputs = batch.pop(0)
-            against = references.of(step) if references else []
-            if references:
-                references.keep(step, list(inputs))
-            result.at[step] = _numbers(chosen, inputs, against, work.formed)
+            result.at |= _numbers(work, step, chosen, inputs, references.at(step))
+    if references.rest:
+        rest = measure_item(replace(work, steps=tuple(references.rest), references=references.rest), pairs)
+        result.at |= rest.at
+        result.damages |= rest.damages
+        result.lost |= rest.lost
     return result
 
 
-def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[int, Numbers]) -> Iterator[Row]:
-    """Rows of the table, step by step; `missing` for each metric that applies where a step is not in `at`."""
-    applied = [
-        name for name in chosen_for(work.kind, metrics) if any(numbers.get(name) is not None for numbers in at.values())
-    ]
+def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers]) -> Iterator[Row]:
+    """Rows of the table, step by step; `missing` for each metric that applies where a place is not in `at`."""
+    applied = {
+        name: metric
+        for name, metric in chosen_for(work, metrics).items()
+        if any(numbers.get(name) is not None for numbers in at.values())
+    }
     for step in work.steps:
+        pairs = work.references.get(step, ())
         for index, key in enumerate(work.unit.keys):
-            for name in applied:
-                numbers = at.get(step, {}).get(name)
-                measured = numbers[index] if numbers else Measured(None, "missing")
-                yield _row(work, step, key, name, metrics[name], measured)
+            for name, metric in applied.items():
+                for reference in pairs if metric.arity == 2 else (None,):
+                    place = index - (reference.shift if reference else 0)
+                    numbers = at.get(Place(step, reference), {}).get(name)
+                    measured = numbers[place] if numbers and place >= 0 else Measured(None, "missing")
+                    if place >= 0:
+                        yield _row(work, step, key, name, metric, measured, reference)
 
 
-def _numbers(metrics: Mapping[str, Metric], inputs: list[Inputs], against: list[Inputs], formed: bool) -> Numbers:
+def _numbers(
+    work: Work,
+    step: int,
+    metrics: Mapping[str, Metric],
+    inputs: list[Inputs],
+    against: Mapping[Reference | None, list[Inputs]],
+) -> dict[Place, Numbers]:
     """Every metric of each key. `inputs` are used up: what was made of one is gone before the next is begun."""
-    applied = {name: metric for name, metric in metrics.items() if _applies(metric, inputs[0].matrix, formed)}
-    found: dict[str, list[Measured]] = {name: [] for name in applied}
-    references = iter(against)
-    while inputs:
-        given, reference = inputs.pop(0), next(references, None)
+    applied = {name: metric for name, metric in metrics.items() if _applies(metric, inputs[0].matrix, work.formed)}
+    found: dict[Place, Numbers] = {}
+    for name, metric in metrics.items():
+        for reference in against if metric.arity == 2 else (None,):
+            found.setdefault(Place(step, reference), {})[name] = [] if name in applied else None
+    for index, key in enumerate(work.unit.keys[: len(inputs)]):
+        given = inputs.pop(0)
         for name, metric in applied.items():
-            found[name].append(_measure(metric, given, reference))
-    return {name: found.get(name) for name in metrics}
+            for reference in against if metric.arity == 2 else (None,):
+                place = index - (reference.shift if reference else 0)
+                numbers = found[Place(step, reference)][name]
+                if place >= 0 and numbers is not None:
+                    other = against[reference][place] if against.get(reference) else None
+                    numbers.append(_measure(metric, given, other, work.draws, _seed(work, step, key, reference)))
+    return found
 
 
-def _measure(metric: Metric, given: Inputs, reference: Inputs | None) -> Measured:
+def _seed(work: Work, step: int, key: Key, reference: Reference | None) -> int:
+    """Of the null: all metrics of a pair have the same orders."""
+    return seed_of(*seeded_by(work, step, reference), work.kind, work.split, key.component, key.layer, key.head)
+
+
+def seeded_by(work: Work, step: int, reference: Reference | None) -> tuple[str | int, ...]:
+    """Between which runs and steps: what the draws of a null depend on beside which component it is."""
+    return work.source.name, step, (work.other or work.source).name, *(reference or ())
+
+
+def has_null(metric: Metric) -> bool:
+    """Whether there are rows to permute: of similarities of samples."""
+    return metric.arity == 2 and metric.needs == "sample"
+
+
+def _measure(metric: Metric, given: Inputs, reference: Inputs | None, draws: int, seed: int) -> Measured:
     outcome = _outcome_of(metric, given, reference)
     n, d = (*given.matrix.shape, 1)[:2]
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
-    return Measured(outcome.value, outcome.status, n, d, str(given.dtype).removeprefix("torch."), tol)
+    null = Null(None, None, None)
+    if draws and has_null(metric) and reference is not None and outcome.value is not None:
+        fn = partial(metric.fn, **metric.parameters)
+        null = permutation_null(fn, given.sample, reference.sample, draws, seed)
+    return Measured(outcome.value, outcome.status, n, d, str(given.dtype).removeprefix("torch."), tol, *null)
 
 
 def _applies(metric: Metric, matrix: linalg.Matrix, formed: bool) -> bool:
@@ -135,7 +198,9 @@ def _outcome(metric: Metric, result: Any) -> Outcome:
     return Outcome(value, status) if value is None or math.isfinite(value) else Outcome(None, "non_finite")
 
 
-def _row(work: Work, step: int, key: Key, name: str, metric: Metric, measured: Measured) -> Row:
+def _row(
+    work: Work, step: int, key: Key, name: str, metric: Metric, measured: Measured, reference: Reference | None
+) -> Row:
     row: Row = {
         "run": work.source.name,
         "step": step,
@@ -151,6 +216,10 @@ def _row(work: Work, step: int, key: Key, name: str, metric: Metric, measured: M
         "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit or None,
     }
     base = work.base.get(step)
-    if base is not None and (metric.arity == 2 or work.kind == UPDATES):
+    if base is not None:
         row |= {"reference_run": work.source.name, "reference_step": base, "reference_module": key.module}
+    elif reference is not None:
+        module = work.unit.keys[work.unit.keys.index(key) - reference.shift].module
+        other = work.other or work.source
+        row |= {"reference_run": other.name, "reference_step": reference.step, "reference_module": module}
     return row | measured._asdict()

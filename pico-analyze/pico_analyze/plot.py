@@ -70,7 +70,7 @@ def head_map(shown: Subject) -> Figure:
 
 def overview(frame: pd.DataFrame) -> Figure:
     """One row: what `OVERVIEW` names over steps, each line the mean over the plain modules of a layer."""
-    shown = subjects(frame)
+    shown = [one for one in subjects(frame) if one.between is None]
     if not shown:
         raise UserError(f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}")
     figure = new_figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")

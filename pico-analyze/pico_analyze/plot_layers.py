@@ -12,6 +12,7 @@ from pico_analyze.canvas import (
     OUTSIDE,
     by_layer,
     draw_sentence,
+    few,
     is_wide,
     label_below,
     new_figure,
@@ -36,7 +37,9 @@ def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
 
     Circuits: the mean over heads, and a dot for each head at the last step.
     """
-    steps = _chosen([int(step) for step in sorted(shown.rows.loc[shown.rows["value"].notna(), "step"].unique())])
+    steps = few(
+        [int(step) for step in sorted(shown.rows.loc[shown.rows["value"].notna(), "step"].unique())], _MOST_STEPS
+    )
     figure, panels = panels_of(title_of(shown), shown.rows, columns)
     for axes, table in panels:
         _draw_profile(axes, table, steps)
@@ -80,7 +83,8 @@ def convergence(shown: Subject) -> Figure:
 
 def ends_at_its_reference(shown: Subject) -> bool:
     """Whether the rows are similarities to their own last step, so that they say when something settled."""
-    reference = shown.rows["reference_step"].dropna().unique()
+    of_itself = shown.rows["reference_run"].fillna(shown.rows["run"]) == shown.rows["run"]
+    reference = shown.rows.loc[of_itself, "reference_step"].dropna().unique()
     similar = shown.rows["unit"].eq("similarity").any()
     return bool(similar and len(reference) == 1 and reference[0] == shown.rows["step"].max())
 
@@ -107,10 +111,3 @@ def _draw_profile(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
     axes.set_xticks([layers[i] for i in ticks], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in ticks])
     if is_wide(table, values):
         axes.set_yscale("log")
-
-
-def _chosen(steps: list[int]) -> list[int]:
-    """First, last and a few between, evenly among those observed."""
-    if len(steps) <= _MOST_STEPS:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (_MOST_STEPS - 1))] for i in range(_MOST_STEPS)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from pico_contract.errors import DamagedError, UserError
@@ -15,13 +17,30 @@ from pico_analyze.sources import Source
 
 _BATCH_BYTES = 8 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
+_KEPT_BYTES = 256 * 2**20
+"""References, and what is made of them, that a work item keeps."""
+
+
+class Reference(NamedTuple):
+    """What a unit is compared with: the unit at `step`, each key with the one `shift` places before it."""
+
+    step: int
+    shift: int = 0
+
+
+class Place(NamedTuple):
+    """Where a number belongs: a step, and what it is compared with there."""
+
+    step: int
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
 class Work:
     """One unit of one kind and split, to be measured at `steps`.
 
-    `base` is step -> the step that it is compared with: the reference of similarities, the start of an update's window.
+    `base` is step -> the start of an update's window. `references` is step -> what similarities are taken to there,
+    None where that is lacking; they are steps of `other`, or of the source itself. `draws` are those of the null, or 0.
     `formed` says whether a circuit's matrix, (D, D) a head, is formed where a metric needs its entries.
     """
 
@@ -30,7 +49,10 @@ class Work:
     kind: str
     split: str | None
     steps: tuple[int, ...]
-    base: Mapping[int, int]
+    base: Mapping[int, int] = field(default_factory=dict)
+    references: Mapping[int, tuple[Reference | None, ...]] = field(default_factory=dict)
+    other: Source | None = None
+    draws: int = 0
     formed: bool = False
 
 
@@ -75,6 +97,12 @@ class Inputs:
         m = self.matrix
         return 8 * (m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel())
 
+    @property
+    def sample_bytes(self) -> int:
+        """At most this much is made of the matrix as a sample: rows, both sides of the basis, five squares of rows."""
+        rows, width = self.matrix.shape
+        return 8 * (3 * rows * width + 5 * rows**2)
+
 
 def decompose(batch: list[Inputs]) -> None:
     """Give each finite matrix its spectrum; equal shapes are decomposed together."""
@@ -90,7 +118,7 @@ class Loader:
     work: Work
     spectral: bool
     damages: dict[int, str] = field(default_factory=dict)
-    _fixed: dict[int, list[Inputs]] = field(default_factory=dict)
+    kept: dict[int, list[Inputs]] = field(default_factory=dict)
     _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
     _largest: dict[int, list[float]] = field(default_factory=dict)
 
@@ -112,7 +140,7 @@ class Loader:
     def load(self, step: int) -> list[Inputs]:
         """What is measured at a step; [] where it, or the start of its window, is not there."""
         if self.work.kind != UPDATES:
-            return self._fixed.get(step) or self._loaded(step)
+            return self.kept.get(step) or [Inputs(matrix, matrix.dtype) for matrix in self._read(step)]
         start = self.work.base.get(step)
         if start is None:
             return []
@@ -124,13 +152,6 @@ class Loader:
             Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale))
             for (old, new), *scale in zip(pairs, *scales, strict=True)
         ]
-
-    def _loaded(self, step: int) -> list[Inputs]:
-        """A reference that all steps share is made once, as it is one of them."""
-        found = [Inputs(matrix, matrix.dtype) for matrix in self._read(step)]
-        if {*self.work.base.values()} == {step}:
-            self._fixed[step] = found
-        return found
 
     def _scales(self, step: int, matrices: list[linalg.Matrix]) -> list[float]:
         """s_max of each; 0 where no metric asks for it, or where the difference has no spectrum either."""
@@ -158,21 +179,62 @@ class Loader:
 
 @dataclass
 class References:
-    """The other members of pairs. One step's are kept: a fixed reference, or the step before."""
+    """The other members of pairs. Each is kept as long as a later step needs it, `_KEPT_BYTES` of them at most.
+
+    What finds no room is put off (`rest`), to be measured as a work item of its own, which reads each matrix again.
+    """
 
     loader: Loader
-    _kept: dict[int, list[Inputs]] = field(default_factory=dict)
+    sampled: bool
+    rest: dict[int, tuple[Reference | None, ...]] = field(default_factory=dict)
+    _from: Loader = field(init=False)
+    _uses: Counter[int] = field(init=False)
+    _full: bool = False
 
-    def of(self, step: int) -> list[Inputs]:
-        """The reference of a step, for each key; [] where there is none."""
-        base = self.loader.work.base.get(step)
-        if base is None:
-            return []
-        if base not in self._kept:
-            self._kept = {base: self.loader.load(base)}
-        return self._kept[base]
+    def __post_init__(self) -> None:
+        work = self.loader.work
+        self._from = self.loader if work.other is None else Loader(replace(work, source=work.other), spectral=False)
+        self._uses = Counter(found.step for step in work.steps for found in work.references.get(step, ()) if found)
 
-    def keep(self, step: int, inputs: list[Inputs]) -> None:
-        """Keep what was made of a step if a later one is compared with it."""
-        if step not in self._kept and step in self.loader.work.base.values():
-            self._kept = {step: inputs}
+    @property
+    def damages(self) -> dict[int, str]:
+        """A sentence for each step of references that is not readable."""
+        return self._from.damages
+
+    def keep(self, batch: list[tuple[int, list[Inputs]]]) -> None:
+        """Keep those of a batch that a step is compared with."""
+        for step, inputs in batch if self._from is self.loader else ():
+            if self._uses[step] and step not in self._from.kept and self._has_room(inputs):
+                self._from.kept[step] = list(inputs)
+
+    def at(self, step: int) -> dict[Reference | None, list[Inputs]]:
+        """What a step is compared with, for each key; [] where it cannot be had. Those put off are left out."""
+        found: dict[Reference | None, list[Inputs]] = {}
+        for reference in self.loader.work.references.get(step, ()):
+            inputs = self._of(reference) if reference else []
+            if inputs is None:
+                self.rest[step] = (*self.rest.get(step, ()), reference)
+            else:
+                found[reference] = inputs
+        return found
+
+    def _of(self, reference: Reference) -> list[Inputs] | None:
+        self._uses[reference.step] -= 1
+        last = not self._uses[reference.step]
+        if self._full and not last and reference.step not in self._from.kept:
+            return None
+        inputs = self._from.load(reference.step)
+        if last:
+            self._full &= self._from.kept.pop(reference.step, None) is None
+        elif inputs and reference.step not in self._from.kept:
+            if not self._has_room(inputs):
+                return None
+            self._from.kept[reference.step] = inputs
+        return inputs
+
+    def _has_room(self, inputs: list[Inputs]) -> bool:
+        """Of one there is always room, so that something is measured each time."""
+        every = [one for kept in (*self._from.kept.values(), inputs) for one in kept]
+        size = sum(max(one.bytes, one.sample_bytes if self.sampled else 0) for one in every)
+        self._full = bool(self._from.kept) and size > _KEPT_BYTES
+        return not self._full

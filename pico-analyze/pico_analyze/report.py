@@ -21,7 +21,7 @@ from pico_analyze import canvas, captions
 from pico_analyze.figures import drawn
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources import Source
-from pico_analyze.subject import spoken
+from pico_analyze.subject import between, spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,10 @@ _FORMS = {
     "heads": "head by head",
     "layers": "over layers",
     "convergence": "when it settled",
+    "between_steps": "as matrices",
+    "between_layers": "as matrices",
 }
+_UNLIKELY = 0.05
 COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
 
 
@@ -145,12 +148,21 @@ def statuses(frame: pd.DataFrame) -> list[tuple[str, int, str, str]]:
 def measured(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """What was measured, as (what, value)."""
     kinds = frame[["kind", "split"]].drop_duplicates().itertuples(index=False, name=None)
-    return [
+    found = [
         ("numbers", f"{len(frame):,}, of which {int((frame['status'] != 'ok').sum()):,} have a status other than ok"),
         ("kinds", ", ".join(_of(kind, split) for kind, split in kinds)),
         ("components", ", ".join(frame["component"].unique())),
         ("steps", ", ".join(map(str, sorted(frame["step"].unique())))),
     ]
+    return found + ([("null", _null(frame["p"].dropna()))] if frame["p"].notna().any() else [])
+
+
+def _null(p: pd.Series) -> str:
+    """How many similarities a permutation null leaves standing."""
+    return (
+        f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the rows of the "
+        f"reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would by chance"
+    )
 
 
 def definitions(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
@@ -167,13 +179,18 @@ def definitions(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 def grids(frame: pd.DataFrame) -> list[Grid]:
     """The values of each kind's last step by component, each the mean over layers and heads of those that have one.
 
-    Without similarities of the last step to itself, which are 1 by definition.
+    Without similarities of the last step to itself, which are 1 by definition, and without those to several steps or
+    layers, of which no one number is telling.
     """
     found = []
     for (kind, split), rows in frame.groupby(["kind", "split"], sort=False, dropna=False):
         step = rows["step"].max()
-        last = rows[(rows["step"] == step) & (rows["reference_step"].fillna(-1) != step)]
-        metrics = [str(metric) for metric in last["metric"].unique()]
+        own = rows["reference_run"].fillna(rows["run"]) == rows["run"]
+        to_itself = (rows["reference_step"].fillna(-1) == step) & own
+        last = rows[(rows["step"] == step) & ~to_itself]
+        metrics = [str(metric) for metric in last["metric"].unique() if between(rows[rows["metric"] == metric]) is None]
+        if not metrics:
+            continue
         cells = {key: _cell(values) for key, values in last.groupby(["component", "metric"])["value"]}
         by_component = [
             (str(name), [cells.get((name, metric), Cell("")) for metric in metrics])

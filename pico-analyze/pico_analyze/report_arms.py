@@ -49,9 +49,9 @@ def runs(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
 
 
 def drawn(arms: Sequence[Arm], metrics: Sequence[str] | None) -> list[Subject]:
-    """What is drawn: the subjects of the first run's table, with the curves of every run."""
+    """What is drawn over steps: the subjects of the first run's table, with the curves of every run."""
     every = curves(arms)
-    return [select(every, shown) for shown in subjects(arms[0].tables[0], metrics)]
+    return [select(every, shown) for shown in subjects(arms[0].tables[0], metrics) if shown.between is None]
 
 
 def select(frame: pd.DataFrame, shown: Subject) -> Subject:

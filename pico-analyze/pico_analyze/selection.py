@@ -9,6 +9,8 @@ from pico_contract.errors import UserError, did_you_mean
 
 Steps = Sequence[int] | Mapping[str, Any] | None
 _KEYS = ("start", "end", "step", "among")
+REFERENCES = ("first", "last", "previous", "all", "same")
+"""What a reference is called beside its number; "same" is of another run, "previous" and "all" of the run itself."""
 
 
 def choose_steps(steps: Steps, known: Sequence[int]) -> tuple[int, ...]:

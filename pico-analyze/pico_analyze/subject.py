@@ -32,12 +32,16 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the table."""
+    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the table.
+
+    `between` is what the numbers are compared between where each has several references: "steps" or "layers".
+    """
 
     rows: pd.DataFrame
     metric: str
     kind: str
     split: str | None
+    between: str | None = None
 
     @property
     def quantity(self) -> str:
@@ -48,10 +52,21 @@ class Subject:
     @property
     def object(self) -> str:
         """What was measured, for a title."""
-        steps = self.rows["reference_step"].dropna().unique()
-        where = f"step {steps[0]}" if len(steps) == 1 else "the step before"
-        to = f", {'since' if self.kind == 'updates' else 'to'} {where}" if len(steps) else ""
-        return f"{self.kind}{f' ({self.split})' if self.split else ''}{to}"
+        return f"{self.kind}{f' ({self.split})' if self.split else ''}{self._compared}"
+
+    @property
+    def _compared(self) -> str:
+        if self.between:
+            return f", between {self.between}"
+        pairs = self.rows.loc[self.rows["reference_step"].notna()]
+        steps = pairs["reference_step"].unique()
+        if not len(steps):
+            return ""
+        moving = "the same step" if (pairs["reference_step"] == pairs["step"]).all() else "the step before"
+        where = f"step {steps[0]}" if len(steps) == 1 else moving
+        others = list(pairs["reference_run"].dropna().unique()) if "reference_run" in pairs else []
+        of = "".join(f" of run {other}" for other in others if other != pairs["run"].iloc[0])
+        return f", {'since' if self.kind == 'updates' else 'to'} {where}{of}"
 
     @property
     def stem(self) -> str:
@@ -64,7 +79,7 @@ def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = Non
     """The rows of one metric of one kind and split; `split` may be left out where the table holds one only.
 
     Raises:
-        UserError: the table has no such rows, or they are of several splits, runs, references or variants.
+        UserError: the table has no such rows, or they are of several splits, runs, runs compared with, or variants.
     """
     rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
     if split is not None:
@@ -73,13 +88,27 @@ def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = Non
         there = {f"{m} of {k}" for m, k in zip(frame["metric"], frame["kind"], strict=True)}
         of = kind if split is None else f"{kind} of split {split}"
         raise UserError(f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}")
-    for column in ("split", "run", "reference_step", "variant"):
+    for column in ("split", "run", "reference_run", "variant"):
         values = sorted(map(str, rows[column].dropna().unique()))
-        if column == "reference_step" and rows.groupby("step")[column].nunique().max() <= 1:
-            continue  # one reference for each step: the step before
         if len(values) > 1:
             raise UserError(f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one")
-    return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None))
+    return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None), between(rows))
+
+
+def between(rows: pd.DataFrame) -> str | None:
+    """Of one metric, kind and split: "layers" or "steps" where a number is compared with several, else None.
+
+    Raises:
+        UserError: some are compared with other layers, some with other steps.
+    """
+    compared = rows[rows["reference_module"].notna()]
+    across = compared["reference_module"] != compared["module"]
+    if across.any() and not across.all():
+        raise UserError(f"the table has {rows['metric'].iloc[0]} between steps and between layers: choose one")
+    if across.any():
+        return "layers"
+    references = compared.groupby(["module", "head", "step"], dropna=False)["reference_step"].nunique()
+    return "steps" if (references > 1).any() else None
 
 
 def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:

@@ -77,11 +77,11 @@ def test_entries_become_parts_and_what_is_of_the_same_matrices_is_measured_toget
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
     found = [(p.metrics, p.components, p.kinds, p.splits, p.reference) for p in config.parts or ()]
     assert found == [
-        (["max_abs", "gini"], [down[1]], ["weights"], None, "last"),
-        (["max_abs"], down, ["gradients"], ["val"], "last"),
-        (["max_abs"], [heads, joined], ["activations"], ["val"], "last"),
+        (["max_abs", "gini"], [down[1]], ["weights"], None, None),
+        (["max_abs"], down, ["gradients"], ["val"], None),
+        (["max_abs"], [heads, joined], ["activations"], ["val"], None),
         (["cka"], [heads, joined], ["activations"], ["val"], 0),
-        (["per"], changes, ["gradients"], ["val"], "last"),
+        (["per"], changes, ["gradients"], ["val"], None),
     ]
     assert (config.name, config.run, config.form_circuits) == ("old", Path("there"), True)
     assert config.steps.model_dump(exclude_none=True) == {"start": 0, "among": [0, 1, 2]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import pytest
 from matplotlib.text import Text
@@ -54,10 +56,25 @@ def test_what_moves_with_the_steps_is_said(run: Run) -> None:
     assert subject(frame, "per", "updates").object == "updates, since step 0"
 
 
-def test_two_references_in_one_table_are_refused(run: Run) -> None:
+def test_several_references_are_a_matrix_of_steps(run: Run) -> None:
     both = pd.concat([measure(run, ["cka"], ["v_proj"], reference=reference) for reference in ("first", "last")])
-    with pytest.raises(UserError, match=r"several reference_steps \(0, 2\)"):
-        subject(both, "cka", "activations")
+    shown = subject(both, "cka", "activations")
+    assert (shown.between, shown.object) == ("steps", "activations (val), between steps")
+    assert subject(both[both["reference_step"] == 0], "cka", "activations").between is None
+
+
+def test_layers_and_steps_in_one_table_are_refused(run: Run) -> None:
+    layers = measure(run, ["cka"], ["v_proj"], across="layers")
+    assert subject(layers, "cka", "activations").object == "activations (val), between layers"
+    with pytest.raises(UserError, match="cka between steps and between layers: choose one"):
+        subject(pd.concat([layers, measure(run, ["cka"], ["v_proj"])]), "cka", "activations")
+
+
+def test_another_run_is_named(run: Run, new_run: Callable[..., Run]) -> None:
+    frame = measure(run, ["cka"], ["v_proj"], reference_run=new_run())
+    assert subject(frame, "cka", "activations").object == "activations (val), to the same step of run new"
+    with pytest.raises(UserError, match=r"several reference_runs \(new, small\)"):
+        subject(pd.concat([frame, measure(run, ["cka"], ["v_proj"])]), "cka", "activations")
 
 
 def test_by_default_the_overview_of_the_probe(frame: pd.DataFrame) -> None:

@@ -29,6 +29,7 @@ HOMES = {
         "pico_analyze.report_arms",
         "pico_analyze.plot_arms",
         "pico_analyze.plot_layers",
+        "pico_analyze.plot_pairs",
         "pico_analyze.plot_spectra",
         "pico_analyze.spectra",
         "pico_analyze.compare",
@@ -38,6 +39,7 @@ HOMES = {
         "pico_analyze.plot",
         "pico_analyze.plot_arms",
         "pico_analyze.plot_layers",
+        "pico_analyze.plot_pairs",
         "pico_analyze.plot_spectra",
     },
     "jinja2": {"pico_analyze.report"},
@@ -87,6 +89,7 @@ MAY_NOT_IMPORT = {
     "pico_analyze.plot": {"torch"},
     "pico_analyze.plot_arms": {"torch"},
     "pico_analyze.plot_layers": {"torch"},
+    "pico_analyze.plot_pairs": {"torch"},
     "pico_analyze.plot_spectra": {"torch"},
 }
 

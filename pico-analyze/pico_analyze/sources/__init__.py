@@ -17,8 +17,9 @@ SPLITS = ("train", "val")
 class Source(Protocol):
     """A series of observed steps of one model.
 
-    Two attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
-    results are not kept, and `at_once`, the number of steps whose files fit where they are fetched to, or None.
+    Three attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
+    results are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of
+    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None.
     """
 
     @property

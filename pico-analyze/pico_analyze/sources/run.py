@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -110,6 +111,17 @@ class Run:
                 return manifest.files[file].sha256
         raise UserError(f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}")
 
+    def probe(self, step: int) -> dict[str, str]:
+        """What says which token each row of activations at `step` is of: sha256 of the probe's ids, and the row map.
+
+        Raises:
+            DamagedError: probe.safetensors is not readable.
+        """
+        snapshot = self._snapshots.get(step)
+        rows = snapshot.row_map if snapshot is not None else None
+        found = {"row map": json.dumps(vars(rows))} if rows is not None else {}
+        return {"probe": self._probe, **found} if self._probe else found
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: manifests as read here; files are opened again by their paths."""
         return {name: value for name, value in vars(self).items() if name != "_file"}
@@ -160,6 +172,13 @@ class Run:
         where = f"{kind} of split {split}" if split else kind
         there = ", ".join(f"{observed.kind} of {observed.split}" for observed in self._observed(step))
         raise UserError(f"step {step} of {self.layout.root} has no {where}; it has weights{there and ', '}{there}")
+
+    @cached_property
+    def _probe(self) -> str | None:
+        if not self.layout.probe.is_file():
+            return None
+        tokens = codec.TensorFile(self.layout.probe).get("tokens")
+        return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()).hexdigest()
 
     @cached_property
     def _logged_tokens(self) -> dict[int, int]:
