@@ -75,7 +75,7 @@ class AnalysisConfig(Section):
     """Globs over module names, and circuits (ov_circuit); all projections and circuits by default."""
     steps: Steps | None = None
     """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
-    kinds: list[Literal["weights", "gradients", "activations", "updates"]] | None = None
+    kinds: list[Literal["weights", "gradients", "activations", "microbatch_gradients", "updates"]] | None = None
     """What is measured; all but updates (differences of weights) by default."""
     splits: list[Literal["train", "val"]] | None = None
     """Of which data; both by default."""
@@ -96,10 +96,15 @@ def load(source: Path, overrides: Sequence[str] = ()) -> AnalysisConfig:
     raw: dict[str, Any] = {"run": str(source)} if _names_a_source(source) else _read(source)
     for override in overrides:
         _apply(raw, override)
+    return checked(raw, str(source), overrides)
+
+
+def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:
+    """`raw` as a configuration; a UserError names `source`, or the override, and the key."""
     try:
         return AnalysisConfig.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_sentence(error, str(source), overrides)) from None
+        raise UserError(_sentence(error, source, overrides)) from None
 
 
 def to_yaml(config: AnalysisConfig) -> str:

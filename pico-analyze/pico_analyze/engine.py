@@ -60,7 +60,8 @@ def measure(
         components: globs over module names, and circuits (`CIRCUITS`); "*_proj" and "ov_circuit" by default, every
             module of a model that calls none of its own so.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
-        kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
+        kinds: of weights, gradients, activations, microbatch_gradients (these by default, of what the run holds), and
+            updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
         reference: the step that similarities are taken to: "first" or "last" of those that hold the kind, "previous"
             (for each step the one before it that does), or a number.

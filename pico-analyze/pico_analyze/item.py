@@ -18,6 +18,8 @@ from pico_analyze.metrics.single import Outcome
 from pico_analyze.reading import Inputs, Loader, References, Work, decompose
 
 _ENTRY_UNITS = {"weights": "1", "gradients": "nats", "activations": "1", UPDATES: "1"}
+_ANY_SHAPE = ("matrix", "update", "micro_batches")
+"""What `Metric.needs` of vectors and stacks of matrices as well."""
 Row = dict[str, Any]
 
 
@@ -49,9 +51,12 @@ class Result:
 
 def chosen_for(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair."""
-    if kind == UPDATES:
-        return {name: metric for name, metric in metrics.items() if "weights" in metric.kinds and metric.arity == 1}
-    return {name: metric for name, metric in metrics.items() if kind in metric.kinds}
+    as_weights = kind == UPDATES
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if kind in metric.kinds or (as_weights and "weights" in metric.kinds and metric.arity == 1)
+    }
 
 
 def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
@@ -100,7 +105,8 @@ def _numbers(metrics: Mapping[str, Metric], inputs: list[Inputs], against: list[
 
 def _measure(metric: Metric, given: Inputs, reference: Inputs | None) -> Measured:
     outcome = _outcome_of(metric, given, reference)
-    n, d = (*given.matrix.shape, 1)[:2]
+    n, *rest = given.matrix.shape
+    d = math.prod(rest)
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
     return Measured(outcome.value, outcome.status, n, d, str(given.dtype).removeprefix("torch."), tol)
 
@@ -108,7 +114,7 @@ def _measure(metric: Metric, given: Inputs, reference: Inputs | None) -> Measure
 def _applies(metric: Metric, matrix: linalg.Matrix) -> bool:
     if metric.needs == "entries":
         return isinstance(matrix, torch.Tensor)
-    return metric.needs == "matrix" or len(matrix.shape) == 2
+    return metric.needs in _ANY_SHAPE or len(matrix.shape) == 2
 
 
 def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outcome:

@@ -117,6 +117,7 @@ class Session:
 
     def end(self, status: str, message: str = "") -> Outcome:
         """Record how the session ended in good order."""
+        self.job.live.close(self.state.counters.step, self.reporter.say)
         self.metrics.sync()
         self.manifest.status, self.manifest.message = status, message
         self._write_manifest()
@@ -126,6 +127,7 @@ class Session:
         """Record a failure where the disk still allows it; the error itself is what the caller sees."""
         if isinstance(error, LockHeldError):
             return  # the run is another process's now
+        self.job.live.close(self.state.counters.step, self.reporter.say)
         self.manifest.status = "failed"
         self.manifest.message = " ".join(f"{type(error).__name__}: {error}".split())
         try:
@@ -200,6 +202,7 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     reporter = Reporter(job.config.log, manifest.total_steps, start, quiet)
     session = Session(job, lock, manifest, state, MetricsFile(layout, start), reporter, newest)
     session._write_manifest()
+    job.live.resume(start)
     return session
 
 
