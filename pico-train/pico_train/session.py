@@ -160,6 +160,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         for notice in filter(None, [lock.taken_over, *notices, *_resume_notices(job, manifest, newest)]):
             session.reporter.say(notice)
         try:
+            job.live.resume(newest or 0)
             yield session
         except BaseException as error:
             session.fail(error)
@@ -202,7 +203,6 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     reporter = Reporter(job.config.log, manifest.total_steps, start, quiet)
     session = Session(job, lock, manifest, state, MetricsFile(layout, start), reporter, newest)
     session._write_manifest()
-    job.live.resume(start)
     return session
 
 
