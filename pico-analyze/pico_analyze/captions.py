@@ -39,8 +39,8 @@ _METRICS = {
     "anisotropy": "near 1 all rows point the same way, near 0 they spread over all directions",
     "intrinsic_dimension": "how many directions hold most of the variance of the rows",
     "dead_units": "the share of units that say the same whatever they are shown",
-    "update_to_weight_ratio": "how far the weights went, in sizes of the weights: about a thousandth a step where "
-    "training goes well, so that more is restless and less is frozen",
+    "update_to_weight_ratio": "how far the weights went since the window began, in sizes of what they were; a layer "
+    "far below the others hardly learns",
     "gradient_noise_scale": "the batch, in tokens, at which noise and signal of the gradient are of one size: a larger "
     "one than that hardly makes a step better",
     "gradient_covariance_trace": "how much the gradient differs from token to token; its sum over modules, by that of "

@@ -125,5 +125,5 @@ def _factory(name: str, key: str) -> Factory:
         raise UserError(f'{key}.name is "{name}", which is no observer that is installed ({there})')
     try:
         return installed[name].load()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise UserError(f'{key}.name is "{name}", which cannot be imported: {error}') from None

@@ -177,6 +177,7 @@ class AnalysisLayout:
         return self.root / "parts"
 
     def part(self, step: int) -> Path:
+        """What was measured at one step, as the table."""
         return self.parts / f"{step_name(step)}.parquet"
 
     @property

@@ -190,6 +190,8 @@ def test_an_observed_run_equals_an_unobserved_one(tiny: Tiny) -> None:
     (before, weights), (after, observed) = found
     assert before == after
     assert all(torch.equal(weights[name], observed[name]) for name in weights)
+    entries = [json.loads(line) for line in runs[1].layout.observer_failures.read_text().splitlines()]
+    assert [one["error"] for one in entries] == ["KeyError: 'and then fails'"] * 11
 
 
 def test_a_failure_costs_its_measurement_and_is_told_and_recorded(

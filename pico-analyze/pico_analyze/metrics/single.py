@@ -262,8 +262,8 @@ def dead_units(sample: Sample) -> Outcome:
 def update_to_weight_ratio(update: Update) -> Outcome:
     """||W(t2) - W(t1)||_F / ||W(t1)||_F over the window of the update; in [0, inf), a ratio. None where W(t1) is zero.
 
-    About 1e-3 for each single step of a run that learns well; over a window of many steps it is larger, by at most
-    their number. Of a circuit it is taken of the product, from its factors.
+    Over a single step 1e-3 is a common rule of thumb; over a longer window it is at most about the sum over its steps.
+    Of a circuit it is taken of the product, from its factors.
     Source: You et al. 2017, "Large batch training of convolutional networks", sec. 4 (the ratio, inverted).
     """
     start = norm(update.start)
