@@ -123,7 +123,7 @@ def test_a_killed_run_that_was_continued_leaves_the_same_table(
 def test_what_was_measured_beyond_the_resumed_step_is_dropped(tiny: Tiny, killed: Callable[[RunConfig], None]) -> None:
     """Measured at 5, 6 and 7 before the kill; continued from 4 less often."""
     killed(tiny(**{"snapshot.every": 0, "observe": [observe(1)]}))
-    config = tiny(**{"observe": [observe(5)]})
+    config = tiny(observe=[observe(5)])
     train(config, quiet=True)
     assert sorted(live_table(config)["step"].unique()) == [0, 1, 2, 3, 4, 5, 10]
 
