@@ -28,6 +28,7 @@ from pico_train.model.decoder import DecoderConfig
 from pico_train.model.loss import chunk_tokens
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
+from pico_train.snapshot import FromTraining
 from torch.profiler import ProfilerActivity, profile
 
 MODEL = DecoderConfig()
@@ -83,7 +84,7 @@ class Ours:
     def snapshot(self) -> None:
         """Observe, copy the gradients that an update has left, write and flush; weights are written as well."""
         pending = self.job.observer.observe(self.state)
-        pending.finish(pending.observer.train_gradients(self.state.parameters), {})
+        pending.finish(FromTraining(pending.observer.train_gradients(self.state.parameters), {}, "", False))
 
 
 def transformers_step() -> Callable[[], None]:

@@ -7,7 +7,9 @@ STATUSES = {
     "rank_deficient": "a singular value is not above the rounding of the stored precision, so that a condition number "
     "would measure noise; the effective condition number and the numerical rank say what can be said",
     "n_less_than_d": "too few rows for the definition: observe more probe rows or positions",
-    "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance",
+    "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance; or a "
+    "single micro-batch, which has no spread",
+    "no_signal": "the estimate of the squared gradient is not positive: so few micro-batches do not tell it from noise",
     "missing": "the step does not hold what was asked for, or its file is not readable",
     "non_finite": "the tensor, or the result, holds NaN or infinity",
 }
@@ -37,6 +39,13 @@ _METRICS = {
     "anisotropy": "near 1 all rows point the same way, near 0 they spread over all directions",
     "intrinsic_dimension": "how many directions hold most of the variance of the rows",
     "dead_units": "the share of units that say the same whatever they are shown",
+    "update_to_weight_ratio": "how far the weights went since the window began, in sizes of what they were; a layer "
+    "far below the others hardly learns",
+    "gradient_noise_scale": "the batch, in tokens, at which noise and signal of the gradient are of one size: a larger "
+    "one than that hardly makes a step better",
+    "gradient_covariance_trace": "how much the gradient differs from token to token; its sum over modules, by that of "
+    "the squared norm, is the noise scale of the model",
+    "gradient_norm_squared": "the size of the gradient without what noise adds to it; below 0 where noise hides it",
     "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
     "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
     "cka_rbf": "as CKA, weighing near rows more than far ones",

@@ -80,7 +80,7 @@ Steps = Annotated[
 ]
 
 
-Kinds = list[Literal["weights", "gradients", "activations", "updates"]]
+Kinds = list[Literal["weights", "gradients", "activations", "microbatch_gradients", "updates"]]
 Splits = list[Literal["train", "val"]]
 Reference = Annotated[str | int | None, BeforeValidator(_reference)]
 
@@ -169,10 +169,15 @@ def load(
         _apply(raw, override)
     if earlier and "run" not in raw:
         raise UserError(f"{source} is of pico-analyze 1.x and names no run: add --run RUN")
+    return checked(raw, str(source), overrides)
+
+
+def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:
+    """`raw` as a configuration; a UserError names `source`, or the override, and the key."""
     try:
         return AnalysisConfig.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_sentence(error, str(source), overrides)) from None
+        raise UserError(_sentence(error, source, overrides)) from None
 
 
 def _converted(raw: dict[str, Any], source: Path, say: Callable[[str], None]) -> dict[str, Any]:

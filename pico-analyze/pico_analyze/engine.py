@@ -67,7 +67,7 @@ def measure(
         components: globs over module names, and circuits (see `plan`); "*_proj" and "ov_circuit" by default, every
             module of a model that calls none of its own so.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
-        kinds: of weights, gradients, activations (these by default), and updates: W(t) less W(s), s from `window`.
+        kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
         reference: what similarities are taken to: "first" or "last" (the default) of the steps that hold the kind,
             "previous" (the one before each), a number, or "all": for each of `steps` every earlier one.

@@ -20,6 +20,8 @@ from pico_analyze.metrics.single import Outcome
 from pico_analyze.reading import Inputs, Loader, Place, Reference, References, Work, decompose
 
 _ENTRY_UNITS = {"weights": "1", "gradients": "nats", "activations": "1", UPDATES: "1"}
+_ANY_SHAPE = ("matrix", "update", "micro_batches")
+"""What `Metric.needs` of vectors and stacks of matrices as well."""
 Row = dict[str, Any]
 
 
@@ -51,13 +53,21 @@ class Result:
 
 
 def chosen_for(work: Work, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair;
-    of a unit that spans layers pairs alone are measured, since each layer is a unit as well.
+    """Those of `metrics` that are measured of a work item: of a unit that spans layers pairs alone, since each layer
+    is a unit as well.
     """
-    if work.kind == UPDATES:
-        return {name: metric for name, metric in metrics.items() if "weights" in metric.kinds and metric.arity == 1}
-    found = {name: metric for name, metric in metrics.items() if work.kind in metric.kinds}
+    found = defined_for(work.kind, metrics)
     return _of_arity(2, found) if work.unit.spans_layers else found
+
+
+def defined_for(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair."""
+    as_weights = kind == UPDATES
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if kind in metric.kinds or (as_weights and "weights" in metric.kinds and metric.arity == 1)
+    }
 
 
 def _of_arity(arity: int, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -159,7 +169,8 @@ def has_null(metric: Metric) -> bool:
 
 def _measure(metric: Metric, given: Inputs, reference: Inputs | None, draws: int, seed: int) -> Measured:
     outcome = _outcome_of(metric, given, reference)
-    n, d = (*given.matrix.shape, 1)[:2]
+    n, *rest = given.matrix.shape
+    d = math.prod(rest)
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
     null = Null(None, None, None)
     if draws and has_null(metric) and reference is not None and outcome.value is not None:
@@ -171,7 +182,7 @@ def _measure(metric: Metric, given: Inputs, reference: Inputs | None, draws: int
 def _applies(metric: Metric, matrix: linalg.Matrix, formed: bool) -> bool:
     if metric.needs == "entries":
         return formed or isinstance(matrix, torch.Tensor)
-    return metric.needs == "matrix" or len(matrix.shape) == 2
+    return metric.needs in _ANY_SHAPE or len(matrix.shape) == 2
 
 
 def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outcome:

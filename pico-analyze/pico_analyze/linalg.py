@@ -51,6 +51,20 @@ class Product:
 Matrix = torch.Tensor | Product
 
 
+class Update(NamedTuple):
+    """What a matrix changed by over a window of steps, and what it was at its start."""
+
+    change: Matrix
+    start: Matrix
+
+
+class MicroBatches(NamedTuple):
+    """The gradient of the mean loss of each of m micro-batches, at one point."""
+
+    gradients: torch.Tensor  # (m, ...) float64
+    terms: torch.Tensor  # (m,) float64: of the loss, in each
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Singular values of a matrix of `shape` stored as `dtype`; those beyond len(values) are exactly zero.

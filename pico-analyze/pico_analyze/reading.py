@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
-from pico_analyze.sources import Source
+from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
 
 _BATCH_BYTES = 8 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
@@ -61,11 +61,14 @@ class Inputs:
     """What metrics of one matrix are given, under the names of `Metric.needs`, each made once.
 
     `dtype` is that in which the matrix, or what it is a difference of, is stored; `scale` is `linalg.Spectrum.scale`.
+    `start` is what an update began from; `terms` are those of the loss in each of the micro-batches of a stack.
     """
 
     matrix: linalg.Matrix
     dtype: torch.dtype
     scale: float | None = None
+    start: linalg.Matrix | None = None
+    terms: Sequence[int] = ()
 
     @cached_property
     def finite(self) -> bool:
@@ -86,6 +89,17 @@ class Inputs:
     def sample(self) -> linalg.Sample:
         """The rows as observations."""
         return linalg.Sample.of(self.matrix)
+
+    @cached_property
+    def update(self) -> linalg.Update:
+        """The change with what it changed."""
+        assert self.start is not None
+        return linalg.Update(self.matrix, self.start)
+
+    @cached_property
+    def micro_batches(self) -> linalg.MicroBatches:
+        """The stack with the terms of each of its gradients."""
+        return linalg.MicroBatches(self.entries, torch.tensor(self.terms, dtype=linalg.REAL))
 
     def judged(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
         """The matrix's spectrum, its tolerance that of how the matrix was stored."""
@@ -140,7 +154,7 @@ class Loader:
     def load(self, step: int) -> list[Inputs]:
         """What is measured at a step; [] where it, or the start of its window, is not there."""
         if self.work.kind != UPDATES:
-            return self.kept.get(step) or [Inputs(matrix, matrix.dtype) for matrix in self._read(step)]
+            return self.kept.get(step) or self._loaded(step)
         start = self.work.base.get(step)
         if start is None:
             return []
@@ -149,9 +163,20 @@ class Loader:
             return []
         scales = self._scales(start, [old for old, _ in pairs]), self._scales(step, [new for _, new in pairs])
         return [
-            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale))
+            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale), start=old)
             for (old, new), *scale in zip(pairs, *scales, strict=True)
         ]
+
+    def _loaded(self, step: int) -> list[Inputs]:
+        terms = self._terms(step)
+        return [Inputs(matrix, matrix.dtype, terms=terms) for matrix in self._read(step)]
+
+    def _terms(self, step: int) -> Sequence[int]:
+        """Of each micro-batch, where the work is a stack of their gradients and the step holds it."""
+        work = self.work
+        if work.kind != MICROBATCH_GRADIENTS or not isinstance(work.source, CountsTerms):
+            return ()
+        return work.source.terms(step, work.split)
 
     def _scales(self, step: int, matrices: list[linalg.Matrix]) -> list[float]:
         """s_max of each; 0 where no metric asks for it, or where the difference has no spectrum either."""

@@ -65,9 +65,28 @@ def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
     """Write table.parquet and its twin table.csv below `layout.root`, each replaced as a whole."""
-    for path, save in ((layout.table, frame.to_parquet), (layout.table_csv, frame.to_csv)):
-        with replacing(path) as draft:
-            save(draft, index=False)
+    write_part(frame, layout.table)
+    with replacing(layout.table_csv) as draft:
+        frame.to_csv(draft, index=False)
+
+
+def write_part(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table, or a part of one, as Parquet, replaced as a whole."""
+    with replacing(path) as draft:
+        frame.to_parquet(draft, index=False)
+
+
+def with_steps_of(frame: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """`frame` with the steps of `parts` (no two of one step) in place of its own, by step."""
+    measured = {step for part in parts for step in part["step"]}
+    kept = [one for one in (frame[~frame["step"].isin(measured)], *parts) if len(one)]
+    whole = pd.concat(kept) if kept else frame
+    return whole.sort_values("step", kind="stable", ignore_index=True)
+
+
+def until(frame: pd.DataFrame, step: int) -> pd.DataFrame:
+    """The rows of steps up to `step`, which is included."""
+    return frame[frame["step"] <= step]
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from pico_train.data.prepare import show
 from pico_train.data.tokenizer import load_tokenizer
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.loop import is_due
+from pico_train.microbatch import MICROBATCH_GRADIENTS
 from pico_train.model.cost import count_parameters, flops_per_token, state_bytes
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
@@ -50,9 +51,12 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"checkpoints  {len(saved)} of {_size(memory['weights'] + memory['optimizer'])} = {_size(disk)}"
     observed = [step for step in range(steps + 1) if config.snapshot.due(step, steps)]
     kinds = _snapshot_bytes(job)
-    most = sum(kinds.values()) * len(observed) - kinds["train.gradients"] * (steps in observed)
+    of_training = sum(size for kind, size in kinds.items() if kind.startswith("train."))
+    most = sum(kinds.values()) * len(observed) - of_training * (steps in observed)
     disk = most - kinds["weights"] * len(set(observed) & set(saved))
     yield f"snapshots    {len(observed)} of up to {_size(sum(kinds.values()))} = {_size(disk)}"
+    for one in config.observe:
+        yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
 
 
 def _snapshot_bytes(job: Job) -> dict[str, int]:
@@ -63,7 +67,13 @@ def _snapshot_bytes(job: Job) -> dict[str, int]:
     weights = sum(decoder.get_parameter(f"{name}.weight").numel() for name in modules)
     widths = sum(_output_width(decoder.get_submodule(name)) for name in modules)
     rows = len(job.observer.probe.row_ids) * max(len(job.observer.positions), 1)
-    numbers = {"train.gradients": weights, "val.gradients": weights, "val.activations": rows * widths}
+    train = job.config.train
+    numbers = {
+        "train.gradients": weights,
+        f"train.{MICROBATCH_GRADIENTS}": weights * (train.batch_size // train.rows_per_pass),
+        "val.gradients": weights,
+        "val.activations": rows * widths,
+    }
     size = DTYPES[config.dtype].itemsize
     kept = {kind: size * count if kind in config.kinds else 0 for kind, count in numbers.items()}
     return {"weights": size * weights, **kept}

@@ -191,8 +191,16 @@ def _is_type_tag(part: Any) -> bool:
 
 def _keys_of(kind: Any, path: Sequence[str]) -> list[str]:
     for part in path:
-        kind = _annotations(kind).get(part)
+        kind = _element(kind) if part.isdigit() else _annotations(kind).get(part)
     return list(_annotations(kind))
+
+
+def _element(kind: Any) -> Any:
+    """The type of what a tuple of one type holds, looking through Annotated; None for anything else."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        return _element(arguments[0])
+    return arguments[0] if typing.get_origin(kind) is tuple else None
 
 
 def _annotations(kind: Any) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from torch import nn
 from pico_train.data.order import chain_hash
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.failure import NonFiniteError, write_failure
+from pico_train.microbatch import MicroBatches
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job
 from pico_train.schedule import lr_factor
 from pico_train.session import Outcome, Session
-from pico_train.snapshot import Pending
+from pico_train.snapshot import FromTraining, Pending
 from pico_train.state import TrainState
 
 
@@ -59,23 +60,27 @@ def fit(session: Session) -> Outcome:
             session.save()
         if stopping:
             return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
-        if config.snapshot.due(step, last) and not (again and session.observed(step)):
-            pending = job.observer.observe(state)
+        store = config.snapshot.due(step, last) and not (again and session.observed(step))
+        share = job.live.due(step)
+        if store or share:
+            pending = job.observer.observe(state, store=store, share=share)
         if step == last or (step > 0 and is_due(config.evaluate.every, step)):
             _evaluate(session, step)
         if step == last:
             if pending is not None:
-                pending.finish(None, None)
+                job.live.observe(pending.finish(None), session.reporter.say)
             return session.end("finished")
         session.beat()
 
         # The update: theta_step -> theta_(step + 1).
-        update = compute_gradients(job, state, model, step + 1)
+        separate = job.observer.micro_batches(state.parameters) if pending is not None else None
+        update = compute_gradients(job, state, model, step + 1, separate)
         norm = gradient_norm(state.parameters)
         if not (math.isfinite(update.loss) and torch.isfinite(norm)):
             raise _failure(session, update, norm)
         if pending is not None:
-            _finish(pending, state, update)
+            observation = pending.finish(_from_training(job, state, update, separate))
+            job.live.observe(observation, session.reporter.say)
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
         lr = config.optimizer.lr * lr_factor(config.schedule, update.step, last)
@@ -86,11 +91,13 @@ def fit(session: Session) -> Outcome:
             model = job.runtime.wrap(session.state.model)
 
 
-def compute_gradients(job: Job, state: TrainState, model: nn.Module, step: int) -> Update:
+def compute_gradients(
+    job: Job, state: TrainState, model: nn.Module, step: int, separate: MicroBatches | None = None
+) -> Update:
     """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever the micro-batch.
 
     Micro-batches give sums; the one division at the end is by the number of terms of them all, since the mean of
-    micro-batch means is another objective where these numbers differ.
+    micro-batch means is another objective where these numbers differ. `separate` gets the gradient of each.
     """
     update = Update(step)
     batch = _read(job, state, update)
@@ -101,10 +108,14 @@ def compute_gradients(job: Job, state: TrainState, model: nn.Module, step: int) 
         with job.runtime.autocast(job.precision):
             loss_sum, terms, scalars = state.method.loss(model, on_device, step)
         loss_sum.backward()
+        if separate is not None:
+            separate.take(terms, len(parts))
         losses.append(loss_sum.detach())
         update.terms += terms
         for name, value in scalars.items():
             update.scalars[name] = update.scalars.get(name, 0.0) + value * terms
+    if separate is not None:
+        separate.put_back()
     scale = 1.0 / max(update.terms, 1)
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
     update.loss = math.fsum(torch.stack(losses).tolist()) * scale
@@ -160,12 +171,12 @@ def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> di
     return row
 
 
-def _finish(pending: Pending, state: TrainState, update: Update) -> None:
+def _from_training(job: Job, state: TrainState, update: Update, separate: MicroBatches | None) -> FromTraining:
     batch = {}
     if update.row_ids is not None and update.tokens is not None:
         batch = {"rows": torch.from_numpy(update.row_ids), "tokens": update.tokens.int()}
-    gradients = pending.observer.train_gradients(state.parameters)
-    pending.finish(gradients, batch, objective=state.method.objective, dropout=state.method.dropout)
+    gradients = job.observer.train_gradients(state.parameters)
+    return FromTraining(gradients, batch, state.method.objective, state.method.dropout, separate)
 
 
 def _failure(session: Session, update: Update, norm: torch.Tensor) -> NonFiniteError:

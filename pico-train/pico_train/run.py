@@ -16,6 +16,7 @@ import torch
 from pico_contract import codec
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import RunLayout
+from pico_contract.observer import Held, ObservedRun
 from pico_contract.schema import RunManifest
 from pydantic import Field, model_validator
 
@@ -25,16 +26,19 @@ from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.tasks import EvaluateConfig
+from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
+from pico_train.microbatch import MICROBATCH_GRADIENTS
 from pico_train.model.cost import count_parameters
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import load_weights
 from pico_train.optim import OptimizerConfig, build_optimizer
+from pico_train.probe import choose_probe, positions
 from pico_train.report import LogConfig
 from pico_train.schedule import ScheduleConfig
 from pico_train.seeds import generator
-from pico_train.snapshot import Observer, Probe, SnapshotConfig, observed_modules, positions
+from pico_train.snapshot import Observer, SnapshotConfig, observed_modules
 from pico_train.state import SavedState, TrainState
 
 
@@ -118,6 +122,8 @@ class RunConfig(Section):
     """Method."""
     snapshot: SnapshotConfig = SnapshotConfig()
     """Observation."""
+    observe: Operation[tuple[ObserveConfig, ...]] = ()
+    """Observers that measure while the run trains, without anything being stored for them."""
     checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
     """Checkpoints."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -153,8 +159,8 @@ class RunConfig(Section):
                 f"train.hours ({train.hours}) leaves no time to train before the margin of train.margin_minutes"
                 f" ({train.margin_minutes})"
             )
-        if self.snapshot.every and not self.snapshot.modules:
-            raise ValueError("snapshot.modules is empty; to observe nothing, set snapshot.every to 0")
+        if self.observes:
+            _check_snapshot(self.snapshot, train)
         method_class(self.method)
         return self
 
@@ -169,6 +175,22 @@ class RunConfig(Section):
     def layout(self) -> RunLayout:
         """Paths of this run."""
         return RunLayout(self.runs_dir / self.name)
+
+    @property
+    def observes(self) -> bool:
+        """Whether anything is observed, to be stored or to be measured at once."""
+        return self.snapshot.every > 0 or bool(self.observe)
+
+
+def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
+    if not snapshot.modules:
+        raise ValueError("snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []")
+    kind = f"train.{MICROBATCH_GRADIENTS}"
+    if kind in snapshot.kinds and train.rows_per_pass == train.batch_size:
+        raise ValueError(
+            f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass}) is the whole batch: gradients"
+            " differ between several micro-batches; set it to a divisor of train.batch_size below that"
+        )
 
 
 def method_class(config: MethodConfig) -> type[Method]:
@@ -204,6 +226,7 @@ class Job:
     precision: str
     card: ModelCard
     observer: Observer
+    live: Live
 
     def build_state(self, saved: SavedState | None, *, drop_unknown: bool = False) -> TrainState:
         """The state at step 0, or the one in `saved`. A rebuild passes `drop_unknown`: see `Method.rebuild_at`."""
@@ -242,8 +265,8 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
 
     Raises:
         UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is longer than the
-            rows; a device that is not there; a wrong option of the method; a new run's init_from that is not there
-            or has another geometry.
+            rows; a device that is not there; a wrong option of the method or of an observer; a new run's init_from
+            that is not there or has another geometry.
     """
     with _naming(f"{source}: data.path"):
         data = PackedData.open(config.data.path)
@@ -256,10 +279,12 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             _check_geometry(config, initial_geometry(config.init_from))
     with _naming(source):
         runtime = Runtime(config.train.device)
-    probe = choose_probe(data, config.snapshot, seq_len)
+    probe = choose_probe(data, config.snapshot.probe_rows, seq_len)
     with torch.device("meta"), _naming(f"{source}: snapshot.modules"):
         modules = observed_modules(Decoder(config.model), config.snapshot.modules)
     fingerprint = data.manifest.fingerprint
+    with _naming(source):
+        live = open_observers(config.observe, _observed_run(config, modules), config.train.steps)
     return Job(
         config=config,
         layout=config.layout,
@@ -285,7 +310,14 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             positions=positions(config.snapshot.positions, seq_len, fingerprint),
             micro_batch=config.train.rows_per_pass,
         ),
+        live=live,
     )
+
+
+def _observed_run(config: RunConfig, modules: list[str]) -> ObservedRun:
+    kinds = [kind.split(".") for kind in config.snapshot.kinds]
+    held: list[Held] = [("weights", None), *((kind, split) for split, kind in kinds)]
+    return ObservedRun(config.layout, config.name, dataclasses.asdict(config.model), tuple(modules), tuple(held))
 
 
 @contextmanager
@@ -313,22 +345,12 @@ def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, sourc
             f"{source}: model.vocab_size is {config.model.vocab_size}, smaller than the {manifest.vocab_size} ids of"
             f" the tokenizer in {data.path}"
         )
-    if config.snapshot.every and "validation" not in manifest.splits:
+    if config.observes and "validation" not in manifest.splits:
+        what = "observe is not empty" if config.observe else f"snapshot.every is {config.snapshot.every}"
         raise UserError(
-            f"{source}: snapshot.every is {config.snapshot.every}, but {data.path} has no validation rows for the"
-            " probe; prepare it with a validation split or set snapshot.every=0"
+            f"{source}: {what}, but {data.path} has no validation rows for the probe; prepare it with a validation"
+            " split or set snapshot.every=0 and observe=[]"
         )
-
-
-def choose_probe(data: PackedData, config: SnapshotConfig, seq_len: int) -> Probe:
-    """The validation rows that every run on `data` is observed on: a function of the data's fingerprint alone."""
-    if "validation" not in data.manifest.splits:
-        return Probe(torch.empty(0, dtype=torch.int64), torch.empty(0, seq_len + 1, dtype=torch.int64))
-    rows = data.split("validation")
-    count = min(config.probe_rows, rows.n_rows)
-    order = RowOrder(n_rows=rows.n_rows, batch_size=count, fingerprint=data.manifest.fingerprint, seed=0, shuffle=True)
-    row_ids = order.rows(1)
-    return Probe(torch.from_numpy(row_ids), torch.from_numpy(rows.take(row_ids)[:, : seq_len + 1]))
 
 
 def _load_initial(model: Decoder, config: RunConfig) -> None:

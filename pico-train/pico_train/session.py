@@ -117,6 +117,7 @@ class Session:
 
     def end(self, status: str, message: str = "") -> Outcome:
         """Record how the session ended in good order."""
+        self.job.live.close(self.state.counters.step, self.reporter.say)
         self.metrics.sync()
         self.manifest.status, self.manifest.message = status, message
         self._write_manifest()
@@ -126,6 +127,7 @@ class Session:
         """Record a failure where the disk still allows it; the error itself is what the caller sees."""
         if isinstance(error, LockHeldError):
             return  # the run is another process's now
+        self.job.live.close(self.state.counters.step, self.reporter.say)
         self.manifest.status = "failed"
         self.manifest.message = " ".join(f"{type(error).__name__}: {error}".split())
         try:
@@ -158,6 +160,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         for notice in filter(None, [lock.taken_over, *notices, *_resume_notices(job, manifest, newest)]):
             session.reporter.say(notice)
         try:
+            job.live.resume(newest or 0)
             yield session
         except BaseException as error:
             session.fail(error)

@@ -1,38 +1,31 @@
 """Observe a model at theta_t without disturbing its training: weights, gradients and activations.
 
-Shapes: P probe rows, T positions a row predicts, M modules.
+Shapes: P probe rows, T positions a row predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pico_contract import codec, names
 from pico_contract.layout import SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, observed_file
+from pico_contract.observer import Held, Observation
 from pico_contract.schema import CheckpointManifest, RowMap, SnapshotManifest, TensorSet
 from pydantic import Field
 from torch import nn
 
+from pico_train.capture import Activations, capture
 from pico_train.config import Section
+from pico_train.microbatch import MICROBATCH_GRADIENTS, MicroBatches
 from pico_train.model.decoder import Decoder
-from pico_train.seeds import generator
+from pico_train.probe import PositionsConfig, Probe
 from pico_train.state import TrainState
 
 Tensors = dict[str, torch.Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class PositionsConfig(Section):
-    """At which positions of a probe row activations are kept."""
-
-    rule: Literal["last", "mean", "all", "every", "sampled"] = "last"
-    """last; mean over all; all; every k-th, ending with the last; k sampled ones, the same for every row."""
-    k: int = Field(1, ge=1)
-    """Stride of "every", number of "sampled"; not read otherwise."""
 
 
 class SnapshotConfig(Section):
@@ -44,12 +37,12 @@ class SnapshotConfig(Section):
     """Also observe at 1, 2, 4, 8, ... below `every`, where most changes fast."""
     modules: tuple[str, ...] = ("*_proj",)
     """Patterns of modules whose weights, gradients and activations are kept."""
-    kinds: tuple[Literal["train.gradients", "val.gradients", "val.activations"], ...] = (
+    kinds: tuple[Literal["train.gradients", "train.microbatch_gradients", "val.gradients", "val.activations"], ...] = (
         "train.gradients",
         "val.gradients",
         "val.activations",
     )
-    """What is kept beside the weights."""
+    """What is kept beside the weights. Gradients of each micro-batch take as many times the room of one gradient."""
     probe_rows: int = Field(32, ge=1)
     """Validation rows of the probe, chosen by the data's fingerprint alone."""
     positions: PositionsConfig = PositionsConfig()
@@ -63,28 +56,6 @@ class SnapshotConfig(Section):
             return False
         regular = step % self.every == 0 or step == last
         return regular or (self.early and step < self.every and step & (step - 1) == 0)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The validation rows on which every step is observed."""
-
-    row_ids: torch.Tensor  # (P,) int64
-    tokens: torch.Tensor  # (P, T + 1) int64
-
-
-def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[int]:
-    """The positions (0-based, ascending) that `config` keeps of rows of `seq_len`; [] for the mean over all."""
-    if config.rule == "mean":
-        return []
-    if config.rule == "last":
-        return [seq_len - 1]
-    if config.rule == "all":
-        return list(range(seq_len))
-    if config.rule == "every":
-        return sorted(range(seq_len - 1, -1, -config.k))
-    drawn = torch.randperm(seq_len, generator=generator(0, "positions", fingerprint))[: config.k]
-    return sorted(drawn.tolist())
 
 
 def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
@@ -113,9 +84,10 @@ class Observer:
     positions: list[int]
     micro_batch: int
 
-    def observe(self, state: TrainState) -> Pending:
-        """Everything of theta_t that needs no training batch, copied to CPU.
+    def observe(self, state: TrainState, *, store: bool = True, share: bool = False) -> Pending:
+        """Everything of theta_t that needs no training batch, copied to CPU: in one pass, whoever it is for.
 
+        `store` is to write a snapshot; `share` is to hand the tensors to observers, weights included.
         Probe gradients are d(mean token loss over the probe) / d(effective weights), float32, evaluation mode, not
         clipped; activations are module outputs at the configured positions, rows in probe order (P * positions, width).
         """
@@ -125,7 +97,10 @@ class Observer:
         return Pending(
             observer=self,
             step=step,
-            weights={} if has_checkpoint else self._copied(self._weights(decoder)),
+            tokens=state.counters.tokens,
+            store=store,
+            in_checkpoint=has_checkpoint,
+            weights={} if has_checkpoint and not share else self._copied(self._weights(decoder)),
             extra=self._copied(state.method.extra_tensors(state.model)),
             val_gradients=gradients,
             val_activations=activations,
@@ -138,9 +113,20 @@ class Observer:
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
         """Copies of the gradients of the observed modules' parameters as training has just computed them."""
+        if "train.gradients" not in self.config.kinds:
+            return {}
+        chosen = self._trained(parameters)
+        return self._copied({name: p.grad for name, p in chosen.items() if p.grad is not None})
+
+    def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatches | None:
+        """What takes the gradient of each micro-batch of the observed modules' parameters; None where none asks."""
+        if f"train.{MICROBATCH_GRADIENTS}" not in self.config.kinds:
+            return None
+        return MicroBatches(self._trained(parameters), DTYPES[self.config.dtype])
+
+    def _trained(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         prefixes = tuple(f"{name}." for name in self.modules)
-        chosen = {name: p.grad for name, p in parameters.items() if name.startswith(prefixes) and p.grad is not None}
-        return self._copied(chosen)
+        return {name: p for name, p in parameters.items() if name.startswith(prefixes)}
 
     def _probe_pass(self, decoder: Decoder) -> tuple[Tensors, Tensors]:
         wants_gradients = "val.gradients" in self.config.kinds
@@ -154,7 +140,7 @@ class Observer:
         activations = Activations(len(self.probe.tokens) * max(len(self.positions), 1), dtype)
         observed = self.modules if wants_activations else []
         device = next(decoder.parameters()).device
-        with torch.set_grad_enabled(wants_gradients), _capture(decoder, observed, self._pick, activations):
+        with torch.set_grad_enabled(wants_gradients), capture(decoder, observed, self._pick, activations):
             for rows in self.probe.tokens.split(self.micro_batch):
                 rows = rows.to(device)
                 loss_sum = decoder(rows[:, :-1], labels=rows[:, 1:])
@@ -176,124 +162,110 @@ class Observer:
 
 
 @dataclass
-class Pending:
-    """A snapshot of theta_t that waits for the gradient which training computes at theta_t, for update t + 1.
+class FromTraining:
+    """What training computes at theta_t for update t + 1, and on what."""
 
-    `weights` is empty where a checkpoint of theta_t holds them.
+    gradients: Tensors
+    batch: Tensors
+    objective: str
+    dropout: bool
+    micro_batches: MicroBatches | None = None
+
+
+@dataclass
+class Pending:
+    """An observation of theta_t that waits for the gradient which training computes at theta_t, for update t + 1.
+
+    `weights` may be empty where a checkpoint of theta_t holds them.
     """
 
     observer: Observer
     step: int
+    tokens: int
+    store: bool
+    in_checkpoint: bool
     weights: Tensors
     extra: Tensors
     val_gradients: Tensors
     val_activations: Tensors
 
-    def finish(
-        self, train_gradients: Tensors | None, batch: Tensors | None, *, objective: str = "", dropout: bool = False
-    ) -> None:
-        """Write snapshots/step_t. Without `train_gradients` (after the last update) their absence is recorded."""
-        observer, layout = self.observer, self.observer.layout
-        manifest = self._manifest(objective, dropout)
-        files: dict[str, Tensors] = {}
+    def finish(self, train: FromTraining | None) -> Observation:
+        """All that was seen of theta_t, written to snapshots/step_t where it is to be stored.
+
+        Without `train` (after the last update) the absence of what training computes is recorded.
+        """
+        sets = [(one, tensors) for one, tensors in self._sets(train) if f"{one.split}.{one.kind}" in self._kinds]
+        if self.store:
+            self._write(sets, train)
+        held: dict[Held, Mapping[str, torch.Tensor]] = {("weights", None): self.weights}
+        held |= {(one.kind, one.split): tensors for one, tensors in sets}
+        terms = next((tuple(one.terms) for one, _ in sets if one.terms), ())
+        return Observation(self.step, self.tokens, held, terms)
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return self.observer.config.kinds
+
+    def _sets(self, train: FromTraining | None) -> Iterator[tuple[TensorSet, Tensors]]:
+        if train is not None:
+            about = (train.objective, "trained parameters, before clipping", train.dropout)
+            yield self._set("train", "gradients", train.gradients, *about), train.gradients
+            parts = train.micro_batches
+            if parts is not None and len(parts.terms) > 1:
+                yield self._set("train", MICROBATCH_GRADIENTS, parts.stacks, *about, parts.terms), parts.stacks
+        loss = "mean next-token negative log-likelihood over the probe, nats"
+        yield self._set("val", "gradients", self.val_gradients, loss, "effective weights"), self.val_gradients
+        yield self._set("val", "activations", self.val_activations), self.val_activations
+
+    def _write(self, sets: Sequence[tuple[TensorSet, Tensors]], train: FromTraining | None) -> None:
+        files = {one.file: tensors for one, tensors in sets}
         # No checkpoint holds a method's extra tensors.
-        kept = {**self.weights, **self.extra}
+        kept = {**({} if self.in_checkpoint else self.weights), **self.extra}
         if kept:
             files[SNAPSHOT_WEIGHTS] = kept
-        if "train.gradients" in observer.config.kinds:
-            if train_gradients is None:
-                manifest.absent["train.gradients"] = "final_step"
-            else:
-                files[observed_file("train", "gradients")] = train_gradients
-                files[TRAIN_BATCH] = batch or {}
-        if self.val_gradients:
-            files[observed_file("val", "gradients")] = self.val_gradients
-        if self.val_activations:
-            files[observed_file("val", "activations")] = self.val_activations
-        manifest.observed = [s for s in manifest.observed if s.file in files]
-        for tensor_set in manifest.observed:
-            tensor_set.tensors = {name: list(t.shape) for name, t in files[tensor_set.file].items()}
-        with codec.publish(layout.snapshot(self.step)) as draft:
+        if train is not None and any(one.split == "train" for one, _ in sets):
+            files[TRAIN_BATCH] = train.batch
+        with codec.publish(self.observer.layout.snapshot(self.step)) as draft:
             for name, tensors in files.items():
                 codec.save_tensors(draft / name, tensors)
-            codec.seal(draft, manifest)
+            codec.seal(draft, self._manifest([one for one, _ in sets], train))
 
-    def _manifest(self, objective: str, dropout: bool) -> SnapshotManifest:
-        config, probe = self.observer.config, self.observer.probe
-        mean_loss = "mean next-token negative log-likelihood over the probe, nats"
+    def _manifest(self, sets: list[TensorSet], train: FromTraining | None) -> SnapshotManifest:
+        observer = self.observer
+        there = {f"{one.split}.{one.kind}" for one in sets}
+        why = "final_step" if train is None else "single_micro_batch"
         return SnapshotManifest(
-            run=self.observer.run,
+            run=observer.run,
             step=self.step,
-            weights="snapshot" if self.weights else "checkpoint",
-            modules=self.observer.modules,
-            observed=[
-                self._set("train", "gradients", objective, "trained parameters, before clipping", dropout),
-                self._set("val", "gradients", mean_loss, "effective weights"),
-                self._set("val", "activations"),
-            ],
+            weights="checkpoint" if self.in_checkpoint else "snapshot",
+            modules=observer.modules,
+            observed=sets,
             row_map=RowMap(
-                rule=config.positions.rule, positions=self.observer.positions, probe_rows=len(probe.row_ids)
+                rule=observer.config.positions.rule,
+                positions=observer.positions,
+                probe_rows=len(observer.probe.row_ids),
             ),
+            absent={kind: why for kind in self._kinds if kind not in there},
         )
 
     def _set(
-        self, split: str, kind: str, objective: str = "", parameters: str = "", dropout: bool = False
+        self,
+        split: str,
+        kind: str,
+        tensors: Tensors,
+        objective: str = "",
+        parameters: str = "",
+        dropout: bool = False,
+        terms: Sequence[int] = (),
     ) -> TensorSet:
         return TensorSet(
             file=observed_file(split, kind),
             split=split,
             kind=kind,
             dtype=self.observer.config.dtype,
-            tensors={},
+            tensors={name: list(tensor.shape) for name, tensor in tensors.items()},
             objective=objective,
             parameters=parameters,
             dropout=dropout,
+            terms=list(terms),
         )
-
-
-@dataclass
-class Activations:
-    """Tensors of `rows` rows on CPU, filled part by part: where every position is kept they are the largest thing in
-    memory, and joining parts would take it twice."""
-
-    rows: int
-    dtype: torch.dtype
-    tensors: Tensors = field(default_factory=dict)
-    filled: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, part: torch.Tensor) -> None:
-        """The next rows of `name`, (rows of the part, width), on any device."""
-        if name not in self.tensors:
-            self.tensors[name] = torch.empty(self.rows, part.shape[1], dtype=self.dtype)
-        start = self.filled.get(name, 0)
-        self.filled[name] = start + len(part)
-        self.tensors[name][start : self.filled[name]] = part
-
-
-@contextmanager
-def _capture(
-    decoder: Decoder, modules: Sequence[str], pick: Callable[[torch.Tensor], torch.Tensor], activations: Activations
-) -> Iterator[None]:
-    """While active, add `pick(output)` of each of `modules` to `activations` at every forward pass.
-
-    The head is the exception: the loss never calls it as a module, so its output is formed from the last norm's at
-    the kept positions alone (the mean over positions passes through a linear map).
-    """
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: activations.add(name, pick(output))
-
-    def keep_logits(name: str) -> Callable[..., None]:
-        weight = decoder.lm_head.weight.detach()
-        return lambda module, inputs, output: activations.add(name, pick(output) @ weight.T)
-
-    handles = []
-    for name in modules:
-        module = decoder.get_submodule(name)
-        hooked, hook = (decoder.model.norm, keep_logits(name)) if module is decoder.lm_head else (module, keep(name))
-        handles.append(hooked.register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

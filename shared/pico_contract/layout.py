@@ -139,6 +139,11 @@ class RunLayout:
     def failure(self, step: int) -> Path:
         return self.logs / f"failure_{step:08d}"
 
+    @property
+    def observer_failures(self) -> Path:
+        """What observers raised while the run trained, one JSON object a failure."""
+        return self.logs / "observers.jsonl"
+
     def cut_metrics(self) -> Path:
         """The first unused `logs/metrics.cut-<n>.jsonl`."""
         numbers = [int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")]
@@ -165,6 +170,15 @@ class AnalysisLayout:
     @property
     def config(self) -> Path:
         return self.root / "config.yaml"
+
+    @property
+    def parts(self) -> Path:
+        """Steps measured while training that are not yet in the table."""
+        return self.root / "parts"
+
+    def part(self, step: int) -> Path:
+        """What was measured at one step, as the table."""
+        return self.parts / f"{step_name(step)}.parquet"
 
     @property
     def figures(self) -> Path:

@@ -130,16 +130,18 @@ class TensorSet:
 
     `tensors` maps the stored name (a parameter's for gradients, a module's for activations) to its shape;
     `objective`, `parameters` and `dropout` say what a gradient is of: which loss, with respect to what, dropout on.
+    `terms` is how many terms of the loss each micro-batch has, where gradients are stacked by micro-batch.
     """
 
     file: str
     split: str  # train | val
-    kind: str  # gradients | activations
+    kind: str  # gradients | activations | microbatch_gradients
     dtype: str
     tensors: dict[str, list[int]]
     objective: str = ""
     parameters: str = ""
     dropout: bool = False
+    terms: list[int] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)

@@ -67,7 +67,7 @@ def test_the_resolved_configuration_repeats_itself(file: Path, tmp_path: Path) -
         ("run: x\nsteps: [soon]", "steps.0: input should be a valid integer"),
         (
             "run: x\nkinds: [weight]",
-            "kinds.0: input should be 'weights', 'gradients', 'activations' or 'updates' (it is 'weight')",
+            "kinds.0: input should be 'weights', 'gradients', 'activations', 'microbatch_gradients' or 'updates' (it",
         ),
         (
             "run: x\nreference: middle",

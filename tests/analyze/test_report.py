@@ -196,8 +196,8 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert report.number(value) == text
 
 
-def test_every_metric_is_defined(run: Run) -> None:
-    frame = measure(run, components=["v_proj"])
+def test_every_metric_is_defined() -> None:
+    frame = pd.DataFrame({"metric": list(METRICS), "unit": None})
     assert len(report.definitions(frame)) == len(METRICS)
     for _, unit, text, says in report.definitions(frame):
         assert unit

@@ -118,7 +118,8 @@ def test_a_wrong_value_is_named_with_what_it_is(
 
 
 def test_a_wrong_entry_of_a_list_is_numbered(refused: Refused, raw: dict[str, Any]) -> None:
-    expected = "should be 'train.gradients', 'val.gradients' or 'val.activations' (it is \"weights\")"
+    kinds = "'train.gradients', 'train.microbatch_gradients', 'val.gradients' or 'val.activations'"
+    expected = f'should be {kinds} (it is "weights")'
     found = refused(with_changes(raw, {"snapshot.kinds": ["val.gradients", "weights"]}))
     assert found == f"tiny.yaml: snapshot.kinds.1: {expected}"
 

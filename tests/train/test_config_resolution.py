@@ -19,6 +19,7 @@ from pico_train.run import RunConfig
 Tiny = Callable[..., RunConfig]
 
 OPERATION = {
+    "observe",
     "runs_dir",
     "data.path",
     "train.micro_batch",

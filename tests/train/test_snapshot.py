@@ -10,9 +10,10 @@ from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.schema import SnapshotManifest
 from pico_train import train
+from pico_train.probe import PositionsConfig, positions
 from pico_train.report import read_metrics
 from pico_train.run import Job, RunConfig, build
-from pico_train.snapshot import PositionsConfig, SnapshotConfig, positions
+from pico_train.snapshot import SnapshotConfig
 from torch import nn
 
 Tiny = Callable[..., RunConfig]

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from pico_contract.errors import UserError, did_you_mean
 
-from pico_analyze.metrics import pair, single
+from pico_analyze.metrics import noise, pair, single
 
 ENTRY = "unit of the entries"
 _ALL = ("weights", "gradients", "activations")
 _SAMPLES = ("activations",)
+_UPDATES = ("updates",)
+_MICRO_BATCHES = ("microbatch_gradients",)
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,15 @@ class Metric:
 
     `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a `linalg.Spectrum`,
     the `entries` (float64 tensor; a circuit's matrix is formed only where it is asked for), the `matrix` as it is
-    stored (a tensor, or a `linalg.Product` of a circuit's factors), or a `linalg.Sample`.
+    stored (a tensor, or a `linalg.Product` of a circuit's factors), a `linalg.Sample`, a `linalg.Update` (of kind
+    updates alone) or `linalg.MicroBatches`.
     `parameters` are its keyword arguments, which the table's `variant` records.
     """
 
     fn: Callable[..., Any]
     arity: Literal[1, 2]
     kinds: tuple[str, ...]
-    needs: Literal["spectrum", "entries", "matrix", "sample"]
+    needs: Literal["spectrum", "entries", "matrix", "sample", "update", "micro_batches"]
     unit: str
     range: str
     parameters: Mapping[str, float] = field(default_factory=dict)
@@ -59,6 +62,16 @@ METRICS: dict[str, Metric] = {
     "anisotropy": Metric(single.anisotropy, 1, _SAMPLES, "sample", "similarity", "[-1, 1]"),
     "intrinsic_dimension": Metric(single.intrinsic_dimension, 1, _SAMPLES, "sample", "dimensions", "[0, k]"),
     "dead_units": Metric(single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"),
+    "update_to_weight_ratio": Metric(single.update_to_weight_ratio, 1, _UPDATES, "update", "ratio", "[0, inf)"),
+    "gradient_noise_scale": Metric(
+        noise.gradient_noise_scale, 1, _MICRO_BATCHES, "micro_batches", "tokens", "[0, inf)"
+    ),
+    "gradient_covariance_trace": Metric(
+        noise.gradient_covariance_trace, 1, _MICRO_BATCHES, "micro_batches", "nats^2 tokens", "[0, inf)"
+    ),
+    "gradient_norm_squared": Metric(
+        noise.gradient_norm_squared, 1, _MICRO_BATCHES, "micro_batches", "nats^2", "(-inf, inf)"
+    ),
     "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "(-inf, 1]"),
     "cka_rbf": Metric(pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}),

@@ -1,4 +1,4 @@
-"""Metrics of one matrix or vector: of its `Spectrum`, of its entries in float64, or of the `Sample` that it is.
+"""Metrics of one matrix or vector: of its `Spectrum`, its entries in float64, the `Sample` or `Update` that it is.
 
 Each returns an `Outcome`; s are the singular values in descending order, k = min(m, n).
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Sample, Spectrum, sorted_magnitudes
+from pico_analyze.linalg import Sample, Spectrum, Update, norm, sorted_magnitudes
 from pico_analyze.power_law import PowerLaw
 
 FEWEST_FOR_A_TAIL = 50
@@ -257,3 +257,14 @@ def dead_units(sample: Sample) -> Outcome:
     activate).
     """
     return Outcome(float((sample.x == 0).all(dim=0).double().mean()))
+
+
+def update_to_weight_ratio(update: Update) -> Outcome:
+    """||W(t2) - W(t1)||_F / ||W(t1)||_F over the window of the update; in [0, inf), a ratio. None where W(t1) is zero.
+
+    Over a single step 1e-3 is a common rule of thumb; over a longer window it is at most about the sum over its steps.
+    Of a circuit it is taken of the product, from its factors.
+    Source: You et al. 2017, "Large batch training of convolutional networks", sec. 4 (the ratio, inverted).
+    """
+    start = norm(update.start)
+    return Outcome(norm(update.change) / start) if start > 0 else Outcome(None, "zero")

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
-KINDS = ("weights", "gradients", "activations")
+MICROBATCH_GRADIENTS = "microbatch_gradients"
+"""The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is (...)."""
+KINDS = ("weights", "gradients", "activations", MICROBATCH_GRADIENTS)
 SPLITS = ("train", "val")
 
 
 class Source(Protocol):
     """A series of observed steps of one model.
 
-    Three attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
+    Four attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
     results are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of
-    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None.
+    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None;
+    and `terms` (`CountsTerms`), without which nothing is measured of gradients of micro-batches.
     """
 
     @property
@@ -49,6 +52,14 @@ class Source(Protocol):
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
         """The tensor in its stored dtype, on CPU."""
+
+
+@runtime_checkable
+class CountsTerms(Protocol):
+    """A source that may hold gradients of micro-batches."""
+
+    def terms(self, step: int, split: str | None) -> Sequence[int]:
+        """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step holds none."""
 
 
 _GEOMETRY = {

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pico_contract import codec, names
+from pico_contract import codec
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest, TensorSet
 
-from pico_analyze.sources import check_kind, no_module, no_step
+from pico_analyze.sources import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
+from pico_analyze.sources.stored import is_tied, modules_of, stored_name
 
 M = TypeVar("M", CheckpointManifest, SnapshotManifest)
 _OPEN_FILES = 64
-_SUFFIX = ".weight"
-_HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 
 
 def open_run(path: str | Path) -> Run:
@@ -73,31 +72,29 @@ class Run:
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
         """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as `tensor`."""
-        modules = [name.removesuffix(_SUFFIX) for name in self._stored(step, kind, split)[1]]
-        if self._tied(kind) and _EMBEDDING in modules and _HEAD not in modules:
-            modules.append(_HEAD)
-        return modules
+        return modules_of(self._stored(step, kind, split)[1], is_tied(self.model, kind))
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU.
 
-        `kind` is weights (out, in) or (width,), gradients (of the same shapes) or activations (rows, out). `module`
-        may be an alias of earlier Pico code. `split` may be left out where only one is there. With tied embeddings
-        `lm_head` is the embedding.
+        `kind` is weights (out, in) or (width,), gradients (of the same shapes), activations (rows, out) or
+        microbatch_gradients (m, and the shape of a gradient). `module` may be an alias of earlier Pico code. `split`
+        may be left out where only one is there. With tied embeddings `lm_head` is the embedding.
 
         Raises:
             UserError: the step, kind, split or module is not there; names the nearest that is.
             DamagedError: the file is not readable.
         """
         path, stored = self._stored(step, kind, split)
-        module = names.canonical(module).removesuffix(_SUFFIX)
-        if self._tied(kind) and module == _HEAD and f"{_HEAD}{_SUFFIX}" not in stored:
-            module = _EMBEDDING
-        for name in (f"{module}{_SUFFIX}", module):
-            if name in stored:
-                return self._file(path).get(name)
-        known = [name.removesuffix(_SUFFIX) for name in stored]
-        raise no_module(path, kind, module, known)
+        name = stored_name(module, stored, is_tied(self.model, kind))
+        if name is None:
+            raise no_module(path, kind, module, modules_of(stored, tied=False))
+        return self._file(path).get(name)
+
+    def terms(self, step: int, split: str | None) -> list[int]:
+        """Terms of the loss in each micro-batch whose gradients `step` holds; [] where it holds none."""
+        found = (one.terms for one in self._observed(step) if (one.kind, one.split) == (MICROBATCH_GRADIENTS, split))
+        return next(found, [])
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
         """sha256 of the file that holds `kind` of `step`, as its manifest says; UserError where there is none."""
@@ -140,9 +137,6 @@ class Run:
             else:
                 self.damaged.setdefault(step, []).append(sentence)
         return manifests
-
-    def _tied(self, kind: str) -> bool:
-        return kind != "activations" and bool(self.model.get("tie_word_embeddings"))
 
     def _observed(self, step: int) -> list[TensorSet]:
         return self._snapshots[step].observed if step in self._snapshots else []

@@ -1,0 +1,33 @@
+"""Names of stored tensors and the modules that they are of, in runs of ours on disk and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pico_contract import names
+
+_SUFFIX = ".weight"
+_HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
+
+
+def is_tied(model: Mapping[str, Any], kind: str) -> bool:
+    """Whether the embedding's tensor of `kind` is the head's as well: with tied embeddings all are but outputs."""
+    return kind != "activations" and bool(model.get("tie_word_embeddings"))
+
+
+def modules_of(stored: Iterable[str], tied: bool) -> list[str]:
+    """The modules that have a tensor among `stored`, by Hugging Face name."""
+    modules = [name.removesuffix(_SUFFIX) for name in stored]
+    if tied and _EMBEDDING in modules and _HEAD not in modules:
+        modules.append(_HEAD)
+    return modules
+
+
+def stored_name(module: str, stored: Iterable[str], tied: bool) -> str | None:
+    """The name in `stored` of the tensor of a module, which may be given by an alias; None where there is none."""
+    known = set(stored)
+    module = names.canonical(module).removesuffix(_SUFFIX)
+    if tied and module == _HEAD and f"{_HEAD}{_SUFFIX}" not in known:
+        module = _EMBEDDING
+    return next((name for name in (f"{module}{_SUFFIX}", module) if name in known), None)
