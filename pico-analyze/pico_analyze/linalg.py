@@ -13,14 +13,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from pico_analyze.decompositions import REAL, Basis, basis, singular_values
 from pico_analyze.power_law import PowerLaw, fit
-
-REAL = torch.float64
 
 
 def coarser(*dtypes: torch.dtype) -> torch.dtype:
@@ -95,7 +93,7 @@ class Spectrum:
 
 
 def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
-    """Spectra of finite matrices, one decomposition each; equal shapes are decomposed as one batch.
+    """Spectra of finite matrices, one decomposition each; equal shapes and dtypes are decomposed as one batch.
 
     A product costs that of its small core: with left = Q1 R1 and right^T = Q2 R2 the singular values of left @ right
     are those of R1 @ R2^T, at most (r, r), since Q1 and Q2 have orthonormal columns.
@@ -103,10 +101,10 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
     groups: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
         inner = matrix.left.shape[1] if isinstance(matrix, Product) else None
-        groups[tuple(matrix.shape), inner].append(index)
+        groups[tuple(matrix.shape), inner, matrix.dtype].append(index)
     found: dict[int, Spectrum] = {}
     for indices in groups.values():
-        values = torch.linalg.svdvals(_batch([matrices[i] for i in indices]))
+        values = singular_values(_batch([matrices[i] for i in indices]), matrices[indices[0]].dtype)
         for index, row in zip(indices, values, strict=True):
             matrix = matrices[index]
             found[index] = Spectrum(row, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
@@ -116,8 +114,7 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
 def _batch(matrices: list[Matrix]) -> torch.Tensor:
     """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and shape."""
     if not isinstance(matrices[0], Product):
-        batch = torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
-        return batch if batch.shape[1] >= batch.shape[2] else batch.mT  # LAPACK takes half the time on the tall one
+        return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
     products = [m for m in matrices if isinstance(m, Product)]
     left = torch.linalg.qr(torch.stack([p.left for p in products]).to(REAL), mode="r").R  # (b, <= r, r)
     right = torch.linalg.qr(torch.stack([p.right for p in products]).to(REAL).mT, mode="r").R  # (b, <= r, r)
@@ -152,7 +149,8 @@ def norm(matrix: Matrix) -> float:
 
 def largest(matrix: Matrix) -> float:
     """s_max of a finite matrix, from the smaller Gram matrix: exact for the largest, and faster than a spectrum."""
-    core = _batch([matrix])[0]  # (a, b), a >= b for plain matrices
+    core = _batch([matrix])[0]
+    core = core if core.shape[0] >= core.shape[1] else core.T
     return float(torch.linalg.eigvalsh(core.T @ core)[-1].clamp(min=0).sqrt())
 
 
@@ -178,14 +176,6 @@ def _centred(x: torch.Tensor) -> torch.Tensor:
     return centred * (centred.abs().amax(dim=0) > rounding)
 
 
-class Basis(NamedTuple):
-    """x = left @ diag(values) @ right for a centred sample x of rank r, values descending."""
-
-    left: torch.Tensor  # (rows, r), orthonormal columns
-    values: torch.Tensor  # (r,)
-    right: torch.Tensor  # (r, width), orthonormal rows
-
-
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Observations in rows, columns centred. What comparisons need of one side is made once and kept."""
@@ -193,6 +183,7 @@ class Sample:
     x: torch.Tensor  # (rows, width) float64, each column of mean 0
     mean: torch.Tensor  # (width,): what was taken off
     noise: float = 0.0  # largest Euclidean norm of what rounding to the stored dtype can have added
+    stored: torch.dtype = REAL
     narrow: torch.Tensor | None = None  # (rows, k): x @ turn^T, of a product
     turn: torch.Tensor | None = None  # (k, width), orthonormal rows
     _kept: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict, repr=False)
@@ -206,10 +197,10 @@ class Sample:
         x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
         if not isinstance(matrix, Product):
             noise = torch.finfo(matrix.dtype).eps / 2 * float(torch.linalg.vector_norm(x))
-            return cls(_centred(x), x.mean(dim=0), noise)
+            return cls(_centred(x), x.mean(dim=0), noise, matrix.dtype)
         turn, core = torch.linalg.qr(matrix.right.to(REAL).mT)  # (width, k), (k, r)
         narrow = _centred(matrix.left.to(REAL) @ core.mT)  # factors round within a rank: no noise
-        return cls(_centred(x), x.mean(dim=0), narrow=narrow, turn=turn.mT)
+        return cls(_centred(x), x.mean(dim=0), stored=matrix.dtype, narrow=narrow, turn=turn.mT)
 
     @property
     def core(self) -> torch.Tensor:
@@ -242,11 +233,8 @@ class Sample:
     @cached_property
     def basis(self) -> Basis:
         """Directions that are larger than what rounding, of storage or of the decomposition, can make of nothing."""
-        left, values, right = torch.linalg.svd(self.core, full_matrices=False)
-        right = right if self.turn is None else right @ self.turn
-        floor = max(self.noise, max(self.x.shape) * torch.finfo(REAL).eps * float(values[0]))
-        rank = int((values > floor).sum())
-        return Basis(left[:, :rank], values[:rank], right[:rank])
+        found = basis(self.core, self.stored, self.noise)
+        return found if self.turn is None else found._replace(right=found.right @ self.turn)
 
     @cached_property
     def squared_distances(self) -> torch.Tensor:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Basis, Sample
+from pico_analyze.decompositions import Basis
+from pico_analyze.linalg import Sample
 from pico_analyze.metrics.single import Outcome
 
 
@@ -54,7 +55,7 @@ def seed_of(*names: str | int | None) -> int:
 
 
 def _reordered(sample: Sample, order: torch.Tensor) -> Sample:
-    return _Reordered(sample.x[order], sample.mean, sample.noise, original=sample, order=order)
+    return _Reordered(sample.x[order], sample.mean, sample.noise, sample.stored, original=sample, order=order)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
