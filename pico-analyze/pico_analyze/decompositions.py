@@ -45,9 +45,12 @@ def singular_values(batch: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
     return values
 
 
-def basis(x: torch.Tensor, stored: torch.dtype, noise: float) -> Basis:
-    """Directions of (rows, width) float64 above `noise` and above what the decomposition can make of nothing."""
-    found = _basis_from_gram(x, noise) if stored != REAL and x.shape[0] >= x.shape[1] else None
+def basis(x: torch.Tensor, gram: torch.Tensor, stored: torch.dtype, noise: float) -> Basis:
+    """Directions of (rows, width) float64 above `noise` and above what the decomposition can make of nothing.
+
+    `gram` is the smaller of x^T x and x x^T.
+    """
+    found = None if stored == REAL else _basis_from_gram(x, gram, noise)
     if found is not None:
         return found
     left, values, right = torch.linalg.svd(x, full_matrices=False)
@@ -55,18 +58,19 @@ def basis(x: torch.Tensor, stored: torch.dtype, noise: float) -> Basis:
     return Basis(left[:, :rank], values[:rank], right[:rank])
 
 
-def _basis_from_gram(x: torch.Tensor, noise: float) -> Basis | None:
+def _basis_from_gram(x: torch.Tensor, gram: torch.Tensor, noise: float) -> Basis | None:
     """None where a direction is neither accurate nor certainly noise."""
-    squares, vectors = torch.linalg.eigh(x.T @ x)
+    squares, vectors = torch.linalg.eigh(gram)
     least = _least_square(x, squares[-1])
     floor = _floor(x, float(squares[-1].clamp(min=0).sqrt()), noise)
     kept = squares > least
     if not kept[-1] or floor**2 > least or bool((squares[~kept] > floor**2 - 2 * GRAM_ERROR * least).any()):
         return None
-    right = vectors[:, kept].flip(1)
-    turned = x @ right
-    values = torch.linalg.vector_norm(turned, dim=0)
-    return Basis(turned / values, values, right.T)
+    near = vectors[:, kept].flip(1)
+    far = (x if len(gram) == x.shape[1] else x.T) @ near
+    values = torch.linalg.vector_norm(far, dim=0)
+    far /= values
+    return Basis(far, values, near.T) if len(gram) == x.shape[1] else Basis(near, values, far.T)
 
 
 def left_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

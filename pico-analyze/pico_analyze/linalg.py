@@ -9,6 +9,7 @@ Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -155,9 +156,9 @@ def largest(matrix: Matrix) -> float:
 
 
 def is_finite(matrix: Matrix) -> bool:
-    """Whether no entry (of either factor) is NaN or infinite."""
+    """Whether no entry (of either factor) is NaN or infinite: so if their sum is, else each is looked at."""
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
-    return all(bool(torch.isfinite(part).all()) for part in parts)
+    return all(math.isfinite(part.sum()) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def entries(matrix: torch.Tensor) -> torch.Tensor:
@@ -166,50 +167,74 @@ def entries(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
-    """|x| flattened and ascending, float64. numpy's vectorised sort is several times faster than torch's on CPU."""
-    return torch.from_numpy(np.sort(x.abs().flatten().numpy())).to(REAL)
+    """|x| flattened and ascending, float64.
+
+    numpy's vectorised sort is several times faster than torch's on CPU, and of fp32, where that is exact, twice as fast.
+    """
+    magnitudes = x.abs().flatten()
+    narrow = magnitudes.float()
+    return torch.from_numpy(np.sort((narrow if torch.equal(narrow.to(REAL), magnitudes) else magnitudes).numpy())).to(
+        REAL
+    )
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
     centred = x - x.mean(dim=0)
     rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
-    return centred * (centred.abs().amax(dim=0) > rounding)
+    return centred.mul_(centred.abs().amax(dim=0) > rounding)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Observations in rows, columns centred. What comparisons need of one side is made once and kept."""
+    """Observations in rows, columns centred. What comparisons need of one side is made when asked for, and kept."""
 
-    x: torch.Tensor  # (rows, width) float64, each column of mean 0
-    mean: torch.Tensor  # (width,): what was taken off
-    noise: float = 0.0  # largest Euclidean norm of what rounding to the stored dtype can have added
-    stored: torch.dtype = REAL
-    narrow: torch.Tensor | None = None  # (rows, k): x @ turn^T, of a product
-    turn: torch.Tensor | None = None  # (k, width), orthonormal rows
+    matrix: Matrix  # (rows, width), as stored
     _kept: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, matrix: Matrix) -> Sample:
-        """Centre the columns; those that vary by no more than the rounding of their mean become exactly 0.
-
-        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to the rotation Q.
-        """
-        x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
-        if not isinstance(matrix, Product):
-            noise = torch.finfo(matrix.dtype).eps / 2 * float(torch.linalg.vector_norm(x))
-            return cls(_centred(x), x.mean(dim=0), noise, matrix.dtype)
-        turn, core = torch.linalg.qr(matrix.right.to(REAL).mT)  # (width, k), (k, r)
-        narrow = _centred(matrix.left.to(REAL) @ core.mT)  # factors round within a rank: no noise
-        return cls(_centred(x), x.mean(dim=0), stored=matrix.dtype, narrow=narrow, turn=turn.mT)
-
-    @property
-    def core(self) -> torch.Tensor:
-        """(rows, k): the sample up to a rotation of its columns, as narrow as it can be had."""
-        return self.x if self.narrow is None else self.narrow
+        """The rows of a matrix."""
+        return cls(matrix)
 
     @property
     def rows(self) -> int:
-        return self.x.shape[0]
+        return self.matrix.shape[0]
+
+    @property
+    def _dense(self) -> torch.Tensor:
+        return self.matrix.dense() if isinstance(self.matrix, Product) else self.matrix.to(REAL)
+
+    @cached_property
+    def x(self) -> torch.Tensor:
+        """(rows, width) float64, each column of mean 0; exactly 0 where it varies by no more than its mean rounds."""
+        return _centred(self._dense)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(width,): what was taken off."""
+        return self._dense.mean(dim=0)
+
+    @cached_property
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, k) and (k, width), orthonormal rows, whose product x is.
+
+        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to the rotation Q.
+        """
+        assert isinstance(self.matrix, Product)
+        turn, triangle = torch.linalg.qr(self.matrix.right.to(REAL).mT)  # (width, k), (k, r)
+        return _centred(self.matrix.left.to(REAL) @ triangle.mT), turn.mT
+
+    @cached_property
+    def core(self) -> torch.Tensor:
+        """(rows, k): the sample up to a rotation of its columns, as narrow as it can be had."""
+        return self._factors[0] if isinstance(self.matrix, Product) else self.x
+
+    @property
+    def noise(self) -> float:
+        """Largest Euclidean norm of what rounding to the stored dtype can have added; factors round within a rank."""
+        if isinstance(self.matrix, Product):
+            return 0.0
+        return torch.finfo(self.matrix.dtype).eps / 2 * float(torch.linalg.vector_norm(self.matrix, dtype=REAL))
 
     @cached_property
     def diagonal(self) -> torch.Tensor:
@@ -222,19 +247,24 @@ class Sample:
         return self.core @ self.core.T
 
     @cached_property
+    def covariance(self) -> torch.Tensor:
+        """(k, k): x^T x, up to the rotation of the core."""
+        return self.core.T @ self.core
+
+    @cached_property
     def self_cross(self) -> float:
-        return cross(self, self)
+        return float((self.gram if _wide(self) else self.covariance).square().sum())
 
     @property
     def rounding(self) -> float:
         """At or below this a sum of terms as large as `self_cross` counts as zero."""
-        return max(self.x.shape) * torch.finfo(REAL).eps * self.self_cross
+        return max(self.matrix.shape) * torch.finfo(REAL).eps * self.self_cross
 
     @cached_property
     def basis(self) -> Basis:
         """Directions that are larger than what rounding, of storage or of the decomposition, can make of nothing."""
-        found = basis(self.core, self.stored, self.noise)
-        return found if self.turn is None else found._replace(right=found.right @ self.turn)
+        found = basis(self.core, self.gram if _wide(self) else self.covariance, self.matrix.dtype, self.noise)
+        return found._replace(right=found.right @ self._factors[1]) if isinstance(self.matrix, Product) else found
 
     @cached_property
     def squared_distances(self) -> torch.Tensor:
@@ -268,6 +298,12 @@ class Sample:
 
 def cross(a: Sample, b: Sample) -> float:
     """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the smaller matrices."""
-    if a.rows < max(a.core.shape[1], b.core.shape[1]):
+    if a is b:
+        return a.self_cross
+    if _wide(a) or _wide(b):
         return float((a.gram * b.gram).sum())
     return float((a.core.T @ b.core).square().sum())
+
+
+def _wide(sample: Sample) -> bool:
+    return sample.rows < sample.core.shape[1]
