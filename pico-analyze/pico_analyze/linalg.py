@@ -9,18 +9,17 @@ Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from pico_analyze.decompositions import REAL, Basis, basis, singular_values
 from pico_analyze.power_law import PowerLaw, fit
-
-REAL = torch.float64
 
 
 def coarser(*dtypes: torch.dtype) -> torch.dtype:
@@ -109,7 +108,7 @@ class Spectrum:
 
 
 def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
-    """Spectra of finite matrices, one decomposition each; equal shapes are decomposed as one batch.
+    """Spectra of finite matrices, one decomposition each; equal shapes and dtypes are decomposed as one batch.
 
     A product costs that of its small core: with left = Q1 R1 and right^T = Q2 R2 the singular values of left @ right
     are those of R1 @ R2^T, at most (r, r), since Q1 and Q2 have orthonormal columns.
@@ -117,10 +116,10 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
     groups: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
         inner = matrix.left.shape[1] if isinstance(matrix, Product) else None
-        groups[tuple(matrix.shape), inner].append(index)
+        groups[tuple(matrix.shape), inner, matrix.dtype].append(index)
     found: dict[int, Spectrum] = {}
     for indices in groups.values():
-        values = torch.linalg.svdvals(_batch([matrices[i] for i in indices]))
+        values = singular_values(_batch([matrices[i] for i in indices]), matrices[indices[0]].dtype)
         for index, row in zip(indices, values, strict=True):
             matrix = matrices[index]
             found[index] = Spectrum(row, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
@@ -130,8 +129,7 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
 def _batch(matrices: list[Matrix]) -> torch.Tensor:
     """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and shape."""
     if not isinstance(matrices[0], Product):
-        batch = torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
-        return batch if batch.shape[1] >= batch.shape[2] else batch.mT  # LAPACK takes half the time on the tall one
+        return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
     products = [m for m in matrices if isinstance(m, Product)]
     left = torch.linalg.qr(torch.stack([p.left for p in products]).to(REAL), mode="r").R  # (b, <= r, r)
     right = torch.linalg.qr(torch.stack([p.right for p in products]).to(REAL).mT, mode="r").R  # (b, <= r, r)
@@ -166,14 +164,15 @@ def norm(matrix: Matrix) -> float:
 
 def largest(matrix: Matrix) -> float:
     """s_max of a finite matrix, from the smaller Gram matrix: exact for the largest, and faster than a spectrum."""
-    core = _batch([matrix])[0]  # (a, b), a >= b for plain matrices
+    core = _batch([matrix])[0]
+    core = core if core.shape[0] >= core.shape[1] else core.T
     return float(torch.linalg.eigvalsh(core.T @ core)[-1].clamp(min=0).sqrt())
 
 
 def is_finite(matrix: Matrix) -> bool:
-    """Whether no entry (of either factor) is NaN or infinite."""
+    """Whether no entry (of either factor) is NaN or infinite: so if their sum is, else each is looked at."""
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
-    return all(bool(torch.isfinite(part).all()) for part in parts)
+    return all(math.isfinite(part.sum()) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def entries(matrix: torch.Tensor) -> torch.Tensor:
@@ -182,57 +181,74 @@ def entries(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
-    """|x| flattened and ascending, float64. numpy's vectorised sort is several times faster than torch's on CPU."""
-    return torch.from_numpy(np.sort(x.abs().flatten().numpy())).to(REAL)
+    """|x| flattened and ascending, float64.
+
+    numpy's vectorised sort is several times faster than torch's on CPU, and of fp32, where that is exact, twice as fast.
+    """
+    magnitudes = x.abs().flatten()
+    narrow = magnitudes.float()
+    return torch.from_numpy(np.sort((narrow if torch.equal(narrow.to(REAL), magnitudes) else magnitudes).numpy())).to(
+        REAL
+    )
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
     centred = x - x.mean(dim=0)
     rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
-    return centred * (centred.abs().amax(dim=0) > rounding)
-
-
-class Basis(NamedTuple):
-    """x = left @ diag(values) @ right for a centred sample x of rank r, values descending."""
-
-    left: torch.Tensor  # (rows, r), orthonormal columns
-    values: torch.Tensor  # (r,)
-    right: torch.Tensor  # (r, width), orthonormal rows
+    return centred.mul_(centred.abs().amax(dim=0) > rounding)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Observations in rows, columns centred. What comparisons need of one side is made once and kept."""
+    """Observations in rows, columns centred. What comparisons need of one side is made when asked for, and kept."""
 
-    x: torch.Tensor  # (rows, width) float64, each column of mean 0
-    mean: torch.Tensor  # (width,): what was taken off
-    noise: float = 0.0  # largest Euclidean norm of what rounding to the stored dtype can have added
-    narrow: torch.Tensor | None = None  # (rows, k): x @ turn^T, of a product
-    turn: torch.Tensor | None = None  # (k, width), orthonormal rows
+    matrix: Matrix  # (rows, width), as stored
     _kept: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, matrix: Matrix) -> Sample:
-        """Centre the columns; those that vary by no more than the rounding of their mean become exactly 0.
-
-        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to the rotation Q.
-        """
-        x = matrix.dense() if isinstance(matrix, Product) else matrix.to(REAL)
-        if not isinstance(matrix, Product):
-            noise = torch.finfo(matrix.dtype).eps / 2 * float(torch.linalg.vector_norm(x))
-            return cls(_centred(x), x.mean(dim=0), noise)
-        turn, core = torch.linalg.qr(matrix.right.to(REAL).mT)  # (width, k), (k, r)
-        narrow = _centred(matrix.left.to(REAL) @ core.mT)  # factors round within a rank: no noise
-        return cls(_centred(x), x.mean(dim=0), narrow=narrow, turn=turn.mT)
-
-    @property
-    def core(self) -> torch.Tensor:
-        """(rows, k): the sample up to a rotation of its columns, as narrow as it can be had."""
-        return self.x if self.narrow is None else self.narrow
+        """The rows of a matrix."""
+        return cls(matrix)
 
     @property
     def rows(self) -> int:
-        return self.x.shape[0]
+        return self.matrix.shape[0]
+
+    @property
+    def _dense(self) -> torch.Tensor:
+        return self.matrix.dense() if isinstance(self.matrix, Product) else self.matrix.to(REAL)
+
+    @cached_property
+    def x(self) -> torch.Tensor:
+        """(rows, width) float64, each column of mean 0; exactly 0 where it varies by no more than its mean rounds."""
+        return _centred(self._dense)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(width,): what was taken off."""
+        return self._dense.mean(dim=0)
+
+    @cached_property
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, k) and (k, width), orthonormal rows, whose product x is.
+
+        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to the rotation Q.
+        """
+        assert isinstance(self.matrix, Product)
+        turn, triangle = torch.linalg.qr(self.matrix.right.to(REAL).mT)  # (width, k), (k, r)
+        return _centred(self.matrix.left.to(REAL) @ triangle.mT), turn.mT
+
+    @cached_property
+    def core(self) -> torch.Tensor:
+        """(rows, k): the sample up to a rotation of its columns, as narrow as it can be had."""
+        return self._factors[0] if isinstance(self.matrix, Product) else self.x
+
+    @property
+    def noise(self) -> float:
+        """Largest Euclidean norm of what rounding to the stored dtype can have added; factors round within a rank."""
+        if isinstance(self.matrix, Product):
+            return 0.0
+        return torch.finfo(self.matrix.dtype).eps / 2 * float(torch.linalg.vector_norm(self.matrix, dtype=REAL))
 
     @cached_property
     def diagonal(self) -> torch.Tensor:
@@ -245,22 +261,24 @@ class Sample:
         return self.core @ self.core.T
 
     @cached_property
+    def covariance(self) -> torch.Tensor:
+        """(k, k): x^T x, up to the rotation of the core."""
+        return self.core.T @ self.core
+
+    @cached_property
     def self_cross(self) -> float:
-        return cross(self, self)
+        return float((self.gram if _wide(self) else self.covariance).square().sum())
 
     @property
     def rounding(self) -> float:
         """At or below this a sum of terms as large as `self_cross` counts as zero."""
-        return max(self.x.shape) * torch.finfo(REAL).eps * self.self_cross
+        return max(self.matrix.shape) * torch.finfo(REAL).eps * self.self_cross
 
     @cached_property
     def basis(self) -> Basis:
         """Directions that are larger than what rounding, of storage or of the decomposition, can make of nothing."""
-        left, values, right = torch.linalg.svd(self.core, full_matrices=False)
-        right = right if self.turn is None else right @ self.turn
-        floor = max(self.noise, max(self.x.shape) * torch.finfo(REAL).eps * float(values[0]))
-        rank = int((values > floor).sum())
-        return Basis(left[:, :rank], values[:rank], right[:rank])
+        found = basis(self.core, self.gram if _wide(self) else self.covariance, self.matrix.dtype, self.noise)
+        return found._replace(right=found.right @ self._factors[1]) if isinstance(self.matrix, Product) else found
 
     @cached_property
     def squared_distances(self) -> torch.Tensor:
@@ -294,6 +312,12 @@ class Sample:
 
 def cross(a: Sample, b: Sample) -> float:
     """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the smaller matrices."""
-    if a.rows < max(a.core.shape[1], b.core.shape[1]):
+    if a is b:
+        return a.self_cross
+    if _wide(a) or _wide(b):
         return float((a.gram * b.gram).sum())
     return float((a.core.T @ b.core).square().sum())
+
+
+def _wide(sample: Sample) -> bool:
+    return sample.rows < sample.core.shape[1]

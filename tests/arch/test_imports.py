@@ -72,11 +72,13 @@ MAY_IMPORT = {
     "pico_analyze.metrics": {
         "torch",
         "pico_analyze.linalg",
+        "pico_analyze.decompositions",
         "pico_analyze.power_law",
         "pico_analyze.metrics",
         "pico_contract.errors",
     },
-    "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.power_law"},
+    "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.power_law"},
+    "pico_analyze.decompositions": {"torch"},
     "pico_analyze.power_law": {"torch"},
 }
 """Module or package -> everything beyond the standard library that it may import."""

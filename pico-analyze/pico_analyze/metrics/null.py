@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Basis, Sample
+from pico_analyze.decompositions import Basis
+from pico_analyze.linalg import Sample
 from pico_analyze.metrics.single import Outcome
 
 
@@ -54,7 +55,7 @@ def seed_of(*names: str | int | None) -> int:
 
 
 def _reordered(sample: Sample, order: torch.Tensor) -> Sample:
-    return _Reordered(sample.x[order], sample.mean, sample.noise, original=sample, order=order)
+    return _Reordered(sample.matrix, original=sample, order=order)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,12 +69,24 @@ class _Reordered(Sample):
         return matrix[self.order[:, None], self.order]
 
     @cached_property
+    def x(self) -> torch.Tensor:
+        return self.original.x[self.order]
+
+    @cached_property
+    def core(self) -> torch.Tensor:
+        return self.original.core[self.order]
+
+    @cached_property
     def diagonal(self) -> torch.Tensor:
         return self.original.diagonal[self.order]
 
     @cached_property
     def gram(self) -> torch.Tensor:
         return self._square(self.original.gram)
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        return self.original.covariance
 
     @cached_property
     def self_cross(self) -> float:

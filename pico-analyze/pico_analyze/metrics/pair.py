@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from pico_analyze.decompositions import left_vectors
 from pico_analyze.linalg import Matrix, Sample, cross, difference, inner, norm
 from pico_analyze.metrics.single import Outcome
 
@@ -92,7 +93,7 @@ def pwcca(x: Sample, y: Sample) -> Outcome:
     """
     if refused := _refused(x.rows, x.basis.left, y.basis.left):
         return refused
-    turn, correlations, _ = torch.linalg.svd(x.basis.left.T @ y.basis.left, full_matrices=False)
+    turn, correlations = left_vectors(x.basis.left.T @ y.basis.left)
     weights = (turn.T @ (x.basis.values[:, None] * x.basis.right)).abs().sum(dim=1)
     return Outcome(float(weights @ correlations.clamp(max=1) / weights.sum()))
 
