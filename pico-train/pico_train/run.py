@@ -138,6 +138,8 @@ class RunConfig(Section):
         train = self.train
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is None:
             raise ValueError(f'name is "{self.name}"; use letters, digits, ".", "_" and "-"')
+        if len(self.name) > 200:
+            raise ValueError(f"name has {len(self.name)} characters; use 200 at most")
         if train.batch_size % train.rows_per_pass:
             divisors = [d for d in range(1, train.batch_size + 1) if train.batch_size % d == 0]
             near = min(divisors, key=lambda d: abs(d - train.rows_per_pass))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from pico_contract import codec
+from pico_contract.errors import DamagedError
 from pico_contract.layout import step_name
 from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
@@ -185,10 +186,15 @@ def _manifest(job: Job) -> RunManifest:
     parents = [layout.root, layout.checkpoints, layout.snapshots, layout.evaluations, layout.logs]
     for parent in parents + [layout.evaluations / step_name(s) for s in codec.listed_steps(layout.evaluations)]:
         codec.remove_leftovers(parent)
-    if not job.layout.manifest.is_file():
+    if not layout.manifest.is_file():
+        if codec.listed_steps(layout.checkpoints):
+            raise DamagedError(
+                f"{layout.root} holds checkpoints but no {layout.manifest.name}, so that nothing says of which run they"
+                " are: bring it back, or choose another name"
+            )
         return new_manifest(job)
     check_identity(job)
-    return codec.read_manifest(job.layout.manifest, RunManifest)
+    return codec.read_manifest(layout.manifest, RunManifest)
 
 
 def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool) -> Session:
@@ -197,13 +203,23 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     write_config(job)
-    if not layout.probe.is_file():
-        probe = job.observer.probe
-        codec.write_tensors(layout.probe, {"rows": probe.row_ids, "tokens": probe.tokens.int()})
+    _write_probe(job)
     reporter = Reporter(job.config.log, manifest.total_steps, start, quiet)
     session = Session(job, lock, manifest, state, MetricsFile(layout, start), reporter, newest)
     session._write_manifest()
     return session
+
+
+def _write_probe(job: Job) -> None:
+    """probe.safetensors, where it is not there or was damaged: it follows from data and configuration."""
+    path, probe = job.layout.probe, job.observer.probe
+    wanted = {"rows": probe.row_ids, "tokens": probe.tokens.int()}
+    try:
+        found = codec.read_tensors(path)
+    except DamagedError:
+        found = {}
+    if found.keys() != wanted.keys() or not all(torch.equal(found[name], wanted[name]) for name in wanted):
+        codec.write_tensors(path, wanted)
 
 
 def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list[str]:

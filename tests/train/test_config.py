@@ -153,6 +153,7 @@ def test_a_wrong_entry_of_a_list_is_numbered(refused: Refused, raw: dict[str, An
         ({"method.name": "json:loads"}, 'method.name is "json:loads", which is not a Method'),
         ({"name": "a/b"}, 'name is "a/b"; use letters, digits, ".", "_" and "-"'),
         ({"name": ".."}, 'name is ".."; use letters, digits, ".", "_" and "-"'),
+        ({"name": "x" * 201}, "name has 201 characters; use 200 at most"),
         ({"snapshot.modules": []}, "snapshot.modules is empty; to observe nothing, set snapshot.every to 0"),
         ({"snapshot.modules": ["q_prj"]}, 'snapshot.modules: the pattern "q_prj" matches no module; the nearest names'),
         ({"init_from": "none@3"}, 'init_from "none@3": none is not a run directory (it has no run.json)'),

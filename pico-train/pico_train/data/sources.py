@@ -137,8 +137,8 @@ def _json_lines(config: SourceConfig) -> Iterator[Document]:
                 continue
             try:
                 record = json.loads(_decoded(line, where))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where} is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:  # also a number too long, and nesting too deep, to be read
+                raise UserError(f"{where} is not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{where} holds a {type(record).__name__} where an object is expected")
             yield _document(record, config.field, where)
@@ -156,7 +156,7 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
         records = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, record in enumerate(records, start=1):
             yield _document(record, field, f"{config.path}, row {number}")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         after = f" after row {number}" if number else ""
         raise UserError(f"{config.path} cannot be read as a Parquet file{after} ({_one_line(error)})") from None
 
@@ -204,10 +204,26 @@ def _pydoc(config: SourceConfig) -> Iterator[Document]:
 def _document(record: dict[str, Any], field: str | None, where: str) -> Document:
     value = record[_chosen(field, list(record), where)]
     if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(i, int) for i in value):
-        return np.asarray(value, dtype=np.int64)
+        return _characters(value, where)
+    if isinstance(value, list) and all(type(i) is int for i in value):  # true is no token id
+        return _ids(value, where)
     raise UserError(f"{where}: the field holds a {type(value).__name__} where text or a list of token ids is expected")
+
+
+def _characters(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise UserError(f"{where}: the text holds \\u{half:04x}, one half of a character, at {error.start}") from None
+    return text
+
+
+def _ids(values: list[int], where: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.int64)
+    except OverflowError:
+        raise UserError(f"{where}: {max(values, key=abs)} is no token id") from None
 
 
 def _chosen(field: str | None, present: list[str], where: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,9 @@ _KNOWN = {
 }
 _PIECE = 1 << 16
 """Characters after which a document may be cut for tokenising."""
+_WORD = 1 << 12
+"""Characters after which a word is cut for training: the library's time grows with the square of a word's length."""
+_LONG = re.compile(rf"\S{{{_WORD}}}|\s{{{_WORD}}}")
 _SEAM = re.compile(r"(?<=\w) ")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -42,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
+    tokenizer.train_from_iterator((word for text in texts for piece in _cut(text) for word in _short(piece)), trainer)
     return tokenizer
 
 
@@ -62,6 +66,12 @@ def _cut(text: str) -> list[str]:
         parts.append(text[start : found.start()])
         start = found.start()
     return [*parts, text[start:]]
+
+
+def _short(text: str) -> list[str]:
+    """`text` in parts that end where a word (or white space) has become long: such are no words of a language."""
+    ends = [0, *(found.end() for found in _LONG.finditer(text)), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

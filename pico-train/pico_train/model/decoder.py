@@ -293,9 +293,9 @@ class Decoder(nn.Module):
 
         Raises:
             ValueError: an empty prompt, prompt and new tokens exceed `max_position_embeddings`, or a temperature,
-                top_k or top_p out of its range.
+                top_k, top_p or seed out of its range.
         """
-        _check_sampling(temperature, top_k, top_p)
+        _check_sampling(temperature, top_k, top_p, seed)
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if length == 0:
             raise ValueError("the prompt is empty: give at least one token")
@@ -316,13 +316,15 @@ class Decoder(nn.Module):
         return input_ids
 
 
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}; it must fit into 64 bits")
 
 
 def _sample(

@@ -188,12 +188,28 @@ def test_a_character_cut_at_the_end_is_named(tmp_path: Path) -> None:
         (b'{"txt": "a"}', 'line 2 has no field "input_ids or text"; did you mean "txt"?'),
         (b'{"text": 5}', "line 2: the field holds a int where text or a list of token ids is expected"),
         (b'{"input_ids": [1, "a"]}', "line 2: the field holds a list where text or a list of token ids is expected"),
+        (b'{"input_ids": [1, true]}', "line 2: the field holds a list where text or a list of token ids is expected"),
+        (b'{"input_ids": [1, 36893488147419103232]}', "line 2: 36893488147419103232 is no token id"),
+        (b'{"text": "a \\ud800 b"}', "line 2: the text holds \\ud800, one half of a character, at 2"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_number(tmp_path: Path, line: bytes, sentence: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     assert mistake(path) == f"{path}, {sentence}"
+
+
+@pytest.mark.parametrize("value", [b"[" * 100_000, b"1" * 5000], ids=["deep", "long"])
+def test_json_beyond_what_python_reads_is_named_with_its_number(tmp_path: Path, value: bytes) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": ' + value + b"}\n")
+    assert mistake(path).startswith(f"{path}, line 1 is not JSON (")
+
+
+def test_a_column_whose_bytes_are_not_utf8_is_a_mistake(tmp_path: Path) -> None:
+    bytes_ = pa.array([b"fine", b"caf\xe9"])
+    pq.write_table(pa.table({"text": pa.StringArray.from_buffers(2, *bytes_.buffers()[1:])}), tmp_path / "a.parquet")
+    assert "cannot be read as a Parquet file" in mistake(tmp_path / "a.parquet")
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_training_cuts_text_where_it_changes_nothing(monkeypatch: pytest.MonkeyP
     assert train_tokenizer([SAMPLE[0] * 20], 300).to_str() == whole
 
 
+@pytest.mark.parametrize("long", ["ab" * 100_000, " " * 200_000])
+def test_training_cuts_words_whose_length_would_cost_its_square(long: str) -> None:
+    """As one word these 200,000 characters take a minute, and a line of three million takes hours."""
+    parts = tokenizing._short(f"a {long} b")
+    assert "".join(parts) == f"a {long} b"
+    assert max(map(len, parts)) <= tokenizing._WORD + 2
+    assert tokenizing._short(SAMPLE[0]) == [SAMPLE[0]]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizing.Tokenizer, "train_from_iterator", lambda self, texts, trainer: seen.extend(texts))
+        train_tokenizer([long], 300)
+    assert max(map(len, seen)) <= tokenizing._WORD
+
+
 @hypothesis_settings(deadline=None)
 @given(text=AROUND_SPACES, length=st.integers(1, 9))
 def test_pieces_have_the_ids_of_the_whole(trained: Tokenizer, text: str, length: int) -> None:

@@ -175,7 +175,14 @@ def test_sampling_is_seeded_and_filtered():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}],
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": 1 << 64},
+    ],
     ids=str,
 )
 def test_impossible_sampling_is_refused(wrong):
