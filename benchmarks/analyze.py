@@ -27,6 +27,7 @@ import torch
 from pico_analyze import linalg, measure, open_run
 from pico_analyze.components import Unit, plan
 from pico_analyze.engine import pool
+from pico_analyze.sample import Sample
 from pico_analyze.sources.run import Run
 from pico_contract import codec
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout, observed_file
@@ -247,7 +248,7 @@ def bare(run: Run) -> None:
         linalg.spectra(matrices)
         if item[2] == "activations":
             for matrix in matrices:
-                _ = linalg.Sample.of(matrix).basis
+                _ = Sample.of(matrix).basis
 
     with pool() as workers:
         list(workers.map(decompose, items))

@@ -31,7 +31,7 @@ from pico_analyze.reading import Place, Reference, Work
 from pico_analyze.sources import Source
 
 FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
-_CODE = ("components", "decompositions", "item", "linalg", "metrics", "power_law", "reading", "sources")
+_CODE = ("components", "decompositions", "item", "linalg", "metrics", "power_law", "reading", "sample", "sources")
 """What a number depends on: modules and packages of this package."""
 _ALONE = "alone"
 

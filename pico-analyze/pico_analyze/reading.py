@@ -13,6 +13,7 @@ from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
+from pico_analyze.sample import Sample
 from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
 
 _BATCH_BYTES = 8 * 2**20
@@ -86,9 +87,9 @@ class Inputs:
         return self.matrix.dense() if isinstance(self.matrix, linalg.Product) else linalg.entries(self.matrix)
 
     @cached_property
-    def sample(self) -> linalg.Sample:
+    def sample(self) -> Sample:
         """The rows as observations."""
-        return linalg.Sample.of(self.matrix)
+        return Sample.of(self.matrix)
 
     @cached_property
     def update(self) -> linalg.Update:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from pico_analyze import measure
 from pico_analyze.components import CIRCUITS, Unit, plan
-from pico_analyze.linalg import Product, Sample, spectra
+from pico_analyze.linalg import Product, spectra
 from pico_analyze.metrics import METRICS
+from pico_analyze.sample import Sample
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 

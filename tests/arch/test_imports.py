@@ -74,10 +74,12 @@ MAY_IMPORT = {
         "pico_analyze.linalg",
         "pico_analyze.decompositions",
         "pico_analyze.power_law",
+        "pico_analyze.sample",
         "pico_analyze.metrics",
         "pico_contract.errors",
     },
     "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.power_law"},
+    "pico_analyze.sample": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.linalg"},
     "pico_analyze.decompositions": {"torch"},
     "pico_analyze.power_law": {"torch"},
 }

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 
 from pico_analyze.decompositions import left_vectors
-from pico_analyze.linalg import Matrix, Sample, cross, difference, inner, norm
+from pico_analyze.linalg import Matrix, difference, inner, norm
 from pico_analyze.metrics.single import Outcome
+from pico_analyze.sample import Sample, cross
 
 
 def cka(x: Sample, y: Sample) -> Outcome:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Sample, Spectrum, Update, norm, sorted_magnitudes
+from pico_analyze.linalg import Spectrum, Update, norm, sorted_magnitudes
 from pico_analyze.power_law import PowerLaw
+from pico_analyze.sample import Sample
 
 FEWEST_FOR_A_TAIL = 50
 """Values that a power law is fitted to, at least: the rule of thumb of Clauset et al. 2009 for a reliable estimate."""
