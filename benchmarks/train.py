@@ -74,7 +74,7 @@ class Ours:
         self.state = self.job.build_state(None)
 
     def gradients(self) -> Update:
-        return compute_gradients(self.job, self.state, self.state.model, self.state.counters.step + 1)
+        return compute_gradients(self.job, self.state, self.state.counters.step + 1)
 
     def step(self) -> None:
         update = self.gradients()

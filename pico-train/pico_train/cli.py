@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -29,12 +30,15 @@ Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 def run(config: Config, overrides: Overrides = None) -> None:
     """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
     from pico_train.api import train
+    from pico_train.distributed import leave
 
     try:
         outcome = train(_load(config, overrides), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
         _fail("interrupted; what was saved before stays", 130)
-    _say(outcome.message or f"finished at step {outcome.step}")
+    leave()
+    if _process_number() == 0:
+        _say(outcome.message or f"finished at step {outcome.step}")
     if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
 
@@ -125,9 +129,10 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
     except Exception as error:
+        from pico_train.distributed import PeerError
         from pico_train.failure import NonFiniteError
 
-        if not isinstance(error, NonFiniteError):
+        if not isinstance(error, NonFiniteError | PeerError):
             raise
         _fail(str(error), 1)
 
@@ -155,10 +160,17 @@ def _load(path: Path, overrides: list[str] | None) -> RunConfig:
     return config
 
 
+def _process_number() -> int:
+    """As torchrun and accelerate launch count, from 0: the first one speaks for all."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _say(line: Any) -> None:
     typer.echo(line)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    typer.echo(f"pico-train: {sentence}", err=True)
+    number = _process_number()
+    who = f" (process {number} of {os.environ['WORLD_SIZE']})" if number else ""
+    typer.echo(f"pico-train{who}: {sentence}", err=True)
     sys.exit(code)

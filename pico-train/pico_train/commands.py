@@ -70,7 +70,7 @@ def _snapshot_bytes(job: Job) -> dict[str, int]:
     train = job.config.train
     numbers = {
         "train.gradients": weights,
-        f"train.{MICROBATCH_GRADIENTS}": weights * (train.batch_size // train.rows_per_pass),
+        f"train.{MICROBATCH_GRADIENTS}": weights * (train.batch_size // train.rows_per_pass()),
         "val.gradients": weights,
         "val.activations": rows * widths,
     }

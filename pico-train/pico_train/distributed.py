@@ -1,43 +1,131 @@
-"""The only wrapper of accelerate: device, processes, and what differs between one of them and many."""
+"""The only wrapper of accelerate: device, processes, and what differs between one of them and many.
+
+Every process holds the whole model and computes on its share of a batch's rows. Gradients are summed after the last
+micro-batch by one plain reduction over whatever trains, and not by DistributedDataParallel: that needs every loss to go
+through its own forward and every parameter to get a gradient at every update, and methods of our seam (an inner loop
+on functional weights, a head of their own, an update that trains a part) promise neither. What is lost is the overlap
+of the exchange with the last backward pass.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pico_contract.errors import UserError
 from torch import nn
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+T = TypeVar("T", bound=bool | int | float | str | list | dict | None)
+
+_PATIENCE = timedelta(days=1)
+"""How long processes wait for the one that saves, observes or evaluates. One that ends closes its connections, which
+the others notice at once."""
+_FUSED_BYTES = 64 << 20
+"""Gradients are exchanged in blocks of about this size: small ones together, and no copy of all of them at a time."""
+
+
+class PeerError(Exception):
+    """Another process of this run failed, and says why itself; this one ends with it. Exit code 1."""
 
 
 class Runtime:
-    """Where this process computes. Precision stays ours (autocast in the loop): accelerate's state would refuse a
-    second run of another precision in the same process, and its own accumulation would divide the loss again."""
+    """Where this process computes, and what it exchanges with the others. Precision stays ours (autocast in the loop):
+    accelerate's state would refuse a second run of another precision in the same process, and its own accumulation
+    would divide the loss again."""
 
     def __init__(self, device: Device) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                f"this version trains in one process, but was started as one of {os.environ['WORLD_SIZE']}"
-                " (WORLD_SIZE): start it without torchrun or accelerate launch"
-            )
         _require(device)
+        _require_launcher()
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
         self.device: torch.device = self.accelerator.device
         self.processes: int = self.accelerator.num_processes
+        self.rank: int = self.accelerator.process_index
+        # What processes agree on travels over the CPU: asking for it does not make an accelerator wait.
+        self._control = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.processes > 1 else None
 
-    def wrap(self, model: ModuleT) -> ModuleT:
-        """`model` on this process's device, wrapped for gradient exchange where there are several processes.
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
 
-        The one that was wrapped before is let go: after a rebuild accelerate alone would hold it.
+    def share(self, rows: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+        """(this process's rows of a batch, how many processes compute the same).
+
+        What cannot be shared out evenly, as a loss without rows, every process computes: sums of losses, of terms and
+        of gradients all grow by that factor, and their quotients are the same.
         """
-        self.accelerator.free_memory()
-        return self.accelerator.prepare_model(model)
+        if rows is None or len(rows) % self.processes:
+            return rows, self.processes
+        return rows.tensor_split(self.processes)[self.rank], 1
+
+    def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the processes, in the order of `parameters`."""
+        if self.processes == 1:
+            return
+        with _together():
+            for block in _blocks([p.grad for p in parameters.values() if p.grad is not None]):
+                flat = torch.cat([gradient.flatten() for gradient in block])
+                dist.all_reduce(flat)
+                parts = flat.split([gradient.numel() for gradient in block])
+                torch._foreach_copy_(block, [part.view_as(g) for part, g in zip(parts, block, strict=True)])
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Sums over the processes, in float64."""
+        if self.processes == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        with _together():
+            dist.all_reduce(total, group=self._control)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds in any process."""
+        return self.sums([float(flag)])[0] > 0
+
+    def on_main(self, act: Callable[[], T]) -> T:
+        """What `act` returns (plain JSON), run by the main process alone while the others wait for it.
+
+        Raises:
+            PeerError: in the others, where `act` raised in the main process.
+        """
+        if self.processes == 1:
+            return act()
+        if not self.is_main:
+            answer = self._receive()
+            if "failed" in answer:
+                raise PeerError(answer["failed"])
+            return answer["value"]
+        try:
+            value = act()
+        except BaseException as error:
+            self._send({"failed": type(error).__name__})
+            raise
+        self._send({"value": value})
+        return value
+
+    def _send(self, answer: dict) -> None:
+        payload = json.dumps(answer).encode()
+        with _together():
+            dist.broadcast(torch.tensor([len(payload)]), src=0, group=self._control)
+            dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), src=0, group=self._control)
+
+    def _receive(self) -> dict:
+        length = torch.zeros(1, dtype=torch.int64)
+        with _together():
+            dist.broadcast(length, src=0, group=self._control)
+            payload = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(payload, src=0, group=self._control)
+        return json.loads(bytes(payload.tolist()))
 
     def autocast(self, precision: str) -> torch.autocast:
         """Autocast to bfloat16 for "bf16"; does nothing for "fp32". Master weights stay float32."""
@@ -48,6 +136,44 @@ class Runtime:
         if wanted != "auto":
             return wanted
         return "bf16" if self.device.type == "cuda" else "fp32"
+
+
+def leave() -> None:
+    """Part from the other processes in good order; for the end of a program."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """An exchange that fails because another process has ended is that one's failure."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError(" ".join(str(error).split())) from error
+
+
+def _blocks(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    block: list[torch.Tensor] = []
+    size = 0
+    for gradient in gradients:
+        block.append(gradient)
+        size += gradient.nbytes
+        if size >= _FUSED_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _require_launcher() -> None:
+    """Several processes that do not know of each other would each train the whole."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1" and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"started as one of {processes} processes (WORLD_SIZE), which LOCAL_RANK does not number: start it with"
+            " torchrun or accelerate launch"
+        )
 
 
 def _require(device: Device) -> None:

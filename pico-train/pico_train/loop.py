@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from pico_contract.errors import UserError
-from torch import nn
 
 from pico_train.data.order import chain_hash
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
@@ -31,7 +30,6 @@ class Update:
     terms: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
     row_ids: np.ndarray | None = None  # (batch,) int64; None where the method read no language-model rows
-    tokens: torch.Tensor | None = None  # (batch, seq_len + 1) int64
 
 
 def is_due(every: int, step: int) -> bool:
@@ -48,13 +46,12 @@ def fit(session: Session) -> Outcome:
         OSError: the disk is full or failing; what was saved before stays, and the run can be continued.
     """
     job, config, last = session.job, session.job.config, session.job.config.train.steps
-    model = job.runtime.wrap(session.state.model)
-    pending: Pending | None = None
+    pending: Pending | None = None  # in the main process alone, which observes while the others wait for its gradients
     while True:
         state = session.state
         step = state.counters.step
         again = step == session.resumed_at  # its checkpoint exists; its observations may have been cut off
-        stopping = session.stop.asked() if step < last else None
+        stopping = session.asked_to_stop() if step < last else None
 
         if not again and (step == last or stopping or is_due(config.checkpoint.every, step)):
             session.save()
@@ -62,7 +59,7 @@ def fit(session: Session) -> Outcome:
             return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
         store = config.snapshot.due(step, last) and not (again and session.observed(step))
         share = job.live.due(step)
-        if store or share:
+        if (store or share) and job.runtime.is_main:
             pending = job.observer.observe(state, store=store, share=share)
         if step == last or (step > 0 and is_due(config.evaluate.every, step)):
             _evaluate(session, step)
@@ -74,7 +71,7 @@ def fit(session: Session) -> Outcome:
 
         # The update: theta_step -> theta_(step + 1).
         separate = job.observer.micro_batches(state.parameters) if pending is not None else None
-        update = compute_gradients(job, state, model, step + 1, separate)
+        update = compute_gradients(job, state, step + 1, separate)
         norm = gradient_norm(state.parameters)
         if not (math.isfinite(update.loss) and torch.isfinite(norm)):
             raise _failure(session, update, norm)
@@ -88,47 +85,54 @@ def fit(session: Session) -> Outcome:
         session.log(_row(state, update, lr, norm), update.terms)
         if state.method.rebuild_at(update.step):
             session.rebuild()
-            model = job.runtime.wrap(session.state.model)
 
 
-def compute_gradients(
-    job: Job, state: TrainState, model: nn.Module, step: int, separate: MicroBatches | None = None
-) -> Update:
-    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever the micro-batch.
+def compute_gradients(job: Job, state: TrainState, step: int, separate: MicroBatches | None = None) -> Update:
+    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever the micro-batch and
+    the number of processes.
 
-    Micro-batches give sums; the one division at the end is by the number of terms of them all, since the mean of
-    micro-batch means is another objective where these numbers differ. `separate` gets the gradient of each.
+    Micro-batches and processes give sums; the one division at the end is by the number of terms of them all, since the
+    mean of their means is another objective where these numbers differ. `separate` gets the gradient of each
+    micro-batch of this process.
     """
     update = Update(step)
-    batch = _read(job, state, update)
-    parts = [None] if batch is None else batch.split(job.config.train.rows_per_pass)
+    batch, copies = _read(job, state, update)
+    parts = [None] if batch is None else batch.split(job.micro_batch)
     losses = []  # left on the device: reading one would make it wait for every micro-batch
+    terms_here = 0
+    sums: dict[str, float] = {}
     for part in parts:
         on_device = None if part is None else part.to(job.runtime.device, non_blocking=True)
         with job.runtime.autocast(job.precision):
-            loss_sum, terms, scalars = state.method.loss(model, on_device, step)
+            loss_sum, terms, scalars = state.method.loss(state.model, on_device, step)
         loss_sum.backward()
         if separate is not None:
             separate.take(terms, len(parts))
         losses.append(loss_sum.detach())
-        update.terms += terms
+        terms_here += terms
         for name, value in scalars.items():
-            update.scalars[name] = update.scalars.get(name, 0.0) + value * terms
+            sums[name] = sums.get(name, 0.0) + value * terms
     if separate is not None:
         separate.put_back()
-    scale = 1.0 / max(update.terms, 1)
+    job.runtime.sum_gradients(state.parameters)
+    loss_here = math.fsum(torch.stack(losses).tolist())
+    loss, all_terms, *totals = job.runtime.sums([loss_here, terms_here, *sums.values()])
+    scale = 1.0 / max(all_terms, 1)
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
-    update.loss = math.fsum(torch.stack(losses).tolist()) * scale
-    update.scalars = {name: total * scale for name, total in update.scalars.items()}
+    update.loss, update.terms = loss * scale, round(all_terms) // copies
+    update.scalars = {name: total * scale for name, total in zip(sums, totals, strict=True)}
     return update
 
 
-def _read(job: Job, state: TrainState, update: Update) -> torch.Tensor | None:
+def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | None, int]:
+    """(what this process reads for the update, how many processes read the same)."""
     reads = state.method.begin_step(update.step)
     if reads is None or isinstance(reads, torch.Tensor):
-        return reads
-    update.row_ids, update.tokens = job.batch(state.counters.reads + 1)
-    return update.tokens
+        return job.runtime.share(reads)
+    update.row_ids = job.order.rows(state.counters.reads + 1)
+    own, copies = job.runtime.share(torch.from_numpy(update.row_ids))
+    assert own is not None  # rows were asked for
+    return job.tokens(own.numpy()), copies
 
 
 def apply_update(state: TrainState, update: Update, lr: float) -> None:
@@ -149,10 +153,14 @@ def apply_update(state: TrainState, update: Update, lr: float) -> None:
 def _evaluate(session: Session, step: int) -> None:
     job = session.job
     model = session.state.plain_decoder()
-    tasks = default_tasks(job.data)
-    results = evaluate(model, job.data, job.config.evaluation, job.layout, job.config.name, step, tasks)
-    if results:
-        session.reporter.say(f"step {step}: {in_one_line(results)}")
+
+    def on_main() -> None:
+        tasks = default_tasks(job.data)
+        results = evaluate(model, job.data, job.config.evaluation, job.layout, job.config.name, step, tasks)
+        if results:
+            session.reporter.say(f"step {step}: {in_one_line(results)}")
+
+    job.runtime.on_main(on_main)
 
 
 def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> dict[str, float | int | str | None]:
@@ -173,8 +181,8 @@ def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> di
 
 def _from_training(job: Job, state: TrainState, update: Update, separate: MicroBatches | None) -> FromTraining:
     batch = {}
-    if update.row_ids is not None and update.tokens is not None:
-        batch = {"rows": torch.from_numpy(update.row_ids), "tokens": update.tokens.int()}
+    if update.row_ids is not None:
+        batch = {"rows": torch.from_numpy(update.row_ids), "tokens": job.tokens(update.row_ids).int()}
     gradients = job.observer.train_gradients(state.parameters)
     return FromTraining(gradients, batch, state.method.objective, state.method.dropout, separate)
 
@@ -182,7 +190,10 @@ def _from_training(job: Job, state: TrainState, update: Update, separate: MicroB
 def _failure(session: Session, update: Update, norm: torch.Tensor) -> NonFiniteError:
     layout, state = session.job.layout, session.state
     what = "gradient" if math.isfinite(update.loss) else "loss"
-    culprit = write_failure(layout.failure(update.step), state, update.step, update.loss, update.tokens, update.row_ids)
+    tokens = None if update.row_ids is None else session.job.tokens(update.row_ids)
+    culprit = session.job.runtime.on_main(
+        lambda: write_failure(layout.failure(update.step), state, update.step, update.loss, tokens, update.row_ids)
+    )
     return NonFiniteError(
         f"update {update.step}: the {what} is not finite (first at {culprit}); nothing was stepped. The newest intact"
         f" checkpoint is step {session.manifest.step}; the batch and the gradient norms are in"

@@ -70,7 +70,7 @@ class TrainConfig(Section):
     batch_size: int = Field(1024, ge=1)
     """Rows an update."""
     micro_batch: Operation[int | None] = Field(None, ge=1)
-    """Rows a forward pass; null is the whole batch. Changes memory, not gradients."""
+    """Rows a forward pass of a process; null is all of its rows. Changes memory, not gradients."""
     seq_len: int | None = Field(None, ge=1)
     """Tokens that a row predicts; null is the length of the rows."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -84,10 +84,20 @@ class TrainConfig(Section):
     margin_minutes: Operation[float] = Field(5.0, ge=0)
     """How long before the limit it begins to stop."""
 
-    @property
-    def rows_per_pass(self) -> int:
-        """The resolved micro-batch."""
-        return self.micro_batch or self.batch_size
+    def rows_per_pass(self, processes: int = 1) -> int:
+        """The micro-batch of each of `processes`; UserError where the batch does not consist of so many."""
+        rows = self.micro_batch or max(self.batch_size // processes, 1)
+        if self.batch_size % (rows * processes) == 0:
+            return rows
+        of = f" of {processes} processes" if processes > 1 else ""
+        fitting = [n for n in range(1, self.batch_size + 1) if self.batch_size % (n * processes) == 0]
+        if not fitting:
+            raise UserError(f"train.batch_size ({self.batch_size}) cannot be shared out among {processes} processes")
+        near = min(fitting, key=lambda n: abs(n - rows))
+        raise UserError(
+            f"train.micro_batch ({rows}){of} does not divide train.batch_size ({self.batch_size}); the nearest that"
+            f" does is {near}"
+        )
 
 
 class MethodConfig(Section):
@@ -140,13 +150,7 @@ class RunConfig(Section):
             raise ValueError(f'name is "{self.name}"; use letters, digits, ".", "_" and "-"')
         if len(self.name) > 200:
             raise ValueError(f"name has {len(self.name)} characters; use 200 at most")
-        if train.batch_size % train.rows_per_pass:
-            divisors = [d for d in range(1, train.batch_size + 1) if train.batch_size % d == 0]
-            near = min(divisors, key=lambda d: abs(d - train.rows_per_pass))
-            raise ValueError(
-                f"train.micro_batch ({train.rows_per_pass}) does not divide train.batch_size ({train.batch_size});"
-                f" the nearest that does is {near}"
-            )
+        train.rows_per_pass()
         if self.schedule.warmup_steps > train.steps:
             raise ValueError(
                 f"schedule.warmup_steps ({self.schedule.warmup_steps}) is longer than train.steps ({train.steps})"
@@ -188,10 +192,18 @@ def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
     if not snapshot.modules:
         raise ValueError("snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []")
     kind = f"train.{MICROBATCH_GRADIENTS}"
-    if kind in snapshot.kinds and train.rows_per_pass == train.batch_size:
+    if kind in snapshot.kinds and train.rows_per_pass() == train.batch_size:
         raise ValueError(
-            f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass}) is the whole batch: gradients"
+            f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass()}) is the whole batch: gradients"
             " differ between several micro-batches; set it to a divisor of train.batch_size below that"
+        )
+
+
+def _check_processes(snapshot: SnapshotConfig, processes: int) -> None:
+    kind = f"train.{MICROBATCH_GRADIENTS}"
+    if kind in snapshot.kinds and processes > 1:
+        raise UserError(
+            f"snapshot.kinds holds {kind}, which is observed in one process alone, not in {processes}: leave it out"
         )
 
 
@@ -225,6 +237,7 @@ class Job:
     rows: PackedRows
     order: RowOrder
     seq_len: int
+    micro_batch: int
     precision: str
     card: ModelCard
     observer: Observer
@@ -250,10 +263,9 @@ class Job:
             saved.restore_optimizer(state, drop_unknown=drop_unknown)
         return state
 
-    def batch(self, reads: int) -> tuple[np.ndarray, torch.Tensor]:
-        """(row ids (batch,), token ids (batch, seq_len + 1) int64 on CPU) of the `reads`-th update that reads rows."""
-        row_ids = self.order.rows(reads)
-        return row_ids, torch.from_numpy(self.rows.take(row_ids)[:, : self.seq_len + 1])
+    def tokens(self, row_ids: np.ndarray) -> torch.Tensor:
+        """Token ids (rows, seq_len + 1) int64 on CPU."""
+        return torch.from_numpy(self.rows.take(row_ids)[:, : self.seq_len + 1])
 
 
 def build_method(config: MethodConfig, source: str = "the configuration") -> Method:
@@ -281,6 +293,8 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             _check_geometry(config, initial_geometry(config.init_from))
     with _naming(source):
         runtime = Runtime(config.train.device)
+        micro_batch = config.train.rows_per_pass(runtime.processes)
+        _check_processes(config.snapshot, runtime.processes)
     probe = choose_probe(data, config.snapshot.probe_rows, seq_len)
     with torch.device("meta"), _naming(f"{source}: snapshot.modules"):
         modules = observed_modules(Decoder(config.model), config.snapshot.modules)
@@ -301,6 +315,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             shuffle=config.data.order == "shuffled",
         ),
         seq_len=seq_len,
+        micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
         card=ModelCard(config.name, config.model, data.tokenizer_path, data.manifest.special_tokens),
         observer=Observer(
@@ -310,7 +325,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             probe=probe,
             modules=modules,
             positions=positions(config.snapshot.positions, seq_len, fingerprint),
-            micro_batch=config.train.rows_per_pass,
+            micro_batch=micro_batch,
         ),
         live=live,
     )

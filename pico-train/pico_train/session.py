@@ -78,27 +78,44 @@ def listening(stop: StopRequest) -> Iterator[None]:
 
 @dataclass
 class Session:
-    """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues, None at first."""
+    """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues, None at first.
+
+    Of several processes the main one alone holds the lock, and alone writes; every method is called by all of them.
+    """
 
     job: Job
     lock: RunLock
     manifest: RunManifest
     state: TrainState
-    metrics: MetricsFile
+    metrics: MetricsFile | None
     reporter: Reporter
     resumed_at: int | None
     stop: StopRequest = field(default_factory=StopRequest)
 
+    def asked_to_stop(self) -> str | None:
+        """Why to stop now, or None: the same in every process, whichever was asked."""
+        reason = self.stop.asked()
+        if not self.job.runtime.any(reason is not None):
+            return None
+        return reason or "another process was asked to stop"
+
     def save(self) -> None:
         """Make the metrics so far durable, then save a checkpoint of the current step."""
-        self.metrics.sync()
-        save_checkpoint(self.job.layout, self.state.capture(), self.job.card)
+        saved = self.state.capture()
+
+        def on_main() -> None:
+            self._sync_metrics()
+            save_checkpoint(self.job.layout, saved, self.job.card)
+            self.manifest.step = int(saved.counters["step"])
+            self._write_manifest()
+
+        self.job.runtime.on_main(on_main)
         self.manifest.step = self.state.counters.step
-        self._write_manifest()
 
     def observed(self, step: int) -> bool:
         """Whether an intact snapshot of `step` exists."""
-        return codec.damage(self.job.layout.snapshot(step), SnapshotManifest) is None
+        snapshot = self.job.layout.snapshot(step)
+        return self.job.runtime.on_main(lambda: codec.damage(snapshot, SnapshotManifest) is None)
 
     def rebuild(self) -> None:
         """Build model, method and optimizer anew from the state, as a resume from a checkpoint of it would."""
@@ -106,11 +123,13 @@ class Session:
 
     def beat(self) -> None:
         """A sign of life now and then; raises LockHeldError when another process has taken the run over."""
-        if self.lock.beat():
+        if self.job.runtime.is_main and self.lock.beat():
             self._write_manifest()
 
     def log(self, row: dict[str, Any], tokens: int) -> None:
         """One update, told to the console and, when due, to metrics.jsonl."""
+        if self.metrics is None:
+            return
         step = row["step"]
         row["tokens_per_second"] = round(self.reporter.update(step, row["loss"], tokens), 1)
         if step % self.job.config.log.every == 0 or step == self.manifest.total_steps:
@@ -118,16 +137,20 @@ class Session:
 
     def end(self, status: str, message: str = "") -> Outcome:
         """Record how the session ended in good order."""
-        self.job.live.close(self.state.counters.step, self.reporter.say)
-        self.metrics.sync()
-        self.manifest.status, self.manifest.message = status, message
-        self._write_manifest()
+
+        def on_main() -> None:
+            self.job.live.close(self.state.counters.step, self.reporter.say)
+            self._sync_metrics()
+            self.manifest.status, self.manifest.message = status, message
+            self._write_manifest()
+
+        self.job.runtime.on_main(on_main)
         return Outcome(status, self.manifest.step, message)
 
     def fail(self, error: BaseException) -> None:
         """Record a failure where the disk still allows it; the error itself is what the caller sees."""
-        if isinstance(error, LockHeldError):
-            return  # the run is another process's now
+        if isinstance(error, LockHeldError) or not self.job.runtime.is_main:
+            return  # the run is another process's, now or all along
         self.job.live.close(self.state.counters.step, self.reporter.say)
         self.manifest.status = "failed"
         self.manifest.message = " ".join(f"{type(error).__name__}: {error}".split())
@@ -135,6 +158,10 @@ class Session:
             self._write_manifest()
         except OSError as second:
             self.reporter.say(f"could not record the failure in {self.job.layout.manifest}: {second}")
+
+    def _sync_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.sync()
 
     def _write_manifest(self) -> None:
         self.manifest.heartbeat = codec.utc_now()
@@ -150,25 +177,45 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
     """
     hours, margin = job.config.train.hours, job.config.train.margin_minutes
     stop = StopRequest(time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf)
-    with RunLock(job.layout.lock) as lock, listening(stop), _computing_with(job.config.train.threads):
-        manifest = _manifest(job)
-        newest, notices = newest_intact(job.layout)
+    with _locked(job) as lock, listening(stop), _computing_with(job.config.train.threads):
+        found = job.runtime.on_main(lambda: _found(job))
+        manifest, newest = RunManifest.from_json(found["manifest"], job.layout.manifest), found["newest"]
         if manifest.status == "finished" and newest == manifest.total_steps:
             yield Outcome("finished", newest, f"{job.layout.root} is finished (step {newest}); there is nothing to do")
             return
         session = _begin(job, lock, manifest, newest, quiet)
         session.stop = stop
-        for notice in filter(None, [lock.taken_over, *notices, *_resume_notices(job, manifest, newest)]):
+        for notice in filter(None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]):
             session.reporter.say(notice)
         try:
-            job.live.resume(newest or 0)
+            job.runtime.on_main(lambda: job.live.resume(newest or 0))
             yield session
         except BaseException as error:
             session.fail(error)
             raise
         finally:
-            session.metrics.close()
+            if session.metrics is not None:
+                session.metrics.close()
             session.reporter.close()
+
+
+@contextmanager
+def _locked(job: Job) -> Iterator[RunLock]:
+    """The run's lock, held by the main process for all of them."""
+    lock = RunLock(job.layout.lock)
+    try:
+        job.runtime.on_main(lock.acquire)
+        yield lock
+    finally:
+        if job.runtime.is_main:
+            lock.release()
+
+
+def _found(job: Job) -> dict[str, Any]:
+    """What there is to continue, for every process to know the same of."""
+    manifest = _manifest(job)
+    newest, notices = newest_intact(job.layout)
+    return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
 
 
 @contextmanager
@@ -202,12 +249,19 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     state = job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
+    is_main = job.runtime.is_main
+    reporter = Reporter(job.config.log, manifest.total_steps, start, quiet or not is_main)
+    session = Session(job, lock, manifest, state, None, reporter, newest)
+    job.runtime.on_main(lambda: _open_files(session, start))
+    return session
+
+
+def _open_files(session: Session, start: int) -> None:
+    job, layout = session.job, session.job.layout
     write_config(job)
     _write_probe(job)
-    reporter = Reporter(job.config.log, manifest.total_steps, start, quiet)
-    session = Session(job, lock, manifest, state, MetricsFile(layout, start), reporter, newest)
+    session.metrics = MetricsFile(layout, start)
     session._write_manifest()
-    return session
 
 
 def _write_probe(job: Job) -> None:
@@ -239,7 +293,7 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "from_step": from_step,
         "host": socket.gethostname(),
         "processes": job.runtime.processes,
-        "micro_batch": job.config.train.rows_per_pass,
+        "micro_batch": job.micro_batch,
         "device": _device_name(job.runtime.device),
         "precision": job.precision,
         "compile": False,

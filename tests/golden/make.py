@@ -32,7 +32,7 @@ def golden_lines(work: Path, threads: int = 1) -> list[str]:
     state = job.build_state(None)
     lines = [f"data {job.data.manifest.fingerprint}"]
     for step in range(1, STEPS + 1):
-        update = compute_gradients(job, state, state.model, step)
+        update = compute_gradients(job, state, step)
         clip_gradients(state.parameters, job.config.optimizer.grad_clip, gradient_norm(state.parameters))
         apply_update(
             state, update, job.config.optimizer.lr * lr_factor(job.config.schedule, step, job.config.train.steps)

@@ -163,11 +163,11 @@ def test_a_failing_disk_is_one_sentence_and_exit_1(command: Run, place: Path) ->
     assert "occupied" in err
 
 
-def test_several_processes_are_refused_rather_than_run_twice(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_be_joined_do_not_each_train(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = command("run", "tiny.yaml")
     assert (code, err.count("\n")) == (2, 1)
-    assert "this version trains in one process, but was started as one of 2 (WORLD_SIZE)" in err
+    assert "started as one of 2 processes (WORLD_SIZE), which LOCAL_RANK does not number: start it with torchrun" in err
 
 
 def first_line(child: subprocess.Popen[str], start: str) -> str:

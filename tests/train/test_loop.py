@@ -28,7 +28,7 @@ Tiny = Callable[..., RunConfig]
 def gradients_of(config: RunConfig) -> tuple[float, dict[str, torch.Tensor]]:
     job = build(config)
     state = job.build_state(None)
-    update = compute_gradients(job, state, state.model, 1)
+    update = compute_gradients(job, state, 1)
     return update.loss, {name: p.grad for name, p in state.parameters.items()}
 
 
@@ -48,7 +48,7 @@ def test_gradients_equal_autograd_of_the_mean_loss(tiny: Tiny) -> None:
     _, found = gradients_of(config)
     job = build(config)
     model = job.build_state(None).model
-    _, tokens = job.batch(1)
+    tokens = job.tokens(job.order.rows(1))
     logits = model(tokens[:, :-1])
     nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -289,6 +289,5 @@ def test_cadence() -> None:
 
 def test_rows_are_those_that_data_show_names(tiny: Tiny, data_dir: Path) -> None:
     job = build(tiny())
-    row_ids, tokens = job.batch(3)
-    assert (job.order.rows(3) == row_ids).all()
-    assert (PackedData.open(data_dir).split("train").take(row_ids) == tokens.numpy()).all()
+    row_ids = job.order.rows(3)
+    assert (PackedData.open(data_dir).split("train").take(row_ids) == job.tokens(row_ids).numpy()).all()

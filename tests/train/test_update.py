@@ -112,7 +112,7 @@ def test_scalars_are_means_over_terms(own: Tiny) -> None:
     config = own("Counted", **{"train.micro_batch": 1})
     job = build(config)
     state = job.build_state(None)
-    update = compute_gradients(job, state, state.model, 1)
+    update = compute_gradients(job, state, 1)
     assert update.scalars["mean"] == pytest.approx(update.loss, rel=1e-6)
 
 

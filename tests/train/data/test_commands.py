@@ -172,7 +172,8 @@ def test_rows_of_a_shorter_sequence_are_shown_as_training_cuts_them(
     config = tiny(**{"train.seq_len": 6})
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     row_ids, rows = shown(command("show", tmp_path / "run.yaml", "--rows", 8)[1])
-    assert [rows[row][0] for row in row_ids] == build(config).batch(1)[1].tolist()
+    job = build(config)
+    assert [rows[row][0] for row in row_ids] == job.tokens(job.order.rows(1)).tolist()
     tokenizer = load_tokenizer(config.data.path)
     assert [rows[row][1] for row in row_ids] == [
         tokenizer.decode(rows[row][0], skip_special_tokens=False) for row in row_ids

@@ -1,0 +1,171 @@
+"""Several processes train what one does: the same rows, the same gradients, the same files, on CPU with gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pico_contract import codec
+from pico_contract.layout import RunLayout
+from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest
+from pico_train import train
+from pico_train.config import to_yaml
+from pico_train.report import read_metrics
+from pico_train.run import RunConfig
+
+pytestmark = pytest.mark.slow  # each start of a process imports torch anew
+
+Tiny = Callable[..., RunConfig]
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+METHOD = '''
+import os
+import signal
+
+from pico_train.method.plain import Plain
+
+
+class Told(Plain):
+    """Does what TOLD says, such as "stop 1 5": process 1 is asked to stop, or fails, in update 5."""
+
+    def begin_step(self, step):
+        what, rank, at = os.environ.get("TOLD", "nothing -1 -1").split()
+        if (os.environ.get("RANK", "0"), step) == (rank, int(at)):
+            if what == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if what == "fail":
+                raise RuntimeError("the first error of all")
+        return super().begin_step(step)
+'''
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """Run the command in so many processes, as torchrun starts them."""
+    (tmp_path / "told.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def start(config: RunConfig, processes: int, *overrides: str, told: str = "") -> subprocess.CompletedProcess[str]:
+        path = tmp_path / f"{config.name}.yaml"
+        path.write_text(to_yaml(config))
+        launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
+        command = [sys.executable, "-m", *(launcher if processes > 1 else []), "pico_train", "run", str(path)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **({"TOLD": told} if told else {})}
+        env.pop("PYTEST_CURRENT_TEST", None)
+        return subprocess.run(
+            [*command, *overrides], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        )
+
+    return start
+
+
+def told(tiny: Tiny, name: str, **changes: Any) -> RunConfig:
+    return tiny(name=name, **{"method.name": "told:Told", **changes})
+
+
+def truth(layout: RunLayout) -> list[dict[str, Any]]:
+    return [{**row, "tokens_per_second": None} for row in read_metrics(layout.metrics)]
+
+
+def assert_same_up_to_reduction_order(found: RunLayout, expected: RunLayout) -> None:
+    """Rows and tokens equal, losses within 1e-6, gradients within 1e-6 of their largest entry at the first update and
+    1e-4 later, for Adam's normalised updates carry a last digit of the gradient into the weights."""
+    for row, other in zip(truth(found), truth(expected), strict=True):
+        assert (row["step"], row["tokens"], row["order_hash"]) == (other["step"], other["tokens"], other["order_hash"])
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5 if row["step"] > 1 else 1e-6)
+    steps = codec.intact_steps(expected.snapshots, SnapshotManifest, hashes=True)
+    assert codec.intact_steps(found.snapshots, SnapshotManifest, hashes=True) == steps
+    checkpoints = codec.intact_steps(expected.checkpoints, CheckpointManifest, hashes=True)
+    assert set(checkpoints) <= set(codec.intact_steps(found.checkpoints, CheckpointManifest, hashes=True))
+    for step in steps:
+        assert_close_files(found.snapshot(step), expected.snapshot(step), 1e-6 if step == 0 else 1e-4)
+    last = checkpoints[-1]
+    assert_close_files(found.checkpoint(last), expected.checkpoint(last), 1e-4)
+
+
+def assert_close_files(found: Path, expected: Path, share: float) -> None:
+    names = sorted(path.name for path in expected.iterdir())
+    assert sorted(path.name for path in found.iterdir()) == names
+    for name in (name for name in names if name.endswith(".safetensors")):
+        ours, theirs = codec.read_tensors(found / name), codec.read_tensors(expected / name)
+        assert list(ours) == list(theirs)
+        for key, tensor in theirs.items():
+            assert_close(ours[key], tensor, share, f"{found}: {name}: {key}")
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, share: float, what: str) -> None:
+    assert found.dtype == expected.dtype, what
+    difference = (found.double() - expected.double()).abs().max() if expected.numel() else 0.0
+    assert difference <= share * (expected.double().abs().max() if expected.numel() else 0.0), what
+
+
+def sessions(layout: RunLayout) -> list[Mapping[str, Any]]:
+    return codec.read_manifest(layout.manifest, RunManifest).sessions
+
+
+def test_two_processes_give_the_run_of_one(tiny: Tiny, launch: Launch) -> None:
+    one = tiny(name="one")
+    train(one, quiet=True)
+    two = tiny(name="two", **{"train.micro_batch": 2})
+    done = launch(two, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished at step 10") == 1
+    assert_same_up_to_reduction_order(two.layout, one.layout)
+    assert [(s["processes"], s["micro_batch"]) for s in sessions(two.layout)] == [(2, 2)]
+
+
+def test_four_processes_and_three_that_share_unevenly(tiny: Tiny, launch: Launch) -> None:
+    one = tiny(name="one")
+    train(one, quiet=True)
+    four = tiny(name="four")
+    assert launch(four, 4).returncode == 0
+    assert_same_up_to_reduction_order(four.layout, one.layout)
+    done = launch(tiny(name="three"), 3)
+    assert "train.batch_size (8) cannot be shared out among 3 processes" in done.stderr
+    assert not RunLayout(four.runs_dir / "three").manifest.is_file()
+
+
+def test_a_run_goes_from_one_to_two_to_one_process_across_two_interruptions(tiny: Tiny, launch: Launch) -> None:
+    """Also where the second process alone is asked to stop."""
+    whole = told(tiny, "whole")
+    assert launch(whole, 1).returncode == 0
+    parts = told(tiny, "parts")
+    assert launch(parts, 1, told="stop 0 3").returncode == 75
+    stopped = launch(parts, 2, told="stop 1 6")
+    assert "stopped at step 6" in stopped.stdout
+    assert codec.intact_steps(parts.layout.checkpoints, CheckpointManifest)[-1] == 6
+    assert launch(parts, 1).returncode == 0
+    assert [session["processes"] for session in sessions(parts.layout)] == [1, 2, 1]
+    assert [session["from_step"] for session in sessions(parts.layout)] == [0, 3, 6]
+    assert_same_up_to_reduction_order(parts.layout, whole.layout)
+
+
+def test_one_that_fails_ends_all_with_its_error(tiny: Tiny, launch: Launch) -> None:
+    config = told(tiny, "failing")
+    failed = launch(config, 2, told="fail 1 6")
+    assert failed.returncode != 0
+    assert "RuntimeError: the first error of all" in failed.stderr
+    assert failed.stderr.count("Traceback") <= 2  # of the process that failed, and of torchrun
+    manifest = json.loads(config.layout.manifest.read_text())
+    assert (manifest["status"], manifest["step"]) == ("failed", 4)
+    assert launch(config, 2).returncode == 0
+
+
+def test_a_second_start_of_several_processes_is_kept_out(tiny: Tiny, launch: Launch) -> None:
+    config = tiny(name="held")
+    train(config, quiet=True)
+    lock = {"pid": os.getpid(), "host": socket.gethostname(), "token": "x", "heartbeat": time.time()}
+    config.layout.lock.write_text(json.dumps(lock))
+    refused = launch(config, 2)
+    assert refused.returncode != 0
+    assert refused.stderr.count("is being written by process") == 1
+    assert "PeerError" not in refused.stderr
