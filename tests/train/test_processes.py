@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow  # each start of a process imports torch anew
 
 Tiny = Callable[..., RunConfig]
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).resolve().parents[2]
 
 METHOD = '''
 import os
@@ -169,3 +170,59 @@ def test_a_second_start_of_several_processes_is_kept_out(tiny: Tiny, launch: Lau
     assert refused.returncode != 0
     assert refused.stderr.count("is being written by process") == 1
     assert "PeerError" not in refused.stderr
+
+
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 SLURM_NNODES=1 "$@" & tasks+=($!); done
+worst=0
+for task in "${tasks[@]}"; do wait "$task"; code=$?; ((code > worst)) && worst=$code; done
+exit "$worst"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo localhost; else echo "$@" >> requeued; fi
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The job script of the examples, with stand-ins for the two of Slurm's commands that it calls."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here"}
+
+    def submit(config: Path, told: str) -> subprocess.CompletedProcess[str]:
+        script = ROOT / "examples" / "cluster" / "slurm.sh"
+        given = env | ({"TOLD": told} if told else {})
+        command = ["bash", str(script), str(config)]
+        return subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=120)
+
+    return submit
+
+
+def test_the_job_script_queues_itself_again_until_the_run_is_finished(
+    tiny: Tiny, launch: Launch, slurm: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    config = told(tiny, "job")
+    (tmp_path / "job.yaml").write_text(to_yaml(config))
+    first = slurm(tmp_path / "job.yaml", "stop 1 5")
+    assert (first.returncode, first.stdout.count("queued again")) == (0, 1), first.stderr
+    assert (tmp_path / "requeued").read_text().startswith("requeue ")
+    assert slurm(tmp_path / "job.yaml", "").returncode == 0
+    assert [session["processes"] for session in sessions(config.layout)] == [2, 2]
+    assert codec.read_manifest(config.layout.manifest, RunManifest).status == "finished"
+    (tmp_path / "wrong.yaml").write_text(to_yaml(config) + "trian: {}\n")
+    assert slurm(tmp_path / "wrong.yaml", "").returncode == 2
+
+
+def test_the_script_for_one_node_starts_every_process(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(name="node")
+    (tmp_path / "node.yaml").write_text(to_yaml(config))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PROCESSES": "2", "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(ROOT / "examples" / "cluster" / "one_node.sh"), str(tmp_path / "node.yaml")]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
+    assert [session["processes"] for session in sessions(config.layout)] == [2]
