@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pico_contract import codec
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import RunLayout
 from pico_contract.observer import Held, ObservedRun
-from pico_contract.schema import RunManifest
 from pydantic import Field, model_validator
 
-from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry, initial_weights, resolved_source
-from pico_train.config import Operation, Section, identity, read_yaml, to_yaml, validate
+from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry, initial_weights
+from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
 from pico_train.distributed import Device, Runtime
@@ -30,7 +28,6 @@ from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
 from pico_train.microbatch import MICROBATCH_GRADIENTS
-from pico_train.model.cost import count_parameters
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import load_weights
 from pico_train.optim import OptimizerConfig, build_optimizer
@@ -194,8 +191,8 @@ def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
     kind = f"train.{MICROBATCH_GRADIENTS}"
     if kind in snapshot.kinds and train.rows_per_pass() == train.batch_size:
         raise ValueError(
-            f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass()}) is the whole batch: gradients"
-            " differ between several micro-batches; set it to a divisor of train.batch_size below that"
+            f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass()}) is the whole batch:"
+            " gradients differ between several micro-batches; set it to a divisor of train.batch_size below that"
         )
 
 
@@ -388,46 +385,3 @@ def _check_geometry(config: RunConfig, found: DecoderConfig) -> None:
     ]
     if differing:
         raise UserError(f'init_from "{config.init_from}" has another geometry: {"; ".join(differing)}')
-
-
-def new_manifest(job: Job) -> RunManifest:
-    """run.json of a run that starts."""
-    config, data = job.config, job.data.manifest
-    return RunManifest(
-        created=codec.utc_now(),
-        name=config.name,
-        parent=resolved_source(config.init_from) if config.init_from is not None else None,
-        status="running",
-        step=0,
-        total_steps=config.train.steps,
-        heartbeat=codec.utc_now(),
-        model=dataclasses.asdict(config.model),
-        parameters=count_parameters(config.model),
-        method=config.method.name,
-        seeds=config.seed.model_dump(),
-        data={"fingerprint": data.fingerprint, "path": str(config.data.path), "order": config.data.order},
-        sessions=[],
-    )
-
-
-def check_identity(job: Job) -> None:
-    """Refuse to continue a run of this name whose identity differs.
-
-    Raises:
-        UserError: lists every changed key with its old and new value.
-    """
-    old = validate(RunConfig, read_yaml(job.layout.config), str(job.layout.config))
-    before, now = identity(old), identity(job.config)
-    changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
-    recorded = codec.read_manifest(job.layout.manifest, RunManifest).data.get("fingerprint")
-    if recorded != job.data.manifest.fingerprint:
-        changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})")
-    if changed:
-        raise UserError(
-            f"{job.layout.root} is another run: {', '.join(changed)} changed; choose another name, or undo the change"
-        )
-
-
-def write_config(job: Job) -> None:
-    """config.yaml: the resolved configuration of the newest session."""
-    codec.write_text(job.layout.config, to_yaml(job.config))

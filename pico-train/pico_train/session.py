@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import math
-import platform
-import signal
-import socket
-import subprocess
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,9 +17,11 @@ from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
 from pico_train.report import MetricsFile, Reporter
-from pico_train.run import Job, check_identity, new_manifest, write_config
+from pico_train.run import Job
 from pico_train.state import TrainState
+from pico_train.stop import StopRequest, listening
 
 
 @dataclass
@@ -37,43 +31,6 @@ class Outcome:
     status: str
     step: int
     message: str = ""
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal or the clock; read between updates."""
-
-    deadline: float = math.inf
-    reason: str | None = None
-
-    def asked(self) -> str | None:
-        """Why to stop now, or None."""
-        if self.reason is None and time.monotonic() > self.deadline:
-            self.reason = "the wall-clock limit is near"
-        return self.reason
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Finish the update, save, stop; a second Ctrl-C interrupts at once."""
-        if number == signal.SIGINT and self.reason is not None:
-            raise KeyboardInterrupt
-        self.reason = f"received {signal.Signals(number).name}"
-
-
-@contextmanager
-def listening(stop: StopRequest) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request. Only the main thread may set handlers, so a
-    run started from another one (a notebook's worker) is stopped by its clock alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {
-        number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -284,49 +241,3 @@ def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list
     if changed:
         notices.append(f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}")
     return notices
-
-
-def session_record(job: Job, from_step: int) -> dict[str, Any]:
-    """What this session runs on: bit-identical continuation holds between sessions that agree on it."""
-    return {
-        "started": codec.utc_now(),
-        "from_step": from_step,
-        "host": socket.gethostname(),
-        "processes": job.runtime.processes,
-        "micro_batch": job.micro_batch,
-        "device": _device_name(job.runtime.device),
-        "precision": job.precision,
-        "compile": False,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
-        "commit": _git_commit(),
-    }
-
-
-CONDITIONS = ("processes", "micro_batch", "device", "precision", "compile", "threads", "packages")
-"""Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
-
-
-def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
-
-
-def _device_name(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{device.type} {name}"
-
-
-def _git_commit() -> str | None:
-    """The commit that this code was checked out from; None where it is installed, though it be below a repository."""
-    try:
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("rev-parse", "HEAD").strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).resolve().parent
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -132,7 +132,10 @@ def test_four_processes_and_three_that_share_unevenly(tiny: Tiny, launch: Launch
     assert_same_up_to_reduction_order(four.layout, one.layout)
     done = launch(tiny(name="three"), 3)
     assert "train.batch_size (8) cannot be shared out among 3 processes" in done.stderr
-    assert not RunLayout(four.runs_dir / "three").manifest.is_file()
+    kinds = 'snapshot.kinds=["train.microbatch_gradients"]'
+    refused = launch(tiny(name="apart"), 2, kinds, "train.micro_batch=2")
+    assert "train.microbatch_gradients, which is observed in one process alone, not in 2" in refused.stderr
+    assert sorted(path.name for path in four.runs_dir.iterdir()) == ["four", "one"]
 
 
 def test_a_run_goes_from_one_to_two_to_one_process_across_two_interruptions(tiny: Tiny, launch: Launch) -> None:
