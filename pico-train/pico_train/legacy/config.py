@@ -11,15 +11,27 @@ from pico_train.config import dump, validate
 from pico_train.legacy.keys import NOWHERE, SAME, UNREAD
 from pico_train.legacy.method import NOTE, Piece, method_pieces
 from pico_train.legacy.modules import chosen_patterns, earlier_modules
-from pico_train.legacy.old import JAGGED, OldConfig, read_old
+from pico_train.legacy.old import JAGGED, OldConfig, leaves, read_old
 from pico_train.method import METHODS
-from pico_train.run import DataConfig, RunConfig
+from pico_train.run import DataConfig, RunConfig, build_method
 
 DOLMA = "pico-lm/pretokenized-dolma"
 DOLMA_ROWS, DOLMA_IDS = 10_000 * 20_480, 2049
 """Rows of it, and ids of a row."""
 PRECISIONS = {"bf16-mixed": "bf16", "32-true": "fp32", "32": "fp32"}
 ACCELERATORS = {"cuda": "auto", "gpu": "auto", "mps": "auto", "auto": "auto", "cpu": "cpu"}
+
+_INITIAL = (
+    "note: initial weights were torch's defaults (embeddings of deviation 1) from seed 42; here all are of deviation"
+    " model.initializer_range. To begin with the very weights, convert step_0 and set init_from"
+)
+_AMBIGUOUS = (
+    "note: pico-maml-train has files of this shape too, and trained episodes by default; for one of those, add"
+    " `smlmt: {}` to it and convert again"
+)
+_PALOMA = (
+    "paloma becomes perplexity on the validation rows, exp of the mean loss (it was the mean of per-text perplexities)"
+)
 
 
 def convert_config(path: Path) -> tuple[str, list[str]]:
@@ -38,7 +50,7 @@ def convert_config(path: Path) -> tuple[str, list[str]]:
     settings = {key: value for key, value in pieces if key != NOTE}
     missing = settings.get("method.name", "plain") not in METHODS
     checked = {k: v for k, v in settings.items() if not (missing and k.startswith("method."))}
-    validate(RunConfig, _nested(checked), f"{path}, converted")
+    build_method(validate(RunConfig, _nested(checked), f"{path}, converted").method, f"{path}, converted")
     remarks = [*_left_behind(old), *(value for key, value in pieces if key == NOTE)]
     head = f"# Converted from {path.name} ({old.project}). Its data is made by\n#   {_preparation(old, settings)}\n"
     return head + dump(_nested(_differing(settings))), remarks
@@ -56,18 +68,11 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that are not our defaults, in the order of our sections."""
+    """Those settings that are not our defaults, in the order of our sections and keys."""
     defaults = RunConfig(name="none", data=DataConfig(path=Path())).model_dump(mode="json")
-
-    def default(key: str) -> Any:
-        value: Any = defaults
-        for part in key.split("."):
-            value = value[part]
-        return value
-
-    order = list(defaults)
-    kept = {key for key, value in settings.items() if key in ("name", "data.path") or value != default(key)}
-    return {key: settings[key] for key in sorted(kept, key=lambda k: order.index(k.split(".")[0]))}
+    ours = dict(leaves(defaults))
+    kept = [key for key in ours if key in settings and (key in ("name", "data.path") or settings[key] != ours[key])]
+    return {key: settings[key] for key in kept}
 
 
 def _left_behind(old: OldConfig) -> Iterator[str]:
@@ -86,11 +91,7 @@ def _same(old: OldConfig) -> Iterator[Piece]:
         raise old.refuse("training.optimization.optimizer", 'only "adamw" was trained')
     yield "optimizer.grad_clip", None
     yield NOTE, "note: gradients were not clipped, whatever the earlier documentation said: optimizer.grad_clip is null"
-    yield (
-        NOTE,
-        "note: initial weights were torch's defaults (embeddings of deviation 1) from seed 42; here all are of"
-        " deviation model.initializer_range. To begin with the very weights, convert step_0 and set init_from",
-    )
+    yield NOTE, _INITIAL
 
 
 def _run(old: OldConfig) -> Iterator[Piece]:
@@ -103,11 +104,7 @@ def _run(old: OldConfig) -> Iterator[Piece]:
     if not old["checkpointing.training.auto_resume"]:
         yield NOTE, "checkpointing.training.auto_resume: a run of that name is always continued; take another name"
     if old.project == "pico-train":
-        yield (
-            NOTE,
-            "note: pico-maml-train has files of this shape too, and trained episodes by default; for one of those, add"
-            " `smlmt: {}` to it and convert again",
-        )
+        yield NOTE, _AMBIGUOUS
     if old.maml:
         yield NOTE, "training.max_steps: pico-maml-train did not stop there; here it is the end, and the schedule's"
         yield NOTE, "model.vocab_size: pico-maml-train took the tokenizer's length, [MASK] added; set it for that shape"
@@ -134,14 +131,14 @@ def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
         f"pico-train data prepare source.path=hub:{name} out={_directory(old)}",
         f"seq_len={length - 1} tokenizer.vocab_size={old['model.vocab_size']}",
     ]
-    suffixes, probe = settings["snapshot.every"], old["checkpointing.learning_dynamics.eval_data"]
-    if suffixes and probe:
+    observed, probe = settings["snapshot.every"] > 0, old["checkpointing.learning_dynamics.eval_data"]
+    if observed and probe:
         words.append(f"validation_source.path=hub:{probe} validation_source.split=val")
     elif old["evaluation.metrics"]:
         source, split = old["evaluation.paloma.dataset_name"], old["evaluation.paloma.dataset_split"]
         words.append(f"validation_source.path=hub:{source} validation_source.split={split}")
     else:
-        words.append("validation_fraction=0.0001" if suffixes else "validation_fraction=0")
+        words.append("validation_fraction=0.0001" if observed else "validation_fraction=0")
     rows = settings["train.steps"] * settings["train.batch_size"]
     if name != DOLMA or rows < DOLMA_ROWS:
         words.append(f"max_tokens={rows * length}")
@@ -166,16 +163,12 @@ def _batch(old: OldConfig) -> Iterator[Piece]:
     if batch != asked:
         yield NOTE, f"data.dataloader.batch_size: an update had {batch} different rows, not {asked}"
     if devices > 1:
-        yield (
-            NOTE,
-            f"training.fabric: {devices} devices are not asked for in a run's file; rows of an update do not depend on"
-            f" them, and train.micro_batch is the {rows} rows that each took in one pass",
-        )
+        yield NOTE, f"training.fabric: {devices} devices are not asked for in a run's file; {rows} rows a pass are kept"
     yield from _place(old)
 
 
 def _place(old: OldConfig) -> Iterator[Piece]:
-    precision, accelerator = old["training.fabric.precision"], old["training.fabric.accelerator"]
+    precision, accelerator = str(old["training.fabric.precision"]), old["training.fabric.accelerator"]
     if precision not in PRECISIONS:
         yield NOTE, f'training.fabric.precision: "{precision}" has no equivalent; train.precision stays "auto"'
     if accelerator not in ACCELERATORS:
@@ -190,7 +183,7 @@ def _schedule(old: OldConfig) -> Iterator[Piece]:
     if old[f"{section}.lr_scheduler"] == JAGGED:
         yield from _jagged(old)
     elif old[f"{section}.lr_scheduler"] != "linear_with_warmup":
-        raise old.refuse(f"{section}.lr_scheduler", f'choose from: linear_with_warmup, {JAGGED} (with model.relora)')
+        raise old.refuse(f"{section}.lr_scheduler", f"choose from: linear_with_warmup, {JAGGED}")
     else:
         unread = (f"{section}.restart_warmup_steps", f"{section}.min_lr_ratio")
         yield from ((NOTE, f"{key}: linear_with_warmup did not read it") for key in unread if key in old.given)
@@ -238,7 +231,10 @@ def _snapshot(old: OldConfig) -> Iterator[Piece]:
     if probe:
         yield NOTE, f"{section}.eval_data: the probe is snapshot.probe_rows validation rows of the data directory"
     if old[f"{section}.sequence_idx"] != -1:
-        yield NOTE, f"{section}.sequence_idx: one position other than the last has no equivalent; see snapshot.positions"
+        yield (
+            NOTE,
+            f"{section}.sequence_idx: one position other than the last has no equivalent; see snapshot.positions",
+        )
     yield NOTE, "note: activations of the training rows were stored too; here they are of the probe's rows alone"
 
 
@@ -250,11 +246,7 @@ def _evaluate(old: OldConfig) -> Iterator[Piece]:
         if metric not in known:
             raise old.refuse(key, f'"{metric}" was not evaluated; choose from: {", ".join(sorted(known))}')
     if "paloma" in metrics:
-        yield (
-            NOTE,
-            f"{key}: paloma becomes perplexity on the validation rows, exp of the mean loss (it was the mean of"
-            " per-text perplexities)",
-        )
+        yield NOTE, f"{key}: {_PALOMA}"
     if "blimp" in metrics:
         yield NOTE, f"{key}: blimp has no equivalent in a run's file"
     if "evaluation.paloma.max_length" in old.given:

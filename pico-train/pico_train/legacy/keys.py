@@ -168,7 +168,7 @@ NOWHERE = {
     "checkpointing.save_to_hf": _HUB,
     "checkpointing.hf_checkpoint.repo_id": _HUB,
     "checkpointing.hf_checkpoint.collection_slug": _HUB,
-    "checkpointing.learning_dynamics.batch_size": "gradients here do not depend on the micro-batch; see train.micro_batch",
+    "checkpointing.learning_dynamics.batch_size": "gradients here do not depend on the micro-batch",
     "smlmt.min_token_freq": _UNUSED,
     "smlmt.max_token_freq": _UNUSED,
     "smlmt.classifier_head.dropout": "it was read and never applied",

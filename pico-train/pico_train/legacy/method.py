@@ -18,6 +18,18 @@ NOTE = ""
 Piece = tuple[str, Any]
 """(dotted key of ours, value), or (NOTE, remark)."""
 
+_RELORA_FAULTS = (
+    "note: merge_scale, init and reset repeat faults of relora-pico (factors merged without alpha / r; both zero"
+    " at first, so nothing reaches them until the first merge; moments pruned apart from each other, the step"
+    " kept); leave them out for ReLoRA as published by Lialin et al."
+)
+_MAML_FAULTS = (
+    "note: outside_labels, shots_per, support_gradients and branch_per repeat faults of pico-maml-train (labels"
+    " outside the classes count as the first; k_shot masks a row instead of shots a class; gradients of the"
+    " support set stay in the outer step; episode or not is drawn for every micro-batch); leave them out for"
+    " episodes as defined"
+)
+
 
 def method_pieces(old: OldConfig) -> Iterator[Piece]:
     """`method.name`, `method.options` and remarks; nothing where training was plain."""
@@ -78,12 +90,7 @@ def _relora_faults(old: OldConfig) -> Iterator[Piece]:
         yield NOTE, "model.relora.keep_original_weights: base weights of zero have no equivalent; they are drawn here"
     yield "reset", "independent_pruning"
     yield "pruning_ratio", 0.999
-    yield (
-        NOTE,
-        "note: merge_scale, init and reset repeat faults of relora-pico (factors merged without alpha / r; both zero"
-        " at first, so nothing reaches them until the first merge; moments pruned apart from each other, the step"
-        " kept); leave them out for ReLoRA as published by Lialin et al.",
-    )
+    yield NOTE, _RELORA_FAULTS
     every = old["model.relora.reset_frequency"]
     yield NOTE, f"note: merges came after updates {every + 1:,}, {2 * every + 1:,}, ..., one later than here"
     if old["training.optimization.lr_warmup_steps"] > every:
@@ -104,11 +111,5 @@ def _maml(old: OldConfig) -> Iterator[Piece]:
     yield "shots_per", "row"
     yield "support_gradients", "added"
     yield "branch_per", "micro_batch"
-    yield (
-        NOTE,
-        "note: outside_labels, shots_per, support_gradients and branch_per repeat faults of pico-maml-train (labels"
-        " outside the classes count as the first; k_shot masks a row instead of shots a class; gradients of the"
-        " support set stay in the outer step; episode or not is drawn for every micro-batch); leave them out for"
-        " episodes as defined",
-    )
+    yield NOTE, _MAML_FAULTS
     yield NOTE, "smlmt.classifier_head.num_layers: it counted the last linear layer, as head_layers does"

@@ -38,7 +38,7 @@ class OldConfig:
     @property
     def relora(self) -> bool:
         """Whether low-rank layers were trained."""
-        return any(key.startswith("model.relora.") for key in self.given)
+        return any(key.startswith("model.relora") and value is not None for key, value in self.given.items())
 
     @property
     def maml(self) -> bool:
@@ -61,9 +61,9 @@ def read_old(path: Path) -> OldConfig:
     project = _project(raw)
     known = PROJECTS[project]
     sections = {key.rsplit(".", count)[0] for key in known for count in range(1, key.count(".") + 1)}
-    given = {key: value for key, value in _leaves(raw) if not (key in sections - set(known) and value in (None, {}))}
-    unknown = [key for key in given if key not in known and not (key in UNREAD and key not in sections)]
-    unknown = [key for key in unknown if not (key in UNREAD and isinstance(given[key], str))]
+    given = {key: value for key, value in leaves(raw) if not (key in sections - set(known) and value in (None, {}))}
+    unread = {key for key, value in given.items() if key in UNREAD and (key not in sections or isinstance(value, str))}
+    unknown = [key for key in given if key not in known and key not in unread]
     if unknown:
         raise UserError(f"{path} (read as {project}): {'; '.join(_stranger(key, known, sections) for key in unknown)}")
     old = OldConfig(path, project, given)
@@ -77,15 +77,16 @@ def _project(raw: Mapping[str, Any]) -> str:
     """Whose file it is, by its shape: only pico-maml-train has `smlmt`, only relora-pico what ReLoRA needs."""
     if "smlmt" in raw:
         return "pico-maml-train"
-    leaves = dict(_leaves(raw))
-    scheduler = leaves.get("training.optimization.lr_scheduler")
-    return "relora-pico" if scheduler == JAGGED or leaves.keys() & (RELORA.keys() - PICO.keys()) else "pico-train"
+    given = dict(leaves(raw))
+    jagged = given.get("training.optimization.lr_scheduler") == JAGGED
+    return "relora-pico" if jagged or given.keys() & (RELORA.keys() - PICO.keys()) else "pico-train"
 
 
-def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in `raw` that is no mapping with content."""
     for name, value in raw.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -107,7 +108,7 @@ def _check(old: OldConfig, key: str, value: Any, default: Any) -> None:
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         list: isinstance(value, list) and all(isinstance(item, str) for item in value),
-        str: isinstance(value, str),
+        str: isinstance(value, str) or (key == "training.fabric.precision" and isinstance(value, int)),
     }
     if not fits.get(kind, True):
         raise old.refuse(key, f"should be {kinds[kind]} (it is {json.dumps(value, default=str)})")

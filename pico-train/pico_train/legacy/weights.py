@@ -79,7 +79,7 @@ def _config(source: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _geometry(raw: Mapping[str, Any], place: Path) -> DecoderConfig:
-    values = {}
+    values: dict[str, Any] = {}
     for old, new in GEOMETRY.items():
         value = raw.get(old)
         whole = new not in ("rope_theta", "rms_norm_eps")
@@ -154,7 +154,9 @@ def _scale(trained: torch.Tensor | None, raw: Mapping[str, Any], path: Path) -> 
     try:
         return float(raw["relora"]["lora_alpha"]) / float(raw["relora"]["r"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise DamagedError(f"{path} holds low-rank factors, but {MODEL_CONFIG} has no relora.lora_alpha and r") from None
+        raise DamagedError(
+            f"{path} holds low-rank factors, but {MODEL_CONFIG} has no relora.lora_alpha and r"
+        ) from None
 
 
 def _check(tensors: Tensors, config: DecoderConfig, path: Path) -> None:
