@@ -215,7 +215,9 @@ def _snapshot(old: OldConfig) -> Iterator[Piece]:
     modules = chosen_patterns(lambda name: any(s in name for s in suffixes), earlier_modules(layers), layers)
     yield "snapshot.every", 0 if old.maml or not modules else old["checkpointing.save_every_n_steps"]
     if old.maml:
-        yield NOTE, f"{section}: pico-maml-train stored none of it while it trained; set snapshot.every to observe"
+        unused = [key for key in old.given if key.startswith(section) and key not in NOWHERE] or [section]
+        nothing = "pico-maml-train stored none of it while it trained; set snapshot.every to observe"
+        yield from ((NOTE, f"{key}: {nothing}") for key in unused)
         return
     if suffixes and not modules:
         yield NOTE, f"{section}.layer_suffixes: fits no module, so nothing was stored (it is {suffixes})"

@@ -122,9 +122,8 @@ def _unpickled(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(plain):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = "it holds more than tensors and plain values" if "Unsupported" in str(error) else "it does not parse"
-        raise DamagedError(f"{path} is not read: {reason}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError):
+        raise DamagedError(f"{path} is not read: it is damaged, or holds more than tensors and plain values") from None
     if not isinstance(content, dict):
         raise DamagedError(f"{path} does not hold tensors by name")
     return content
