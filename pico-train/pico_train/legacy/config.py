@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pico_train.config import dump, validate
-from pico_train.legacy.keys import NOWHERE, SAME, UNREAD
+from pico_train.legacy.keys import NOWHERE, PICO, SAME, UNREAD
 from pico_train.legacy.method import NOTE, Piece, method_pieces
 from pico_train.legacy.modules import chosen_patterns, earlier_modules
 from pico_train.legacy.old import JAGGED, OldConfig, leaves, read_old
@@ -79,13 +80,15 @@ def _left_behind(old: OldConfig) -> Iterator[str]:
     for key, value in old.given.items():
         if key in UNREAD:
             yield f"{key}: {UNREAD[key]}"
-        elif key in NOWHERE and value not in (None, False):
+        elif key in NOWHERE and value not in (None, False, ""):
             yield f"{key}: {NOWHERE[key]}"
 
 
 def _same(old: OldConfig) -> Iterator[Piece]:
     yield from ((new, old[key]) for key, new in SAME.items())
-    if old["model.model_type"] != "pico_decoder":
+    # A run of relora-pico recorded the second name beside model.relora.
+    kinds = ("pico_decoder", "pico_relora_decoder") if old.relora else ("pico_decoder",)
+    if old["model.model_type"] not in kinds:
         raise old.refuse("model.model_type", f'is "{old["model.model_type"]}"; only "pico_decoder" was trained')
     if old["training.optimization.optimizer"] != "adamw":
         raise old.refuse("training.optimization.optimizer", 'only "adamw" was trained')
@@ -127,22 +130,28 @@ def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
     """The command that makes the data directory: as many rows as the run reads, and its held-out rows."""
     name = old["data.dataset.name"]
     length = DOLMA_IDS if name == DOLMA else old["model.max_seq_len"] + 1
-    words = [
-        f"pico-train data prepare source.path=hub:{name} out={_directory(old)}",
-        f"seq_len={length - 1} tokenizer.vocab_size={old['model.vocab_size']}",
-    ]
-    observed, probe = settings["snapshot.every"] > 0, old["checkpointing.learning_dynamics.eval_data"]
-    if observed and probe:
-        words.append(f"validation_source.path=hub:{probe} validation_source.split=val")
-    elif old["evaluation.metrics"]:
-        source, split = old["evaluation.paloma.dataset_name"], old["evaluation.paloma.dataset_split"]
-        words.append(f"validation_source.path=hub:{source} validation_source.split={split}")
-    else:
-        words.append("validation_fraction=0.0001" if observed else "validation_fraction=0")
+    wanted = {
+        "source.path": f"hub:{name}",
+        "out": _directory(old),
+        "seq_len": length - 1,
+        "tokenizer.vocab_size": old["model.vocab_size"],
+        **_held_out(old, observed=settings["snapshot.every"] > 0),
+    }
     rows = settings["train.steps"] * settings["train.batch_size"]
     if name != DOLMA or rows < DOLMA_ROWS:
-        words.append(f"max_tokens={rows * length}")
-    return " ".join(words)
+        wanted["max_tokens"] = rows * length
+    return shlex.join(["pico-train", "data", "prepare", *(f"{key}={value}" for key, value in wanted.items())])
+
+
+def _held_out(old: OldConfig, *, observed: bool) -> dict[str, Any]:
+    """Where validation rows come from: what was probed, else what was evaluated, else a share where any are needed."""
+    probe = old["checkpointing.learning_dynamics.eval_data"]
+    if observed and probe:
+        return {"validation_source.path": f"hub:{probe}", "validation_source.split": "val"}
+    if old["evaluation.metrics"]:
+        name, split = old["evaluation.paloma.dataset_name"], old["evaluation.paloma.dataset_split"]
+        return {"validation_source.path": f"hub:{name}", "validation_source.split": split}
+    return {"validation_fraction": 0.0001 if observed else 0}
 
 
 def _batch(old: OldConfig) -> Iterator[Piece]:
@@ -251,5 +260,5 @@ def _evaluate(old: OldConfig) -> Iterator[Piece]:
         yield NOTE, f"{key}: {_PALOMA}"
     if "blimp" in metrics:
         yield NOTE, f"{key}: blimp has no equivalent in a run's file"
-    if "evaluation.paloma.max_length" in old.given:
+    if old["evaluation.paloma.max_length"] != PICO["evaluation.paloma.max_length"]:
         yield "evaluate.perplexity.seq_len", old["evaluation.paloma.max_length"] - 1

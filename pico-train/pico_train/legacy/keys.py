@@ -173,4 +173,4 @@ NOWHERE = {
     "smlmt.max_token_freq": _UNUSED,
     "smlmt.classifier_head.dropout": "it was read and never applied",
 }
-"""Keys without an equivalent -> why. Listed where the file gives them; null and false there ask for nothing."""
+"""Keys without an equivalent -> why. Listed where the file gives them and asks for something (not null, false, "")."""

@@ -1,4 +1,4 @@
-"""The earlier decoder, written anew from its definition, and checkpoints in its layout."""
+"""The earlier decoder, written anew from its definition, and checkpoints in its layout; a converted file to look at."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pico_train.legacy.config import convert_config
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -115,3 +117,9 @@ def saved(place: Path, tensors: Tensors, **changes: Any) -> Path:
     (place / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     save_file({f"pico_decoder.{name}": tensor for name, tensor in tensors.items()}, place / "model.safetensors")
     return place
+
+
+def converted(path: Path) -> tuple[dict[str, Any], str]:
+    """(our settings as a mapping, all remarks in one text) of a configuration."""
+    text, remarks = convert_config(path)
+    return yaml.safe_load(text), "\n".join(remarks)

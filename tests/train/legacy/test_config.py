@@ -8,24 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pico_contract.errors import UserError
 from pico_train.commands import estimate
 from pico_train.config import validate
 from pico_train.legacy.config import convert_config
-from pico_train.legacy.keys import PROJECTS
 from pico_train.method import METHODS
 from pico_train.run import RunConfig
 from pico_train.schedule import lr_factor
 
+from .earlier import converted
+
 Write = Callable[..., Path]
 Raw = dict[str, Any]
-
-
-def converted(path: Path) -> tuple[Raw, str]:
-    """(our settings as a mapping, all remarks in one text)."""
-    text, remarks = convert_config(path)
-    return yaml.safe_load(text), "\n".join(remarks)
 
 
 def as_run(raw: Raw) -> RunConfig:
@@ -227,64 +221,6 @@ def test_no_layer_is_no_observation(plain: Raw, written: Write, suffixes: list[s
     found, remarks = converted(written(plain, **{"checkpointing.learning_dynamics.layer_suffixes": suffixes}))
     assert found["snapshot"] == {"every": 0}
     assert ("fits no module" in remarks) == bool(suffixes)
-
-
-def test_keys_that_no_code_read_are_listed_and_change_nothing(plain: Raw, written: Write) -> None:
-    unread = {
-        "data.dataset": "pico-lm/another",
-        "training.learning_rate": 9.0,
-        "training.fabric.strategy": "auto",
-        "training.optimization.gradient_checkpointing": True,
-    }
-    found, remarks = converted(written(plain, **unread))
-    assert found == converted(written(plain))[0]
-    assert all(f"\n{key}: " in f"\n{remarks}" for key in unread)
-
-
-ELSE: Raw = {
-    "model.attention_n_heads": 24,
-    "model.attention_n_kv_heads": 6,
-    "training.optimization.gradient_accumulation_steps": 2,
-    "training.fabric.num_devices": 3,
-    "training.fabric.precision": "32-true",
-    "training.fabric.accelerator": "cpu",
-    "evaluation.metrics": [],
-    "evaluation.blimp.metric_uids": ["anaphor_gender_agreement"],
-    "checkpointing.learning_dynamics.layer_suffixes": ["k_proj"],
-    "model.relora.target_modules": ["swiglu"],
-    "model.relora.reset_frequency": 36,
-    "evaluation.blimp.samples_per_set": 10,
-    "checkpointing.save_to_hf": True,
-}
-"""Another value where doubling, halving or appending to the default makes no valid one."""
-
-
-def other(value: Any) -> Any:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value * 2
-    return value / 2 if isinstance(value, float) else f"{value or ''}x"
-
-
-@pytest.mark.parametrize(("project", "fixture"), list(zip(PROJECTS, ("plain", "relora", "maml"), strict=True)))
-def test_no_key_of_a_file_is_dropped_without_a_word(
-    project: str, fixture: str, request: pytest.FixtureRequest, written: Write
-) -> None:
-    """Every key that the project knew, given another value, shows in the result or by name in the remarks."""
-    raw = request.getfixturevalue(fixture)
-    before = converted(written(raw))
-    silent = []
-    for key, default in PROJECTS[project].items():
-        if key == "model.relora":
-            continue
-        try:
-            found, remarks = converted(written(raw, **{key: ELSE.get(key, other(default))}))
-        except UserError as error:
-            found, remarks = before[0], str(error).replace("old.yaml: ", "\n")
-        if found == before[0] and f"\n{key}: " not in f"\n{remarks}":
-            silent.append(key)
-    assert silent == []
 
 
 def test_the_result_passes_check_on_data_of_its_own(plain: Raw, written: Write, data_dir: Path, tmp_path: Path) -> None:
