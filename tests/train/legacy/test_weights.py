@@ -16,7 +16,9 @@ from pico_train.legacy.weights import convert_weights
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .earlier import CLOSE, VOCABULARY, WIDTH, drawn, earlier_logits, factors, saved
 
@@ -70,6 +72,18 @@ def test_low_rank_factors_are_added_as_the_forward_pass_did(tmp_path: Path, scal
     assert (expected - earlier_logits(base, IDS)).abs().max() > 0.1, "the factors matter"
     assert torch.allclose(logits_of(tmp_path / "new").double(), expected, rtol=0, atol=2 * CLOSE)
     assert any("low-rank factors" in line for line in remarks)
+
+
+def test_a_tokenizer_beside_the_weights_goes_along(old: Path, tmp_path: Path) -> None:
+    words = {"<|endoftext|>": 0, "king": 1, "queen": 2}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<|endoftext|>"))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(old / "tokenizer.json"))
+    remarks = convert_weights(old, tmp_path / "new")
+    found = AutoTokenizer.from_pretrained(tmp_path / "new", local_files_only=True)
+    assert (found("queen")["input_ids"], found.eos_token) == ([2], "<|endoftext|>")
+    assert AutoConfig.from_pretrained(tmp_path / "new").eos_token_id == 0
+    assert not any(line.startswith("tokenizer.json") for line in remarks)
 
 
 def as_pickle(source: Path) -> None:
