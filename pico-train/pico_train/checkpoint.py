@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Pa
     """
     step = int(saved.counters["step"])
     with codec.publish(layout.checkpoint(step)) as draft:
-        _write_model(draft, saved, card)
+        write_model(draft, saved.weights, card)
         state = draft / layout.state(step).name
         state.mkdir()
         codec.save_tensors(state / OPTIMIZER, saved.optimizer)
@@ -70,8 +71,9 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Pa
     return layout.checkpoint(step)
 
 
-def _write_model(directory: Path, saved: SavedState, card: ModelCard) -> None:
-    codec.save_tensors(directory / MODEL_WEIGHTS, saved.weights)
+def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: ModelCard) -> None:
+    """Write the files of a Hugging Face model into `directory`; `weights` have the names of LlamaForCausalLM."""
+    codec.save_tensors(directory / MODEL_WEIGHTS, weights)
     texts = {
         MODEL_CONFIG: hf_config(card.config, card.special_tokens),
         GENERATION_CONFIG: generation_config(card.special_tokens),

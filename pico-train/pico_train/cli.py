@@ -88,6 +88,20 @@ def generate(
     _say(generate_text(run, prompt, step, tokens, temperature, top_k, top_p, seed))
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file, or directory of a checkpoint")],
+    out: Annotated[Path | None, typer.Option(help="file, or for a checkpoint the directory, to make")] = None,
+) -> None:
+    """YAML or a checkpoint of pico-train 1.x, relora-pico or pico-maml-train to ours; says what has no equivalent."""
+    from pico_train.legacy import convert as converted
+
+    text, remarks = converted(source, out)
+    _say(text.rstrip("\n"))
+    for line in remarks:
+        typer.echo(line, err=True)
+
+
 @data_app.command()
 def prepare(
     config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or the first override")] = None,

@@ -89,7 +89,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_yaml(config: Section) -> str:
     """The resolved configuration; feeding it back gives an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump(config.model_dump(mode="json"))
+
+
+def dump(raw: Mapping[str, Any]) -> str:
+    """`raw` as YAML, its keys in their order."""
+    return yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True)
 
 
 def identity(config: Section) -> dict[str, Any]:

@@ -49,7 +49,10 @@ HOMES = {
 }
 """External package -> the only modules that may import it, at module level or inside a function."""
 
-FOREIGN = {"pico_analyze.sources.legacy": {"training_config.yaml", "checkpoints", "step_"}}
+FOREIGN = {
+    "pico_analyze.sources.legacy": {"training_config.yaml", "checkpoints", "step_"},
+    "pico_train.legacy.weights": {"pytorch_model.bin"},
+}
 """Reader of a foreign format -> the names that it knows of that format, some of which happen to be ours too."""
 
 MAY_IMPORT = {
