@@ -1,4 +1,5 @@
-"""What an analysis costs: `make bench-analyze`. Synthetic runs of the demo's shape and of decoder small's matrices.
+"""What an analysis costs: `make bench-analyze`. Synthetic runs of the demo's shape and of decoder small's and
+medium's matrices.
 
 The first baseline is frozen here: nine configurations of pico-analyze 1.x (one metric each), every matrix read anew and
 treated densely in fp32, metric after metric, on all threads, its start-up left out. By the letter it is one dense
@@ -91,6 +92,7 @@ class Shape:
 SHAPES = {
     "demo": Shape(width=128, inner=384, heads=4, kv_heads=2, layers=4, rows=512, steps=13),
     "decoder small, 2 of its 12 layers": Shape(384, 1536, heads=12, kv_heads=4, layers=2, rows=512, steps=3),
+    "decoder medium, 1 of its 12 layers": Shape(768, 3072, heads=12, kv_heads=4, layers=1, rows=512, steps=2),
 }
 
 

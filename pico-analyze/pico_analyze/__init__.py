@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pico_analyze.engine import measure
+    from pico_analyze.figures import figure
     from pico_analyze.sources.open import open_source
     from pico_analyze.sources.run import open_run
 
-__all__ = ["measure", "open_run", "open_source"]
+__all__ = ["figure", "measure", "open_run", "open_source"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "figure":
+        from pico_analyze.figures import figure
+
+        return figure
     if name == "open_run":
         from pico_analyze.sources.run import open_run
 

@@ -51,11 +51,16 @@ def plot(
     spectra: Annotated[
         bool, typer.Option("--spectra", help="also singular values over steps, of a layer's weights")
     ] = False,
+    distributions: Annotated[
+        bool,
+        typer.Option("--distributions", help="also how a layer's entries are distributed"),
+    ] = False,
 ) -> None:
     """Draw figures from the table that `run` wrote, without measuring again."""
-    from pico_analyze.commands import plot_run
+    from pico_analyze.commands_plot import plot_run
 
-    for path in plot_run(run, name, metric.split(",") if metric else None, heads, format.split(","), out, spectra):
+    metrics, formats = metric.split(",") if metric else None, format.split(",")
+    for path in plot_run(run, name, metrics, heads, formats, out, spectra, distributions):
         typer.echo(path)
 
 

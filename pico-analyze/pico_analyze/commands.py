@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
     """
     from pico_analyze import table
+    from pico_analyze.commands_plot import draw
     from pico_analyze.metrics import resolve
     from pico_analyze.parts import parts_of
     from pico_analyze.sources.open import open_source
@@ -91,39 +92,6 @@ def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
 
 
-def plot_run(
-    path: Path,
-    name: str,
-    metrics: Sequence[str] | None,
-    heads: bool = False,
-    formats: Sequence[str] = ("png",),
-    out: Path | None = None,
-    spectra: bool = False,
-) -> list[Path]:
-    """Draw the figures of an analysis that was measured before; their paths.
-
-    With `spectra` also the singular values over steps, which are no part of the table: those are read and decomposed.
-
-    Raises:
-        UserError: no such run, no such analysis (with the nearest), a metric that the table does not hold.
-    """
-    from pico_analyze import table
-    from pico_analyze.sources.open import open_source
-
-    source = open_source(path)
-    layout = measured(source, name, out)
-    figures = draw(table.read(layout.table), layout, metrics, heads, formats)
-    return figures + (_draw_spectra(source, layout, formats) if spectra else [])
-
-
-def _draw_spectra(source: Source, layout: AnalysisLayout, formats: Sequence[str]) -> list[Path]:
-    from pico_analyze import canvas, plot_spectra
-    from pico_analyze.spectra import spectra
-
-    figure = plot_spectra.spectra(spectra(source))
-    return [canvas.save(figure, layout.figures / f"weights_spectra.{ending}") for ending in formats]
-
-
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     """Write the report of an analysis that was measured before, with the figures that its configuration names.
 
@@ -161,20 +129,6 @@ def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, conf
 
     write_text(layout.report, report.render(run, frame, _drawn(config, frame), config.figures.heads))
     return layout.report
-
-
-def draw(
-    frame: pd.DataFrame, layout: AnalysisLayout, metrics: Sequence[str] | None, heads: bool, formats: Sequence[str]
-) -> list[Path]:
-    """Figures of each of `metrics`, with `heads` also head by head; of a telling few by default."""
-    from pico_analyze import canvas
-    from pico_analyze.figures import drawn
-
-    return [
-        canvas.save(one.figure, layout.figures / f"{one.stem}.{ending}")
-        for one in drawn(frame, metrics, heads)
-        for ending in formats
-    ]
 
 
 def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:

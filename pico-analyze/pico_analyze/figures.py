@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
+from pico_contract.errors import UserError, did_you_mean
+
 from pico_analyze import plot, plot_layers, plot_pairs
 from pico_analyze.canvas import COLUMNS
-from pico_analyze.subject import Subject, subjects
+from pico_analyze.subject import Subject, subject, subjects
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,29 @@ class Drawn:
     def stem(self) -> str:
         """Name of its file without the ending."""
         return f"{self.subject.stem}_{self.form}" if self.subject else self.form
+
+
+FORMS: dict[str, Callable[[Subject], Figure]] = {
+    "lines": plot.lines,
+    "map": plot.heat_map,
+    "heads": plot.head_map,
+    "layers": plot_layers.profile,
+    "convergence": plot_layers.convergence,
+    "between_steps": plot_pairs.between_steps,
+    "between_layers": plot_pairs.between_layers,
+}
+"""What a metric of a table can be drawn as; captions.py says how each is read."""
+
+
+def figure(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None, form: str = "lines") -> Figure:
+    """One figure of a measurement table, for a notebook: `metric` of `kind` (and `split`) in one of `FORMS`.
+
+    Raises:
+        UserError: no such form, or no such rows in the table, with the nearest.
+    """
+    if form not in FORMS:
+        raise UserError(f'there is no form "{form}" of figures{did_you_mean(form, FORMS)}')
+    return FORMS[form](subject(frame, metric, kind, split))
 
 
 def drawn(

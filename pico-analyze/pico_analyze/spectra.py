@@ -38,8 +38,7 @@ def spectra(
         components = ["*"]
     check(components, modules)
     units = plan(components, "weights", modules, source.model)
-    known = sorted({layer for name in modules if (layer := parse(name).layer) is not None})
-    wanted = known[len(known) // 2 : len(known) // 2 + 1] if layers is None else layers
+    wanted = middle_layer(modules) if layers is None else layers
     frames = [
         pd.DataFrame(
             {
@@ -56,7 +55,7 @@ def spectra(
         )
         for unit in units
         if unit.keys[0].layer in wanted
-        for step in (_spread(held) if steps is None else steps)
+        for step in (spread(held) if steps is None else steps)
         for key, found in zip(unit.keys, _decomposed(source, unit, step), strict=False)
     ]
     if not frames:
@@ -73,7 +72,14 @@ def _decomposed(source: Source, unit: Unit, step: int) -> list[linalg.Spectrum]:
     return linalg.spectra(matrices) if whole else []
 
 
-def _spread(steps: Sequence[int]) -> list[int]:
+def middle_layer(modules: Sequence[str]) -> list[int]:
+    """The layer in the middle of those that `modules` lie in; [] where they lie in none."""
+    known = sorted({layer for name in modules if (layer := parse(name).layer) is not None})
+    return known[len(known) // 2 : len(known) // 2 + 1]
+
+
+def spread(steps: Sequence[int]) -> list[int]:
+    """`MOST_STEPS` of them, evenly chosen, first and last included."""
     if len(steps) <= MOST_STEPS:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (MOST_STEPS - 1))] for i in range(MOST_STEPS)]

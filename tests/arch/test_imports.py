@@ -30,16 +30,20 @@ HOMES = {
         "pico_analyze.plot_arms",
         "pico_analyze.plot_layers",
         "pico_analyze.plot_pairs",
+        "pico_analyze.plot_distributions",
         "pico_analyze.plot_spectra",
+        "pico_analyze.distributions",
         "pico_analyze.spectra",
         "pico_analyze.compare",
     },
     "matplotlib": {
         "pico_analyze.canvas",
+        "pico_analyze.figures",
         "pico_analyze.plot",
         "pico_analyze.plot_arms",
         "pico_analyze.plot_layers",
         "pico_analyze.plot_pairs",
+        "pico_analyze.plot_distributions",
         "pico_analyze.plot_spectra",
     },
     "jinja2": {"pico_analyze.report"},
@@ -97,6 +101,7 @@ MAY_NOT_IMPORT = {
     "pico_analyze.plot_arms": {"torch"},
     "pico_analyze.plot_layers": {"torch"},
     "pico_analyze.plot_pairs": {"torch"},
+    "pico_analyze.plot_distributions": {"torch"},
     "pico_analyze.plot_spectra": {"torch"},
 }
 
