@@ -97,7 +97,8 @@ def text_perplexity(
 def _losses(
     model: Decoder, sequences: Iterator[np.ndarray], byte_lengths: np.ndarray | None, batch_tokens: int
 ) -> Losses:
-    nll, tokens = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    nll: list[np.ndarray] = [np.zeros(0)]
+    tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     bytes_ = 0
     for texts in _lots(sequences, _PASSES * batch_tokens):
         windows = [list(_windows(ids, model.config.max_position_embeddings)) for ids in texts]
