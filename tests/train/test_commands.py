@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -241,7 +241,8 @@ def test_an_unknown_task_is_named_with_the_nearest(finished: RunLayout) -> None:
 
 
 def test_overrides_evaluate_what_the_run_did_not(finished: RunLayout, tmp_path: Path) -> None:
-    pair = {"sentence_good": "the king", "sentence_bad": "king the the", "UID": "order", "linguistics_term": "word"}
+    # A beginning is more probable than what goes on from it, under any model.
+    pair = {"sentence_good": "the king", "sentence_bad": "the king the the", "UID": "order", "linguistics_term": "word"}
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "order.jsonl").write_text(json.dumps(pair))
     (tmp_path / "text.txt").write_text("the queen weeps")
