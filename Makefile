@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze golden clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate golden clean
 
 install: $(STAMP)
 
@@ -36,6 +36,9 @@ bench: install
 
 bench-analyze: install
 	$(BIN)/python benchmarks/analyze.py
+
+bench-evaluate: install
+	$(BIN)/python benchmarks/evaluate.py
 
 golden: install
 	$(BIN)/python tests/golden/make.py

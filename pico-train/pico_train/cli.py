@@ -63,12 +63,15 @@ def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="direc
 
 @app.command()
 def evaluate(
-    run: RunPath, step: Step = None, tasks: Annotated[str | None, typer.Option(help="comma-separated")] = None
+    run: RunPath,
+    overrides: Overrides = None,
+    step: Step = None,
+    tasks: Annotated[str | None, typer.Option(help="comma-separated; those that are set up by default")] = None,
 ) -> None:
-    """Evaluate a checkpoint of a run on its data."""
+    """Evaluate a checkpoint of a run: perplexity, text_perplexity, blimp."""
     from pico_train.commands import evaluate_run
 
-    _say(evaluate_run(run, step, tasks.split(",") if tasks else None))
+    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or []))
 
 
 @app.command()

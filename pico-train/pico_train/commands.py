@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, RunLayout
 from pico_contract.lock import is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 
-from pico_train.config import read_yaml, validate
+from pico_train.config import identity, load
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
 from pico_train.data.tokenizer import load_tokenizer
+from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.loop import is_due
 from pico_train.microbatch import MICROBATCH_GRADIENTS
@@ -177,12 +178,20 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
     return layout, chosen, decoder.eval()
 
 
-def evaluate_run(run: Path, step: int | None, tasks: list[str] | None) -> str:
-    """Evaluate a checkpoint of `run` under the run's own settings; results are written into the run."""
+def evaluate_run(run: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = ()) -> str:
+    """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
+
+    Raises:
+        UserError: an override changes what the run is, or what `evaluate` and `open_checkpoint` refuse.
+    """
     layout, chosen, decoder = open_checkpoint(run, step)
-    config = validate(RunConfig, read_yaml(layout.config), str(layout.config))
+    config = load(RunConfig, layout.config, overrides)
+    before, now = identity(load(RunConfig, layout.config)), identity(config)
+    if changed := [key for key in now if now[key] != before.get(key)]:
+        raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
     data = PackedData.open(config.data.path)
-    wanted = tasks if tasks is not None else default_tasks(data)
+    decoder = decoder.to(Runtime(config.train.device).device)
+    wanted = tasks if tasks is not None else default_tasks(data, config.evaluation)
     results = evaluate(decoder, data, config.evaluation, layout, config.name, chosen, wanted)
     return f"step {chosen}: {in_one_line(results)}"
 

@@ -155,8 +155,8 @@ def _evaluate(session: Session, step: int) -> None:
     model = session.state.plain_decoder()
 
     def on_main() -> None:
-        tasks = default_tasks(job.data)
-        results = evaluate(model, job.data, job.config.evaluation, job.layout, job.config.name, step, tasks)
+        config = job.config.evaluation
+        results = evaluate(model, job.data, config, job.layout, job.config.name, step, default_tasks(job.data, config))
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
 

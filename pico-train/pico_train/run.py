@@ -23,7 +23,7 @@ from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
 from pico_train.distributed import Device, Runtime
-from pico_train.evaluate.tasks import EvaluateConfig
+from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
 from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
@@ -133,7 +133,7 @@ class RunConfig(Section):
     """Observers that measure while the run trains, without anything being stored for them."""
     checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
     """Checkpoints."""
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: Operation[EvaluateConfig] = EvaluateConfig()
     """Evaluation."""
     log: Operation[LogConfig] = LogConfig()
     """Logging."""
@@ -170,9 +170,7 @@ class RunConfig(Section):
     @property
     def evaluation(self) -> EvaluateConfig:
         """`evaluate`, on as many tokens of a row as training reads where it does not say how many."""
-        perplexity = self.evaluate.perplexity
-        seq_len = perplexity.seq_len or self.train.seq_len
-        return self.evaluate.model_copy(update={"perplexity": perplexity.model_copy(update={"seq_len": seq_len})})
+        return self.evaluate.reading(self.train.seq_len)
 
     @property
     def layout(self) -> RunLayout:
@@ -284,6 +282,8 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     rows = data.split("train")
     seq_len = config.train.seq_len or rows.seq_len
     _check_against_data(config, data, seq_len, source)
+    with _naming(source):
+        check_tasks(data, config.evaluate)
     build_method(config.method, source)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -237,6 +238,28 @@ def test_an_evaluation_repeats_what_training_measured(finished: RunLayout) -> No
 def test_an_unknown_task_is_named_with_the_nearest(finished: RunLayout) -> None:
     with pytest.raises(UserError, match='there is no task "perplexty"; did you mean "perplexity"'):
         evaluate_run(finished.root, None, ["perplexty"])
+
+
+def test_overrides_evaluate_what_the_run_did_not(finished: RunLayout, tmp_path: Path) -> None:
+    # A beginning is more probable than what goes on from it, under any model.
+    pair = {"sentence_good": "the king", "sentence_bad": "the king the the", "UID": "order", "linguistics_term": "word"}
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "order.jsonl").write_text(json.dumps(pair))
+    (tmp_path / "text.txt").write_text("the queen weeps")
+    overrides = [f"evaluate.blimp.path={tmp_path / 'pairs'}", f"evaluate.text_perplexity.sources.a={tmp_path}/text.txt"]
+    assert evaluate_run(finished.root, 4, ["blimp"], overrides) == "step 4: blimp: accuracy 1.0000"
+    line = evaluate_run(finished.root, None, None, overrides)
+    assert re.fullmatch(r"step 10: perplexity: .*; text_perplexity: loss [^/]*; blimp: accuracy \S*", line)
+    (result,) = finished.evaluations.glob("step_00000010/blimp-*.json")
+    assert json.loads(result.read_text())["metrics"]["accuracy/paradigm/order"]["n"] == 1
+    for task, words in (("blimp", "blimp has no sentences: set evaluate.blimp.path"), ("text_perplexity", "no text")):
+        with pytest.raises(UserError, match=words):
+            evaluate_run(finished.root, None, [task])
+
+
+def test_an_override_that_changes_the_run_is_refused(finished: RunLayout) -> None:
+    with pytest.raises(UserError, match=r"model\.hidden_size is what .*tiny is, and no setting of its evaluation"):
+        evaluate_run(finished.root, None, None, ["model.hidden_size=64"])
 
 
 def test_the_rows_of_a_step_are_shown_as_trained(tiny: Tiny) -> None:

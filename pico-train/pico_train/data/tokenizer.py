@@ -60,6 +60,12 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     return _cut(text) if isinstance(tokenizer.decoder, decoders.ByteLevel) else [text]
 
 
+def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Token ids of `text`, (T,) int64, as preparing data makes them: no special tokens are added."""
+    encoded = tokenizer.encode_batch_fast(pieces(tokenizer, text), add_special_tokens=False)
+    return np.concatenate([np.array(part.ids, dtype=np.int64) for part in encoded])
+
+
 def _cut(text: str) -> list[str]:
     parts, start = [], 0
     while found := _SEAM.search(text, start + _PIECE):

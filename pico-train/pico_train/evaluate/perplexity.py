@@ -16,7 +16,8 @@ from pico_train.data.packed import PackedRows
 from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
-_LARGEST_LOSS = math.log(sys.float_info.max)
+LARGEST_LOSS = math.log(sys.float_info.max)
+"""Of which float64 holds the exponential."""
 
 
 class PerplexityConfig(Section):
@@ -44,11 +45,9 @@ class PerplexityConfig(Section):
 def perplexity(
     model: Decoder, rows: PackedRows, n_rows: int, seq_len: int, batch_size: int, byte_lengths: np.ndarray | None
 ) -> dict[str, Measured]:
-    """Mean next-token negative log-likelihood over `seq_len` tokens of the first `n_rows` rows, and what follows.
+    """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken in float64.
 
-    loss = sum of -ln p(token | row so far) / number of tokens (nats a token, summed in float64);
-    perplexity = exp(loss), absent where float64 does not hold it; bits_per_byte = total nats / ln 2 / bytes of the
-    predicted tokens, where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known.
+    Bytes are counted where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known.
 
     Raises:
         NonFiniteError: the loss is NaN or infinite.
@@ -62,12 +61,21 @@ def perplexity(
         total += nll.cpu().double().sum().item()
         tokens += nll.numel()
         bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
-    loss = total / tokens
-    if not math.isfinite(loss):
-        raise NonFiniteError(f"the loss on the validation rows is {loss}: the model's outputs are no longer finite")
+    if not math.isfinite(total):
+        raise NonFiniteError(f"the loss on the validation rows is {total}: the model's outputs are no longer finite")
+    return token_metrics(total, tokens, bytes_)
+
+
+def token_metrics(nll: float, tokens: int, bytes_: int) -> dict[str, Measured]:
+    """What follows from the summed negative log-likelihood (nats) of `tokens` tokens that stand for `bytes_` bytes.
+
+    loss = nll / tokens, that is -ln p(token | text so far) a token; perplexity = exp(loss), absent where float64 does
+    not hold it; bits_per_byte = nll / ln 2 / bytes_ over the bytes of the predicted tokens, absent where these are 0.
+    """
+    loss = nll / tokens
     result = {"loss": Measured(value=loss, unit="nats/token", n=tokens)}
-    if loss < _LARGEST_LOSS:
+    if loss < LARGEST_LOSS:
         result["perplexity"] = Measured(value=math.exp(loss), unit="1", n=tokens)
     if bytes_:
-        result["bits_per_byte"] = Measured(value=total / math.log(2) / bytes_, unit="bits/byte", n=bytes_)
+        result["bits_per_byte"] = Measured(value=nll / math.log(2) / bytes_, unit="bits/byte", n=bytes_)
     return result

@@ -15,18 +15,31 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import PackedData
+from pico_train.data.sources import documents
 from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
+from pico_train.evaluate.likelihood import TextEncoder
+from pico_train.evaluate.minimal_pairs import BlimpConfig, minimal_pairs, pairs_settings, read_pairs
 from pico_train.evaluate.perplexity import PerplexityConfig, perplexity
+from pico_train.evaluate.text_perplexity import TextPerplexityConfig, text_perplexity
 from pico_train.model.decoder import Decoder
 
 
 class EvaluateConfig(Section):
-    """Evaluation while training; every task is evaluated after the last update."""
+    """Evaluation while training; every task that is configured is evaluated after the last update."""
 
     every: int = Field(0, ge=0)
     """Updates between evaluations before that; 0 is off."""
     perplexity: PerplexityConfig = PerplexityConfig()
     """On the data's validation rows."""
+    text_perplexity: TextPerplexityConfig = TextPerplexityConfig()
+    """On texts."""
+    blimp: BlimpConfig = BlimpConfig()
+    """On minimal pairs."""
+
+    def reading(self, seq_len: int | None) -> EvaluateConfig:
+        """The same, on `seq_len` tokens of a validation row where it does not say on how many."""
+        rows = self.perplexity.model_copy(update={"seq_len": self.perplexity.seq_len or seq_len})
+        return self.model_copy(update={"perplexity": rows})
 
 
 Result = tuple[dict[str, Any], dict[str, Measured]]
@@ -42,12 +55,50 @@ def _perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Res
     return {**settings, "data": data.manifest.fingerprint}, metrics
 
 
-TASKS: dict[str, Callable[[Decoder, PackedData, EvaluateConfig], Result]] = {"perplexity": _perplexity}
+def _text_perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
+    wanted = config.text_perplexity
+    return text_perplexity(model, wanted, TextEncoder(data, wanted.start_token))
 
 
-def default_tasks(data: PackedData) -> list[str]:
-    """The tasks that `data` allows."""
-    return ["perplexity"] if "validation" in data.manifest.splits else []
+def _blimp(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
+    wanted = config.blimp
+    if wanted.path is None:
+        raise UserError("blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp")
+    pairs, encoder = read_pairs(wanted.path), TextEncoder(data, wanted.start_token)
+    metrics = minimal_pairs(model, pairs, encoder, wanted.batch_tokens)
+    return pairs_settings(pairs) | encoder.settings(), metrics
+
+
+TASKS: dict[str, Callable[[Decoder, PackedData, EvaluateConfig], Result]] = {
+    "perplexity": _perplexity,
+    "text_perplexity": _text_perplexity,
+    "blimp": _blimp,
+}
+
+
+def default_tasks(data: PackedData, config: EvaluateConfig) -> list[str]:
+    """The tasks that `data` allows and `config` sets up."""
+    wanted = {
+        "perplexity": "validation" in data.manifest.splits,
+        "text_perplexity": bool(config.text_perplexity.sources),
+        "blimp": config.blimp.path is not None,
+    }
+    return [task for task, possible in wanted.items() if possible]
+
+
+def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
+    """Open what the tasks will read, so that a mistake shows before the first update.
+
+    Raises:
+        UserError: a source that cannot be read, or data without what the tasks need of it.
+    """
+    if config.text_perplexity.sources:
+        encoder = TextEncoder(data, config.text_perplexity.start_token)
+        for source in config.text_perplexity.sources.values():
+            encoder(next(documents(source)))
+    if config.blimp.path is not None:
+        encoder = TextEncoder(data, config.blimp.start_token)
+        encoder(read_pairs(config.blimp.path)[0].good)
 
 
 def evaluate(
@@ -77,9 +128,9 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def in_one_line(results: dict[str, dict[str, Measured]]) -> str:
-    """For the console: `perplexity: loss 4.2103, perplexity 67.3`."""
+    """For the console: `perplexity: loss 4.2103, perplexity 67.3`; of parts (`accuracy/paradigm/X`) only the whole."""
     parts = [
-        f"{task}: " + ", ".join(f"{name} {measured.value:.4f}" for name, measured in metrics.items())
+        f"{task}: " + ", ".join(f"{name} {measured.value:.4f}" for name, measured in metrics.items() if "/" not in name)
         for task, metrics in results.items()
     ]
     return "; ".join(parts)

@@ -109,8 +109,8 @@ def test_data_without_validation_rows_has_no_default_task(data: PackedData, layo
         "validation_fraction": 0,
     }
     bare = PackedData.open(prepare(validate(PrepareConfig, raw, "test")))
-    assert default_tasks(data) == ["perplexity"]
-    assert default_tasks(bare) == []
+    assert default_tasks(data, EvaluateConfig()) == ["perplexity"]
+    assert default_tasks(bare, EvaluateConfig()) == []
     with pytest.raises(UserError, match="has no validation rows to evaluate on; prepare it with a validation split"):
         evaluated(bare, layout)
 
@@ -125,3 +125,20 @@ def test_training_evaluates_as_many_tokens_as_it_reads(tiny: Callable[..., RunCo
     train(config, quiet=True)
     (result,) = config.layout.evaluations.glob("step_00000002/*.json")
     assert codec.read_manifest(result, EvaluationManifest).settings["seq_len"] == 6
+
+
+def test_training_evaluates_what_is_configured(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the king speaks and the queen weeps")
+    sources = {"a": str(tmp_path / "text.txt")}
+    changes = {"train.steps": 2, "snapshot.every": 0, "evaluate.text_perplexity.sources": sources}
+    config = tiny(**changes)
+    train(config, quiet=True)
+    found = {path.name.partition("-")[0] for path in config.layout.evaluations.glob("step_00000002/*.json")}
+    assert found == {"perplexity", "text_perplexity"}
+
+
+def test_a_source_that_is_not_there_is_refused_before_training(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny(**{"evaluate.text_perplexity.sources": {"a": "nowhere.txt"}})
+    with pytest.raises(UserError, match=r"there is no source nowhere\.txt"):
+        train(config, quiet=True)
+    assert not config.layout.root.exists()
