@@ -287,21 +287,23 @@ def first_with_cache(path: Path, kept: Path) -> None:
     measure(open_run(path), cache=kept)
 
 
-def report(rounds: int) -> None:
+def report(shapes: dict[str, Shape], rounds: int, peaks: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         # Peaks first: a process starts with the peak of the one that it was forked from.
-        for name, shape in SHAPES.items():
-            for steps in (4, 8, 16):
-                path = write_run(root / f"{shape.width}-{steps}", replace(shape, steps=steps))
-                print(
-                    f"peak memory, {name}, {steps:2d} steps: {peak_in_fresh_process(path) / 2**20:.0f} MiB", flush=True
-                )
-                shutil.rmtree(path)
+        for name, shape in shapes.items() if peaks else ():
+            report_peaks(name, shape, root)
         torch.set_num_threads(THREADS)
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             path = write_run(root / str(shape.width), shape)
             report_times(name, shape, path, rounds)
+
+
+def report_peaks(name: str, shape: Shape, root: Path) -> None:
+    for steps in (4, 8, 16):
+        path = write_run(root / f"{shape.width}-{steps}", replace(shape, steps=steps))
+        print(f"peak memory, {name}, {steps:2d} steps: {peak_in_fresh_process(path) / 2**20:.0f} MiB", flush=True)
+        shutil.rmtree(path)
 
 
 def report_times(name: str, shape: Shape, path: Path, rounds: int) -> None:
@@ -335,6 +337,9 @@ def report_times(name: str, shape: Shape, path: Path, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="words of the shapes' names; all by default")
+    parser.add_argument("--no-peaks", action="store_true", help="times alone")
     parser.add_argument("--peak", type=Path, help="print the peak of an analysis of this run, for a fresh process")
     given = parser.parse_args()
-    print(peak(given.peak)) if given.peak else report(given.rounds)
+    shapes = {name: shape for name, shape in SHAPES.items() if any(word in name for word in given.shapes)}
+    print(peak(given.peak)) if given.peak else report(shapes, given.rounds, not given.no_peaks)

@@ -63,8 +63,9 @@ def _basis_from_gram(x: torch.Tensor, gram: torch.Tensor, noise: float) -> Basis
     squares, vectors = torch.linalg.eigh(gram)
     least = _least_square(x, squares[-1])
     floor = _floor(x, float(squares[-1].clamp(min=0).sqrt()), noise)
-    kept = squares > least
-    if not kept[-1] or floor**2 > least or bool((squares[~kept] > floor**2 - 2 * GRAM_ERROR * least).any()):
+    kept = squares > floor**2
+    doubtful = (squares <= least) & (squares > floor**2 - 2 * GRAM_ERROR * least)
+    if not kept.any() or doubtful.any():
         return None
     near = vectors[:, kept].flip(1)
     far = (x if len(gram) == x.shape[1] else x.T) @ near

@@ -184,7 +184,7 @@ def entries(matrix: torch.Tensor) -> torch.Tensor:
 def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
     """|x| flattened and ascending, float64.
 
-    numpy's vectorised sort is several times faster than torch's on CPU, and twice as fast again of fp32, where it fits.
+    numpy's vectorised sort is several times faster than torch's on CPU, and where fp32 is exact faster again.
     """
     magnitudes = x.abs().flatten()
     narrow = magnitudes.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ SCHEMA: dict[str, str] = {
     "p": "float64",
 }
 _MEASURED = ("value", "status", "unit", "n", "d", "dtype", "tol", "null_mean", "null_sd", "p")
+_BLOCK = 4096  # rows that are Python objects at a time, which take three times as much memory as typed columns
 KEY = [column for column in SCHEMA if column not in _MEASURED]
 
 
@@ -47,11 +49,12 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         ValueError: two rows differ in nothing but what was measured, which is an error of the program.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
-    for row in rows:  # one at a time: a million rows as dictionaries would take more memory than what was measured
-        for name, column in columns.items():
-            column.append(row.get(name))
-    frame = _typed(pd.DataFrame(columns, dtype=object))
+    left = iter(rows)
+    blocks = []
+    while block := list(islice(left, _BLOCK)):
+        columns = {name: [row.get(name) for row in block] for name in SCHEMA}
+        blocks.append(_typed(pd.DataFrame(columns, dtype=object)))
+    frame = pd.concat(blocks, ignore_index=True) if blocks else _typed(pd.DataFrame(columns=list(SCHEMA)))
     repeated = frame.duplicated(KEY)
     if repeated.any():
         raise ValueError(f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}")
