@@ -62,9 +62,9 @@ class SeedConfig(Section):
 class TrainConfig(Section):
     """How much is trained on, and how it is carried out."""
 
-    steps: int = Field(200_000, ge=1)
+    steps: int = Field(200_000, ge=1, le=100_000_000)
     """Updates."""
-    batch_size: int = Field(1024, ge=1)
+    batch_size: int = Field(1024, ge=1, le=1_000_000)
     """Rows an update."""
     micro_batch: Operation[int | None] = Field(None, ge=1)
     """Rows a forward pass of a process; null is all of its rows. Changes memory, not gradients."""

@@ -88,6 +88,8 @@ def test_a_misspelt_key_that_is_required_is_named_as_such(refused: Refused, raw:
         ("train.steps", [1], "should be a valid integer (it is [1])"),
         ("train.steps", {"a": 1}, "should be a valid integer (it is a section)"),
         ("train.steps", 0, "should be greater than or equal to 1 (it is 0)"),
+        ("train.steps", 10**12, "should be less than or equal to 100000000 (it is 1000000000000)"),
+        ("train.batch_size", 10**22, "should be less than or equal to 1000000 (it is 10000000000000000000000)"),
         ("optimizer.lr", "1e-3x", 'should be a valid number (it is "1e-3x")'),
         ("optimizer.lr", None, "should be a valid number (it is null)"),
         ("optimizer.lr", False, "should be a valid number (it is false)"),
