@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate golden clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate golden notebook clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ bench-evaluate: install
 
 golden: install
 	$(BIN)/python tests/golden/make.py
+
+# Needs the run of `make demo`.
+notebook: install
+	$(BIN)/python examples/execute.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
