@@ -137,7 +137,7 @@ def initial_geometry(source: str) -> DecoderConfig:
 
 
 def initial_weights(source: str) -> dict[str, torch.Tensor]:
-    """Weights of `source`, in one file or in those that its index names; of a run, every sha256 is compared.
+    """Weights of `source`, in one file or in those that its index names; a checkpoint of ours is compared by sha256.
 
     Raises:
         UserError: as `initial_geometry`; no .safetensors file, or a missing or damaged one.
@@ -172,6 +172,15 @@ def resolved_source(source: str) -> str:
 
 
 def _weights_directory(source: str, *, hashes: bool = False) -> Path:
+    directory = _named_directory(source)
+    if parse_step(directory.name) is not None and (directory / MANIFEST).is_file():  # a checkpoint of ours
+        problem = codec.damage(directory, CheckpointManifest, hashes=hashes)
+        if problem is not None:
+            raise DamagedError(f'init_from "{source}": {problem}')
+    return directory
+
+
+def _named_directory(source: str) -> Path:
     run, at, step = source.rpartition("@")
     if not at or Path(source).is_dir():
         if RunLayout(Path(source)).manifest.is_file():
@@ -185,7 +194,4 @@ def _weights_directory(source: str, *, hashes: bool = False) -> Path:
     if chosen not in steps:
         known = ", ".join(map(str, steps)) or "none"
         raise UserError(f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}')
-    problem = codec.damage(layout.checkpoint(chosen), CheckpointManifest, hashes=hashes)
-    if problem is not None:
-        raise DamagedError(f'init_from "{source}": {problem}')
     return layout.checkpoint(chosen)

@@ -233,12 +233,13 @@ def test_a_source_that_is_not_there_is_named(
     assert sentence.format(run=parent.root) in found
 
 
-def test_a_damaged_parent_is_named(parent: RunLayout, child: Callable[..., RunConfig]) -> None:
+@pytest.mark.parametrize("given", ["{root}@latest", "{root}/checkpoints/step_00000010"])
+def test_a_damaged_parent_is_named(parent: RunLayout, child: Callable[..., RunConfig], given: str) -> None:
     file = parent.checkpoint(10) / "model.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 16
     file.write_bytes(raw)
-    config = child(f"{parent.root}@latest")
+    config = child(given.format(root=parent.root))
     with pytest.raises(DamagedError, match=rf"{file} does not have the sha256"):
         train(config, quiet=True)
     assert not config.layout.manifest.exists()
