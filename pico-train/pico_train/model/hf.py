@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,18 +74,22 @@ def _token_ids(special_tokens: Mapping[str, int]) -> dict[str, int | None]:
     return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": special_tokens.get("pad")}
 
 
-def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
+def config_from_hf(raw: Any) -> DecoderConfig:
     """The geometry in a config.json.
 
     Raises:
         ValueError: names the first thing that this decoder does not have (another architecture, scaled rotary
-            embeddings, biases, another activation, a free head width), or a missing key.
+            embeddings, biases, another activation, a free head width), a missing key or a value of a wrong type.
     """
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"it holds a {type(raw).__name__} where an object is expected")
+    raw = {key: value for key, value in raw.items() if value is not None}
     if raw.get("model_type") != "llama":
         raise ValueError(f'model_type is "{raw.get("model_type")}"; only "llama" is supported')
     if (raw.get("architectures") or ["LlamaForCausalLM"]) != ["LlamaForCausalLM"]:
         raise ValueError(f'architectures is {raw["architectures"]}; only ["LlamaForCausalLM"] is supported')
     _refuse_unsupported(raw)
+    _refuse_wrong_types(raw)
     rope = raw.get("rope_parameters") or {}
     try:
         config = DecoderConfig(
@@ -110,6 +115,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key in ("rope_scaling", "rope_parameters"):
         rope = raw.get(key) or {}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"{key} should be an object (it is {json.dumps(rope)})")
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind != "default":
             raise ValueError(f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported')
@@ -118,6 +125,14 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is true; this decoder has no biases")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f'hidden_act is "{raw["hidden_act"]}"; only "silu" is supported')
+
+
+def _refuse_wrong_types(raw: Mapping[str, Any]) -> None:
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+    for field in dataclasses.fields(DecoderConfig):
+        value = raw.get(field.name)
+        if value is not None and type(value) not in kinds[str(field.type)]:
+            raise ValueError(f"{field.name} should be of type {field.type} (it is {json.dumps(value)})")
 
 
 def load_weights(model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign: bool = False) -> None:

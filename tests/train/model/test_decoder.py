@@ -224,11 +224,20 @@ def test_impossible_geometry_is_named(change, sentence):
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"head_dim": 99}, "head_dim"),
+        ({"rope_scaling": [1]}, r"rope_scaling should be an object \(it is \[1\]\)"),
+        ({"hidden_size": "32"}, r'hidden_size should be of type int \(it is "32"\)'),
+        ({"tie_word_embeddings": 1}, r"tie_word_embeddings should be of type bool \(it is 1\)"),
+        ({"rms_norm_eps": None}, "the key 'rms_norm_eps' is missing"),
     ],
 )
 def test_what_this_decoder_lacks_is_refused_by_name(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         config_from_hf({**hf_config(SHAPES["grouped"], SPECIAL), **change})
+
+
+def test_a_configuration_that_is_no_object_is_refused():
+    with pytest.raises(ValueError, match="holds a list where an object is expected"):
+        config_from_hf([])
 
 
 def test_wrong_tensors_are_named():
