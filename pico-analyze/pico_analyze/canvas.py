@@ -5,6 +5,7 @@ The same table gives the same bytes: no dates, no global state.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ FORMATS = ("png", "svg", "pdf")
 STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
 OUTSIDE = -1  # stands for the layer of a module outside the layers
 COLUMNS = 4
+TITLE = 10  # of a panel, points
 _WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
 LETTERS = 11  # of a title, to the inch
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
@@ -42,10 +44,19 @@ _NO_DATE: dict[str, dict[str, None]] = {
 Panel = tuple[Axes, pd.DataFrame]
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows as it would be saved, whether or not pyplot was set up there."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        write(self, file, "png")
+        return file.getvalue()
+
+
 def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> Figure:
     """A figure of `rows` x `columns` axes under a title."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(
+        figure = _Shown(
             figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
         )
         figure.subplots(rows, columns)
@@ -69,7 +80,7 @@ def panels_of(
         axes.remove()
     panels = []
     for axes, (component, table) in zip(figure.axes, groups, strict=True):
-        axes.set_title(f"{component}{heads_of(table)}")
+        axes.set_title(f"{component}{heads_of(table)}", fontsize=TITLE)
         panels.append((axes, table))
     return figure, panels
 
@@ -83,8 +94,11 @@ def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
 
 
 def folded(figure: Figure, text: str) -> str:
-    """In lines that the figure is wide enough for."""
-    return textwrap.fill(text, int(LETTERS * figure.get_figwidth()))
+    """In as few lines as the figure is wide enough for, of about one length."""
+    most = int(LETTERS * figure.get_figwidth())
+    lines = len(textwrap.wrap(text, most))
+    even = next(width for width in range(1, most + 1) if len(textwrap.wrap(text, width)) <= lines)
+    return textwrap.fill(text, even)
 
 
 def heads_of(table: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -37,6 +38,7 @@ _FORMS = {
 }
 _UNLIKELY = 0.05
 COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
+_WIDEST = 12  # metrics side by side that a page of paper and a desktop's window show
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,23 @@ def grids(frame: pd.DataFrame) -> list[Grid]:
         if not metrics:
             continue
         cells = {key: _cell(values) for key, values in last.groupby(["component", "metric"])["value"]}
-        by_component = [
-            (str(name), [cells.get((name, metric), Cell("")) for metric in metrics])
-            for name in last["component"].unique()
-        ]
-        found.append(Grid(f"{_of(kind, split)}, step {step}", [spoken(metric) for metric in metrics], by_component))
+        parts = _parts(metrics)
+        for number, some in enumerate(parts, start=1):
+            by_component = [
+                (str(name), [cells.get((name, metric), Cell("")) for metric in some])
+                for name in last["component"].unique()
+            ]
+            of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+            title = f"{_of(kind, split)}, step {step}{of}"
+            found.append(Grid(title, [spoken(metric) for metric in some], by_component))
     return found
+
+
+def _parts(metrics: Sequence[str]) -> list[Sequence[str]]:
+    """As few as hold `_WIDEST` each, of about one length."""
+    count = max(1, -(-len(metrics) // _WIDEST))
+    bounds = [round(i * len(metrics) / count) for i in range(count + 1)]
+    return [metrics[start:end] for start, end in pairwise(bounds)]
 
 
 def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) -> Iterator[Picture]:

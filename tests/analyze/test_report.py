@@ -16,6 +16,7 @@ from pico_analyze import measure, open_run, report
 from pico_analyze.captions import STATUSES
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.run import Run
+from pico_analyze.subject import spoken
 from pico_contract.layout import MANIFEST, RunLayout
 
 VOID = {"meta", "link", "img", "br"}
@@ -236,3 +237,14 @@ def test_it_fits_a_phone_and_a_sheet_of_paper(run: Run) -> None:
     tables = [html[: table.start()].splitlines()[-1] for table in re.finditer(r"<table", html)]
     assert len(tables) == 4 + 1
     assert all(line.startswith('<div class="scroll"') for line in tables), "a wide table scrolls, not the page"
+
+
+def test_many_metrics_stand_in_several_tables_that_fit_a_page(run: Run) -> None:
+    frame = measure(run, components=["v_proj"], kinds=["weights"])
+    grids = report.grids(frame)
+    assert [grid.title for grid in grids] == ["weights, step 2 (1 of 2)", "weights, step 2 (2 of 2)"]
+    assert max(len(grid.metrics) for grid in grids) <= 12
+    everything = [metric for grid in grids for metric in grid.metrics]
+    of_one_step = frame.loc[frame["reference_step"].isna(), "metric"]
+    assert everything == [spoken(metric) for metric in of_one_step.unique()]
+    assert all(len(cells) == len(grid.metrics) for grid in grids for _, cells in grid.rows)
