@@ -91,28 +91,28 @@ class Cache:
 
     def _named(self, work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, str, str, str]]:
         """(place, content, metric, what it is called in the file) of each metric that can be kept."""
+        kept = isinstance(work.other or work.source, Fingerprinted)
         keys = {name: _metric_key(name, metric, work) for name, metric in chosen_for(work, metrics).items()}
         for place, measured in places(work, metrics):
             own = self._content(work.source, work, place.step)
             if own is None:
                 continue  # the step lacks the unit
             for name, metric in measured.items():
-                content = self._compared(own, work, place, metric)
+                content = self._compared(own, work, place, metric, kept)
                 if content is not None and (key := keys[name]) is not None:
                     yield place, content, name, key
 
-    def _compared(self, own: str, work: Work, place: Place, metric: Metric) -> str | None:
-        """The content of a step, with what it is compared with; None where that cannot be told."""
+    def _compared(self, own: str, work: Work, place: Place, metric: Metric, kept: bool) -> str | None:
+        """The content of a step, with what it is compared with; None where that cannot be told (not `kept`)."""
         if metric.arity == 1 and work.kind != UPDATES:
             return own
         base = work.base.get(place.step)
         reference = Reference(base) if base is not None else place.reference
         if reference is None:
             return f"{own} {_ALONE}"
-        other = work.other or work.source
-        if not isinstance(other, Fingerprinted):
+        if not kept:
             return None
-        content = f"{own} {self._content(other, work, reference.step) or _ALONE}"
+        content = f"{own} {self._content(work.other or work.source, work, reference.step) or _ALONE}"
         if reference.shift:
             content += f" {reference.shift} {_digest([key.module for key in work.unit.keys])}"
         return content + (f" {_digest(seeded_by(work, *place))}" if work.draws and has_null(metric) else "")
@@ -172,7 +172,7 @@ def _code() -> str:
 
 def _metric_key(name: str, metric: Metric, work: Work) -> str | None:
     """The metric and its parameters, a user's own with the file that defines it; None where that cannot be told."""
-    parameters = json.dumps(dict(metric.parameters), sort_keys=True)
+    parameters = metric.variant
     if work.draws and has_null(metric):
         parameters += f" permutation {work.draws}"
     if work.formed and metric.needs == "entries" and work.unit.circuit:

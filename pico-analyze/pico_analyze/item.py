@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -223,7 +222,7 @@ def _row(
         "head": key.head,
         "module": key.module,
         "metric": name,
-        "variant": json.dumps(dict(metric.parameters), sort_keys=True),
+        "variant": metric.variant,
         "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit or None,
     }
     base = work.base.get(step)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from pico_contract.errors import UserError, did_you_mean
@@ -36,6 +38,11 @@ class Metric:
     unit: str
     range: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def variant(self) -> str:
+        """The parameters as canonical JSON: a column of the table."""
+        return json.dumps(dict(self.parameters), sort_keys=True)
 
 
 METRICS: dict[str, Metric] = {
