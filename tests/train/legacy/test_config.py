@@ -182,7 +182,7 @@ def test_rows_of_an_update(plain: Raw, written: Write, changes: Raw, batch: int,
     """Rows a pass are rounded down; devices shared the rows of every data set but Dolma."""
     found, remarks = converted(written(plain, **changes))
     train = as_run(found).train
-    assert (train.batch_size, train.rows_per_pass) == (batch, micro)
+    assert (train.batch_size, train.rows_per_pass()) == (batch, micro)
     assert (f"an update had {batch} different rows, not 48" in remarks) == (batch != 48)
     assert ("read the same rows" in remarks) == ("data.dataset.name" in changes)
 
