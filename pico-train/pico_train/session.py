@@ -23,8 +23,8 @@ from pico_train.record import changed_conditions, check_identity, new_manifest, 
 from pico_train.report import MetricsFile, Reporter
 from pico_train.run import Job
 from pico_train.state import TrainState
-from pico_train.storage import remaining
 from pico_train.stop import StopRequest, listening
+from pico_train.storage import remaining
 
 
 @dataclass

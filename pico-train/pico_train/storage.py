@@ -19,7 +19,7 @@ from pico_train.optim import build_optimizer, optimizer_tensors
 from pico_train.run import Job
 from pico_train.snapshot import DTYPES
 
-MANIFEST_BYTES = 4_000
+MANIFEST_BYTES = 2_700
 """Of a checkpoint's configurations and manifests."""
 ROW_BYTES = 260
 """Of a row of metrics.jsonl."""
@@ -189,7 +189,7 @@ def remaining(job: Job, newest: int | None) -> int:
 
 
 def file_bytes(tensors: Shapes) -> int:
-    """Bytes of the safetensors file of `tensors`, its header included (github.com/huggingface/safetensors, "Format")."""
+    """Bytes of the safetensors file of `tensors`, its header included (safetensors' README, "Format")."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
