@@ -1,4 +1,4 @@
-"""Keep policies: what stays is what they say, what goes takes no observation with it, whenever the process is killed."""
+"""Keep policies: what stays is what they say, no observation goes, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_thinning_at_every_save_leaves_what_thinning_once_leaves(
     there: list[int] = []
     for step in steps:
         there = keep.models([*there, step], steps[-1])
-        assert step in there and (0 in there or 0 not in steps)
+        assert {step, 0} & set(steps) <= set(there)
         assert keep.models(there, steps[-1]) == there
         assert keep.states(there)[-1] == step
     assert there == keep.models(steps, steps[-1])
