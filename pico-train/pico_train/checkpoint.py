@@ -28,6 +28,7 @@ from pico_contract.schema import CheckpointManifest, StateManifest
 from pydantic import Field
 
 from pico_train.config import Section
+from pico_train.keep import KeepConfig
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.hf import config_from_hf, generation_config, hf_config, tokenizer_config
 from pico_train.state import SavedState
@@ -38,6 +39,12 @@ class CheckpointConfig(Section):
 
     every: int = Field(1000, ge=0)
     """Updates between checkpoints; 0 saves only the first and the last."""
+    keep: KeepConfig = KeepConfig()
+    """Which of them stay."""
+
+    def steps(self, last: int) -> list[int]:
+        """The steps at which a run of `last` updates saves, ascending, if it is never stopped."""
+        return sorted({0, last, *(range(0, last, self.every) if self.every else ())})
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,12 @@ def load_checkpoint(layout: RunLayout, step: int, run: str | None = None) -> Sav
 def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
     """(the newest step that a run can continue from, or None; one sentence for each newer one that is damaged).
 
-    Every sha256 is compared, newest first, until one checkpoint passes.
+    Every sha256 is compared, newest first, until one checkpoint passes. Those whose state/ was removed are models only.
     """
     damaged: list[str] = []
     for step in reversed(codec.listed_steps(layout.checkpoints)):
+        if not layout.state(step).exists():
+            continue
         problem = codec.damage(layout.checkpoint(step), CheckpointManifest, hashes=True) or codec.damage(
             layout.state(step), StateManifest, hashes=True
         )

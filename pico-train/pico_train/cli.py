@@ -62,6 +62,19 @@ def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="direc
 
 
 @app.command()
+def prune(
+    run: RunPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+) -> None:
+    """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation is removed."""
+    from pico_train.commands import prune as pruned
+
+    for line in pruned(run, overrides or [], dry_run):
+        _say(line)
+
+
+@app.command()
 def evaluate(
     run: RunPath,
     overrides: Overrides = None,

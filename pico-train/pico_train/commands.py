@@ -5,30 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, RunLayout
-from pico_contract.lock import is_stale, read_lock
+from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 
+from pico_train.checkpoint import newest_intact
 from pico_train.config import identity, load
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
 from pico_train.data.tokenizer import load_tokenizer
+from pico_train.disk import free_bytes, in_units
 from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
-from pico_train.loop import is_due
-from pico_train.microbatch import MICROBATCH_GRADIENTS
+from pico_train.keep import Removal, removals, remove
 from pico_train.model.cost import count_parameters, flops_per_token, state_bytes
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
 from pico_train.report import read_metrics
 from pico_train.run import Job, RunConfig, build
-from pico_train.snapshot import DTYPES
+from pico_train.storage import Storage
 
 
 def estimate(config: RunConfig, source: str) -> Iterator[str]:
@@ -45,44 +46,68 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
-    yield f"memory       {_size(sum(memory.values()))} for weights, gradients and optimizer; activations come on top"
-    saved = [step for step in range(steps + 1) if is_due(config.checkpoint.every, step) or step == steps]
-    # The initialisation has no moments yet.
-    disk = len(saved) * memory["weights"] + (len(saved) - 1) * memory["optimizer"]
-    yield f"checkpoints  {len(saved)} of {_size(memory['weights'] + memory['optimizer'])} = {_size(disk)}"
-    observed = [step for step in range(steps + 1) if config.snapshot.due(step, steps)]
-    kinds = _snapshot_bytes(job)
-    of_training = sum(size for kind, size in kinds.items() if kind.startswith("train."))
-    most = sum(kinds.values()) * len(observed) - of_training * (steps in observed)
-    disk = most - kinds["weights"] * len(set(observed) & set(saved))
-    yield f"snapshots    {len(observed)} of up to {_size(sum(kinds.values()))} = {_size(disk)}"
+    yield f"memory       {in_units(sum(memory.values()))} for weights, gradients and optimizer; activations come on top"
+    yield from _disk(job)
     for one in config.observe:
         yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
 
 
-def _snapshot_bytes(job: Job) -> dict[str, int]:
-    """Bytes of each kind in a snapshot; weights are stored where no checkpoint holds them."""
-    config, modules = job.config.snapshot, job.observer.modules
-    with torch.device("meta"):
-        decoder = Decoder(job.config.model)
-    weights = sum(decoder.get_parameter(f"{name}.weight").numel() for name in modules)
-    widths = sum(_output_width(decoder.get_submodule(name)) for name in modules)
-    rows = len(job.observer.probe.row_ids) * max(len(job.observer.positions), 1)
-    train = job.config.train
-    numbers = {
-        "train.gradients": weights,
-        f"train.{MICROBATCH_GRADIENTS}": weights * (train.batch_size // train.rows_per_pass()),
-        "val.gradients": weights,
-        "val.activations": rows * widths,
-    }
-    size = DTYPES[config.dtype].itemsize
-    kept = {kind: size * count if kind in config.kinds else 0 for kind, count in numbers.items()}
-    return {"weights": size * weights, **kept}
+def _disk(job: Job) -> Iterator[str]:
+    """Lines on what a run takes on disk from its first step to its last."""
+    config, storage, last = job.config, Storage(job), job.config.train.steps
+    saved, observed = config.checkpoint.steps(last), config.snapshot.steps(last)
+    end = storage.after(saved, observed)
+    whole, snapshot = storage.model + storage.state, storage.snapshot + storage.kinds["weights"]
+    if len(end.states) < len(saved):
+        yield f"keep         {len(end.models)} of {len(saved)} checkpoints, {len(end.states)} of them with state/"
+    yield f"checkpoints  {len(end.models)} of up to {in_units(whole)} = {in_units(storage.checkpoints(end))}"
+    yield f"snapshots    {len(observed)} of up to {in_units(snapshot)} = {in_units(storage.snapshots(end))}"
+    yield f"metrics      {last // config.log.every:,} rows = {in_units(storage.metrics())}"
+    total, most = (size + storage.metrics() for size in (storage.bytes(end), storage.peak(saved, observed)))
+    free = in_units(free_bytes(job.layout.root))
+    yield f"disk         {in_units(total)} in the end, {in_units(most)} at most; {free} free at {config.runs_dir}"
 
 
-def _output_width(module: torch.nn.Module) -> int:
-    shape = module.get_parameter("weight").shape
-    return shape[-1] if isinstance(module, torch.nn.Embedding) else shape[0]
+def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> Iterator[str]:
+    """Apply the keep policy of `run`, with overrides such as keep.last=3; lines on what was removed, and its bytes.
+
+    With `dry_run` they say what would be removed, and nothing is written.
+
+    Raises:
+        UserError: `run` is no run, an override is not of the policy, a live process writes the run, or it has no
+            intact checkpoint to continue from.
+    """
+    layout = _run_layout(run)
+    if other := next((item for item in overrides if not item.startswith("keep.")), None):
+        raise UserError(f'"{other}" is no keep policy: override keep.last, keep.every or keep.state')
+    config = load(RunConfig, layout.config, [f"checkpoint.{item}" for item in overrides])
+    if dry_run:
+        planned = _planned(layout, config)
+        yield from _told(((one, None) for one in planned), "would remove")
+        return
+    with RunLock(layout.lock) as lock:
+        for parent in (layout.checkpoints, layout.snapshots):
+            codec.remove_leftovers(parent)
+        for line in _told(remove(layout, _planned(layout, config)), "removed"):
+            lock.beat()
+            yield line
+
+
+def _planned(layout: RunLayout, config: RunConfig) -> list[Removal]:
+    newest, _ = newest_intact(layout)
+    if newest is None:
+        raise UserError(f"{layout.root} has no intact checkpoint to continue from: nothing is removed")
+    total = codec.read_manifest(layout.manifest, RunManifest).total_steps
+    return removals(layout, config.checkpoint.keep, newest, total)
+
+
+def _told(done: Iterable[tuple[Removal, str | None]], verb: str) -> Iterator[str]:
+    """A line for each, and one for all."""
+    freed = 0
+    for one, problem in done:
+        yield problem or f"{verb} {one} ({in_units(one.size - one.moved)})"
+        freed += one.size - one.moved if problem is None else 0
+    yield f"{verb} {in_units(freed)}" if freed else "nothing to remove"
 
 
 def run_table(runs: Path) -> list[str]:
@@ -105,7 +130,7 @@ def run_table(runs: Path) -> list[str]:
 
 def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str, str]:
     """The cells of one run; what is wrong with it is added to `damaged`."""
-    disk = _size(_bytes_below(layout.root))
+    disk = in_units(_bytes_below(layout.root))
     try:
         manifest = codec.read_manifest(layout.manifest, RunManifest)
     except DamagedError as error:
@@ -151,6 +176,13 @@ def rows_of_step(config: RunConfig, source: str, step: int, count: int) -> Itera
         yield text
 
 
+def _run_layout(run: Path) -> RunLayout:
+    layout = RunLayout(run)
+    if not layout.manifest.is_file():
+        raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
+    return layout
+
+
 def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decoder]:
     """(layout, step, decoder in evaluation mode) of a checkpoint of `run`, the newest where `step` is None.
 
@@ -160,9 +192,7 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
         UserError: `run` is no run, or has no checkpoint of that step; those that it has are named.
         DamagedError: that checkpoint is damaged; the file and the intact steps are named.
     """
-    layout = RunLayout(run)
-    if not layout.manifest.is_file():
-        raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
+    layout = _run_layout(run)
     steps = codec.listed_steps(layout.checkpoints)
     chosen = step if step is not None else max(steps, default=None)
     if chosen is None or chosen not in steps:
@@ -231,11 +261,3 @@ def generate_text(
     except ValueError as error:
         raise UserError(f"{run}, step {chosen}: {error}") from None
     return tokenizer.decode(made[0].tolist())
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pico_contract import codec
+from pico_contract.errors import naming
 from pico_contract.layout import RunLayout
 from pydantic import Field
 from rich.console import Console
@@ -33,20 +35,26 @@ class MetricsFile:
     def __init__(self, layout: RunLayout, resumed_step: int) -> None:
         layout.logs.mkdir(parents=True, exist_ok=True)
         _cut_metrics(layout, resumed_step)
+        self._path = layout.metrics
         self._handle: TextIO = layout.metrics.open("a", encoding="utf-8")
 
     def append(self, row: dict[str, Any]) -> None:
         """One JSON object on one line, handed to the operating system at once."""
-        self._handle.write(json.dumps(row, allow_nan=False) + "\n")
-        self._handle.flush()
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with naming(self._path, self._path):
+            self._handle.write(line)
+            self._handle.flush()
 
     def sync(self) -> None:
         """Make every row durable: called before a checkpoint that promises them."""
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        with naming(self._path, self._path):
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
 
     def close(self) -> None:
-        self._handle.close()
+        """Close the file; rows that could not be written were reported when they were appended."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry,
 from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
+from pico_train.disk import DiskConfig
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
 from pico_train.live import Live, ObserveConfig, open_observers
@@ -133,6 +134,8 @@ class RunConfig(Section):
     """Observers that measure while the run trains, without anything being stored for them."""
     checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
     """Checkpoints."""
+    disk: Operation[DiskConfig] = DiskConfig()
+    """Room on the disk."""
     evaluate: Operation[EvaluateConfig] = EvaluateConfig()
     """Evaluation."""
     log: Operation[LogConfig] = LogConfig()

@@ -17,11 +17,14 @@ from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from pico_train.disk import check_room, telling_room
+from pico_train.keep import thin
 from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
 from pico_train.report import MetricsFile, Reporter
 from pico_train.run import Job
 from pico_train.state import TrainState
 from pico_train.stop import StopRequest, listening
+from pico_train.storage import remaining
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Session:
         return reason or "another process was asked to stop"
 
     def save(self) -> None:
-        """Make the metrics so far durable, then save a checkpoint of the current step."""
+        """Make the metrics so far durable, save a checkpoint of the current step, then apply the keep policy."""
         saved = self.state.capture()
 
         def on_main() -> None:
@@ -65,6 +68,8 @@ class Session:
             save_checkpoint(self.job.layout, saved, self.job.card)
             self.manifest.step = int(saved.counters["step"])
             self._write_manifest()
+            for line in _thin(self.job, self.manifest.step):
+                self.reporter.say(line)
 
         self.job.runtime.on_main(on_main)
         self.manifest.step = self.state.counters.step
@@ -145,8 +150,9 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         for notice in filter(None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]):
             session.reporter.say(notice)
         try:
-            job.runtime.on_main(lambda: job.live.resume(newest or 0))
-            yield session
+            with telling_room(job.layout.root, lambda: remaining(job, session.manifest.step)):
+                job.runtime.on_main(lambda: job.live.resume(newest or 0))
+                yield session
         except BaseException as error:
             session.fail(error)
             raise
@@ -172,7 +178,20 @@ def _found(job: Job) -> dict[str, Any]:
     """What there is to continue, for every process to know the same of."""
     manifest = _manifest(job)
     newest, notices = newest_intact(job.layout)
+    if not (manifest.status == "finished" and newest == manifest.total_steps):
+        notices += _make_room(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
+
+
+def _make_room(job: Job, newest: int | None) -> list[str]:
+    """Apply the keep policy, which may be a new one, and see that the rest of the run fits; UserError if it must."""
+    notices = _thin(job, newest) if newest is not None else []
+    warning = check_room(job.config.disk, job.layout.root, remaining(job, newest))
+    return [*notices, *filter(None, [warning])]
+
+
+def _thin(job: Job, newest: int) -> list[str]:
+    return thin(job.layout, job.config.checkpoint.keep, newest, job.config.train.steps)
 
 
 @contextmanager

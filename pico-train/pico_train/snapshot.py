@@ -57,6 +57,12 @@ class SnapshotConfig(Section):
         regular = step % self.every == 0 or step == last
         return regular or (self.early and step < self.every and step & (step - 1) == 0)
 
+    def steps(self, last: int) -> list[int]:
+        """The steps that are observed in a run of `last` updates, ascending."""
+        powers = (2**i for i in range(last.bit_length()))
+        candidates = {0, last, *powers, *(range(0, last, self.every) if self.every else ())}
+        return sorted(step for step in candidates if step <= last and self.due(step, last))
+
 
 def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
     """Modules with a weight that fit `patterns`, in the model's order; UserError where one fits nothing.

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pico_contract.errors import DamagedError
+from pico_contract.errors import DamagedError, failed_write, naming
 from pico_contract.layout import MANIFEST, is_leftover, name_before, parse_step, replaced, step_name, temporary
 from pico_contract.schema import DirectoryManifest, FileEntry, Manifest
 
@@ -68,13 +68,12 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        yield draft
-        _sync_file(draft)
-        draft.replace(path)
-    except BaseException as error:
+        with naming(draft, path):
+            yield draft
+            _sync_file(draft)
+            draft.replace(path)
+    except BaseException:
         draft.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_directory(path.parent)
 
@@ -96,13 +95,14 @@ def publish(final: Path) -> Iterator[Path]:
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
     try:
-        draft.mkdir(parents=True)
-        on_stage("temporary_created", final)
-        yield draft
-        if not any(draft.glob("*.json")):
-            raise RuntimeError(f"{final} was not sealed")
-        on_stage("before_rename", final)
-        old = _rename(draft, final, replaced(final, tag))
+        with naming(draft, final):
+            draft.mkdir(parents=True)
+            on_stage("temporary_created", final)
+            yield draft
+            if not any(draft.glob("*.json")):
+                raise RuntimeError(f"{final} was not sealed")
+            on_stage("before_rename", final)
+            old = _rename(draft, final, replaced(final, tag))
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -128,15 +128,19 @@ def _rename(draft: Path, final: Path, aside: Path) -> Path | None:
     return aside
 
 
-def seal(directory: Path, manifest: DirectoryManifest, name: str = MANIFEST) -> None:
+def seal(
+    directory: Path, manifest: DirectoryManifest, name: str = MANIFEST, known: Mapping[str, FileEntry] | None = None
+) -> None:
     """Flush every file of `directory`, then write its manifest (sizes, sha256) as the last one.
 
     Files below a subdirectory are not listed: such a subdirectory (a checkpoint's `state/`) has its own manifest.
+    Those that are `known` were sealed before: they are neither flushed nor read.
     """
-    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != name)
-    for path in files:
+    sealed = dict(known or {})
+    for path in sorted(path for path in directory.iterdir() if path.is_file() and path.name not in (name, *sealed)):
         _sync_file(path)
-    manifest.files = {path.name: FileEntry(path.stat().st_size, sha256_file(path)) for path in files}
+        sealed[path.name] = FileEntry(path.stat().st_size, sha256_file(path))
+    manifest.files = dict(sorted(sealed.items()))
     manifest.created = manifest.created or utc_now()
     write_text(directory / name, manifest.to_json())
 
@@ -217,7 +221,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     try:
         save_file(ready, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+        raise failed_write(error, path) from error
     # The library makes files that nobody else may read; let them be as readable as the directory.
     path.chmod(path.parent.stat().st_mode & 0o666)
     on_stage("file_written", path)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -29,3 +34,23 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         return f'; did you mean "{near[0]}"?'
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"; choose from: {shown}" if known else ""
+
+
+@contextmanager
+def naming(draft: Path, final: Path) -> Iterator[None]:
+    """Let an OSError of the body name what was to be written, `final` or a file in it, and not its draft."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        name = str(error.filename or final).replace(str(draft), str(final))
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+def failed_write(error: Exception, path: Path) -> OSError:
+    """What a library that is not Python's says of a failed write, as Python would: by the number in its text."""
+    code = re.search(r"os error (\d+)", str(error))
+    if code is None:
+        return OSError(errno.EIO, str(error), str(path))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path))

@@ -1,0 +1,209 @@
+"""What a run takes on disk, from its configuration alone, to a few percent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from pico_contract import codec
+from pico_contract.layout import observed_file
+from pico_contract.schema import CheckpointManifest, RowMap, SnapshotManifest, TensorSet
+from torch import nn
+
+from pico_train.microbatch import MICROBATCH_GRADIENTS
+from pico_train.model.decoder import Decoder
+from pico_train.optim import build_optimizer, optimizer_tensors
+from pico_train.run import Job
+from pico_train.snapshot import DTYPES
+
+MANIFEST_BYTES = 2_700
+"""Of a checkpoint's configurations and manifests."""
+ROW_BYTES = 260
+"""Of a row of metrics.jsonl."""
+
+Shapes = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Steps of which a run holds something: models and states of checkpoints, and snapshots.
+
+    Of `saved`, the steps that ever had a checkpoint, those without a model have moved their weights to the snapshot.
+    """
+
+    models: Collection[int]
+    states: Collection[int]
+    saved: Collection[int]
+    observed: Collection[int]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes of what `job` writes. Evaluations and logs (kB), and what observers write, come on top."""
+
+    job: Job
+
+    @cached_property
+    def model(self) -> int:
+        """A checkpoint without state/."""
+        tokenizer = self.job.card.tokenizer
+        return (
+            file_bytes(dict(self._decoder.named_parameters()))
+            + (tokenizer.stat().st_size if tokenizer is not None else 0)
+            + MANIFEST_BYTES
+        )
+
+    @cached_property
+    def state(self) -> int:
+        """state/ after the first update: whatever the optimizer holds once it has stepped, found on shapes alone."""
+        parameters = {
+            name: nn.Parameter(torch.empty_like(p, device="meta")) for name, p in self._decoder.named_parameters()
+        }
+        optimizer = build_optimizer(self.job.config.optimizer, parameters)
+        for parameter in parameters.values():
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        return file_bytes(optimizer_tensors(optimizer, parameters))
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """A snapshot by kind; `weights` are stored where no checkpoint ever held them, `moved` are those of one."""
+        config = self.job.config.snapshot
+        files = {"weights": self._weights, **self._sets}
+        sizes = {kind: file_bytes(_as(tensors, DTYPES[config.dtype])) for kind, tensors in files.items()}
+        return {**sizes, "moved": file_bytes(self._weights)}
+
+    @cached_property
+    def snapshot(self) -> int:
+        """A snapshot without weights, of any step but the last."""
+        return sum(self.kinds[kind] for kind in self._sets) + self._batch + self._manifest
+
+    def bytes(self, stored: Stored) -> int:
+        """Of checkpoints and snapshots."""
+        return self.checkpoints(stored) + self.snapshots(stored)
+
+    def checkpoints(self, stored: Stored) -> int:
+        """Of checkpoints; the initialisation has no moments yet."""
+        return self.model * len(stored.models) + self.state * len({*stored.states} - {0})
+
+    def snapshots(self, stored: Stored) -> int:
+        """Of snapshots; the last has nothing of training."""
+        gone, last = set(stored.saved) - set(stored.models), self.job.config.train.steps
+        observed = set(stored.observed)
+        own = observed - set(stored.saved)
+        of_training = sum(size for kind, size in self.kinds.items() if kind.startswith("train.")) + self._batch
+        return (
+            self.snapshot * len(observed)
+            + self.kinds["weights"] * len(own)
+            + self.kinds["moved"] * len(observed & gone)
+            - of_training * (last in observed)
+        )
+
+    def after(self, saved: list[int], observed: Collection[int], stateless: Collection[int] = ()) -> Stored:
+        """What there is once the keep policy was applied to the checkpoints `saved` (ascending)."""
+        keep, last = self.job.config.checkpoint.keep, self.job.config.train.steps
+        models = keep.models(saved, last)
+        states = keep.states([step for step in models if step not in stateless])
+        return Stored(models, states, saved, observed)
+
+    def peak(self, saved: list[int], observed: list[int], stateless: Collection[int] = ()) -> int:
+        """The most that there is at one time: at the end, or at the last save before the policy was applied to it.
+
+        What is kept never becomes less, since a save adds more than the policy then removes for it.
+        """
+        before = self.after(saved[:-1], [step for step in observed if step < saved[-1]], stateless)
+        end = self.after(saved, observed, stateless)
+        return max(self.bytes(end), self.bytes(before) + self.model + self.state)
+
+    def metrics(self, since: int = 0) -> int:
+        """Of the rows of metrics.jsonl beyond update `since`."""
+        return ROW_BYTES * ((self.job.config.train.steps - since) // self.job.config.log.every)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        with torch.device("meta"):
+            return Decoder(self.job.config.model)
+
+    @cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": self._decoder.get_parameter(f"{name}.weight") for name in self._untied}
+
+    @property
+    def _untied(self) -> list[str]:
+        own = {name for name, _ in self._decoder.named_parameters()}
+        return [name for name in self.job.observer.modules if f"{name}.weight" in own]
+
+    @cached_property
+    def _sets(self) -> dict[str, Shapes]:
+        """Kind -> name -> a tensor of the shape that a snapshot holds."""
+        job, train, weights = self.job, self.job.config.train, self._weights
+        rows = len(job.observer.probe.row_ids) * max(len(job.observer.positions), 1)
+        pieces = train.batch_size // train.rows_per_pass()
+        every = {
+            "train.gradients": weights,
+            f"train.{MICROBATCH_GRADIENTS}": {name: w.expand(pieces, *w.shape) for name, w in weights.items()},
+            "val.gradients": weights,
+            "val.activations": {
+                name: torch.empty(rows, _output_width(self._decoder.get_submodule(name)), device="meta")
+                for name in job.observer.modules
+            },
+        }
+        return {kind: tensors for kind, tensors in every.items() if kind in job.config.snapshot.kinds}
+
+    @property
+    def _batch(self) -> int:
+        """Rows and tokens of an update, 8 and 4 bytes each."""
+        observes_training = any(kind.startswith("train.") for kind in self._sets)
+        return self.job.config.train.batch_size * (8 + 4 * (self.job.seq_len + 1)) * observes_training
+
+    @cached_property
+    def _manifest(self) -> int:
+        observer, sets = self.job.observer, []
+        for kind, tensors in self._sets.items():
+            split, name = kind.split(".")
+            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            file = observed_file(split, name)
+            sets.append(TensorSet(file=file, split=split, kind=name, dtype=observer.config.dtype, tensors=shapes))
+        row_map = RowMap(rule="last", positions=observer.positions, probe_rows=0)
+        text = SnapshotManifest(
+            run=observer.run, step=0, weights="checkpoint", modules=observer.modules, observed=sets, row_map=row_map
+        ).to_json()
+        return len(text) + 300 * len(sets)  # sizes and hashes, and what the gradients are of
+
+
+def remaining(job: Job, newest: int | None) -> int:
+    """Bytes that a session which goes on from `newest` adds to what is there, at most at one time."""
+    start, storage, layout = -1 if newest is None else newest, Storage(job), job.layout
+    future = [step for step in job.config.checkpoint.steps(job.config.train.steps) if step > start]
+    if not future:
+        return 0
+    there = [step for step in codec.intact_steps(layout.checkpoints, CheckpointManifest) if step <= start]
+    stateless = [step for step in there if not layout.state(step).is_dir()]
+    observed = job.config.snapshot.steps(job.config.train.steps)
+    now = Stored(there, set(there) - set(stateless), there, [step for step in observed if step <= start])
+    peak = storage.peak([*there, *future], observed, stateless)
+    return peak - storage.bytes(now) + storage.metrics(max(start, 0))
+
+
+def file_bytes(tensors: Shapes) -> int:
+    """Bytes of the safetensors file of `tensors`, its header included (safetensors' README, "Format")."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + length + -length % 8 + end
+
+
+def _as(tensors: Shapes, dtype: torch.dtype) -> Shapes:
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def _output_width(module: nn.Module) -> int:
+    shape = module.get_parameter("weight").shape
+    return shape[-1] if isinstance(module, nn.Embedding) else shape[0]

@@ -1,0 +1,323 @@
+"""Room on the disk: estimated to a few percent, asked for before the first step, and nothing lost where it runs out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pico_contract import codec
+from pico_contract.errors import UserError
+from pico_contract.layout import RunLayout
+from pico_contract.schema import CheckpointManifest, SnapshotManifest
+from pico_train import train
+from pico_train.commands import estimate
+from pico_train.config import to_yaml
+from pico_train.report import MetricsFile, read_metrics
+from pico_train.run import RunConfig, build
+from pico_train.storage import Storage, remaining
+
+Tiny = Callable[..., RunConfig]
+
+
+def bytes_below(*parents: Path) -> int:
+    files = [path for parent in parents for path in [parent, *parent.rglob("*")] if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+CASES = {
+    "all": {},
+    "thinned": {"checkpoint.keep": {"last": 1, "every": 4, "state": 2}, "checkpoint.every": 2},
+    "tied, bfloat16, own modules": {
+        "model.tie_word_embeddings": True,
+        "snapshot.dtype": "bfloat16",
+        "snapshot.modules": ["embed_tokens", "lm_head", "norm", "v_proj"],
+        "checkpoint.keep": {"last": 2},
+        "checkpoint.every": 1,
+    },
+    "micro-batches, all positions": {
+        "train.micro_batch": 2,
+        "snapshot.kinds": ["train.microbatch_gradients", "val.activations"],
+        "snapshot.positions": {"rule": "all"},
+        "checkpoint.every": 0,
+    },
+    "no snapshots": {"snapshot.every": 0, "checkpoint.keep": {"state": 1}},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_the_estimate_is_what_a_run_takes_in_the_end_and_at_most(
+    tiny: Tiny, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files count, headers and manifests too. 3% is for the text of manifests, whose numbers vary in length."""
+    config = tiny(**changes)
+    layout, storage, last = config.layout, Storage(build(config)), config.train.steps
+    saved, observed = config.checkpoint.steps(last), config.snapshot.steps(last)
+    sizes = [0]
+
+    def look(stage: str, path: Path) -> None:
+        if stage in ("after_rename", "before_discard"):
+            sizes.append(bytes_below(layout.checkpoints, layout.snapshots))
+
+    needed = remaining(storage.job, None)
+    monkeypatch.setattr(codec, "on_stage", look)
+    train(config, quiet=True)
+    end = storage.after(saved, observed)
+    assert storage.checkpoints(end) == pytest.approx(bytes_below(layout.checkpoints), rel=0.03)
+    assert storage.snapshots(end) == pytest.approx(bytes_below(layout.snapshots), rel=0.03)
+    assert storage.metrics() == pytest.approx(bytes_below(layout.metrics), rel=0.25)
+    assert storage.peak(saved, observed) == pytest.approx(max(sizes), rel=0.03)
+    assert needed == storage.peak(saved, observed) + storage.metrics()
+    said = {line.split()[0]: line for line in estimate(config, "test.yaml")}
+    assert f"{len(end.models)} of up to " in said["checkpoints"]
+    assert said["disk"].split(" free at ")[1] == str(config.runs_dir)
+
+
+def test_what_remains_is_what_a_continued_run_adds(tiny: Tiny) -> None:
+    config = tiny(**{"checkpoint.keep": {"last": 2}, "checkpoint.every": 2})
+    train(config, quiet=True)
+    layout = config.layout
+    for parent in (layout.checkpoints, layout.snapshots):
+        shutil.rmtree(parent / "step_00000010")
+    before = bytes_below(layout.checkpoints, layout.snapshots, layout.metrics)
+    needed = remaining(build(config), 8)
+    assert remaining(build(config), 10) == 0
+    thinned = Storage(build(config))
+    train(config, quiet=True)
+    added = bytes_below(layout.checkpoints, layout.snapshots, layout.metrics) - before
+    # Both of the last two were there already: at most one whole checkpoint more than in the end.
+    assert added <= needed <= added + 1.1 * (thinned.model + thinned.state)
+
+
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the file system say that so many bytes are free."""
+
+    def say(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=free))
+
+    return say
+
+
+def test_a_run_that_does_not_fit_is_refused_before_its_first_step(
+    tiny: Tiny, small_disk: Callable[[int], None]
+) -> None:
+    config = tiny()
+    needed = remaining(build(config), None)
+    small_disk(needed - 1)
+    with pytest.raises(UserError, match=r"the rest of .*tiny takes up to 2\.\d MB, and 2\.\d MB are free .*checkpoint"):
+        train(config, quiet=True)
+    assert sorted(path.name for path in config.layout.root.iterdir()) == []
+    small_disk(needed)
+    assert train(config, quiet=True).status == "finished"
+    small_disk(0)
+    assert train(config, quiet=True).status == "finished"  # nothing is left to write
+
+
+def test_a_run_that_does_not_fit_begins_where_that_is_a_warning_or_off(
+    tiny: Tiny, small_disk: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_disk(1000)
+    assert train(tiny(name="warned", **{"disk.check": "warn"})).status == "finished"
+    assert "and 1.0 kB are free on its disk" in capsys.readouterr().out
+    assert train(tiny(name="unasked", **{"disk.check": "off"})).status == "finished"
+    assert "are free" not in capsys.readouterr().out
+
+
+def full(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def assert_same_end(layout: RunLayout, other: RunLayout) -> None:
+    """The weights, the state and the observations of the last step, and the rows of the metrics."""
+    for name in ("model.safetensors", "state/optimizer.safetensors"):
+        assert_equal(layout.checkpoint(10) / name, other.checkpoint(10) / name)
+    assert codec.intact_steps(layout.snapshots, SnapshotManifest, hashes=True) == [0, 1, 2, 4, 8, 10]
+    assert_equal(layout.snapshot(8) / "train.gradients.safetensors", other.snapshot(8) / "train.gradients.safetensors")
+    rows = [[{**row, "tokens_per_second": 0} for row in read_metrics(one.metrics)] for one in (layout, other)]
+    assert rows[0] == rows[1]
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    found, expected = codec.read_tensors(one), codec.read_tensors(other)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("where", ["checkpoints", "snapshots", "evaluations", "metrics.jsonl"])
+def test_a_full_disk_stops_the_run_and_loses_nothing_that_was_saved(
+    tiny: Tiny, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write fails half-way: a half file is there, as it is on a disk that fills."""
+    whole = tiny(name="whole")
+    train(whole, quiet=True)
+    config = tiny(name="tiny")
+    place = f"{where}/.tmp-step_00000008" if where in ("checkpoints", "snapshots") else f"{where}/step_00000008"
+    save, write, append = codec.save_tensors, Path.write_text, MetricsFile.append
+
+    def failing_save(path: Path, tensors: object, metadata: None = None) -> None:
+        if place in str(path) and "manifest" not in path.name:
+            path.write_bytes(b"half")
+            raise full(path)
+        save(path, tensors, metadata)  # type: ignore[arg-type]
+
+    def failing_write(path: Path, text: str, *args: object, **options: object) -> int:
+        if place in str(path):
+            write(path, text[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, *args, **options)  # type: ignore[arg-type]
+
+    def failing_append(metrics: MetricsFile, row: dict[str, object]) -> None:
+        if row["step"] == 8 and where == "metrics.jsonl":
+            metrics._handle.close()
+            metrics._handle = open("/dev/full", "a")  # noqa: SIM115 - closed with the file
+        append(metrics, row)
+
+    monkeypatch.setattr(codec, "save_tensors", failing_save)
+    monkeypatch.setattr(Path, "write_text", failing_write)
+    monkeypatch.setattr(MetricsFile, "append", failing_append)
+    with pytest.raises(OSError, match=r"No space left on device \(.*B free, where the rest of the run takes up") as got:
+        train(config, quiet=True)
+    monkeypatch.undo()
+    layout = config.layout
+    assert got.value.errno == errno.ENOSPC
+    assert str(got.value.filename).startswith(str(layout.root / where))
+    assert ".tmp" not in str(got.value)
+    manifest = json.loads(layout.manifest.read_text())
+    assert (manifest["status"], manifest["message"].count("No space left")) == ("failed", 1)
+    steps = codec.intact_steps(layout.checkpoints, CheckpointManifest, hashes=True)
+    assert steps[-1] == manifest["step"] == (8 if where in ("snapshots", "evaluations") else 4)
+    assert not list(layout.root.rglob(".tmp*"))
+    assert train(config, quiet=True).status == "finished"
+    assert_same_end(layout, whole.layout)
+
+
+def test_weights_that_do_not_fit_into_a_snapshot_stay_in_their_checkpoint(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, save = tiny(**{"checkpoint.keep": {"last": 1}}), codec.save_tensors
+
+    def failing_save(path: Path, tensors: object, metadata: None = None) -> None:
+        if path.name == "weights.safetensors" and "step_00000004" in str(path):
+            raise full(path)
+        save(path, tensors, metadata)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codec, "save_tensors", failing_save)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, quiet=True)
+    monkeypatch.undo()
+    assert codec.intact_steps(config.layout.checkpoints, CheckpointManifest, hashes=True) == [0, 4, 8]
+    assert train(config, quiet=True).status == "finished"
+    assert codec.listed_steps(config.layout.checkpoints) == [0, 10]
+
+
+# On a file system of 8 MB, filled to the last byte at one moment: the next write of the named kind finds no room.
+FILL = """
+import sys
+from pathlib import Path
+from pico_train import checkpoint, train
+from pico_train.config import load
+from pico_train.report import MetricsFile
+from pico_train.run import RunConfig
+from pico_train.snapshot import Pending
+import pico_train.loop, pico_train.session
+
+base, disk = Path(sys.argv[1]), Path(sys.argv[2])
+filler = disk / "filler"
+
+def fill():
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+
+def filling(act, when):
+    def first_fill(*args, **options):
+        if when(*args) and not filler.exists():
+            fill()
+        return act(*args, **options)
+    return first_fill
+
+places = {
+    "checkpoints": (pico_train.session, "save_checkpoint", lambda layout, saved, card: saved.counters["step"] == 16),
+    "snapshots": (Pending, "_write", lambda pending, *rest: pending.step == 16),
+    "evaluations": (pico_train.loop, "evaluate", lambda *a: a[5] == 16),
+    "metrics.jsonl": (MetricsFile, "append", lambda metrics, row: row["step"] == 17),
+}
+for where, (owner, name, when) in places.items():
+    config = load(RunConfig, base, [f"runs_dir={disk}", f"name={where.split('.')[0]}"])
+    original = getattr(owner, name)
+    setattr(owner, name, filling(original, when))
+    try:
+        train(config, quiet=True)
+        print(where, "was never full")
+    except OSError as error:
+        print(where, error.errno, Path(error.filename).relative_to(config.layout.root), flush=True)
+    setattr(owner, name, original)
+    filler.unlink()
+    print(train(config, quiet=True).status, flush=True)
+    import shutil
+    from pico_contract import codec
+    print((config.layout.checkpoint(24) / "model.safetensors").stat().st_size,
+          codec.sha256_file(config.layout.checkpoint(24) / "model.safetensors"),
+          len(config.layout.metrics.read_text().splitlines()), flush=True)
+    shutil.rmtree(config.layout.root)
+"""
+
+
+def limited(command: list[str], mount: Path) -> subprocess.CompletedProcess[str]:
+    """Run `command` where `mount` is a file system of 8 MB, which ends with it."""
+    inside = f'mount -t tmpfs -o size=8m none "{mount}" && exec "$@"'
+    wrapped = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", *command]
+    return subprocess.run(wrapped, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_on_a_file_system_that_really_is_full(tiny: Tiny, tmp_path: Path) -> None:
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if shutil.which("unshare") is None or limited(["true"], mount).returncode != 0:
+        pytest.skip("a file system of limited size cannot be mounted here")
+    config = tiny(name="whole", **{"train.steps": 24, "checkpoint.every": 8, "snapshot.every": 8, "evaluate.every": 8})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    done = limited([sys.executable, "-c", FILL, str(tmp_path / "config.yaml"), str(mount)], mount)
+    assert done.returncode == 0, done.stderr
+    train(config, quiet=True)
+    model = config.layout.checkpoint(24) / "model.safetensors"
+    end = ["finished", f"{model.stat().st_size} {codec.sha256_file(model)} 24"]
+    lines = done.stdout.splitlines()
+    assert [lines[i + 1 : i + 3] for i in range(0, 12, 3)] == [end] * 4
+    assert [line.split()[:2] for line in lines[::3]] == [
+        [where, str(errno.ENOSPC)] for where in ("checkpoints", "snapshots", "evaluations", "metrics.jsonl")
+    ]
+    assert all(line.split()[2].startswith(line.split()[0]) for line in lines[::3])
+
+
+@pytest.mark.slow
+def test_the_command_says_what_was_full_and_that_it_can_be_run_again(tiny: Tiny, tmp_path: Path) -> None:
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if shutil.which("unshare") is None or limited(["true"], mount).returncode != 0:
+        pytest.skip("a file system of limited size cannot be mounted here")
+    config = tiny(**{"train.steps": 200, "checkpoint.every": 5, "disk.check": "off", "runs_dir": str(mount)})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "pico_train", "run", str(tmp_path / "config.yaml")]
+    done = limited(command, mount)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("pico-train: [Errno 28] No space left on device (")
+    assert f"'{mount / 'tiny'}" in said
+    assert said.endswith("what was saved before stays: mend the cause and run the same command again")
+    refused = limited([*command, "disk.check=refuse"], mount)
+    assert refused.returncode == 2
+    assert "are free on its disk" in refused.stderr
