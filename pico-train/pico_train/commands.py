@@ -45,13 +45,17 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
-    yield f"memory       {_size(sum(memory.values()))} for weights, gradients and optimizer; activations come on top"
+    observed = [step for step in range(steps + 1) if config.snapshot.due(step, steps)]
+    kinds = _snapshot_bytes(job)
+    held = memory["weights"] + memory["optimizer"] + (sum(kinds.values()) if observed else 0)
+    yield (
+        f"memory       {_size(sum(memory.values()))} for weights, gradients and optimizer; activations come on top, and"
+        f" up to {_size(held)} of main memory for copies while they are written"
+    )
     saved = [step for step in range(steps + 1) if is_due(config.checkpoint.every, step) or step == steps]
     # The initialisation has no moments yet.
     disk = len(saved) * memory["weights"] + (len(saved) - 1) * memory["optimizer"]
     yield f"checkpoints  {len(saved)} of {_size(memory['weights'] + memory['optimizer'])} = {_size(disk)}"
-    observed = [step for step in range(steps + 1) if config.snapshot.due(step, steps)]
-    kinds = _snapshot_bytes(job)
     of_training = sum(size for kind, size in kinds.items() if kind.startswith("train."))
     most = sum(kinds.values()) * len(observed) - of_training * (steps in observed)
     disk = most - kinds["weights"] * len(set(observed) & set(saved))
