@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate golden notebook clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-observe golden notebook clean
 
 install: $(STAMP)
 
@@ -39,6 +39,9 @@ bench-analyze: install
 
 bench-evaluate: install
 	$(BIN)/python benchmarks/evaluate.py
+
+bench-observe: install
+	$(BIN)/python benchmarks/observe.py
 
 golden: install
 	$(BIN)/python tests/golden/make.py

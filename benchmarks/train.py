@@ -84,7 +84,8 @@ class Ours:
     def snapshot(self) -> None:
         """Observe, copy the gradients that an update has left, write and flush; weights are written as well."""
         pending = self.job.observer.observe(self.state)
-        pending.finish(FromTraining(pending.observer.train_gradients(self.state.parameters), {}, "", False))
+        gradients = pending.observer.train_gradients(self.state.parameters)
+        pending.finish(FromTraining(gradients, {}, "", False), lambda write: write())
 
 
 def transformers_step() -> Callable[[], None]:

@@ -46,22 +46,27 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
-    yield f"memory       {in_units(sum(memory.values()))} for weights, gradients and optimizer; activations come on top"
-    yield from _disk(job)
+    storage = Storage(job)
+    held = memory["weights"] + memory["optimizer"] + (storage.observation if config.snapshot.every else 0)
+    yield (
+        f"memory       {in_units(sum(memory.values()))} for weights, gradients and optimizer; activations come on top,"
+        f" and up to {in_units(held)} of main memory for copies while they are written"
+    )
+    yield from _disk(job, storage)
     for one in config.observe:
         yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
 
 
-def _disk(job: Job) -> Iterator[str]:
+def _disk(job: Job, storage: Storage) -> Iterator[str]:
     """Lines on what a run takes on disk from its first step to its last."""
-    config, storage, last = job.config, Storage(job), job.config.train.steps
+    config, last = job.config, job.config.train.steps
     saved, observed = config.checkpoint.steps(last), config.snapshot.steps(last)
     end = storage.after(saved, observed)
-    whole, snapshot = storage.model + storage.state, storage.snapshot + storage.kinds["weights"]
+    whole = storage.model + storage.state
     if len(end.states) < len(saved):
         yield f"keep         {len(end.models)} of {len(saved)} checkpoints, {len(end.states)} of them with state/"
     yield f"checkpoints  {len(end.models)} of up to {in_units(whole)} = {in_units(storage.checkpoints(end))}"
-    yield f"snapshots    {len(observed)} of up to {in_units(snapshot)} = {in_units(storage.snapshots(end))}"
+    yield f"snapshots    {len(observed)} of up to {in_units(storage.observation)} = {in_units(storage.snapshots(end))}"
     yield f"metrics      {last // config.log.every:,} rows = {in_units(storage.metrics())}"
     total, most = (size + storage.metrics() for size in (storage.bytes(end), storage.peak(saved, observed)))
     free = in_units(free_bytes(job.layout.root))

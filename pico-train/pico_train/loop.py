@@ -60,12 +60,13 @@ def fit(session: Session) -> Outcome:
         store = config.snapshot.due(step, last) and not (again and session.observed(step))
         share = job.live.due(step)
         if (store or share) and job.runtime.is_main:
-            pending = job.observer.observe(state, store=store, share=share)
+            in_checkpoint = session.saved_at == step
+            pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=store, share=share)
         if step == last or (step > 0 and is_due(config.evaluate.every, step)):
             _evaluate(session, step)
         if step == last:
             if pending is not None:
-                job.live.observe(pending.finish(None), session.reporter.say)
+                job.live.observe(pending.finish(None, session.writer.hand_over), session.reporter.say)
             return session.end("finished")
         session.beat()
 
@@ -76,7 +77,7 @@ def fit(session: Session) -> Outcome:
         if not (math.isfinite(update.loss) and torch.isfinite(norm)):
             raise _failure(session, update, norm)
         if pending is not None:
-            observation = pending.finish(_from_training(job, state, update, separate))
+            observation = pending.finish(_from_training(job, state, update, separate), session.writer.hand_over)
             job.live.observe(observation, session.reporter.say)
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
@@ -196,6 +197,6 @@ def _failure(session: Session, update: Update, norm: torch.Tensor) -> NonFiniteE
     )
     return NonFiniteError(
         f"update {update.step}: the {what} is not finite (first at {culprit}); nothing was stepped. The newest intact"
-        f" checkpoint is step {session.manifest.step}; the batch and the gradient norms are in"
+        f" checkpoint is step {session.newest_saved()}; the batch and the gradient norms are in"
         f" {layout.failure(update.step)}"
     )

@@ -46,9 +46,8 @@ class MetricsFile:
             self._handle.flush()
 
     def sync(self) -> None:
-        """Make every row durable: called before a checkpoint that promises them."""
+        """Make every row durable: called before a checkpoint that promises them, from any thread."""
         with naming(self._path, self._path):
-            self._handle.flush()
             os.fsync(self._handle.fileno())
 
     def close(self) -> None:

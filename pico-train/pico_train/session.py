@@ -22,9 +22,10 @@ from pico_train.keep import thin
 from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
 from pico_train.report import MetricsFile, Reporter
 from pico_train.run import Job
-from pico_train.state import TrainState
+from pico_train.state import SavedState, TrainState
 from pico_train.stop import StopRequest, listening
 from pico_train.storage import remaining
+from pico_train.writer import Writer
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Session:
     """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues, None at first.
 
     Of several processes the main one alone holds the lock, and alone writes; every method is called by all of them.
+    Checkpoints and snapshots are written by `writer` while training goes on; run.json is written by the thread that
+    trains, and names a checkpoint once it is there for readers.
     """
 
     job: Job
@@ -51,6 +54,14 @@ class Session:
     reporter: Reporter
     resumed_at: int | None
     stop: StopRequest = field(default_factory=StopRequest)
+    writer: Writer = field(default_factory=Writer)
+    published: int = 0
+    """The newest step whose checkpoint is on disk, set by the writer's thread; of the main process alone."""
+    saved_at: int | None = None
+    """The newest step whose checkpoint is on disk or will be before anything that is handed to `writer` from now on."""
+
+    def __post_init__(self) -> None:
+        self.published, self.saved_at = self.manifest.step, self.resumed_at
 
     def asked_to_stop(self) -> str | None:
         """Why to stop now, or None: the same in every process, whichever was asked."""
@@ -60,19 +71,33 @@ class Session:
         return reason or "another process was asked to stop"
 
     def save(self) -> None:
-        """Make the metrics so far durable, save a checkpoint of the current step, then apply the keep policy."""
+        """Hand a checkpoint of the current step to the writer, which makes the metrics so far durable before it and
+        applies the keep policy after it."""
         saved = self.state.capture()
 
         def on_main() -> None:
-            self._sync_metrics()
-            save_checkpoint(self.job.layout, saved, self.job.card)
-            self.manifest.step = int(saved.counters["step"])
-            self._write_manifest()
-            for line in _thin(self.job, self.manifest.step):
-                self.reporter.say(line)
+            self.writer.make_room()
+            held = saved.copied()
+            self.writer.hand_over(lambda: self._publish(held))
 
         self.job.runtime.on_main(on_main)
-        self.manifest.step = self.state.counters.step
+        self.saved_at = self.state.counters.step
+
+    def _publish(self, saved: SavedState) -> None:
+        self._sync_metrics()
+        save_checkpoint(self.job.layout, saved, self.job.card)
+        self.published = int(saved.counters["step"])
+        for line in _thin(self.job, self.published):
+            self.reporter.say(line)
+
+    def newest_saved(self) -> int:
+        """The newest saved step, once everything that was handed to the writer is on disk or has failed."""
+
+        def on_main() -> int:
+            self.writer.settle()
+            return self.published
+
+        return self.job.runtime.on_main(on_main)
 
     def observed(self, step: int) -> bool:
         """Whether an intact snapshot of `step` exists."""
@@ -84,8 +109,16 @@ class Session:
         self.state = self.job.build_state(self.state.capture(), drop_unknown=True)
 
     def beat(self) -> None:
-        """A sign of life now and then; raises LockHeldError when another process has taken the run over."""
-        if self.job.runtime.is_main and self.lock.beat():
+        """A sign of life now and then, and after each save.
+
+        Raises:
+            LockHeldError: another process has taken the run over.
+            OSError: whatever the writer has failed with.
+        """
+        if not self.job.runtime.is_main:
+            return
+        self.writer.check()
+        if self.lock.beat() or self.published != self.manifest.step:
             self._write_manifest()
 
     def log(self, row: dict[str, Any], tokens: int) -> None:
@@ -98,36 +131,51 @@ class Session:
             self.metrics.append(row)
 
     def end(self, status: str, message: str = "") -> Outcome:
-        """Record how the session ended in good order."""
+        """Record how the session ended in good order, once everything that was handed to the writer is on disk."""
 
-        def on_main() -> None:
+        def on_main() -> int:
+            self.writer.flush()
             self.job.live.close(self.state.counters.step, self.reporter.say)
             self._sync_metrics()
             self.manifest.status, self.manifest.message = status, message
             self._write_manifest()
+            return self.published
 
-        self.job.runtime.on_main(on_main)
-        return Outcome(status, self.manifest.step, message)
+        return Outcome(status, self.job.runtime.on_main(on_main), message)
 
     def fail(self, error: BaseException) -> None:
-        """Record a failure where the disk still allows it; the error itself is what the caller sees."""
-        if isinstance(error, LockHeldError) or not self.job.runtime.is_main:
-            return  # the run is another process's, now or all along
+        """Record a failure where the disk still allows it, after what was handed to the writer; `error` itself is what
+        the caller sees, with a note where the writer failed as well."""
+        if not self.job.runtime.is_main:
+            return
+        lost = isinstance(error, LockHeldError)  # the run is another process's now
+        message = _in_one_line(error)
+        second = self.writer.close(drop=lost)
+        if second not in (None, error):
+            note = f"while that was to be recorded, writing failed as well: {_in_one_line(second)}"
+            error.add_note(note)
+            self.reporter.say(note)
+            message = f"{message}; {note}"
+        if lost:
+            return
         self.job.live.close(self.state.counters.step, self.reporter.say)
-        self.manifest.status = "failed"
-        self.manifest.message = " ".join(f"{type(error).__name__}: {error}".split())
+        self.manifest.status, self.manifest.message = "failed", message
         try:
             self._write_manifest()
-        except OSError as second:
-            self.reporter.say(f"could not record the failure in {self.job.layout.manifest}: {second}")
+        except OSError as third:
+            self.reporter.say(f"could not record the failure in {self.job.layout.manifest}: {third}")
 
     def _sync_metrics(self) -> None:
         if self.metrics is not None:
             self.metrics.sync()
 
     def _write_manifest(self) -> None:
-        self.manifest.heartbeat = codec.utc_now()
+        self.manifest.heartbeat, self.manifest.step = codec.utc_now(), self.published
         codec.write_text(self.job.layout.manifest, self.manifest.to_json())
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextmanager
@@ -150,13 +198,15 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         for notice in filter(None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]):
             session.reporter.say(notice)
         try:
-            with telling_room(job.layout.root, lambda: remaining(job, session.manifest.step)):
+            with telling_room(job.layout.root, lambda: remaining(job, session.published)):
                 job.runtime.on_main(lambda: job.live.resume(newest or 0))
                 yield session
+                session.writer.flush()
         except BaseException as error:
             session.fail(error)
             raise
         finally:
+            session.writer.close()
             if session.metrics is not None:
                 session.metrics.close()
             session.reporter.close()

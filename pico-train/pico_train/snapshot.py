@@ -5,7 +5,7 @@ Shapes: P probe rows, T positions a row predicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 from pico_contract import codec, names
 from pico_contract.layout import SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, observed_file
 from pico_contract.observer import Held, Observation
-from pico_contract.schema import CheckpointManifest, RowMap, SnapshotManifest, TensorSet
+from pico_contract.schema import RowMap, SnapshotManifest, TensorSet
 from pydantic import Field
 from torch import nn
 
@@ -23,6 +23,7 @@ from pico_train.microbatch import MICROBATCH_GRADIENTS, MicroBatches
 from pico_train.model.decoder import Decoder
 from pico_train.probe import PositionsConfig, Probe
 from pico_train.state import TrainState
+from pico_train.writer import Write
 
 Tensors = dict[str, torch.Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,7 +81,7 @@ def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
 
 @dataclass
 class Observer:
-    """Observes the states of one run; `observe` begins a snapshot, `Pending.finish` writes it."""
+    """Observes the states of one run; `observe` begins a snapshot, `Pending.finish` hands it over to be written."""
 
     config: SnapshotConfig
     layout: RunLayout
@@ -90,23 +91,25 @@ class Observer:
     positions: list[int]
     micro_batch: int
 
-    def observe(self, state: TrainState, *, store: bool = True, share: bool = False) -> Pending:
+    def observe(
+        self, state: TrainState, *, in_checkpoint: bool = False, store: bool = True, share: bool = False
+    ) -> Pending:
         """Everything of theta_t that needs no training batch, copied to CPU: in one pass, whoever it is for.
 
-        `store` is to write a snapshot; `share` is to hand the tensors to observers, weights included.
+        `in_checkpoint` says that a checkpoint of theta_t is on disk before the snapshot is, which then leaves the
+        weights to it; `store` is to write a snapshot; `share` is to hand the tensors to observers, weights included.
         Probe gradients are d(mean token loss over the probe) / d(effective weights), float32, evaluation mode, not
         clipped; activations are module outputs at the configured positions, rows in probe order (P * positions, width).
         """
         step, decoder = state.counters.step, state.plain_decoder()
-        has_checkpoint = codec.damage(self.layout.checkpoint(step), CheckpointManifest) is None
         gradients, activations = self._probe_pass(decoder)
         return Pending(
             observer=self,
             step=step,
             tokens=state.counters.tokens,
             store=store,
-            in_checkpoint=has_checkpoint,
-            weights={} if has_checkpoint and not share else self._copied(self._weights(decoder)),
+            in_checkpoint=in_checkpoint,
+            weights={} if in_checkpoint and not share else self._copied(self._weights(decoder)),
             extra=self._copied(state.method.extra_tensors(state.model)),
             val_gradients=gradients,
             val_activations=activations,
@@ -195,14 +198,14 @@ class Pending:
     val_gradients: Tensors
     val_activations: Tensors
 
-    def finish(self, train: FromTraining | None) -> Observation:
-        """All that was seen of theta_t, written to snapshots/step_t where it is to be stored.
+    def finish(self, train: FromTraining | None, hand_over: Callable[[Write], None]) -> Observation:
+        """All that was seen of theta_t; where it is to be stored, `hand_over` gets what writes snapshots/step_t.
 
         Without `train` (after the last update) the absence of what training computes is recorded.
         """
         sets = [(one, tensors) for one, tensors in self._sets(train) if f"{one.split}.{one.kind}" in self._kinds]
         if self.store:
-            self._write(sets, train)
+            hand_over(lambda: self._write(sets, train))
         held: dict[Held, Mapping[str, torch.Tensor]] = {("weights", None): self.weights}
         held |= {(one.kind, one.split): tensors for one, tensors in sets}
         terms = next((tuple(one.terms) for one, _ in sets if one.terms), ())

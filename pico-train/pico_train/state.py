@@ -74,6 +74,14 @@ class SavedState:
     method_scalars: dict[str, Any]
     counters: dict[str, Any]
 
+    def copied(self) -> SavedState:
+        """The same with tensors of its own on CPU, which the next update does not change."""
+        weights, optimizer, method = (
+            {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+            for tensors in (self.weights, self.optimizer, self.method_tensors)
+        )
+        return SavedState(weights, optimizer, method, self.method_scalars, self.counters)
+
     def restore_optimizer(self, state: TrainState, *, drop_unknown: bool = False) -> None:
         """Give `state` (freshly built around this object's weights and method state) its optimizer and counters."""
         load_optimizer_tensors(state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown)

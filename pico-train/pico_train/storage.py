@@ -81,6 +81,11 @@ class Storage:
         """A snapshot without weights, of any step but the last."""
         return sum(self.kinds[kind] for kind in self._sets) + self._batch + self._manifest
 
+    @property
+    def observation(self) -> int:
+        """A snapshot with weights: what is held in memory until it is written."""
+        return self.snapshot + self.kinds["weights"]
+
     def bytes(self, stored: Stored) -> int:
         """Of checkpoints and snapshots."""
         return self.checkpoints(stored) + self.snapshots(stored)

@@ -104,6 +104,12 @@ def test_the_estimate_counts_parameters_tokens_and_epochs(tiny: Tiny) -> None:
     assert said["tokens"].startswith("960 in 10 steps of 8 rows of 12 (0.")
     assert said["arithmetic"].endswith("floating-point operations")
     assert in_bytes(said["memory"].split(" for ")[0]) == pytest.approx(16 * parameters, rel=1e-3)
+    sizes = [
+        in_bytes(said[kind].split(" of ")[1].removeprefix("up to ").split(" = ")[0])
+        for kind in ("checkpoints", "snapshots")
+    ]
+    copies = said["memory"].split(" up to ")[1].split(" of ")[0]
+    assert in_bytes(copies) == pytest.approx(sum(sizes), rel=2e-3)
 
 
 def test_the_estimate_refuses_what_a_run_would_refuse_and_writes_nothing(tiny: Tiny) -> None:

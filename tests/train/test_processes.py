@@ -32,11 +32,17 @@ METHOD = '''
 import os
 import signal
 
+from pico_contract import codec
 from pico_train.method.plain import Plain
 
 
+def full(stage, path):
+    raise OSError(28, "No space left on device", str(path))
+
+
 class Told(Plain):
-    """Does what TOLD says, such as "stop 1 5": process 1 is asked to stop, or fails, in update 5."""
+    """Does what TOLD says, such as "stop 1 5": process 1 is asked to stop, or fails, or finds its disk full, in update
+    5."""
 
     def begin_step(self, step):
         what, rank, at = os.environ.get("TOLD", "nothing -1 -1").split()
@@ -45,6 +51,8 @@ class Told(Plain):
                 os.kill(os.getpid(), signal.SIGTERM)
             if what == "fail":
                 raise RuntimeError("the first error of all")
+            if what == "fill":
+                codec.on_stage = full
         return super().begin_step(step)
 '''
 
@@ -162,6 +170,17 @@ def test_one_that_fails_ends_all_with_its_error(tiny: Tiny, launch: Launch) -> N
     manifest = json.loads(config.layout.manifest.read_text())
     assert (manifest["status"], manifest["step"]) == ("failed", 4)
     assert launch(config, 2).returncode == 0
+
+
+def test_a_full_disk_of_the_one_that_writes_ends_all(tiny: Tiny, launch: Launch) -> None:
+    config = told(tiny, "full")
+    failed = launch(config, 2, told="fill 0 6")
+    assert failed.returncode != 0
+    assert "No space left on device" in failed.stderr
+    assert failed.stderr.count("Traceback") <= 1  # torchrun's
+    manifest = json.loads(config.layout.manifest.read_text())
+    assert (manifest["status"], manifest["step"]) == ("failed", 4)
+    assert launch(config, 1).returncode == 0
 
 
 def test_a_second_start_of_several_processes_is_kept_out(tiny: Tiny, launch: Launch) -> None:
