@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,6 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
 from pico_train.commands import estimate
-from pico_train.config import to_yaml
 from pico_train.report import MetricsFile, read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.storage import Storage, remaining
@@ -217,107 +214,3 @@ def test_weights_that_do_not_fit_into_a_snapshot_stay_in_their_checkpoint(
     assert codec.intact_steps(config.layout.checkpoints, CheckpointManifest, hashes=True) == [0, 4, 8]
     assert train(config, quiet=True).status == "finished"
     assert codec.listed_steps(config.layout.checkpoints) == [0, 10]
-
-
-# On a file system of 8 MB, filled to the last byte at one moment: the next write of the named kind finds no room.
-FILL = """
-import sys
-from pathlib import Path
-from pico_train import checkpoint, train
-from pico_train.config import load
-from pico_train.report import MetricsFile
-from pico_train.run import RunConfig
-from pico_train.snapshot import Pending
-import pico_train.loop, pico_train.session
-
-base, disk = Path(sys.argv[1]), Path(sys.argv[2])
-filler = disk / "filler"
-
-def fill():
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
-
-def filling(act, when):
-    def first_fill(*args, **options):
-        if when(*args) and not filler.exists():
-            fill()
-        return act(*args, **options)
-    return first_fill
-
-places = {
-    "checkpoints": (pico_train.session, "save_checkpoint", lambda layout, saved, card: saved.counters["step"] == 16),
-    "snapshots": (Pending, "_write", lambda pending, *rest: pending.step == 16),
-    "evaluations": (pico_train.loop, "evaluate", lambda *a: a[5] == 16),
-    "metrics.jsonl": (MetricsFile, "append", lambda metrics, row: row["step"] == 17),
-}
-for where, (owner, name, when) in places.items():
-    config = load(RunConfig, base, [f"runs_dir={disk}", f"name={where.split('.')[0]}"])
-    original = getattr(owner, name)
-    setattr(owner, name, filling(original, when))
-    try:
-        train(config, quiet=True)
-        print(where, "was never full")
-    except OSError as error:
-        print(where, error.errno, Path(error.filename).relative_to(config.layout.root), flush=True)
-    setattr(owner, name, original)
-    filler.unlink()
-    print(train(config, quiet=True).status, flush=True)
-    import shutil
-    from pico_contract import codec
-    print((config.layout.checkpoint(24) / "model.safetensors").stat().st_size,
-          codec.sha256_file(config.layout.checkpoint(24) / "model.safetensors"),
-          len(config.layout.metrics.read_text().splitlines()), flush=True)
-    shutil.rmtree(config.layout.root)
-"""
-
-
-def limited(command: list[str], mount: Path) -> subprocess.CompletedProcess[str]:
-    """Run `command` where `mount` is a file system of 8 MB, which ends with it."""
-    inside = f'mount -t tmpfs -o size=8m none "{mount}" && exec "$@"'
-    wrapped = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", *command]
-    return subprocess.run(wrapped, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-@pytest.mark.slow
-def test_on_a_file_system_that_really_is_full(tiny: Tiny, tmp_path: Path) -> None:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if shutil.which("unshare") is None or limited(["true"], mount).returncode != 0:
-        pytest.skip("a file system of limited size cannot be mounted here")
-    config = tiny(name="whole", **{"train.steps": 24, "checkpoint.every": 8, "snapshot.every": 8, "evaluate.every": 8})
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    done = limited([sys.executable, "-c", FILL, str(tmp_path / "config.yaml"), str(mount)], mount)
-    assert done.returncode == 0, done.stderr
-    train(config, quiet=True)
-    model = config.layout.checkpoint(24) / "model.safetensors"
-    end = ["finished", f"{model.stat().st_size} {codec.sha256_file(model)} 24"]
-    lines = done.stdout.splitlines()
-    assert [lines[i + 1 : i + 3] for i in range(0, 12, 3)] == [end] * 4
-    assert [line.split()[:2] for line in lines[::3]] == [
-        [where, str(errno.ENOSPC)] for where in ("checkpoints", "snapshots", "evaluations", "metrics.jsonl")
-    ]
-    assert all(line.split()[2].startswith(line.split()[0]) for line in lines[::3])
-
-
-@pytest.mark.slow
-def test_the_command_says_what_was_full_and_that_it_can_be_run_again(tiny: Tiny, tmp_path: Path) -> None:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if shutil.which("unshare") is None or limited(["true"], mount).returncode != 0:
-        pytest.skip("a file system of limited size cannot be mounted here")
-    config = tiny(**{"train.steps": 200, "checkpoint.every": 5, "disk.check": "off", "runs_dir": str(mount)})
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    command = [sys.executable, "-m", "pico_train", "run", str(tmp_path / "config.yaml")]
-    done = limited(command, mount)
-    assert done.returncode == 1
-    (said,) = done.stderr.splitlines()
-    assert said.startswith("pico-train: [Errno 28] No space left on device (")
-    assert f"'{mount / 'tiny'}" in said
-    assert said.endswith("what was saved before stays: mend the cause and run the same command again")
-    refused = limited([*command, "disk.check=refuse"], mount)
-    assert refused.returncode == 2
-    assert "are free on its disk" in refused.stderr
