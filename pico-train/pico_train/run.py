@@ -30,7 +30,7 @@ from pico_train.method.base import Method
 from pico_train.microbatch import MICROBATCH_GRADIENTS
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import load_weights
-from pico_train.optim import OptimizerConfig, build_optimizer
+from pico_train.optim import OptimizerConfig, build_optimizer, check_no_decay
 from pico_train.probe import choose_probe, positions
 from pico_train.report import LogConfig
 from pico_train.schedule import ScheduleConfig
@@ -252,6 +252,8 @@ class Job:
         if saved is not None:
             method.load_state_dict(saved.method_tensors, saved.method_scalars)
         parameters = method.prepare(model, self.data, self.config.seed.method)
+        if saved is None:
+            check_no_decay(self.config.optimizer, parameters)
         optimizer = build_optimizer(self.config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
         if saved is not None:
