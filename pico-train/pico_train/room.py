@@ -26,7 +26,7 @@ _FREE = 0.05
 """Share of a CUDA device's memory that a tried pass leaves free: fragmentation, observation, other programs."""
 _SHARE = 0.5
 """Share of the machine's memory that a reckoned pass and the state may fill, all processes together."""
-_PASSING = 1.5
+_PASSING = 2.0
 """What a pass holds at its peak, as a multiple of what autograd keeps: gradients of activations, and what is freed."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
