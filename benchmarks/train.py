@@ -61,6 +61,7 @@ def job_in(root: Path) -> Job:
         "runs_dir": str(root / "runs"),
         "data": {"path": str(prepare(validate(PrepareConfig, prepared, "bench")))},
         "train": {"steps": 1000, "batch_size": ROWS, "device": "cpu", "precision": "fp32", "threads": THREADS},
+        "optimizer": {"lr": 1e-4},
         "snapshot": {"probe_rows": PROBE_ROWS},
     }
     return build(validate(RunConfig, config, "bench"))
@@ -79,7 +80,7 @@ class Ours:
     def step(self) -> None:
         update = self.gradients()
         clip_gradients(self.state.parameters, self.job.config.optimizer.grad_clip, gradient_norm(self.state.parameters))
-        apply_update(self.state, update, 1e-4)
+        apply_update(self.state, update, 1.0)
 
     def snapshot(self) -> None:
         """Observe, copy the gradients that an update has left, write and flush; weights are written as well."""

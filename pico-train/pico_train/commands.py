@@ -39,7 +39,8 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
         UserError: whatever `pico-train run` would refuse before its first step.
     """
     job = build(config, source)
-    counts, memory = count_parameters(config.model), state_bytes(config.model)
+    counts = count_parameters(config.model)
+    memory = state_bytes(config.model, config.optimizer.projection_moments)
     steps, batch = config.train.steps, config.train.batch_size
     tokens = steps * batch * job.seq_len
     epochs = steps * batch / job.rows.n_rows

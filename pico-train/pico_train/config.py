@@ -146,6 +146,7 @@ def _leaves(raw: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_TYPE_TAGS = ("int", "constrained-int", "str", "float", "bool")
 _EXPECTED = {
     "model_type": "should be a section",
     "dataclass_type": "should be a section",
@@ -160,8 +161,9 @@ def _sentence(
     kind: type[BaseModel], error: ValidationError, source: str, overrides: Sequence[str], under: str = ""
 ) -> str:
     # A required key that is misspelt is both missing and unknown; the second says more.
-    first = min(error.errors(include_url=False), key=lambda e: e["type"] not in _UNKNOWN)
-    inner = [str(part) for part in first["loc"] if not _is_type_tag(part)]
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda e: e["type"] not in _UNKNOWN)
+    inner = _keys(first)
     location = [*filter(None, under.split(".")), *inner]
     key = ".".join(location)
     if first["type"] == "value_error":
@@ -176,6 +178,8 @@ def _sentence(
     if first["type"] == "missing":
         return f'{source}: the key "{key}" is missing'
     message = _EXPECTED.get(first["type"], first["msg"].removeprefix("Input "))
+    literals = [e["msg"] for e in errors if e is not first and e["type"] == "literal_error" and _keys(e) == inner]
+    message = " or ".join([message, *(text.removeprefix("Input should be ") for text in literals)])
     given = "a section" if isinstance(first["input"], dict) else json.dumps(first["input"])
     return f"{source}: {key}: {message} (it is {given})"
 
@@ -189,9 +193,14 @@ def _culprit(source: str, key: str, overrides: Sequence[str]) -> str:
     return "the command line" if related else source
 
 
+def _keys(error: Mapping[str, Any]) -> list[str]:
+    """Where an error lies, as keys of ours."""
+    return [str(part) for part in error["loc"] if not _is_type_tag(part)]
+
+
 def _is_type_tag(part: Any) -> bool:
     """Pydantic adds the name of the union member that it tried; such parts are no keys of ours."""
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("int", "str", "float", "bool"))
+    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in _TYPE_TAGS)
 
 
 def _keys_of(kind: Any, path: Sequence[str]) -> list[str]:

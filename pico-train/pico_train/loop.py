@@ -13,7 +13,7 @@ from pico_train.data.order import chain_hash
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.failure import NonFiniteError, write_failure
 from pico_train.microbatch import MicroBatches
-from pico_train.optim import clip_gradients, gradient_norm
+from pico_train.optim import clip_gradients, gradient_norm, set_learning_rates
 from pico_train.run import Job
 from pico_train.schedule import lr_factor
 from pico_train.session import Outcome, Session
@@ -81,9 +81,9 @@ def fit(session: Session) -> Outcome:
             job.live.observe(observation, session.reporter.say)
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
-        lr = config.optimizer.lr * lr_factor(config.schedule, update.step, last)
-        apply_update(state, update, lr)
-        session.log(_row(state, update, lr, norm), update.terms)
+        factor = lr_factor(config.schedule, update.step, last)
+        apply_update(state, update, factor)
+        session.log(_row(state, update, config.optimizer.lr * factor, norm), update.terms)
         if state.method.rebuild_at(update.step):
             session.rebuild()
 
@@ -136,10 +136,9 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
     return job.tokens(own.numpy()), copies
 
 
-def apply_update(state: TrainState, update: Update, lr: float) -> None:
-    """Step the optimizer, let the method act, and count."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+def apply_update(state: TrainState, update: Update, factor: float) -> None:
+    """Step the optimizer at `factor` times its peak learning rates, let the method act, and count."""
+    set_learning_rates(state.optimizer, factor)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     counters = state.counters

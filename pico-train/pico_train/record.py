@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,13 @@ CONDITIONS = ("processes", "micro_batch", "device", "precision", "compile", "thr
 def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
     return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
+
+
+def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:
+    """The micro-batch of the newest session on as many processes of the same device; None where there was none."""
+    here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
+    alike = (session for session in reversed(sessions) if here.items() <= session.items())
+    return next((session["micro_batch"] for session in alike), None)
 
 
 def _device_name(device: torch.device) -> str:

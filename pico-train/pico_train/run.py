@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from pico_train.method.base import Method
 from pico_train.microbatch import MICROBATCH_GRADIENTS
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import load_weights
-from pico_train.optim import OptimizerConfig, build_optimizer
+from pico_train.optim import OptimizerConfig, build_optimizer, check_no_decay
 from pico_train.probe import choose_probe, positions
 from pico_train.report import LogConfig
 from pico_train.schedule import ScheduleConfig
@@ -67,8 +67,9 @@ class TrainConfig(Section):
     """Updates."""
     batch_size: int = Field(1024, ge=1, le=1_000_000)
     """Rows an update."""
-    micro_batch: Operation[int | None] = Field(None, ge=1)
-    """Rows a forward pass of a process; null is all of its rows. Changes memory, not gradients."""
+    micro_batch: Operation[Annotated[int, Field(ge=1)] | Literal["auto"] | None] = None
+    """Rows a forward pass of a process; null is all of its rows, "auto" as many as its memory holds, found when the run
+    begins and kept. Changes memory, not gradients."""
     seq_len: int | None = Field(None, ge=1)
     """Tokens that a row predicts; null is the length of the rows."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -83,8 +84,10 @@ class TrainConfig(Section):
     """How long before the limit it begins to stop."""
 
     def rows_per_pass(self, processes: int = 1) -> int:
-        """The micro-batch of each of `processes`; UserError where the batch does not consist of so many."""
-        rows = self.micro_batch or max(self.batch_size // processes, 1)
+        """The micro-batch of each of `processes`, for "auto" the largest that it may find; UserError where the batch
+        does not consist of so many."""
+        given = None if self.micro_batch == "auto" else self.micro_batch
+        rows = given or max(self.batch_size // processes, 1)
         if self.batch_size % (rows * processes) == 0:
             return rows
         of = f" of {processes} processes" if processes > 1 else ""
@@ -190,6 +193,11 @@ def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
     if not snapshot.modules:
         raise ValueError("snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []")
     kind = f"train.{MICROBATCH_GRADIENTS}"
+    if kind in snapshot.kinds and train.micro_batch == "auto":
+        raise ValueError(
+            f'snapshot.kinds holds {kind}, which depends on the micro-batch, but train.micro_batch is "auto", which'
+            " depends on the machine: set it to a divisor of train.batch_size below that"
+        )
     if kind in snapshot.kinds and train.rows_per_pass() == train.batch_size:
         raise ValueError(
             f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass()}) is the whole batch:"
@@ -255,11 +263,19 @@ class Job:
         if saved is not None:
             method.load_state_dict(saved.method_tensors, saved.method_scalars)
         parameters = method.prepare(model, self.data, self.config.seed.method)
+        if saved is None:
+            check_no_decay(self.config.optimizer, parameters)
         optimizer = build_optimizer(self.config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
         if saved is not None:
             saved.restore_optimizer(state, drop_unknown=drop_unknown)
         return state
+
+    def set_micro_batch(self, rows: int) -> None:
+        """What "auto" has found, for training, observation and config.yaml."""
+        train = self.config.train.model_copy(update={"micro_batch": rows})
+        self.config = self.config.model_copy(update={"train": train})
+        self.micro_batch = self.observer.micro_batch = rows
 
     def tokens(self, row_ids: np.ndarray) -> torch.Tensor:
         """Token ids (rows, seq_len + 1) int64 on CPU."""

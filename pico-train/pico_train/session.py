@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,16 @@ from pico_contract.schema import RunManifest, SnapshotManifest
 from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from pico_train.disk import check_room, telling_room
 from pico_train.keep import thin
-from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
+from pico_train.record import (
+    changed_conditions,
+    check_identity,
+    kept_micro_batch,
+    new_manifest,
+    session_record,
+    write_config,
+)
 from pico_train.report import MetricsFile, Reporter
+from pico_train.room import find_micro_batch
 from pico_train.run import Job
 from pico_train.state import SavedState, TrainState
 from pico_train.stop import StopRequest, listening
@@ -272,14 +280,30 @@ def _manifest(job: Job) -> RunManifest:
 
 def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool) -> Session:
     layout, start = job.layout, newest or 0
-    state = job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
+
+    def build_state() -> TrainState:
+        return job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
+
+    found = _resolve_micro_batch(job, manifest, build_state)
+    state = build_state()
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     is_main = job.runtime.is_main
     reporter = Reporter(job.config.log, manifest.total_steps, start, quiet or not is_main)
     session = Session(job, lock, manifest, state, None, reporter, newest)
+    if found is not None:
+        reporter.say(found)
     job.runtime.on_main(lambda: _open_files(session, start))
     return session
+
+
+def _resolve_micro_batch(job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]) -> str | None:
+    """Put a number in the place of `train.micro_batch: auto`, the one that the run has had; says what was found."""
+    if job.config.train.micro_batch != "auto":
+        return None
+    kept = job.runtime.on_main(lambda: kept_micro_batch(job, manifest.sessions))
+    job.set_micro_batch(kept or find_micro_batch(job, build_state))
+    return f"micro-batch (auto): {job.micro_batch} rows, {'as before' if kept else 'which fit the memory'}"
 
 
 def _open_files(session: Session, start: int) -> None:

@@ -84,19 +84,20 @@ def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
     names = list(names)
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = [name for name in names if _fits(canonical(pattern), name)]
+        hits = [name for name in names if fits(pattern, name)]
         if not hits:
-            raise UserError(_nothing_fits(pattern, names))
+            raise UserError(_nothingfits(pattern, names))
         chosen.update(hits)
     return [name for name in names if name in chosen]
 
 
-def _fits(pattern: str, name: str) -> bool:
-    parts = canonical(name).split(".")
+def fits(pattern: str, name: str) -> bool:
+    """Whether a glob pattern fits `name`, as in `match`."""
+    pattern, parts = canonical(pattern), canonical(name).split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[start:]), pattern) for start in range(len(parts)))
 
 
-def _nothing_fits(pattern: str, names: list[str]) -> str:
+def _nothingfits(pattern: str, names: list[str]) -> str:
     endings = {".".join(name.split(".")[start:]) for name in names for start in range(len(name.split(".")))}
     near = nearest(canonical(pattern), endings, limit=3) or sorted(names)[:3]
     return f'the pattern "{pattern}" matches no module; the nearest names are: {", ".join(near) or "(there are none)"}'

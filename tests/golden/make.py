@@ -34,9 +34,7 @@ def golden_lines(work: Path, threads: int = 1) -> list[str]:
     for step in range(1, STEPS + 1):
         update = compute_gradients(job, state, step)
         clip_gradients(state.parameters, job.config.optimizer.grad_clip, gradient_norm(state.parameters))
-        apply_update(
-            state, update, job.config.optimizer.lr * lr_factor(job.config.schedule, step, job.config.train.steps)
-        )
+        apply_update(state, update, lr_factor(job.config.schedule, step, job.config.train.steps))
         lines.append(f"{step} {update.loss:.6f}")
     return [*lines, f"order {state.counters.order_hash}"]
 
