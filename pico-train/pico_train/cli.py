@@ -121,6 +121,21 @@ def prepare(
 
 
 @data_app.command()
+def fetch(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|REPO|DIR", help="YAML file, hub data set or directory")],
+    overrides: Overrides = None,
+) -> None:
+    """Tokenised rows of the hub, or of a directory of its layout, to be streamed while a run trains."""
+    from pico_train.config import load
+    from pico_train.data.fetch import FetchConfig
+    from pico_train.data.fetch import fetch as fetch_data
+
+    path = Path(config) if config.endswith((".yaml", ".yml")) else None
+    given = [] if path else [f"source={json.dumps(config)}"]
+    _say(f"data in {fetch_data(load(FetchConfig, path, [*given, *(overrides or [])]), _say)}")
+
+
+@data_app.command()
 def show(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run, or a run directory")],
     overrides: Overrides = None,
