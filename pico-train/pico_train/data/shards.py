@@ -103,6 +103,7 @@ class DirectoryFiles:
         self._intact: set[str] = set()
 
     def path(self, shard: Shard) -> Path:
+        """The shard, intact."""
         path = self._directory / shard.file
         if shard.file not in self._intact:
             if not path.is_file():
