@@ -23,12 +23,15 @@ from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.loop import is_due
 from pico_train.microbatch import MICROBATCH_GRADIENTS
-from pico_train.model.cost import count_parameters, flops_per_token, state_bytes
+from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token, state_bytes
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
 from pico_train.report import read_metrics
 from pico_train.run import Job, RunConfig, build
 from pico_train.snapshot import DTYPES
+
+RATE = 1e14
+"""Operations a second at which `estimate` states a device's time: a round number to scale from."""
 
 
 def estimate(config: RunConfig, source: str) -> Iterator[str]:
@@ -46,6 +49,7 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
     yield f"memory       {_size(sum(memory.values()))} for weights, gradients and optimizer; activations come on top"
+    yield from _of_a_device(job)
     saved = [step for step in range(steps + 1) if is_due(config.checkpoint.every, step) or step == steps]
     # The initialisation has no moments yet.
     disk = len(saved) * memory["weights"] + (len(saved) - 1) * memory["optimizer"]
@@ -58,6 +62,19 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"snapshots    {len(observed)} of up to {_size(sum(kinds.values()))} = {_size(disk)}"
     for one in config.observe:
         yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
+
+
+def _of_a_device(job: Job) -> Iterator[str]:
+    """Lines on what a device holds, computes and reads."""
+    train, tokens = job.config.train, job.micro_batch * job.seq_len
+    kept = activation_bytes(job.config.model, tokens, job.precision == "bf16")
+    yield f"activations  about {_size(kept)} a pass of {job.micro_batch} rows in {job.precision}"
+    a_token = flops_per_token(job.config.model, job.seq_len)
+    hours = a_token * job.seq_len * train.batch_size * train.steps / (RATE * 3600)
+    yield f"time         {hours:,.1f} device-hours at {RATE / 1e12:.0f} TFLOP/s, for {a_token:,} operations a token"
+    a_row = job.rows.size / job.rows.n_rows
+    a_step = a_row * train.batch_size
+    yield f"reads        {_size(a_step * train.steps)} of rows, {_size(a_step)} a step"
 
 
 def _snapshot_bytes(job: Job) -> dict[str, int]:

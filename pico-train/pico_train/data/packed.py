@@ -31,6 +31,8 @@ class PackedRows:
         self._ids = np.memmap(
             layout.rows(split), dtype=DTYPES[manifest.dtype], mode="r", shape=(self.n_rows, self.seq_len + 1)
         )
+        self.size = self._ids.nbytes
+        """Bytes of all rows as they are stored."""
         self.blocks: tuple[int, ...] = ()
         """Rows that are best read together; none, since any row is read as fast as any other."""
         self.documents = np.memmap(layout.documents(split), dtype="<i8", mode="r")

@@ -134,6 +134,8 @@ class StreamedRows:
         self.n_rows, self.seq_len = listing.rows, listing.row_length - 1
         self.blocks = tuple(shard.rows for shard in listing.shards)
         """Rows of each shard: those of one shard are read together."""
+        self.size = sum(shard.size for shard in listing.shards)
+        """Bytes of all shards."""
         self._listing, self._files, self._vocab_size, self._dtype = listing, files, vocab_size, dtype
         self._ends = np.cumsum(self.blocks)  # (shards,): the row id after each shard's last
         self._decoded: OrderedDict[int, _Decoded] = OrderedDict()

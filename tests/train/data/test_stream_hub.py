@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from pico_contract.errors import UserError
 from pico_contract.layout import DataLayout
 from pico_train import train
+from pico_train.config import to_yaml
 from pico_train.data import hub as hub_room
 from pico_train.data.packed import PackedData
 from pico_train.data.shards import StreamConfig
@@ -244,6 +247,26 @@ def test_a_run_that_was_killed_reads_the_same_rows(
     assert len(hub.whole) == len(set(hub.whole)) <= len(needed) + 1  # once each, and what was announced besides
 
 
+@pytest.mark.slow
+def test_two_processes_read_what_one_reads_and_download_each_shard_once(
+    fetched: Fetched, hub: StandIn, tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """They share the cache; losses agree up to the order of reduction."""
+    changes = {"snapshot.every": 0, "evaluate.every": 0, "data.stream.cache_gib": 1e-3}
+    one = tiny(name="one", **{"data.path": str(fetched(REPO).path), **changes})
+    train(one, quiet=True)
+    hub.whole.clear()
+    two = tiny(name="two", **{"data.path": str(fetched(REPO, out="again").path), **changes})
+    (tmp_path / "two.yaml").write_text(to_yaml(two))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "pico_train"]
+    done = subprocess.run([*launcher, "run", str(tmp_path / "two.yaml")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for row, other in zip(truth(one), truth(two), strict=True):
+        assert (row["step"], row["tokens"], row["order_hash"]) == (other["step"], other["tokens"], other["order_hash"])
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert len(hub.whole) == len(set(hub.whole)) >= 4
+
+
 def at_the_seventh() -> Callable[..., None]:
     from pico_train.loop import apply_update
 
@@ -257,8 +280,6 @@ def at_the_seventh() -> Callable[..., None]:
 
 @pytest.mark.usefixtures("hub")
 def test_the_command_fetches_and_shows(command: Command, tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
-    from pico_train.config import to_yaml
-
     code, out, err = command("fetch", REPO, "out=streamed", "vocab_size=280", "licence=none")
     assert (code, err) == (0, "")
     assert out == "train: 107 rows of 17, 1,819 tokens\ndata in streamed\n"
