@@ -46,7 +46,7 @@ def run(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Parameters, tokens, memory and disk of a run, before its first step."""
-    from pico_train.commands import estimate
+    from pico_train.estimate import estimate
 
     for line in estimate(_load(config, overrides), str(config)):
         _say(line)
@@ -131,6 +131,21 @@ def prepare(
     given = [item for item in [config, *(overrides or [])] if item is not None]
     path = Path(given.pop(0)) if given and "=" not in given[0] else None
     _say(f"data in {prepare_data(load(PrepareConfig, path, given), _say)}")
+
+
+@data_app.command()
+def fetch(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|REPO|DIR", help="YAML file, hub data set or directory")],
+    overrides: Overrides = None,
+) -> None:
+    """Tokenised rows of the hub, or of a directory of its layout, to be streamed while a run trains."""
+    from pico_train.config import load
+    from pico_train.data.fetch import FetchConfig
+    from pico_train.data.fetch import fetch as fetch_data
+
+    path = Path(config) if config.endswith((".yaml", ".yml")) else None
+    given = [] if path else [f"source={json.dumps(config)}"]
+    _say(f"data in {fetch_data(load(FetchConfig, path, [*given, *(overrides or [])]), _say)}")
 
 
 @data_app.command()

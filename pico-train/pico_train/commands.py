@@ -1,4 +1,4 @@
-"""What the commands beside training do with runs: estimate, list, show rows, evaluate, generate."""
+"""What the commands beside training do with runs: list, show rows, evaluate, generate."""
 
 from __future__ import annotations
 
@@ -20,58 +20,14 @@ from pico_train.config import identity, load
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
 from pico_train.data.tokenizer import load_tokenizer
-from pico_train.disk import free_bytes, in_units
+from pico_train.disk import in_units
 from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.keep import Removal, removals, remove
-from pico_train.model.cost import count_parameters, flops_per_token, state_bytes
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
 from pico_train.report import read_metrics
-from pico_train.run import Job, RunConfig, build
-from pico_train.storage import Storage
-
-
-def estimate(config: RunConfig, source: str) -> Iterator[str]:
-    """Lines on parameters, tokens, arithmetic, memory and disk of a run; its data must exist, nothing is trained.
-
-    Raises:
-        UserError: whatever `pico-train run` would refuse before its first step.
-    """
-    job = build(config, source)
-    counts = count_parameters(config.model)
-    memory = state_bytes(config.model, config.optimizer.projection_moments)
-    steps, batch = config.train.steps, config.train.batch_size
-    tokens = steps * batch * job.seq_len
-    epochs = steps * batch / job.rows.n_rows
-    yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
-    yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
-    storage = Storage(job)
-    held = memory["weights"] + memory["optimizer"] + (storage.observation if config.snapshot.every else 0)
-    yield (
-        f"memory       {in_units(sum(memory.values()))} for weights, gradients and optimizer; activations come on top,"
-        f" and up to {in_units(held)} of main memory for copies while they are written"
-    )
-    yield from _disk(job, storage)
-    for one in config.observe:
-        yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
-
-
-def _disk(job: Job, storage: Storage) -> Iterator[str]:
-    """Lines on what a run takes on disk from its first step to its last."""
-    config, last = job.config, job.config.train.steps
-    saved, observed = config.checkpoint.steps(last), config.snapshot.steps(last)
-    end = storage.after(saved, observed)
-    whole = storage.model + storage.state
-    if len(end.states) < len(saved):
-        yield f"keep         {len(end.models)} of {len(saved)} checkpoints, {len(end.states)} of them with state/"
-    yield f"checkpoints  {len(end.models)} of up to {in_units(whole)} = {in_units(storage.checkpoints(end))}"
-    yield f"snapshots    {len(observed)} of up to {in_units(storage.observation)} = {in_units(storage.snapshots(end))}"
-    yield f"metrics      {last // config.log.every:,} rows = {in_units(storage.metrics())}"
-    total, most = (size + storage.metrics() for size in (storage.bytes(end), storage.peak(saved, observed)))
-    free = in_units(free_bytes(job.layout.root))
-    yield f"disk         {in_units(total)} in the end, {in_units(most)} at most; {free} free at {config.runs_dir}"
+from pico_train.run import RunConfig, build
 
 
 def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> Iterator[str]:

@@ -133,7 +133,9 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
     update.row_ids = job.order.rows(state.counters.reads + 1)
     own, copies = job.runtime.share(torch.from_numpy(update.row_ids))
     assert own is not None  # rows were asked for
-    return job.tokens(own.numpy()), copies
+    tokens = job.tokens(own.numpy())
+    job.rows.prefetch(job.order.ahead(state.counters.reads + 1, job.config.train.steps))
+    return tokens, copies
 
 
 def apply_update(state: TrainState, update: Update, factor: float) -> None:

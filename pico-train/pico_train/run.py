@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry, initial_weights
 from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
-from pico_train.data.packed import PackedData, PackedRows
+from pico_train.data.packed import PackedData, Rows
+from pico_train.data.shards import StreamConfig
 from pico_train.disk import DiskConfig
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
@@ -44,9 +45,12 @@ class DataConfig(Section):
     """Which packed rows are read, and in which order."""
 
     path: Operation[Path]
-    """A data directory made by `pico-train data prepare`; it may move: the run is bound to its fingerprint."""
+    """A data directory made by `pico-train data prepare` or `data fetch`; it may move: the run is bound to its
+    fingerprint."""
     order: Literal["shuffled", "shipped"] = "shuffled"
-    """A new permutation every epoch, or the rows as they were packed."""
+    """A new permutation every epoch (of a stream: of the shards, and within each), or the rows as they were packed."""
+    stream: Operation[StreamConfig] = StreamConfig()
+    """Where shards of the hub are kept."""
 
 
 class SeedConfig(Section):
@@ -240,7 +244,7 @@ class Job:
     layout: RunLayout
     runtime: Runtime
     data: PackedData
-    rows: PackedRows
+    rows: Rows
     order: RowOrder
     seq_len: int
     micro_batch: int
@@ -297,8 +301,8 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             that is not there or has another geometry.
     """
     with _naming(f"{source}: data.path"):
-        data = PackedData.open(config.data.path)
-    rows = data.split("train")
+        data = PackedData.open(config.data.path, config.data.stream)
+        rows = data.split("train")
     seq_len = config.train.seq_len or rows.seq_len
     _check_against_data(config, data, seq_len, source)
     with _naming(source):
@@ -329,6 +333,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             fingerprint=fingerprint,
             seed=config.seed.data,
             shuffle=config.data.order == "shuffled",
+            blocks=rows.blocks,
         ),
         seq_len=seq_len,
         micro_batch=micro_batch,

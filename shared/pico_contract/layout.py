@@ -215,3 +215,12 @@ class DataLayout:
     def documents(self, split: str) -> Path:
         """int64 offsets (in tokens) at which the documents of `split` begin in its token stream."""
         return self.root / f"{split}.documents.bin"
+
+    def shards(self, split: str) -> Path:
+        """In place of packed rows: which files hold the rows of `split`, which are read from where they lie."""
+        return self.root / f"{split}.shards.json"
+
+    @property
+    def cache(self) -> Path:
+        """Shards that were downloaded, where the configuration names no other place for them."""
+        return self.root / "cache"

@@ -16,10 +16,16 @@ Modules = list[Any]
 HOMES = {
     "accelerate": {"pico_train.distributed"},
     "datasets": {"pico_train.data.sources"},
-    "pyarrow": {"pico_train.data.sources", "pico_analyze.table"},
+    "pyarrow": {
+        "pico_train.data.fetch",
+        "pico_train.data.hub",
+        "pico_train.data.shards",
+        "pico_train.data.sources",
+        "pico_analyze.table",
+    },
     "tokenizers": {"pico_train.data.prepare", "pico_train.data.tokenizer"},
     "transformers": {"pico_train.model.hf"},
-    "huggingface_hub": {"pico_analyze.sources.hub"},
+    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {
         "pico_analyze.table",

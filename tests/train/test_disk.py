@@ -17,7 +17,7 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
-from pico_train.commands import estimate
+from pico_train.estimate import estimate
 from pico_train.report import MetricsFile, read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.storage import Storage, remaining

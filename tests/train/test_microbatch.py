@@ -16,7 +16,7 @@ from pico_contract.errors import UserError
 from pico_contract.schema import SnapshotManifest
 from pico_train import train
 from pico_train.checkpoint import load_checkpoint
-from pico_train.commands import estimate
+from pico_train.estimate import estimate
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
 from pico_train.report import read_metrics

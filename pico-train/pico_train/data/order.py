@@ -17,6 +17,9 @@ class RowOrder:
     Position p = (step - 1) * batch_size + i of the stream is row permutation_e(p mod n_rows) of epoch e = p div n_rows;
     a batch may span two epochs. The permutation is a keyed Feistel network over the smallest even number of bits that
     holds n_rows, walked along its cycle until it lands below n_rows (Black & Rogaway 2002): O(1) memory for any n_rows.
+
+    With `blocks` (the rows of each shard of a stream, n_rows in all) an epoch reads the shards one after the other, in
+    a permuted order, and permutes the rows within each, so that a batch needs one or two shards instead of all.
     """
 
     n_rows: int
@@ -24,6 +27,7 @@ class RowOrder:
     fingerprint: str
     seed: int
     shuffle: bool = True
+    blocks: tuple[int, ...] = ()
 
     def rows(self, step: int) -> np.ndarray:
         """Row ids (batch_size,) int64 of update `step`, counted from 1."""
@@ -34,11 +38,31 @@ class RowOrder:
         result = np.empty_like(within)
         for number in np.unique(epoch):
             here = epoch == number
-            result[here] = permute(within[here], self.n_rows, self._keys(int(number)))
+            result[here] = self._shuffled(within[here], int(number))
         return result
 
-    def _keys(self, epoch: int) -> np.ndarray:
-        digest = hashlib.sha512(f"{self.fingerprint}\x1f{self.seed}\x1f{epoch}".encode()).digest()
+    def ahead(self, step: int, last: int) -> np.ndarray:
+        """Row ids of the update up to `last` that comes so much later that the longest block was read in between."""
+        return self.rows(min(step + -(-max(self.blocks, default=0) // self.batch_size), last))
+
+    def _shuffled(self, within: np.ndarray, epoch: int) -> np.ndarray:
+        """The rows at the places `within` of an epoch."""
+        if not self.blocks:
+            return permute(within, self.n_rows, self._keys(epoch))
+        sizes = np.asarray(self.blocks, dtype=np.int64)
+        sequence = permute(np.arange(len(sizes)), len(sizes), self._keys(epoch))
+        ends, starts = np.cumsum(sizes[sequence]), np.cumsum(sizes) - sizes
+        turn = np.searchsorted(ends, within, side="right")
+        result = np.empty_like(within)
+        for number in np.unique(turn):
+            here, block = turn == number, int(sequence[number])
+            place = within[here] - (ends[number] - sizes[block])
+            result[here] = starts[block] + permute(place, int(sizes[block]), self._keys(epoch, block))
+        return result
+
+    def _keys(self, *place: int) -> np.ndarray:
+        """Keys for the permutation of an epoch, or of a block in an epoch."""
+        digest = hashlib.sha512("\x1f".join(map(str, (self.fingerprint, self.seed, *place))).encode()).digest()
         return np.frombuffer(digest, dtype="<u8")[:_ROUNDS]
 
 

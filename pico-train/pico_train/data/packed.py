@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,8 @@ from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
+
+from pico_train.data.shards import DirectoryFiles, Files, Listing, StreamConfig, StreamedRows
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -29,6 +31,10 @@ class PackedRows:
         self._ids = np.memmap(
             layout.rows(split), dtype=DTYPES[manifest.dtype], mode="r", shape=(self.n_rows, self.seq_len + 1)
         )
+        self.size = self._ids.nbytes
+        """Bytes of all rows as they are stored."""
+        self.blocks: tuple[int, ...] = ()
+        """Rows that are best read together; none, since any row is read as fast as any other."""
         self.documents = np.memmap(layout.documents(split), dtype="<i8", mode="r")
         """Offsets (int64, in tokens of the split's stream) at which documents begin."""
 
@@ -40,6 +46,12 @@ class PackedRows:
         """
         return self._ids[row_ids].astype(np.int64)
 
+    def prefetch(self, row_ids: np.ndarray) -> None:
+        """They are here already."""
+
+
+Rows = PackedRows | StreamedRows
+
 
 @dataclass(frozen=True)
 class PackedData:
@@ -47,10 +59,11 @@ class PackedData:
 
     path: Path
     manifest: DataManifest
+    stream: StreamConfig = field(default_factory=StreamConfig)
 
     @classmethod
-    def open(cls, path: Path) -> PackedData:
-        """Open and check sizes.
+    def open(cls, path: Path, stream: StreamConfig | None = None) -> PackedData:
+        """Open and check sizes; `stream` says where shards are kept that have to be downloaded.
 
         Raises:
             UserError: `path` is no data directory; DamagedError: a file of it is missing or was cut, by name.
@@ -64,7 +77,7 @@ class PackedData:
         problem = codec.damage(path, DataManifest, name=layout.manifest.name)
         if problem is not None:
             raise DamagedError(problem)
-        return cls(path, codec.read_manifest(layout.manifest, DataManifest))
+        return cls(path, codec.read_manifest(layout.manifest, DataManifest), stream or StreamConfig())
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -72,11 +85,24 @@ class PackedData:
         path = DataLayout(self.path).tokenizer
         return path if path.is_file() else None
 
-    def split(self, name: str) -> PackedRows:
+    def split(self, name: str) -> Rows:
         """The rows of split `name` (train, validation); UserError names those that exist."""
         if name not in self.manifest.splits:
             raise UserError(f'{self.path} has no split "{name}"{did_you_mean(name, self.manifest.splits)}')
-        return PackedRows(DataLayout(self.path), self.manifest, name)
+        layout = DataLayout(self.path)
+        if not layout.shards(name).is_file():
+            return PackedRows(layout, self.manifest, name)
+        listing = Listing.read(layout.shards(name))
+        return StreamedRows(listing, self._files(listing), self.manifest.vocab_size, DTYPES[self.manifest.dtype])
+
+    def _files(self, listing: Listing) -> Files:
+        if listing.repo is None:
+            return DirectoryFiles(Path(str(listing.directory)))
+        from pico_train.data.hub import HubFiles
+
+        cache = self.stream.cache or DataLayout(self.path).cache
+        largest = max(shard.size for shard in listing.shards)
+        return HubFiles(listing.repo, str(listing.revision), cache, self.stream.cache_gib, largest)
 
 
 class PackedWriter:

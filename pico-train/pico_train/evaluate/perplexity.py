@@ -12,7 +12,7 @@ from pico_contract.schema import Measured
 from pydantic import Field
 
 from pico_train.config import Section
-from pico_train.data.packed import PackedRows
+from pico_train.data.packed import Rows
 from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
@@ -31,7 +31,7 @@ class PerplexityConfig(Section):
     seq_len: int | None = Field(None, ge=1)
     """Tokens predicted in each row, from its first; null is the whole row, as far as the model has positions."""
 
-    def settings(self, available: PackedRows, positions: int) -> dict[str, Any]:
+    def settings(self, available: Rows, positions: int) -> dict[str, Any]:
         """What the result depends on, as the result file states it."""
         return {
             "split": "validation",
@@ -43,7 +43,7 @@ class PerplexityConfig(Section):
 
 @torch.no_grad()
 def perplexity(
-    model: Decoder, rows: PackedRows, n_rows: int, seq_len: int, batch_size: int, byte_lengths: np.ndarray | None
+    model: Decoder, rows: Rows, n_rows: int, seq_len: int, batch_size: int, byte_lengths: np.ndarray | None
 ) -> dict[str, Measured]:
     """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken in float64.
 

@@ -10,7 +10,7 @@ from pico_contract import codec
 from pico_contract.layout import RunLayout
 from pico_contract.schema import EvaluationManifest, Measured
 
-from pico_train.data.packed import PackedData, PackedRows
+from pico_train.data.packed import PackedData, Rows
 
 DISCOUNT = 0.75
 """Of Kneser-Ney smoothing; Ney, Essen & Kneser (1994) estimate values near it."""
@@ -84,7 +84,7 @@ def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, 
     return metrics
 
 
-def _pairs(rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """(context, label) of every predicted token, int64 (N,) each."""
     blocks = [rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows))) for start in range(0, rows.n_rows, _BLOCK)]
     ids = np.concatenate(blocks)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from pico_contract.errors import UserError
 from pico_train.config import validate
+from pico_train.data.fetch import FetchConfig, fetch
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
+from pico_train.data.shards import StreamConfig
+
+from . import replica
+from .stand_in import StandIn, serving
 
 Make = Callable[..., PackedData]
 
@@ -51,3 +57,51 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         return str(caught.value)
 
     return sentence
+
+
+@pytest.fixture(scope="session")
+def replica_files() -> dict[str, bytes]:
+    """File -> bytes of the replica of a streamed data set."""
+    return replica.files()
+
+
+@pytest.fixture
+def directory(replica_files: dict[str, bytes], tmp_path: Path) -> Path:
+    """The replica as a directory."""
+    for name, content in replica_files.items():
+        path = tmp_path / "replica" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "replica"
+
+
+@pytest.fixture
+def hub(replica_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The replica over HTTP in the place of the hub."""
+    with serving(dict(replica_files)) as state:
+        monkeypatch.setenv("HF_ENDPOINT", state.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", state.endpoint)
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            state.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        yield state
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, directory: Path) -> Callable[..., PackedData]:
+    """`fetched(source, cache_gib=1e-3, files="*")`: a data directory of streamed rows, opened."""
+
+    def make(source: object, out: str = "streamed", cache_gib: float = 1e-3, **changes: Any) -> PackedData:
+        raw = {
+            "source": str(source),
+            "out": str(tmp_path / out),
+            "vocab_size": replica.VOCABULARY,
+            "validation": {"path": str(directory / "data" / "val-00000-of-00001.parquet")},
+            **changes,
+        }
+        path = fetch(validate(FetchConfig, raw, "test.yaml"))
+        return PackedData.open(path, StreamConfig(cache_gib=cache_gib))
+
+    return make
