@@ -37,6 +37,7 @@ from pico_train.schedule import ScheduleConfig
 from pico_train.seeds import generator
 from pico_train.snapshot import Observer, SnapshotConfig, observed_modules
 from pico_train.state import SavedState, TrainState
+from pico_train.trackers import check_trackers
 
 
 class DataConfig(Section):
@@ -284,6 +285,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     _check_against_data(config, data, seq_len, source)
     with _naming(source):
         check_tasks(data, config.evaluate)
+        check_trackers(config.log.trackers)
     build_method(config.method, source)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):

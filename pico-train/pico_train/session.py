@@ -18,10 +18,11 @@ from pico_contract.schema import RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
-from pico_train.report import MetricsFile, Reporter
+from pico_train.report import MetricsFile, Reporter, read_metrics
 from pico_train.run import Job
 from pico_train.state import TrainState
 from pico_train.stop import StopRequest, listening
+from pico_train.trackers import Mirrored, Mirrors
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Session:
     state: TrainState
     metrics: MetricsFile | None
     reporter: Reporter
+    mirrors: Mirrors
     resumed_at: int | None
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -91,6 +93,7 @@ class Session:
         row["tokens_per_second"] = round(self.reporter.update(step, row["loss"], tokens), 1)
         if step % self.job.config.log.every == 0 or step == self.manifest.total_steps:
             self.metrics.append(row)
+            self.mirrors.row(row)
 
     def end(self, status: str, message: str = "") -> Outcome:
         """Record how the session ended in good order."""
@@ -153,6 +156,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         finally:
             if session.metrics is not None:
                 session.metrics.close()
+            session.mirrors.close()
             session.reporter.close()
 
 
@@ -208,7 +212,7 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     manifest.status, manifest.step, manifest.message = "running", start, ""
     is_main = job.runtime.is_main
     reporter = Reporter(job.config.log, manifest.total_steps, start, quiet or not is_main)
-    session = Session(job, lock, manifest, state, None, reporter, newest)
+    session = Session(job, lock, manifest, state, None, reporter, Mirrors(reporter.say), newest)
     job.runtime.on_main(lambda: _open_files(session, start))
     return session
 
@@ -219,6 +223,22 @@ def _open_files(session: Session, start: int) -> None:
     _write_probe(job)
     session.metrics = MetricsFile(layout, start)
     session._write_manifest()
+    if job.config.log.trackers:
+        session.mirrors.open(job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut))
+
+
+def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
+    config, layout = session.job.config, session.job.layout
+    return Mirrored(
+        layout=layout,
+        name=config.name,
+        project=config.log.project,
+        created=session.manifest.created,
+        config=config.model_dump(mode="json"),
+        start=start,
+        again=again,
+        rows=read_metrics(layout.metrics),
+    )
 
 
 def _write_probe(job: Job) -> None:
