@@ -24,6 +24,7 @@ from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, PackedRows
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
+from pico_train.hub import HubConfig
 from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
@@ -138,6 +139,8 @@ class RunConfig(Section):
     """Evaluation."""
     log: Operation[LogConfig] = LogConfig()
     """Logging."""
+    hub: Operation[HubConfig] = HubConfig()
+    """Pushing checkpoints to the Hugging Face hub."""
     init_from: str | None = None
     """Start from the weights of RUN@STEP or of a Hugging Face directory; null starts from `seed.init`."""
 

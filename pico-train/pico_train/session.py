@@ -17,6 +17,7 @@ from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from pico_train.pusher import Pusher, open_pusher
 from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
 from pico_train.report import MetricsFile, Reporter, read_metrics
 from pico_train.run import Job
@@ -50,6 +51,7 @@ class Session:
     mirrors: Mirrors
     resumed_at: int | None
     stop: StopRequest = field(default_factory=StopRequest)
+    pusher: Pusher | None = None
 
     def asked_to_stop(self) -> str | None:
         """Why to stop now, or None: the same in every process, whichever was asked."""
@@ -67,6 +69,8 @@ class Session:
             save_checkpoint(self.job.layout, saved, self.job.card)
             self.manifest.step = int(saved.counters["step"])
             self._write_manifest()
+            if self.pusher is not None:
+                self.pusher.wake()
 
         self.job.runtime.on_main(on_main)
         self.manifest.step = self.state.counters.step
@@ -103,6 +107,8 @@ class Session:
             self._sync_metrics()
             self.manifest.status, self.manifest.message = status, message
             self._write_manifest()
+            if self.pusher is not None:  # a session that was asked to stop has no time; the next one pushes the rest
+                self.pusher.finish(self.job.config.hub.wait_minutes * 60 if status == "finished" else 0)
 
         self.job.runtime.on_main(on_main)
         return Outcome(status, self.manifest.step, message)
@@ -141,7 +147,8 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
         found = job.runtime.on_main(lambda: _found(job))
         manifest, newest = RunManifest.from_json(found["manifest"], job.layout.manifest), found["newest"]
         if manifest.status == "finished" and newest == manifest.total_steps:
-            yield Outcome("finished", newest, f"{job.layout.root} is finished (step {newest}); there is nothing to do")
+            told = f"{job.layout.root} is finished (step {newest}); there is nothing to do"
+            yield Outcome("finished", newest, job.runtime.on_main(lambda: _push_rest(job, manifest) or told))
             return
         session = _begin(job, lock, manifest, newest, quiet)
         session.stop = stop
@@ -157,6 +164,8 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
             if session.metrics is not None:
                 session.metrics.close()
             session.mirrors.close()
+            if session.pusher is not None:
+                session.pusher.close()
             session.reporter.close()
 
 
@@ -223,6 +232,7 @@ def _open_files(session: Session, start: int) -> None:
     _write_probe(job)
     session.metrics = MetricsFile(layout, start)
     session._write_manifest()
+    session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)
     if job.config.log.trackers:
         session.mirrors.open(job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut))
 
@@ -239,6 +249,16 @@ def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
         again=again,
         rows=read_metrics(layout.metrics),
     )
+
+
+def _push_rest(job: Job, manifest: RunManifest) -> str:
+    """What a run that is finished had not pushed; "" where nothing was left, else what became of it."""
+    said: list[str] = []
+    pusher = open_pusher(job.layout, job.config.hub, manifest, said.append)
+    if pusher is None:
+        return ""
+    pusher.finish(job.config.hub.wait_minutes * 60)
+    return "; ".join(said) or (f"pushed to {job.config.hub.repo}: {pusher.delivered}" if pusher.delivered else "")
 
 
 def _write_probe(job: Job) -> None:

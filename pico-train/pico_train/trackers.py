@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from pico_contract import codec
@@ -19,7 +20,7 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.schema import Measured
 
-from pico_train.evaluate.results import evaluations_of, whole
+from pico_train.evaluate.results import told, whole
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Say = Callable[[str], None]
@@ -72,11 +73,11 @@ class Mirrored:
 
     def history(self) -> Iterator[Told]:
         """What was told up to `start`: rows, and evaluations after the row of their step."""
-        told = [(row["step"], 0, _numbers(row)) for row in self.rows]
+        history = [(row["step"], 0, _numbers(row)) for row in self.rows]
         for step in codec.listed_steps(self.layout.evaluations):
             if step <= self.start:
-                told += [(step, 1, whole(results.task, results.metrics)) for results in evaluations_of(self.layout, step)]
-        yield from ((step, values) for step, _, values in sorted(told, key=lambda entry: entry[:2]))
+                history.append((step, 1, told(self.layout, step)))
+        yield from ((step, values) for step, _, values in sorted(history, key=lambda entry: entry[:2]))
 
 
 class Mirrors:
@@ -90,9 +91,9 @@ class Mirrors:
     def open(self, names: Iterable[str], run: Mirrored) -> None:
         """Start the trackers called `names`, and bring them to where metrics.jsonl is."""
         # The evaluation of the resumed step is made again, and was told before.
-        self._known = {(run.start, key) for results in evaluations_of(run.layout, run.start) for key in whole(results.task, results.metrics)}
+        self._known = {(run.start, key) for key in told(run.layout, run.start)}
         for name in names:
-            self._safely(name, lambda name=name: self._start(name, run))
+            self._safely(name, partial(self._start, name, run))
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl: its numbers, under their names there."""
@@ -121,7 +122,7 @@ class Mirrors:
         if not values:
             return
         for name, tracker in list(self._trackers.items()):
-            self._safely(name, lambda tracker=tracker: tracker.log(values, step=step))
+            self._safely(name, partial(tracker.log, values, step=step))
 
     def _safely(self, name: str, act: Callable[[], None]) -> None:
         try:

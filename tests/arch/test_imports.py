@@ -14,12 +14,12 @@ import pytest
 Modules = list[Any]
 
 HOMES = {
-    "accelerate": {"pico_train.distributed"},
+    "accelerate": {"pico_train.distributed", "pico_train.trackers"},
     "datasets": {"pico_train.data.sources"},
     "pyarrow": {"pico_train.data.sources", "pico_analyze.table"},
     "tokenizers": {"pico_train.data.prepare", "pico_train.data.tokenizer"},
     "transformers": {"pico_train.model.hf"},
-    "huggingface_hub": {"pico_analyze.sources.hub"},
+    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {
         "pico_analyze.table",

@@ -6,9 +6,9 @@ import json
 import shutil
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import accelerate.tracking
 import pytest
@@ -91,8 +91,8 @@ def test_tensorboard_that_is_asked_for_late_is_told_the_history(tiny: Tiny) -> N
 class StandIn:
     """A tracker run of a library that is not there: it keeps what it is told, by the name of the run."""
 
-    runs: dict[str, list[tuple[int, dict[str, float]]]] = {}
-    settings: list[dict[str, Any]] = []
+    runs: ClassVar[dict[str, list[tuple[int, dict[str, float]]]]] = {}
+    settings: ClassVar[list[dict[str, Any]]] = []
     fail_at: int | None = None
 
     def __init__(self, project: str, **settings: Any) -> None:
@@ -110,14 +110,14 @@ class StandIn:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     fresh = type("Fresh", (StandIn,), {"runs": {}, "settings": []})
     for name, kind in (("wandb", "WandBTracker"), ("trackio", "TrackioTracker")):
         module = types.ModuleType(name)
         module.__spec__ = types.SimpleNamespace(name=name)  # type: ignore[assignment]
         monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(accelerate.tracking, kind, fresh)
-    yield fresh
+    return fresh
 
 
 def series(told: list[tuple[int, dict[str, float]]]) -> Points:
@@ -166,7 +166,8 @@ def test_a_tracker_that_fails_is_named_once_and_training_goes_on(
     assert train(config).status == "finished"
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the tracker")]
     assert said == [
-        f"the tracker {name} failed (ConnectionError: no network) and is off for this session; metrics.jsonl has every row"
+        f"the tracker {name} failed (ConnectionError: no network) and is off for this session;"
+        " metrics.jsonl has every row"
         for name in ("wandb", "trackio")
     ]
     assert [row["step"] for row in read_metrics(config.layout.metrics)] == list(range(1, 11))
@@ -189,6 +190,6 @@ def test_wandb_offline_writes_a_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = tiny(**{"log.trackers": ["wandb"], "snapshot.every": 0})
-    assert train(config, quiet=True).status == "finished"
+    assert train(config).status == "finished"
     (kept,) = (config.layout.logs / "wandb").glob("offline-run-*/*.wandb")
     assert b"perplexity/loss" in kept.read_bytes()
