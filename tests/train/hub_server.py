@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _create_repo(hub: Hub, body: bytes) -> Answer:
     if hub.branches:
-        return 409, {"error": "it exists"}
+        return 409, {"error": "it exists", "url": f"{hub.endpoint}/{REPO}"}
     hub.private = json.loads(body)["visibility"] == "private"
     hub.branches["main"] = [Commit("0" * 40, "initial commit", "", {})]
     return 200, {"url": f"{hub.endpoint}/{REPO}"}

@@ -1,4 +1,4 @@
-"""Pushing to the hub, against a stand-in on this machine: in order, once, whatever the network does; training goes on."""
+"""Pushing to the hub, against a stand-in on this machine: in order, once, whatever the network does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+import types
 from collections.abc import Callable, Iterator
 
 import huggingface_hub.constants
@@ -24,6 +25,9 @@ from pico_train.run import RunConfig
 
 from .hub_server import REPO, Fault, Hub, serving
 
+# The library hands an open file to its HTTP client in a way that the client calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 Tiny = Callable[..., RunConfig]
 TOKEN = "hf_a-token-of-nobody"
 ALL = ["tiny: step 0", "tiny: step 4", "tiny: step 8", "tiny: step 10"]
@@ -37,7 +41,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(pico_train.pusher, "_FIRST_WAIT", 0.02)
-        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
+        monkeypatch.setattr(
+            huggingface_hub.utils._http, "time", types.SimpleNamespace(sleep=lambda _: None, time=time.time)
+        )
         yield running
 
 
@@ -206,7 +212,7 @@ def test_another_run_on_the_branch_is_not_written_over(hub: Hub, pushing: RunCon
     before = hub.titles("tiny")
     path = pushing.layout.manifest
     path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
-    with pytest.raises(UserError, match="branch tiny of somebody/tiny holds another run .*: set hub.branch"):
+    with pytest.raises(UserError, match=r"branch tiny of somebody/tiny holds another run .*: set hub\.branch"):
         push_run(pushing.layout.root, pushing.hub, lambda line: None)
     assert hub.titles("tiny") == before
 
