@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pico_train.config import load
 from pico_train.loop import fit
+from pico_train.opening import open_session
 from pico_train.run import RunConfig, build
-from pico_train.session import Outcome, open_session
+from pico_train.session import Outcome
 
 
 def train(

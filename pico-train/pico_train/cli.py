@@ -105,6 +105,19 @@ def generate(
 
 
 @app.command()
+def push(
+    run: RunPath,
+    repo: Annotated[str | None, typer.Option(help="user/name on the hub; that of the run by default")] = None,
+) -> None:
+    """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
+    from pico_train.pusher import push_run
+
+    overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
+    steps = push_run(run, _load(run, overrides).hub, _say)
+    _say(f"pushed: {', '.join(map(str, steps)) or 'nothing was missing'}")
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file, or directory of a checkpoint")],
     out: Annotated[Path | None, typer.Option(help="file, or for a checkpoint the directory, to make")] = None,

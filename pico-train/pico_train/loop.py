@@ -161,6 +161,7 @@ def _evaluate(session: Session, step: int) -> None:
         results = evaluate(model, job.data, config, job.layout, job.config.name, step, default_tasks(job.data, config))
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
+            session.mirrors.evaluated(step, results)
 
     job.runtime.on_main(on_main)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pico_train.config import Section
+from pico_train.trackers import TrackerName
 
 
 class LogConfig(Section):
@@ -27,14 +28,23 @@ class LogConfig(Section):
     """Updates between rows of metrics.jsonl."""
     console_every: int = Field(50, ge=1)
     """Updates between lines on a console that is not a terminal."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Mirrors of metrics.jsonl: tensorboard (in `logs/`), wandb, trackio; [] is off."""
+    project: str = "pico"
+    """Project of the run in wandb and trackio."""
 
 
 class MetricsFile:
-    """metrics.jsonl, opened for appending after the rows beyond the resumed step were moved to logs/."""
+    """metrics.jsonl, opened for appending after the rows beyond the resumed step were moved to logs/.
+
+    `was_cut` says whether there were such rows.
+    """
 
     def __init__(self, layout: RunLayout, resumed_step: int) -> None:
         layout.logs.mkdir(parents=True, exist_ok=True)
+        before = layout.cuts
         _cut_metrics(layout, resumed_step)
+        self.was_cut = layout.cuts > before
         self._path = layout.metrics
         self._handle: TextIO = layout.metrics.open("a", encoding="utf-8")
 

@@ -26,6 +26,7 @@ from pico_train.data.shards import StreamConfig
 from pico_train.disk import DiskConfig
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
+from pico_train.hub import HubConfig
 from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
@@ -39,6 +40,7 @@ from pico_train.schedule import ScheduleConfig
 from pico_train.seeds import generator
 from pico_train.snapshot import Observer, SnapshotConfig, observed_modules
 from pico_train.state import SavedState, TrainState
+from pico_train.trackers import check_trackers
 
 
 class DataConfig(Section):
@@ -147,6 +149,8 @@ class RunConfig(Section):
     """Evaluation."""
     log: Operation[LogConfig] = LogConfig()
     """Logging."""
+    hub: Operation[HubConfig] = HubConfig()
+    """Pushing checkpoints to the Hugging Face hub."""
     init_from: str | None = None
     """Start from the weights of RUN@STEP or of a Hugging Face directory; null starts from `seed.init`."""
 
@@ -307,6 +311,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     _check_against_data(config, data, seq_len, source)
     with _naming(source):
         check_tasks(data, config.evaluate)
+        check_trackers(config.log.trackers)
     build_method(config.method, source)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):

@@ -133,8 +133,12 @@ class RunLayout:
     def snapshot(self, step: int) -> Path:
         return self.snapshots / step_name(step)
 
+    def evaluations_at(self, step: int) -> Path:
+        """Results of theta_step, one file a task and its settings."""
+        return self.evaluations / step_name(step)
+
     def evaluation(self, step: int, task: str, settings_hash: str) -> Path:
-        return self.evaluations / step_name(step) / f"{task}-{settings_hash}.json"
+        return self.evaluations_at(step) / f"{task}-{settings_hash}.json"
 
     def failure(self, step: int) -> Path:
         return self.logs / f"failure_{step:08d}"
@@ -144,10 +148,20 @@ class RunLayout:
         """What observers raised while the run trained, one JSON object a failure."""
         return self.logs / "observers.jsonl"
 
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard, a mirror of the metrics."""
+        return self.logs / "tensorboard"
+
+    @property
+    def cuts(self) -> int:
+        """The highest n of `logs/metrics.cut-<n>.jsonl`, 0 without one: how often rows were taken back."""
+        numbers = [int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")]
+        return max(numbers, default=0)
+
     def cut_metrics(self) -> Path:
         """The first unused `logs/metrics.cut-<n>.jsonl`."""
-        numbers = [int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")]
-        return self.logs / f"metrics.cut-{max(numbers, default=0) + 1}.jsonl"
+        return self.logs / f"metrics.cut-{self.cuts + 1}.jsonl"
 
     def analysis(self, name: str) -> AnalysisLayout:
         return AnalysisLayout(self.root / "analysis" / name)

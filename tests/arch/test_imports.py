@@ -14,7 +14,7 @@ import pytest
 Modules = list[Any]
 
 HOMES = {
-    "accelerate": {"pico_train.distributed"},
+    "accelerate": {"pico_train.distributed", "pico_train.trackers"},
     "datasets": {"pico_train.data.sources"},
     "pyarrow": {
         "pico_train.data.fetch",
@@ -25,7 +25,7 @@ HOMES = {
     },
     "tokenizers": {"pico_train.data.prepare", "pico_train.data.tokenizer"},
     "transformers": {"pico_train.model.hf"},
-    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub"},
+    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub", "pico_train.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {
         "pico_analyze.table",

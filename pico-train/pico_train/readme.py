@@ -1,0 +1,130 @@
+"""The model card: README.md of a run's repository, written from its manifests and config.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pico_contract import codec
+from pico_contract.errors import DamagedError
+from pico_contract.layout import DataLayout, RunLayout
+from pico_contract.schema import DataManifest, RunManifest
+
+from pico_train.config import dump, read_yaml
+from pico_train.evaluate.results import newest_evaluations
+
+
+def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> str:
+    """Markdown with a YAML front matter; `revisions` maps the steps that the repository holds to their tags.
+
+    It tells of no path, host or user of the machine that trained.
+
+    Raises:
+        DamagedError: run.json cannot be read.
+    """
+    manifest, config = codec.read_manifest(layout.manifest, RunManifest), read_yaml(layout.config)
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pico-train", "llama", "learning-dynamics"],
+    }
+    parts = [
+        f"---\n{dump(front)}---\n",
+        f"# {manifest.name}\n",
+        _summary(manifest),
+        _section("Model", _table(("", ""), _geometry(manifest))),
+        _section("Data", _table(("", ""), _data(manifest, config))),
+        _section("Recipe", _table(("", ""), _recipe(manifest, config))),
+        _section("Evaluations", _evaluations(layout)),
+        _section("Checkpoints", _revisions(revisions)),
+        _section("Use", _use(repo, revisions)),
+    ]
+    return "\n".join(parts)
+
+
+def _summary(manifest: RunManifest) -> str:
+    parent = f" It began from the weights of `{Path(manifest.parent).name}`." if manifest.parent else ""
+    return (
+        f"A decoder of {manifest.parameters['total']:,} parameters, trained with pico-train by the method"
+        f" `{manifest.method}` for {manifest.total_steps:,} steps, with its checkpoints as revisions.{parent}\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}\n"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+
+
+def _geometry(manifest: RunManifest) -> list[tuple[str, Any]]:
+    counts = [(f"parameters, {name}", f"{count:,}") for name, count in manifest.parameters.items()]
+    return [*manifest.model.items(), *counts]
+
+
+def _data(manifest: RunManifest, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The source and licence are those of the data directory, where it is still there and the same."""
+    rows = [("fingerprint", f"`{manifest.data['fingerprint']}`"), ("order", manifest.data["order"])]
+    try:
+        data = codec.read_manifest(DataLayout(Path(config["data"]["path"])).manifest, DataManifest)
+    except (DamagedError, OSError):
+        return rows
+    if data.fingerprint != manifest.data["fingerprint"]:
+        return rows
+    source = data.source if data.source.startswith("hub:") else Path(data.source).name
+    return [("source", source), ("licence", data.licence), *rows, ("vocabulary", data.vocab_size)]
+
+
+def _recipe(manifest: RunManifest, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    train, method = config["train"], config["method"]
+    rows: list[tuple[str, Any]] = [
+        ("steps", f"{manifest.step:,} of {manifest.total_steps:,} ({manifest.status})"),
+        ("rows an update", train["batch_size"]),
+        *([("tokens of a row", train["seq_len"])] if train["seq_len"] is not None else []),
+        *((f"optimizer, {key}", value) for key, value in config["optimizer"].items()),
+        *((f"schedule, {key}", value) for key, value in config["schedule"].items()),
+        ("method", method["name"]),
+        *((f"method, {key}", value) for key, value in method["options"].items()),
+        *((f"seed, {key}", value) for key, value in manifest.seeds.items()),
+    ]
+    if manifest.sessions:
+        last = manifest.sessions[-1]
+        rows += [(key, last[key]) for key in ("precision", "device", "processes") if key in last]
+        rows += [("packages", ", ".join(f"{k} {v}" for k, v in last.get("packages", {}).items()))]
+    return rows
+
+
+def _evaluations(layout: RunLayout) -> str:
+    found = newest_evaluations(layout)
+    if not found:
+        return "None yet.\n"
+    rows = [
+        (result.task, name, f"{measured.value:.6g}", measured.unit, measured.n)
+        for result in found
+        for name, measured in result.metrics.items()
+        if "/" not in name
+    ]
+    return f"Of step {found[0].step}.\n\n{_table(('task', 'metric', 'value', 'unit', 'n'), rows)}"
+
+
+def _revisions(revisions: Mapping[int, str]) -> str:
+    return _table(("step", "revision"), [(f"{step:,}", f"`{tag}`") for step, tag in revisions.items()])
+
+
+def _use(repo: str, revisions: Mapping[int, str]) -> str:
+    newest = revisions[max(revisions)] if revisions else "main"
+    prefix = newest.rpartition("-step")[0]
+    return f"""Each revision is a Hugging Face model; no code of ours is needed to load it:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo}", revision="{newest}")
+tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="{newest}")
+```
+
+How its weights developed, over all revisions: `pico-analyze run "hub:{repo}@{prefix}-step*"`
+"""
