@@ -35,6 +35,7 @@ from pico_train.probe import choose_probe, positions
 from pico_train.report import LogConfig
 from pico_train.schedule import ScheduleConfig
 from pico_train.seeds import generator
+from pico_train.sharding import Sharding, require_shardable, shard
 from pico_train.snapshot import Observer, SnapshotConfig, observed_modules
 from pico_train.state import SavedState, TrainState
 
@@ -74,6 +75,9 @@ class TrainConfig(Section):
     """Autocast; "auto" is bf16 on CUDA and fp32 elsewhere. Master weights are always fp32."""
     device: Operation[Device] = "auto"
     """Where; "auto" takes the accelerator where there is one."""
+    sharding: Operation[Sharding] = "none"
+    """What several processes share out besides rows: "none", or with "full" parameters, gradients and optimizer state.
+    Changes memory, not gradients."""
     threads: Operation[int | None] = Field(None, ge=1, le=1024)
     """Threads of CPU arithmetic; null leaves torch's choice."""
     hours: Operation[float | None] = Field(None, gt=0)
@@ -247,16 +251,24 @@ class Job:
             _load_initial(model, self.config)
         else:
             model.init_weights(lambda name: generator(self.config.seed.init, "init", name))
-        model = model.to(self.runtime.device)
+        if not self.sharded:  # else whole layers go to the device one at a time
+            model = model.to(self.runtime.device)
         method = build_method(self.config.method)
         if saved is not None:
             method.load_state_dict(saved.method_tensors, saved.method_scalars)
         parameters = method.prepare(model, self.data, self.config.seed.method)
+        if self.sharded:
+            parameters = shard(model, parameters, self.runtime.device, self.runtime.processes)
         optimizer = build_optimizer(self.config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
         if saved is not None:
             saved.restore_optimizer(state, drop_unknown=drop_unknown)
         return state
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold shares of the state."""
+        return self.config.train.sharding == "full"
 
     def tokens(self, row_ids: np.ndarray) -> torch.Tensor:
         """Token ids (rows, seq_len + 1) int64 on CPU."""
@@ -284,7 +296,9 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     _check_against_data(config, data, seq_len, source)
     with _naming(source):
         check_tasks(data, config.evaluate)
-    build_method(config.method, source)
+    method = build_method(config.method, source)
+    with _naming(source):
+        require_shardable(config.train.sharding, method, config.method.name, config.optimizer.name)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):
             _check_geometry(config, initial_geometry(config.init_from))

@@ -20,6 +20,7 @@ from pico_train.checkpoint import load_checkpoint, newest_intact, save_checkpoin
 from pico_train.record import changed_conditions, check_identity, new_manifest, session_record, write_config
 from pico_train.report import MetricsFile, Reporter
 from pico_train.run import Job
+from pico_train.sharding import require_processes
 from pico_train.state import TrainState
 from pico_train.stop import StopRequest, listening
 
@@ -76,7 +77,7 @@ class Session:
 
     def rebuild(self) -> None:
         """Build model, method and optimizer anew from the state, as a resume from a checkpoint of it would."""
-        self.state = self.job.build_state(self.state.capture(), drop_unknown=True)
+        self.state = self.job.build_state(self.state.capture(everywhere=True), drop_unknown=True)
 
     def beat(self) -> None:
         """A sign of life now and then; raises LockHeldError when another process has taken the run over."""
@@ -130,8 +131,10 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
     """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome` when it is finished.
 
     Raises:
-        UserError: a live process holds the lock, or the identity of the configuration changed.
+        UserError: a live process holds the lock, the identity of the configuration changed, or there is one process
+            where several were to share the state.
     """
+    require_processes(job.config.train.sharding, job.runtime.processes)
     hours, margin = job.config.train.hours, job.config.train.margin_minutes
     stop = StopRequest(time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf)
     with _locked(job) as lock, listening(stop), _computing_with(job.config.train.threads):
