@@ -25,8 +25,10 @@ OPTIMIZERS = ("adamw",)
 
 
 def require_shardable(sharding: Sharding, method: Method, method_name: str, optimizer: str) -> None:
-    """Raises:
-    UserError: a method or an optimizer that cannot do with shares.
+    """Refuse what cannot do with shares.
+
+    Raises:
+        UserError: the method or the optimizer, by name.
     """
     if sharding == "none":
         return
@@ -37,8 +39,10 @@ def require_shardable(sharding: Sharding, method: Method, method_name: str, opti
 
 
 def require_processes(sharding: Sharding, processes: int) -> None:
-    """Raises:
-    UserError: nothing to share the state with.
+    """Refuse to share the state among one process.
+
+    Raises:
+        UserError: that was asked for.
     """
     if sharding == "full" and processes == 1:
         raise UserError(

@@ -24,6 +24,7 @@ OPERATION = {
     "data.path",
     "train.micro_batch",
     "train.device",
+    "train.sharding",
     "train.threads",
     "train.hours",
     "train.margin_minutes",
