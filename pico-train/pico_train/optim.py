@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from pico_train.config import Section
-from pico_train.sharding import gathered, shared_like
+from pico_train.shards import gathered, shared_like
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,7 +1,6 @@
 """Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process (FSDP2).
 
-What is sharded is a DTensor whose shape is the whole tensor's. To put one together is a collective: every process
-takes part, also where the main one alone wants it.
+Which rows are whose, and how a tensor is put together and taken apart: `shards`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pico_contract.errors import UserError
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
@@ -82,25 +81,3 @@ def shard(
     if whole:
         raise UserError(f'train.sharding is full, but "{whole[0]}" was left whole')
     return sharded
-
-
-def gathered(tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False) -> torch.Tensor:
-    """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main process (or
-    `everywhere`) and on the meta device, shape and dtype alone, in the others."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    whole = tensor.detach().full_tensor()
-    return whole.to(device if everywhere or tensor.device_mesh.get_rank() == 0 else "meta")
-
-
-def all_gathered(tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False) -> dict[str, torch.Tensor]:
-    """`gathered` on CPU of each of `tensors`, one at a time."""
-    return {name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()}
-
-
-def shared_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and sharded as it is."""
-    if not isinstance(parameter, DTensor) or tensor.dim() == 0:
-        return tensor.to(parameter.device, copy=True)
-    share = distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return share.clone()  # a share on the same device is a view of the whole, which it would keep in memory

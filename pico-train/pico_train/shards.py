@@ -1,0 +1,34 @@
+"""Tensors in shares, one for each process: a DTensor, whose shape is the whole tensor's.
+
+To put one together is a collective: every process takes part, also where the main one alone wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def gathered(tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False) -> torch.Tensor:
+    """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main process (or
+    `everywhere`) and on the meta device, shape and dtype alone, in the others."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor().detach()
+    return whole.to(device if everywhere or tensor.device_mesh.get_rank() == 0 else "meta")
+
+
+def all_gathered(tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False) -> dict[str, torch.Tensor]:
+    """`gathered` on CPU of each of `tensors`, one at a time."""
+    return {name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()}
+
+
+def shared_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and sharded as it is."""
+    if not isinstance(parameter, DTensor) or tensor.dim() == 0:
+        return tensor.to(parameter.device, copy=True)
+    share = distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return share.clone()  # a share on the same device is a view of the whole, which it would keep in memory
