@@ -187,12 +187,12 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
     except Exception as error:
-        from pico_train.distributed import PeerError
+        from pico_train.distributed import is_peers
         from pico_train.failure import NonFiniteError
 
-        if not isinstance(error, NonFiniteError | PeerError):
+        if not (isinstance(error, NonFiniteError) or is_peers(error)):
             raise
-        _fail(str(error), 1)
+        _fail(" ".join(str(error).split()), 1)
 
 
 def _see_users_modules() -> None:

@@ -1,10 +1,10 @@
 """The only wrapper of accelerate: device, processes, and what differs between one of them and many.
 
-Every process holds the whole model and computes on its share of a batch's rows. Gradients are summed after the last
-micro-batch by one plain reduction over whatever trains, and not by DistributedDataParallel: that needs every loss to go
-through its own forward and every parameter to get a gradient at every update, and methods of our seam (an inner loop
-on functional weights, a head of their own, an update that trains a part) promise neither. What is lost is the overlap
-of the exchange with the last backward pass.
+Every process holds the whole model (or a share of it: see `sharding`) and computes on its share of a batch's rows.
+Gradients are summed after the last micro-batch by one plain reduction over whatever trains, and not by
+DistributedDataParallel: that needs every loss to go through its own forward and every parameter to get a gradient at
+every update, and methods of our seam (an inner loop on functional weights, a head of their own, an update that trains a
+part) promise neither. What is lost is the overlap of the exchange with the last backward pass.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pico_contract.errors import UserError
 from torch import nn
+
+from pico_train.shards import is_share
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 T = TypeVar("T", bound=bool | int | float | str | list | dict | None)
@@ -69,11 +71,13 @@ class Runtime:
         return rows.tensor_split(self.processes)[self.rank], 1
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes, in the order of `parameters`."""
+        """Replace each gradient by its sum over the processes, in the order of `parameters`. What is
+        sharded was summed in the backward pass."""
         if self.processes == 1:
             return
+        whole = [p.grad for p in parameters.values() if p.grad is not None and not is_share(p.grad)]
         with _together():
-            for block in _blocks([p.grad for p in parameters.values() if p.grad is not None]):
+            for block in _blocks(whole):
                 flat = torch.cat([gradient.flatten() for gradient in block])
                 dist.all_reduce(flat)
                 parts = flat.split([gradient.numel() for gradient in block])
@@ -136,6 +140,12 @@ class Runtime:
         if wanted != "auto":
             return wanted
         return "bf16" if self.device.type == "cuda" else "fp32"
+
+
+def is_peers(error: BaseException) -> bool:
+    """Whether `error` is what a process meets because another has ended, in an exchange of torch's own."""
+    broken = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    return broken or isinstance(error, PeerError | dist.DistError)
 
 
 def leave() -> None:

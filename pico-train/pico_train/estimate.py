@@ -29,7 +29,7 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
     storage = Storage(job)
-    held = memory["weights"] + memory["optimizer"] + (storage.observation if config.snapshot.every else 0)
+    held = storage.model + storage.state + (storage.observation if config.snapshot.every else 0)
     yield (
         f"memory       {in_units(sum(memory.values()))} for weights, gradients and optimizer; activations come on top,"
         f" and up to {in_units(held)} of main memory for copies while they are written"

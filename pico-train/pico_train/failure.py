@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from pico_contract import codec
 from pico_contract.layout import FAILURE, FAILURE_BATCH
 from torch import nn
 
+from pico_train.model.decoder import Decoder
+from pico_train.shards import gathered
 from pico_train.state import TrainState
 
 
@@ -18,9 +22,39 @@ class NonFiniteError(Exception):
     """The loss or a gradient became NaN or infinite; raised before the optimizer steps. Exit code 1."""
 
 
+@dataclass
+class Examined:
+    """What a state says of itself when a loss or gradient is not finite; put together by all processes."""
+
+    decoder: Decoder
+    bad_parameter: str | None
+    bad_gradient: str | None
+    gradient_norms: dict[str, float]
+
+
+def examine(state: TrainState) -> Examined:
+    """Look at every parameter and gradient of `state`, whole also where they are sharded."""
+    gradients = ((name, p.grad) for name, p in state.parameters.items() if p.grad is not None)
+    norms = {name: _whole(gradient).norm().item() for name, gradient in gradients}
+    return Examined(
+        decoder=state.plain_decoder(),
+        bad_parameter=_first_bad(state.model.named_parameters()),
+        bad_gradient=_first_bad((name, p.grad) for name, p in state.parameters.items() if p.grad is not None),
+        gradient_norms=norms,
+    )
+
+
+def _first_bad(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    return next((name for name, tensor in tensors if not torch.isfinite(_whole(tensor)).all()), None)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return gathered(tensor, tensor.device, everywhere=True)
+
+
 def write_failure(
     directory: Path,
-    state: TrainState,
+    found: Examined,
     step: int,
     loss: float,
     tokens: torch.Tensor | None,
@@ -28,8 +62,8 @@ def write_failure(
 ) -> str:
     """Write the batch, the gradient norm of each parameter and the first non-finite module; returns that module."""
     directory.mkdir(parents=True, exist_ok=True)
-    culprit = first_non_finite(state, tokens)
-    norms = {name: _finite_or_text(p.grad.norm().item()) for name, p in state.parameters.items() if p.grad is not None}
+    culprit = first_non_finite(found, tokens)
+    norms = {name: _finite_or_text(norm) for name, norm in found.gradient_norms.items()}
     summary = {"step": step, "loss": _finite_or_text(loss), "first_non_finite": culprit, "gradient_norms": norms}
     codec.write_text(directory / FAILURE, json.dumps(summary, indent=2, allow_nan=False))
     if tokens is not None and row_ids is not None:
@@ -38,25 +72,20 @@ def write_failure(
     return culprit
 
 
-def first_non_finite(state: TrainState, tokens: torch.Tensor | None) -> str:
+def first_non_finite(found: Examined, tokens: torch.Tensor | None) -> str:
     """The first parameter that is not finite, else the first module (in forward order) whose output is not, else the
     first parameter whose gradient is not."""
-    for name, parameter in state.model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"parameter {name}"
-    if tokens is not None:
-        module = _first_bad_output(state, tokens)
-        if module is not None:
-            return f"the output of {module}"
-    for name, parameter in state.parameters.items():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f"the gradient of {name}"
-    return "the loss alone"
+    if found.bad_parameter is not None:
+        return f"parameter {found.bad_parameter}"
+    module = None if tokens is None else _first_bad_output(found.decoder, tokens)
+    if module is not None:
+        return f"the output of {module}"
+    return "the loss alone" if found.bad_gradient is None else f"the gradient of {found.bad_gradient}"
 
 
 @torch.no_grad()
-def _first_bad_output(state: TrainState, tokens: torch.Tensor) -> str | None:
-    decoder, found = state.plain_decoder(), []
+def _first_bad_output(decoder: Decoder, tokens: torch.Tensor) -> str | None:
+    found: list[str] = []
 
     def look(name: str) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: object, output: object) -> None:

@@ -11,7 +11,7 @@ from pico_contract.errors import UserError
 
 from pico_train.data.order import chain_hash
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
-from pico_train.failure import NonFiniteError, write_failure
+from pico_train.failure import NonFiniteError, examine, write_failure
 from pico_train.microbatch import MicroBatches
 from pico_train.optim import clip_gradients, gradient_norm, set_learning_rates
 from pico_train.run import Job
@@ -59,7 +59,8 @@ def fit(session: Session) -> Outcome:
             return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
         store = config.snapshot.due(step, last) and not (again and session.observed(step))
         share = job.live.due(step)
-        if (store or share) and job.runtime.is_main:
+        gathers = (store or share) and (job.runtime.is_main or job.sharded)
+        if gathers:
             in_checkpoint = session.saved_at == step
             pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=store, share=share)
         if step == last or (step > 0 and is_due(config.evaluate.every, step)):
@@ -76,8 +77,10 @@ def fit(session: Session) -> Outcome:
         norm = gradient_norm(state.parameters)
         if not (math.isfinite(update.loss) and torch.isfinite(norm)):
             raise _failure(session, update, norm)
+        gradients = job.observer.train_gradients(state.parameters) if gathers else {}
         if pending is not None:
-            observation = pending.finish(_from_training(job, state, update, separate), session.writer.hand_over)
+            seen = _from_training(job, state, update, gradients, separate)
+            observation = pending.finish(seen, session.writer.hand_over)
             job.live.observe(observation, session.reporter.say)
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
@@ -182,11 +185,12 @@ def _row(state: TrainState, update: Update, lr: float, norm: torch.Tensor) -> di
     return row
 
 
-def _from_training(job: Job, state: TrainState, update: Update, separate: MicroBatches | None) -> FromTraining:
+def _from_training(
+    job: Job, state: TrainState, update: Update, gradients: dict[str, torch.Tensor], separate: MicroBatches | None
+) -> FromTraining:
     batch = {}
     if update.row_ids is not None:
         batch = {"rows": torch.from_numpy(update.row_ids), "tokens": job.tokens(update.row_ids).int()}
-    gradients = job.observer.train_gradients(state.parameters)
     return FromTraining(gradients, batch, state.method.objective, state.method.dropout, separate)
 
 
@@ -194,8 +198,9 @@ def _failure(session: Session, update: Update, norm: torch.Tensor) -> NonFiniteE
     layout, state = session.job.layout, session.state
     what = "gradient" if math.isfinite(update.loss) else "loss"
     tokens = None if update.row_ids is None else session.job.tokens(update.row_ids)
+    found = examine(state)
     culprit = session.job.runtime.on_main(
-        lambda: write_failure(layout.failure(update.step), state, update.step, update.loss, tokens, update.row_ids)
+        lambda: write_failure(layout.failure(update.step), found, update.step, update.loss, tokens, update.row_ids)
     )
     return NonFiniteError(
         f"update {update.step}: the {what} is not finite (first at {culprit}); nothing was stepped. The newest intact"

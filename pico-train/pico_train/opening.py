@@ -31,6 +31,7 @@ from pico_train.report import MetricsFile, Reporter, read_metrics
 from pico_train.room import find_micro_batch
 from pico_train.run import Job
 from pico_train.session import Outcome, Session
+from pico_train.sharding import require_processes
 from pico_train.state import TrainState
 from pico_train.stop import StopRequest, listening
 from pico_train.storage import remaining
@@ -42,8 +43,10 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
     """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome` when it is finished.
 
     Raises:
-        UserError: a live process holds the lock, or the identity of the configuration changed.
+        UserError: a live process holds the lock, the identity of the configuration changed, or there is one process
+            where several were to share the state.
     """
+    require_processes(job.config.train.sharding, job.runtime.processes)
     hours, margin = job.config.train.hours, job.config.train.margin_minutes
     stop = StopRequest(time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf)
     with _locked(job) as lock, listening(stop), _computing_with(job.config.train.threads):

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pico_train.config import Section
+from pico_train.shards import gathered, shared_like
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Group = dict[str, Any]
@@ -174,7 +175,8 @@ def load_optimizer_tensors(
     *,
     drop_unknown: bool = False,
 ) -> None:
-    """The inverse of `optimizer_tensors`; values are copied to each parameter's device.
+    """The inverse of `optimizer_tensors`; values are copied to each parameter's device and
+    shared out as it is.
 
     `drop_unknown` ignores all state of parameters that no longer exist or have another shape (after a declared
     rebuild, where a method changed what trains); otherwise such state is an error.
@@ -193,12 +195,13 @@ def load_optimizer_tensors(
         name, _, entry = key.rpartition(".")
         if name not in unfit:
             # Fused AdamW keeps its step counter on the parameter's device, as float32, like the moments.
-            optimizer.state[parameters[name]][entry] = value.to(parameters[name].device, copy=True)
+            optimizer.state[parameters[name]][entry] = shared_like(parameters[name], value)
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
-    """Global L2 norm of the gradients."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+    """Global L2 norm of the gradients, whole also where these are sharded."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+    return gathered(norm, norm.device, everywhere=True)
 
 
 def clip_gradients(parameters: Mapping[str, nn.Parameter], max_norm: float | None, norm: torch.Tensor) -> None:

@@ -72,6 +72,7 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "from_step": from_step,
         "host": socket.gethostname(),
         "processes": job.runtime.processes,
+        "sharding": job.config.train.sharding,
         "micro_batch": job.micro_batch,
         "device": _device_name(job.runtime.device),
         "precision": job.precision,
@@ -83,12 +84,13 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
     }
 
 
-CONDITIONS = ("processes", "micro_batch", "device", "precision", "compile", "threads", "packages")
+CONDITIONS = ("processes", "sharding", "micro_batch", "device", "precision", "compile", "threads", "packages")
 """Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
 
 
 def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
+    before = {"sharding": "none", **before}  # of a session that began before there was a choice
     return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, Rows
 from pico_train.data.shards import StreamConfig
 from pico_train.disk import DiskConfig
-from pico_train.distributed import Device, Runtime
+from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
 from pico_train.hub import HubConfig
 from pico_train.live import Live, ObserveConfig, open_observers
@@ -38,9 +38,11 @@ from pico_train.probe import choose_probe, positions
 from pico_train.report import LogConfig
 from pico_train.schedule import ScheduleConfig
 from pico_train.seeds import generator
+from pico_train.sharding import require_shardable, shard
 from pico_train.snapshot import Observer, SnapshotConfig, observed_modules
 from pico_train.state import SavedState, TrainState
 from pico_train.trackers import check_trackers
+from pico_train.train_config import TrainConfig
 
 
 class DataConfig(Section):
@@ -64,47 +66,6 @@ class SeedConfig(Section):
     """Order of the rows."""
     method: int = 0
     """Whatever the method draws."""
-
-
-class TrainConfig(Section):
-    """How much is trained on, and how it is carried out."""
-
-    steps: int = Field(200_000, ge=1, le=100_000_000)
-    """Updates."""
-    batch_size: int = Field(1024, ge=1, le=1_000_000)
-    """Rows an update."""
-    micro_batch: Operation[Annotated[int, Field(ge=1)] | Literal["auto"] | None] = None
-    """Rows a forward pass of a process; null is all of its rows, "auto" as many as its memory holds, found when the run
-    begins and kept. Changes memory, not gradients."""
-    seq_len: int | None = Field(None, ge=1)
-    """Tokens that a row predicts; null is the length of the rows."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast; "auto" is bf16 on CUDA and fp32 elsewhere. Master weights are always fp32."""
-    device: Operation[Device] = "auto"
-    """Where; "auto" takes the accelerator where there is one."""
-    threads: Operation[int | None] = Field(None, ge=1, le=1024)
-    """Threads of CPU arithmetic; null leaves torch's choice."""
-    hours: Operation[float | None] = Field(None, gt=0)
-    """Wall-clock limit of one session, after which it saves and stops; null is off."""
-    margin_minutes: Operation[float] = Field(5.0, ge=0)
-    """How long before the limit it begins to stop."""
-
-    def rows_per_pass(self, processes: int = 1) -> int:
-        """The micro-batch of each of `processes`, for "auto" the largest that it may find; UserError where the batch
-        does not consist of so many."""
-        given = None if self.micro_batch == "auto" else self.micro_batch
-        rows = given or max(self.batch_size // processes, 1)
-        if self.batch_size % (rows * processes) == 0:
-            return rows
-        of = f" of {processes} processes" if processes > 1 else ""
-        fitting = [n for n in range(1, self.batch_size + 1) if self.batch_size % (n * processes) == 0]
-        if not fitting:
-            raise UserError(f"train.batch_size ({self.batch_size}) cannot be shared out among {processes} processes")
-        near = min(fitting, key=lambda n: abs(n - rows))
-        raise UserError(
-            f"train.micro_batch ({rows}){of} does not divide train.batch_size ({self.batch_size}); the nearest that"
-            f" does is {near}"
-        )
 
 
 class MethodConfig(Section):
@@ -266,13 +227,16 @@ class Job:
             _load_initial(model, self.config)
         else:
             model.init_weights(lambda name: generator(self.config.seed.init, "init", name))
-        model = model.to(self.runtime.device)
+        if not self.sharded:  # else whole layers go to the device one at a time
+            model = model.to(self.runtime.device)
         method = build_method(self.config.method)
         if saved is not None:
             method.load_state_dict(saved.method_tensors, saved.method_scalars)
         parameters = method.prepare(model, self.data, self.config.seed.method)
         if saved is None:
             check_no_decay(self.config.optimizer, parameters)
+        if self.sharded:
+            parameters = shard(model, parameters, self.runtime.device, self.runtime.processes)
         optimizer = build_optimizer(self.config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
         if saved is not None:
@@ -284,6 +248,11 @@ class Job:
         train = self.config.train.model_copy(update={"micro_batch": rows})
         self.config = self.config.model_copy(update={"train": train})
         self.micro_batch = self.observer.micro_batch = rows
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold shares of the state."""
+        return self.config.train.sharding == "full"
 
     def tokens(self, row_ids: np.ndarray) -> torch.Tensor:
         """Token ids (rows, seq_len + 1) int64 on CPU."""
@@ -309,10 +278,11 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         rows = data.split("train")
     seq_len = config.train.seq_len or rows.seq_len
     _check_against_data(config, data, seq_len, source)
+    method = build_method(config.method, source)
     with _naming(source):
         check_tasks(data, config.evaluate)
         check_trackers(config.log.trackers)
-    build_method(config.method, source)
+        require_shardable(config.train.sharding, method, config.method.name, config.optimizer.name)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):
             _check_geometry(config, initial_geometry(config.init_from))

@@ -102,7 +102,7 @@ class Session:
 
     def rebuild(self) -> None:
         """Build model, method and optimizer anew from the state, as a resume from a checkpoint of it would."""
-        self.state = self.job.build_state(self.state.capture(), drop_unknown=True)
+        self.state = self.job.build_state(self.state.capture(everywhere=True), drop_unknown=True)
 
     def beat(self) -> None:
         """A sign of life now and then, and after each save.
@@ -150,7 +150,7 @@ class Session:
         lost = isinstance(error, LockHeldError)  # the run is another process's now
         message = _in_one_line(error)
         second = self.writer.close(drop=lost)
-        if second not in (None, error):
+        if second is not None and second not in (error, error.__cause__):
             note = f"while that was to be recorded, writing failed as well: {_in_one_line(second)}"
             error.add_note(note)
             self.reporter.say(note)

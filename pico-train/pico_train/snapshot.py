@@ -22,6 +22,7 @@ from pico_train.config import Section
 from pico_train.microbatch import MICROBATCH_GRADIENTS, MicroBatches
 from pico_train.model.decoder import Decoder
 from pico_train.probe import PositionsConfig, Probe
+from pico_train.shards import all_gathered
 from pico_train.state import TrainState
 from pico_train.writer import Write
 
@@ -93,15 +94,20 @@ class Observer:
 
     def observe(
         self, state: TrainState, *, in_checkpoint: bool = False, store: bool = True, share: bool = False
-    ) -> Pending:
+    ) -> Pending | None:
         """Everything of theta_t that needs no training batch, copied to CPU: in one pass, whoever it is for.
 
         `in_checkpoint` says that a checkpoint of theta_t is on disk before the snapshot is, which then leaves the
         weights to it; `store` is to write a snapshot; `share` is to hand the tensors to observers, weights included.
         Probe gradients are d(mean token loss over the probe) / d(effective weights), float32, evaluation mode, not
         clipped; activations are module outputs at the configured positions, rows in probe order (P * positions, width).
+
+        Where the state is sharded every process takes part, and those that only give their shares get None.
         """
         step, decoder = state.counters.step, state.plain_decoder()
+        extra = all_gathered(state.method.extra_tensors(state.model))
+        if next(decoder.parameters()).is_meta:
+            return None
         gradients, activations = self._probe_pass(decoder)
         return Pending(
             observer=self,
@@ -110,7 +116,7 @@ class Observer:
             store=store,
             in_checkpoint=in_checkpoint,
             weights={} if in_checkpoint and not share else self._copied(self._weights(decoder)),
-            extra=self._copied(state.method.extra_tensors(state.model)),
+            extra=self._copied(extra),
             val_gradients=gradients,
             val_activations=activations,
         )
@@ -121,11 +127,12 @@ class Observer:
         return {name: parameter for name, parameter in decoder.named_parameters() if name in chosen}
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
-        """Copies of the gradients of the observed modules' parameters as training has just computed them."""
+        """Copies of the gradients of the observed modules' parameters as training has just computed them; where they
+        are sharded every process takes part, and all but the main one get none."""
         if "train.gradients" not in self.config.kinds:
             return {}
         chosen = self._trained(parameters)
-        return self._copied({name: p.grad for name, p in chosen.items() if p.grad is not None})
+        return self._copied(all_gathered({name: p.grad for name, p in chosen.items() if p.grad is not None}))
 
     def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatches | None:
         """What takes the gradient of each micro-batch of the observed modules' parameters; None where none asks."""
@@ -167,7 +174,7 @@ class Observer:
     def _copied(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         """Copies on CPU in the storage dtype: the live ones change with the next update."""
         dtype = DTYPES[self.config.dtype]
-        return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
+        return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items() if not t.is_meta}
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
 from pico_train.optim import load_optimizer_tensors, optimizer_tensors
+from pico_train.shards import all_gathered, gathered
 
 
 @dataclass
@@ -39,13 +40,17 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     counters: Counters = field(default_factory=Counters)
 
-    def capture(self) -> SavedState:
-        """The state as named tensors and scalars; tensors share memory with the live ones."""
+    def capture(self, *, everywhere: bool = False) -> SavedState:
+        """The state as named tensors and scalars; tensors share memory with the live ones.
+
+        What is sharded is put together by all processes, for the main one alone unless `everywhere`.
+        """
         tensors, scalars = self.method.state_dict()
+        weights = {name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)}
         return SavedState(
-            weights={name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)},
-            optimizer=optimizer_tensors(self.optimizer, self.parameters),
-            method_tensors=tensors,
+            weights=all_gathered(weights, everywhere=everywhere),
+            optimizer=all_gathered(optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere),
+            method_tensors=all_gathered(tensors, everywhere=everywhere),
             method_scalars=json.loads(json.dumps(scalars, allow_nan=False)),  # after a rebuild as after a resume
             counters=asdict(self.counters),
         )
@@ -55,11 +60,13 @@ class TrainState:
 
         It shares memory with the live parameters where the method's effective weights are those, so it costs no copy,
         but it has parameters (and `.grad`) of its own and no hooks or wrappers: observing and evaluating through it
-        cannot disturb training.
+        cannot disturb training. Where parameters are sharded it is a copy, which all processes put together, and only
+        that of the main process has values: the others' lies on the meta device.
         """
         with torch.device("meta"):
             decoder = Decoder(self.model.config)
-        weights = {name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)}
+        effective = self.method.effective_weights(self.model)
+        weights = {name: gathered(tensor.detach(), tensor.device) for name, tensor in effective}
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
 

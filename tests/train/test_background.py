@@ -129,7 +129,7 @@ def test_a_full_disk_fails_the_session_and_the_run_goes_on_from_what_was_saved(
     with pytest.raises(OSError, match="No space left") as caught:
         train(config, quiet=True)
     layout = config.layout
-    assert part in str(caught.value)
+    assert part.replace(".tmp-", "") in str(caught.value)
     assert codec.intact_steps(layout.checkpoints, CheckpointManifest, hashes=True) == checkpoints
     assert codec.intact_steps(layout.snapshots, SnapshotManifest, hashes=True) == snapshots
     manifest = codec.read_manifest(layout.manifest, RunManifest)

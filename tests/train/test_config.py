@@ -63,7 +63,7 @@ def with_changes(raw: dict[str, Any], changes: dict[str, Any]) -> str:
         ("model.hiden_size", 32, 'unknown key "model.hiden_size" in section "model"; did you mean "hidden_size"?'),
         ("schedule.warmup", 2, 'unknown key "schedule.warmup" in section "schedule"; did you mean "warmup_steps"?'),
         ("method.options.alpha", 2, 'unknown key "method.options.alpha" in section "method.options"'),
-        ("data.zzz", 2, 'unknown key "data.zzz" in section "data"; choose from: order, path'),
+        ("data.zzz", 2, 'unknown key "data.zzz" in section "data"; choose from: order, path, stream'),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_nearest(

@@ -291,7 +291,7 @@ def test_there_is_something_to_observe(tiny: Tiny, monkeypatch: pytest.MonkeyPat
     config = tiny(**{"snapshot.every": 0, "snapshot.modules": ["*_proj"], "observe": [observe("record")]})
     data = PackedData.open(config.data.path)
     monkeypatch.delitem(data.manifest.splits, "validation")
-    monkeypatch.setattr(PackedData, "open", lambda path: data)
+    monkeypatch.setattr(PackedData, "open", lambda path, stream: data)
     with pytest.raises(UserError, match=r"observe is not empty, but .* has no validation rows .* and observe=\[\]"):
         build(config)
     assert DataLayout(config.data.path).manifest.is_file()

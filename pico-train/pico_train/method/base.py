@@ -28,6 +28,9 @@ class Method:
 
     objective = "mean next-token negative log-likelihood, nats"
     """What the train gradients in snapshots are gradients of."""
+    shardable = False
+    """Whether it trains under `train.sharding: full`: its loss is of `model(...)`, outside of which parameters are
+    shares (DTensor), and what trains are parameters of the model."""
     dropout = False
     """Whether the objective is stochastic through dropout."""
 

@@ -11,6 +11,8 @@ from pico_train.method.base import Method
 class Plain(Method):
     """Next-token prediction over the language-model rows; everything else is the seam's default."""
 
+    shardable = True
+
     def loss(
         self, model: nn.Module, batch: torch.Tensor | None, step: int
     ) -> tuple[torch.Tensor, int, dict[str, float]]:

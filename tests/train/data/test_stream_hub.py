@@ -19,7 +19,6 @@ from pico_train import train
 from pico_train.config import to_yaml
 from pico_train.data import hub as hub_room
 from pico_train.data.packed import PackedData
-from pico_train.data.shards import StreamConfig
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 
@@ -292,11 +291,3 @@ def test_the_command_fetches_and_shows(command: Command, tiny: Callable[..., Run
     code, out, err = command("show", tmp_path / "run.yaml", "--step", 9, "--rows", 1)
     assert (code, err) == (0, "")
     assert f"row 64: {' '.join(map(str, replica.ids()[64]))}" in out
-
-
-def test_where_the_cache_lies_may_be_said(fetched: Fetched, hub: StandIn, tmp_path: Path) -> None:
-    path = fetched(REPO).path
-    data = PackedData.open(path, StreamConfig(cache=tmp_path / "local", cache_gib=1e-3))
-    streamed(data).take(np.array([0]))
-    assert (tmp_path / "local" / REPO.replace("/", "--") / hub.commit / replica.name(0)).is_file()
-    assert not DataLayout(path).cache.exists()
