@@ -82,7 +82,7 @@ MAY_IMPORT = {
     },
     "pico_train.shards": {"torch"},
     "pico_train.optim": {"torch", "pydantic", "pico_contract", "pico_train.config", "pico_train.shards"},
-    "pico_train.distributed": {"torch", "accelerate", "pico_contract"},
+    "pico_train.distributed": {"torch", "accelerate", "pico_contract", "pico_train.shards"},
     "pico_analyze.metrics": {
         "torch",
         "pico_analyze.linalg",
