@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pico_contract.errors import UserError
 
+from pico_train.compilation import explained
 from pico_train.data.order import chain_hash
 from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
 from pico_train.failure import NonFiniteError, examine, write_failure
@@ -107,9 +108,10 @@ def compute_gradients(job: Job, state: TrainState, step: int, separate: MicroBat
     sums: dict[str, float] = {}
     for part in parts:
         on_device = None if part is None else part.to(job.runtime.device, non_blocking=True)
-        with job.runtime.autocast(job.precision):
-            loss_sum, terms, scalars = state.method.loss(state.model, on_device, step)
-        loss_sum.backward()
+        with explained():
+            with job.runtime.autocast(job.precision):
+                loss_sum, terms, scalars = state.method.loss(state.model, on_device, step)
+            loss_sum.backward()
         if separate is not None:
             separate.take(terms, len(parts))
         losses.append(loss_sum.detach())

@@ -76,7 +76,9 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "micro_batch": job.micro_batch,
         "device": _device_name(job.runtime.device),
         "precision": job.precision,
-        "compile": False,
+        "compile": job.compiled,
+        "activation_checkpointing": job.config.train.activation_checkpointing,
+        "fp32_products": torch.get_float32_matmul_precision(),  # "highest" is IEEE, "high" may be TF32 on CUDA
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
@@ -84,14 +86,20 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
     }
 
 
-CONDITIONS = ("processes", "sharding", "micro_batch", "device", "precision", "compile", "threads", "packages")
+CONDITIONS = (
+    *("processes", "sharding", "micro_batch", "device", "precision", "compile", "fp32_products", "threads", "packages"),
+)
 """Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
 
 
 def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
     before = {"sharding": "none", **before}  # of a session that began before there was a choice
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in CONDITIONS if before.get(key) != now.get(key)]
+    return [
+        f"{key} {before.get(key)} -> {now.get(key)}"
+        for key in CONDITIONS
+        if before.get(key, now.get(key)) != now.get(key)  # earlier versions recorded fewer of them
+    ]
 
 
 def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:

@@ -19,6 +19,7 @@ from pico_contract.observer import Held, ObservedRun
 from pydantic import Field, model_validator
 
 from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry, initial_weights
+from pico_train.compilation import compiles
 from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, Rows
@@ -32,6 +33,7 @@ from pico_train.method import METHODS
 from pico_train.method.base import Method
 from pico_train.microbatch import MICROBATCH_GRADIENTS
 from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.execution import carry_out
 from pico_train.model.hf import load_weights
 from pico_train.optim import OptimizerConfig, build_optimizer, check_no_decay
 from pico_train.probe import choose_probe, positions
@@ -214,6 +216,7 @@ class Job:
     seq_len: int
     micro_batch: int
     precision: str
+    compiled: bool
     card: ModelCard
     observer: Observer
     live: Live
@@ -237,6 +240,7 @@ class Job:
             check_no_decay(self.config.optimizer, parameters)
         if self.sharded:
             parameters = shard(model, parameters, self.runtime.device, self.runtime.processes)
+        carry_out(model, compiled=self.compiled, checkpointing=self.config.train.activation_checkpointing)
         optimizer = build_optimizer(self.config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
         if saved is not None:
@@ -290,10 +294,9 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         runtime = Runtime(config.train.device)
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
-    probe = choose_probe(data, config.snapshot.probe_rows, seq_len)
+        compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
     with torch.device("meta"), _naming(f"{source}: snapshot.modules"):
         modules = observed_modules(Decoder(config.model), config.snapshot.modules)
-    fingerprint = data.manifest.fingerprint
     with _naming(source):
         live = open_observers(config.observe, _observed_run(config, modules), config.train.steps)
     return Job(
@@ -305,7 +308,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         order=RowOrder(
             n_rows=rows.n_rows,
             batch_size=config.train.batch_size,
-            fingerprint=fingerprint,
+            fingerprint=data.manifest.fingerprint,
             seed=config.seed.data,
             shuffle=config.data.order == "shuffled",
             blocks=rows.blocks,
@@ -313,14 +316,15 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         seq_len=seq_len,
         micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
+        compiled=compiled,
         card=ModelCard(config.name, config.model, data.tokenizer_path, data.manifest.special_tokens),
         observer=Observer(
             config=config.snapshot,
             layout=config.layout,
             run=config.name,
-            probe=probe,
+            probe=choose_probe(data, config.snapshot.probe_rows, seq_len),
             modules=modules,
-            positions=positions(config.snapshot.positions, seq_len, fingerprint),
+            positions=positions(config.snapshot.positions, seq_len, data.manifest.fingerprint),
             micro_batch=micro_batch,
         ),
         live=live,

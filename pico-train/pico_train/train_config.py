@@ -25,7 +25,12 @@ class TrainConfig(Section):
     seq_len: int | None = Field(None, ge=1)
     """Tokens that a row predicts; null is the length of the rows."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast; "auto" is bf16 on CUDA and fp32 elsewhere. Master weights are always fp32."""
+    """Autocast; "auto" is bf16 on CUDA and fp32 elsewhere. Weights, gradients, optimizer, norms and the loss's sums are
+    fp32 always; products of fp32 are computed in fp32, never in TF32, unless torch was told otherwise before."""
+    compile: Operation[Literal["auto", "on", "off"]] = "auto"
+    """torch.compile of the layers in training; "auto" is on for CUDA and off elsewhere, where it does not pay."""
+    activation_checkpointing: Operation[bool] = False
+    """Keep each layer's input alone and compute the rest again in the backward pass: less memory, more time."""
     device: Operation[Device] = "auto"
     """Where; "auto" takes the accelerator where there is one."""
     sharding: Operation[Sharding] = "none"

@@ -25,6 +25,8 @@ OPERATION = {
     "data.stream.cache",
     "data.stream.cache_gib",
     "train.micro_batch",
+    "train.compile",
+    "train.activation_checkpointing",
     "train.device",
     "train.sharding",
     "train.threads",

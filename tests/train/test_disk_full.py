@@ -99,7 +99,9 @@ def test_on_a_file_system_that_really_is_full(tiny: Tiny, tmp_path: Path) -> Non
     assert [line.split()[:2] for line in lines[::3]] == [
         [where, str(errno.ENOSPC)] for where in ("checkpoints", "snapshots", "evaluations", "metrics.jsonl")
     ]
-    assert all(line.split()[2].startswith(line.split()[0]) for line in lines[::3])
+    # Training goes on beside the writing of directories: whichever writes next on a full disk says so.
+    named = {Path(line.split()[2]).parts[0] for line in lines[::3]}
+    assert named <= {"checkpoints", "snapshots", "evaluations", "metrics.jsonl"}
 
 
 @pytest.mark.slow

@@ -201,6 +201,13 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def run_layer(
+    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None
+) -> torch.Tensor:
+    """A `Layer` as written; see model/execution.py for other ways to the same numbers."""
+    return layer(x, cos, sin, cache)
+
+
 class Backbone(nn.Module):
     """Embedding, layers and final norm: what Hugging Face calls `model`."""
 
@@ -210,13 +217,15 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.run_layer = run_layer
 
-    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None, *, as_written: bool = False) -> torch.Tensor:
+        run = run_layer if as_written or cache is not None else self.run_layer
         start = cache.length if cache is not None else 0
         cos, sin = self.rotary.tables(start, start + input_ids.shape[1], input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, D)
         for layer in self.layers:
-            x = layer(x, cos, sin, cache)
+            x = run(layer, x, cos, sin, cache)
         return self.norm(x)
 
 
@@ -263,7 +272,7 @@ class Decoder(nn.Module):
         `labels[:, t]` is the token that follows `input_ids[:, t]` (the caller shifts); -100 is left out. The loss
         never forms the logits of all tokens unless `double_backward` asks for a path that is differentiable twice.
         """
-        hidden = self.hidden_states(input_ids)
+        hidden = self.model(input_ids, as_written=double_backward)  # what is compiled has no second derivative
         if labels is None:
             return self.lm_head(hidden)
         loss_sum = plain_loss_sum if double_backward else fused_loss_sum
