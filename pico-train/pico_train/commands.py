@@ -95,13 +95,13 @@ def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str,
     disk = in_units(_bytes_below(layout.root))
     try:
         manifest = codec.read_manifest(layout.manifest, RunManifest)
-    except DamagedError as error:
+        rows, status = read_metrics(layout.metrics), _status(layout, manifest)
+    except (DamagedError, OSError) as error:
         damaged.append(str(error))
         return layout.root.name, "damaged", "", "", disk
-    rows = read_metrics(layout.metrics)
     step = rows[-1]["step"] if rows else manifest.step
     loss = f"{rows[-1]['loss']:.4f}" if rows else ""
-    return layout.root.name, _status(layout, manifest), f"{step}/{manifest.total_steps}", loss, disk
+    return layout.root.name, status, f"{step}/{manifest.total_steps}", loss, disk
 
 
 def _bytes_below(root: Path) -> int:
@@ -174,18 +174,30 @@ def evaluate_run(run: Path, step: int | None, tasks: list[str] | None, overrides
     """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
 
     Raises:
-        UserError: an override changes what the run is, or what `evaluate` and `open_checkpoint` refuse.
+        UserError: an override changes what the run is, the data are not those of the run, or what `evaluate` and
+            `open_checkpoint` refuse.
     """
     layout, chosen, decoder = open_checkpoint(run, step)
     config = load(RunConfig, layout.config, overrides)
     before, now = identity(load(RunConfig, layout.config)), identity(config)
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
-    data = PackedData.open(config.data.path)
+    data = _data_of_run(layout, config)
     decoder = decoder.to(Runtime(config.train.device).device)
     wanted = tasks if tasks is not None else default_tasks(data, config.evaluation)
     results = evaluate(decoder, data, config.evaluation, layout, config.name, chosen, wanted)
     return f"step {chosen}: {in_one_line(results)}"
+
+
+def _data_of_run(layout: RunLayout, config: RunConfig) -> PackedData:
+    data = PackedData.open(config.data.path, config.data.stream)
+    recorded = codec.read_manifest(layout.manifest, RunManifest).data.get("fingerprint")
+    if recorded != data.manifest.fingerprint:
+        raise UserError(
+            f"{config.data.path} does not hold the data of {layout.root} (fingerprint {data.manifest.fingerprint[:12]}"
+            f" where {str(recorded)[:12]} is expected): name the directory that does with data.path=DIRECTORY"
+        )
+    return data
 
 
 def generate_text(

@@ -163,7 +163,8 @@ def _evaluate(session: Session, step: int) -> None:
 
     def on_main() -> None:
         config = job.config.evaluation
-        results = evaluate(model, job.data, config, job.layout, job.config.name, step, default_tasks(job.data, config))
+        tasks, say = default_tasks(job.data, config), session.reporter.say
+        results = evaluate(model, job.data, config, job.layout, job.config.name, step, tasks, failed=say)
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
             session.mirrors.evaluated(step, results)

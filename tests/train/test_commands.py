@@ -18,6 +18,7 @@ from pico_contract.lock import RunLock
 from pico_train import train
 from pico_train.commands import evaluate_run, generate_text, rows_of_step, run_table
 from pico_train.config import validate
+from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.estimate import estimate
 from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig
@@ -245,6 +246,22 @@ def test_an_evaluation_repeats_what_training_measured(finished: RunLayout) -> No
 def test_an_unknown_task_is_named_with_the_nearest(finished: RunLayout) -> None:
     with pytest.raises(UserError, match='there is no task "perplexty"; did you mean "perplexity"'):
         evaluate_run(finished.root, None, ["perplexty"])
+
+
+def test_a_run_is_not_evaluated_on_other_data(finished: RunLayout, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("another text, of a queen and her crown. " * 40)
+    raw = {"source": str(tmp_path / "text.txt"), "out": str(tmp_path / "other"), "seq_len": 16}
+    prepare(validate(PrepareConfig, raw | {"tokenizer": {"vocab_size": 280}, "validation_fraction": 0}, "test"))
+    with pytest.raises(UserError, match=r"other does not hold the data of .* is expected\): name the directory"):
+        evaluate_run(finished.root, None, None, [f"data.path={tmp_path / 'other'}"])
+
+
+def test_a_lock_that_cannot_be_read_costs_its_row_alone(finished: RunLayout) -> None:
+    finished.lock.unlink(missing_ok=True)
+    finished.lock.mkdir()
+    _, row, note = run_table(finished.root.parent)
+    assert row.split()[1] == "damaged"
+    assert finished.lock.name in note
 
 
 def test_overrides_evaluate_what_the_run_did_not(finished: RunLayout, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ OPERATION = {
     "evaluate.perplexity.seq_len",
     "evaluate.text_perplexity.sources",
     "evaluate.text_perplexity.texts",
+    "evaluate.text_perplexity.seq_len",
     "evaluate.text_perplexity.start_token",
     "evaluate.text_perplexity.batch_tokens",
     "evaluate.blimp.path",

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import PackedData
-from pico_train.data.sources import documents
+from pico_train.data.sources import HUB, documents
 from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
 from pico_train.evaluate.likelihood import TextEncoder
 from pico_train.evaluate.minimal_pairs import BlimpConfig, minimal_pairs, pairs_settings, read_pairs
@@ -37,9 +37,10 @@ class EvaluateConfig(Section):
     """On minimal pairs."""
 
     def reading(self, seq_len: int | None) -> EvaluateConfig:
-        """The same, on `seq_len` tokens of a validation row where it does not say on how many."""
+        """The same, on `seq_len` tokens of a validation row, or of a text, where it does not say on how many."""
         rows = self.perplexity.model_copy(update={"seq_len": self.perplexity.seq_len or seq_len})
-        return self.model_copy(update={"perplexity": rows})
+        texts = self.text_perplexity.model_copy(update={"seq_len": self.text_perplexity.seq_len or seq_len})
+        return self.model_copy(update={"perplexity": rows, "text_perplexity": texts})
 
 
 Result = tuple[dict[str, Any], dict[str, Measured]]
@@ -57,7 +58,8 @@ def _perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Res
 
 def _text_perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
     wanted = config.text_perplexity
-    return text_perplexity(model, wanted, TextEncoder(data, wanted.start_token))
+    window = min(wanted.seq_len or data.manifest.seq_len, model.config.max_position_embeddings)
+    return text_perplexity(model, wanted, TextEncoder(data, wanted.start_token), window)
 
 
 def _blimp(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
@@ -87,7 +89,9 @@ def default_tasks(data: PackedData, config: EvaluateConfig) -> list[str]:
 
 
 def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
-    """Open what the tasks will read, so that a mistake shows before the first update.
+    """Open the local files that the tasks will read, so that a mistake shows before the first update.
+
+    What lies on the hub is not looked for: that would download it.
 
     Raises:
         UserError: a source that cannot be read, or data without what the tasks need of it.
@@ -95,25 +99,43 @@ def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
     if config.text_perplexity.sources:
         encoder = TextEncoder(data, config.text_perplexity.start_token)
         for source in config.text_perplexity.sources.values():
-            encoder(next(documents(source)))
+            if not source.path.startswith(HUB):
+                encoder(next(documents(source)))
     if config.blimp.path is not None:
         encoder = TextEncoder(data, config.blimp.start_token)
-        encoder(read_pairs(config.blimp.path)[0].good)
+        if not config.blimp.path.startswith(HUB):
+            encoder(read_pairs(config.blimp.path)[0].good)
 
 
 def evaluate(
-    model: Decoder, data: PackedData, config: EvaluateConfig, layout: RunLayout, run: str, step: int, tasks: list[str]
+    model: Decoder,
+    data: PackedData,
+    config: EvaluateConfig,
+    layout: RunLayout,
+    run: str,
+    step: int,
+    tasks: list[str],
+    failed: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Measured]]:
     """Run `tasks` on `model` = theta_step and write one result file each; task -> metric -> value.
 
+    With `failed` a task whose data cannot be read costs only itself: `failed` is told why.
+
     Raises:
-        UserError: an unknown task, named with the nearest known one, or data that a task needs and that is not there.
+        UserError: an unknown task, named with the nearest known one; without `failed`, data that cannot be read.
+        OSError: a result cannot be written; without `failed`, a network or a disk that fails while data are read.
     """
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise UserError(f'there is no task "{unknown[0]}"{did_you_mean(unknown[0], TASKS)}')
     results = {}
     for task in tasks:
-        if task not in TASKS:
-            raise UserError(f'there is no task "{task}"{did_you_mean(task, TASKS)}')
-        settings, metrics = TASKS[task](model, data, config)
+        try:
+            settings, metrics = TASKS[task](model, data, config)
+        except (UserError, OSError) as error:
+            if failed is None:
+                raise
+            failed(f"step {step}: {task} is left out, for it cannot be measured: {error}")
+            continue
         result = EvaluationManifest(
             created=codec.utc_now(), run=run, step=step, task=task, settings=settings, metrics=metrics
         )

@@ -31,6 +31,8 @@ class TextPerplexityConfig(Section):
     """Name -> a path, or a source with its field, separator, split and subset; empty is off."""
     texts: int | None = Field(None, ge=1)
     """How many texts of each source, from its first; null is all."""
+    seq_len: int | None = Field(None, ge=1)
+    """Tokens that a window of a text predicts; null is as many as training reads, and the model's positions at most."""
     start_token: StartToken = "eos"
     """What precedes each text: the end-of-text token, or nothing ("none"), which leaves out the first token."""
     batch_tokens: int = Field(8192, ge=1)
@@ -68,15 +70,16 @@ class Losses:
 
 
 def text_perplexity(
-    model: Decoder, config: TextPerplexityConfig, encoder: TextEncoder
+    model: Decoder, config: TextPerplexityConfig, encoder: TextEncoder, window: int
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
     """(settings, metrics) of `config.sources`.
 
     `NAME/SOURCE` for loss, perplexity, bits_per_byte and mean_text_perplexity of each source; `NAME` is the mean over
-    sources, but for mean_text_perplexity over the texts of them all, as in the published Pico numbers.
+    sources, but for mean_text_perplexity over the texts of them all, as in the published Pico numbers. That mean is
+    dominated by a few short or strange texts: it is there for comparison with those numbers.
 
-    A text longer than the model's P positions is read in disjoint windows of P predicted tokens, each from the token
-    before its first, so that every token is predicted once. The end of a text is not predicted.
+    A text is read in disjoint windows of `window` predicted tokens, each from the token before its first, so that every
+    token is predicted once. The end of a text is not predicted.
 
     Raises:
         UserError: no source is configured, one cannot be read, or one has no token to predict.
@@ -86,22 +89,22 @@ def text_perplexity(
     stated, found = {}, {}
     for name, source in config.sources.items():
         texts = _Texts(itertools.islice(documents(source), config.texts))
-        found[name] = _losses(model, map(encoder, texts), encoder.byte_lengths, config.batch_tokens)
+        found[name] = _losses(model, map(encoder, texts), encoder.byte_lengths, config.batch_tokens, window)
         if not found[name].tokens.size:
             raise UserError(f'evaluate.text_perplexity.sources.{name}: "{source.path}" has no token to predict')
         stated[name] = {"texts": texts.count, "sha256": texts.digest.hexdigest()}
-    settings = {"sources": stated, "windows": f"disjoint, {model.config.max_position_embeddings} predicted tokens"}
+    settings = {"sources": stated, "windows": f"disjoint, {window} predicted tokens"}
     return settings | encoder.settings(), _summary(found)
 
 
 def _losses(
-    model: Decoder, sequences: Iterator[np.ndarray], byte_lengths: np.ndarray | None, batch_tokens: int
+    model: Decoder, sequences: Iterator[np.ndarray], byte_lengths: np.ndarray | None, batch_tokens: int, window: int
 ) -> Losses:
     nll: list[np.ndarray] = [np.zeros(0)]
     tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     bytes_ = 0
     for texts in _lots(sequences, _PASSES * batch_tokens):
-        windows = [list(_windows(ids, model.config.max_position_embeddings)) for ids in texts]
+        windows = [list(_windows(ids, window)) for ids in texts]
         owner = np.repeat(np.arange(len(texts)), [len(of) for of in windows])
         totals = sequence_nll(model, list(itertools.chain.from_iterable(windows)), batch_tokens)
         nll.append(np.bincount(owner, weights=totals, minlength=len(texts)))
@@ -126,9 +129,9 @@ def _lots(sequences: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarra
         yield lot
 
 
-def _windows(ids: np.ndarray, positions: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(ids) - 1, positions):
-        yield ids[start : start + positions + 1]
+def _windows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(ids) - 1, size):
+        yield ids[start : start + size + 1]
 
 
 def _summary(found: dict[str, Losses]) -> dict[str, Measured]:

@@ -17,9 +17,20 @@ from pico_train import train
 from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.evaluate.tasks import EvaluateConfig, default_tasks, evaluate, in_one_line, settings_hash
+from pico_train.evaluate import tasks
+from pico_train.evaluate.tasks import (
+    EvaluateConfig,
+    check_tasks,
+    default_tasks,
+    evaluate,
+    in_one_line,
+    settings_hash,
+)
+from pico_train.loop import fit
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.run import RunConfig
+from pico_train.opening import open_session
+from pico_train.run import RunConfig, build
+from pico_train.session import Session
 
 
 @pytest.fixture
@@ -40,10 +51,10 @@ def decoder(positions: int = 32) -> Decoder:
 
 
 def evaluated(
-    data: PackedData, layout: RunLayout, positions: int = 32, tasks: list[str] | None = None, **changes: Any
+    data: PackedData, layout: RunLayout, positions: int = 32, wanted: list[str] | None = None, **changes: Any
 ) -> dict[str, Any]:
     config = validate(EvaluateConfig, {"perplexity": changes}, "test")
-    return evaluate(decoder(positions), data, config, layout, "tiny", 40, tasks or ["perplexity"])
+    return evaluate(decoder(positions), data, config, layout, "tiny", 40, wanted or ["perplexity"])
 
 
 def files(layout: RunLayout) -> list[Path]:
@@ -96,7 +107,7 @@ def test_the_hash_of_settings_does_not_depend_on_their_order() -> None:
 
 def test_an_unknown_task_is_named_with_the_nearest(data: PackedData, layout: RunLayout) -> None:
     with pytest.raises(UserError, match='there is no task "perplexty"; did you mean "perplexity"'):
-        evaluated(data, layout, tasks=["perplexty"])
+        evaluated(data, layout, wanted=["perplexty"])
 
 
 def test_data_without_validation_rows_has_no_default_task(data: PackedData, layout: RunLayout, tmp_path: Path) -> None:
@@ -142,3 +153,44 @@ def test_a_source_that_is_not_there_is_refused_before_training(tiny: Callable[..
     with pytest.raises(UserError, match=r"there is no source nowhere\.txt"):
         train(config, quiet=True)
     assert not config.layout.root.exists()
+
+
+def test_texts_are_read_as_training_reads(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the king speaks and the queen weeps " * 8)
+    sources = {"a": str(tmp_path / "text.txt")}
+    changes = {"train.seq_len": 6, "train.steps": 2, "snapshot.every": 0, "evaluate.text_perplexity.sources": sources}
+    config = tiny(**changes)
+    train(config, quiet=True)
+    (result,) = config.layout.evaluations.glob("step_00000002/text_perplexity-*.json")
+    assert codec.read_manifest(result, EvaluationManifest).settings["windows"] == "disjoint, 6 predicted tokens"
+
+
+def test_a_source_that_fails_while_training_costs_its_task_alone(
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the king speaks and the queen weeps")
+    sources = {"a": str(text)}
+    changes = {"train.steps": 4, "snapshot.every": 0, "evaluate.every": 2, "evaluate.text_perplexity.sources": sources}
+    config = tiny(**changes)
+    job = build(config)
+    text.unlink()
+    with open_session(job) as session:
+        assert isinstance(session, Session)
+        assert fit(session).status == "finished"
+    said = capsys.readouterr().out
+    assert "step 2: text_perplexity is left out, for it cannot be measured: " in said
+    assert "there is no source" in said
+    for step in (2, 4):
+        found = [path.name.partition("-")[0] for path in config.layout.evaluations.glob(f"step_{step:08d}/*.json")]
+        assert found == ["perplexity"]
+
+
+def test_nothing_is_downloaded_before_training(data: PackedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(tasks, "documents", refused)
+    monkeypatch.setattr(tasks, "read_pairs", refused)
+    raw = {"text_perplexity": {"sources": {"a": "hub:some/texts"}}, "blimp": {"path": "hub:nyu-mll/blimp"}}
+    check_tasks(data, validate(EvaluateConfig, raw, "test"))

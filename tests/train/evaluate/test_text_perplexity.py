@@ -39,7 +39,7 @@ def measured(
     decoder: Decoder, data: PackedData, sources: dict[str, Any], start: Any = "eos", **changes: Any
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
     raw = {"sources": sources, "start_token": start, **changes}
-    return text_perplexity(decoder, validate(TextPerplexityConfig, raw, "test"), TextEncoder(data, start))
+    return text_perplexity(decoder, validate(TextPerplexityConfig, raw, "test"), TextEncoder(data, start), POSITIONS)
 
 
 def windowed(reference: Reference, ids: np.ndarray) -> np.ndarray:
