@@ -56,6 +56,8 @@ class Delivery:
                     return
                 progress, wait = time.monotonic(), _FIRST_WAIT
             except Exception as error:  # of the library, the network and the disk, of many kinds
+                if self.closed.is_set():
+                    return  # nobody waits for it or listens any more
                 sentence = refusal(error, self.branch.repo)
                 if sentence is not None:
                     raise RefusedError(sentence) from None
@@ -168,6 +170,8 @@ class Pusher:
                     return self._delivery.finish_readme()
         except Exception as error:  # whatever it is, training goes on
             self._problem = refusal(error, self._delivery.branch.repo) or in_one_line(error)
+            if self._delivery.closed.is_set():
+                return
             self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import huggingface_hub.constants
 import huggingface_hub.utils._http
@@ -50,6 +52,28 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def pushing(tiny: Tiny) -> RunConfig:
     return tiny(**{"hub.repo": REPO, "hub.wait_minutes": 0.2, "snapshot.every": 0})
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+    """A finished run that was not pushed, for tests that push it and leave it as it is."""
+    sizes = {"vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    raw = {
+        "name": "tiny",
+        "runs_dir": str(tmp_path_factory.mktemp("push")),
+        "model": {**sizes, **heads},
+        "data": {"path": str(data_dir)},
+        "train": {"steps": 10, "batch_size": 8, "device": "cpu", "threads": 1},
+        "checkpoint": {"every": 4},
+        "snapshot": {"every": 0},
+    }
+    config = validate(RunConfig, raw, "test.yaml")
+    train(config, quiet=True)
+    return config.layout
+
+
+PATIENT = HubConfig(repo=REPO, wait_minutes=0.2)
 
 
 def model_files(layout: RunLayout, step: int) -> dict[str, bytes]:
@@ -102,24 +126,18 @@ def test_every_limits_what_is_pushed(hub: Hub, tiny: Tiny) -> None:
     ],
     ids=lambda fault: f"{fault.request} {fault.status or 'dropped'}{' after acting' if fault.acts else ''}",
 )
-def test_what_passes_is_tried_again_and_nothing_comes_twice(hub: Hub, pushing: RunConfig, fault: Fault) -> None:
-    train(pushing, quiet=True)
-    layout = pushing.layout
-    for kept in (hub.branches, hub.tags, hub.blobs):
-        kept.clear()
+def test_what_passes_is_tried_again_and_nothing_comes_twice(hub: Hub, finished: RunLayout, fault: Fault) -> None:
     hub.faults.append(fault)
-    assert push_run(layout.root, pushing.hub, lambda line: None)
+    assert push_run(finished.root, PATIENT, lambda line: None)
     assert fault.times == 0
-    check_all(hub, layout)
+    check_all(hub, finished)
 
 
-def test_retry_after_is_obeyed(hub: Hub, pushing: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(pushing, quiet=True)
-    hub.branches["tiny"][3:] = []
+def test_retry_after_is_obeyed(hub: Hub, finished: RunLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(pico_train.pusher.threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     hub.faults.append(Fault("POST .*/commit/", 429, headers={"Retry-After": "7"}))
-    push_run(pushing.layout.root, pushing.hub, lambda line: None)
+    push_run(finished.root, PATIENT, lambda line: None)
     assert 7.0 in waits
 
 
