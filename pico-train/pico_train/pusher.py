@@ -56,6 +56,8 @@ class Delivery:
                     return
                 progress, wait = time.monotonic(), _FIRST_WAIT
             except Exception as error:  # of the library, the network and the disk, of many kinds
+                if self.closed.is_set():
+                    return  # nobody waits for it or listens any more
                 sentence = refusal(error, self.branch.repo)
                 if sentence is not None:
                     raise RefusedError(sentence) from None
@@ -165,10 +167,12 @@ class Pusher:
                 ending = self._ending  # read before, so that nothing that was saved before it is missed
                 self._delivery.deliver(patience=float("inf"))
                 if ending:
-                    return self._delivery.finish_readme()
+                    self._delivery.finish_readme()
+                    return
         except Exception as error:  # whatever it is, training goes on
             self._problem = refusal(error, self._delivery.branch.repo) or in_one_line(error)
-            self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
+            if not self._delivery.closed.is_set():
+                self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
 
 
 def open_pusher(layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say) -> Pusher | None:
