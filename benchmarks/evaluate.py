@@ -46,7 +46,7 @@ def encoder_for(pairs: list[MinimalPair], root: Path) -> TextEncoder:
     source = root / "sentences.jsonl"
     source.write_text("".join(json.dumps({"text": f"{pair.good} {pair.bad}"}) + "\n" for pair in pairs))
     raw = {"source": str(source), "out": str(root / "data"), "seq_len": 64, "tokenizer": {"vocab_size": 2048}}
-    return TextEncoder(PackedData.open(prepare(validate(PrepareConfig, raw, "bench"))), "eos")
+    return TextEncoder(PackedData.open(prepare(validate(PrepareConfig, raw, "bench"))).vocabulary, "eos")
 
 
 @torch.no_grad()

@@ -80,11 +80,12 @@ def evaluate(
     overrides: Overrides = None,
     step: Step = None,
     tasks: Annotated[str | None, typer.Option(help="comma-separated; those that are set up by default")] = None,
+    again: Annotated[bool, typer.Option("--again", help="measure also what was measured before")] = False,
 ) -> None:
-    """Evaluate a checkpoint of a run: perplexity, text_perplexity, blimp."""
+    """Evaluate a checkpoint of a run: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands import evaluate_run
 
-    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or []))
+    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or [], again=again))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, RunLayout
+from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER, RunLayout
 from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 
@@ -19,10 +19,10 @@ from pico_train.checkpoint import newest_intact
 from pico_train.config import identity, load
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
-from pico_train.data.tokenizer import load_tokenizer
+from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 from pico_train.disk import in_units
 from pico_train.distributed import Runtime
-from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
+from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.keep import Removal, removals, remove
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
@@ -170,8 +170,13 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
     return layout, chosen, decoder.eval()
 
 
-def evaluate_run(run: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = ()) -> str:
+def evaluate_run(
+    run: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = (), *, again: bool = False
+) -> str:
     """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
+
+    One that is there already under the same settings is read back, unless it is to be measured `again`. The packed
+    data are opened for the task `perplexity` alone; all others need the checkpoint and its tokenizer.
 
     Raises:
         UserError: an override changes what the run is, the data are not those of the run, or what `evaluate` and
@@ -182,11 +187,31 @@ def evaluate_run(run: Path, step: int | None, tasks: list[str] | None, overrides
     before, now = identity(load(RunConfig, layout.config)), identity(config)
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
-    data = _data_of_run(layout, config)
-    decoder = decoder.to(Runtime(config.train.device).device)
-    wanted = tasks if tasks is not None else default_tasks(data, config.evaluation)
-    results = evaluate(decoder, data, config.evaluation, layout, config.name, chosen, wanted)
-    return f"step {chosen}: {in_one_line(results)}"
+    data = _data_of_run(layout, config) if tasks is None or "perplexity" in tasks else None
+    wanted = tasks if tasks is not None else default_tasks(data, config.evaluation) if data is not None else []
+    decoder, vocabulary = decoder.to(Runtime(config.train.device).device), _vocabulary(layout.checkpoint(chosen))
+    subject = Subject(decoder, vocabulary, config.train.seq_len or _probe_seq_len(layout), data)
+    known: list[str] = []
+    read_back = None if again else known.append
+    results = evaluate(subject, config.evaluation, Place(layout, config.name, chosen), wanted, read_back=read_back)
+    note = f" (measured before under the same settings: {', '.join(known)}; --again repeats)" if known else ""
+    return f"step {chosen}: {in_one_line(results)}{note}"
+
+
+def _vocabulary(checkpoint: Path) -> Vocabulary:
+    """As the data that the run was trained on had it."""
+    config = json.loads((checkpoint / MODEL_CONFIG).read_text(encoding="utf-8"))
+    tokenizer = checkpoint / TOKENIZER
+    return Vocabulary(
+        checkpoint, tokenizer if tokenizer.is_file() else None, config.get("eos_token_id"), config["vocab_size"]
+    )
+
+
+def _probe_seq_len(layout: RunLayout) -> int | None:
+    """Tokens that a row of the run predicts, where its probe is there."""
+    if not layout.probe.is_file():
+        return None
+    return codec.read_tensors(layout.probe)["tokens"].shape[1] - 1
 
 
 def _data_of_run(layout: RunLayout, config: RunConfig) -> PackedData:

@@ -11,7 +11,7 @@ from pico_contract.errors import UserError
 
 from pico_train.compilation import explained
 from pico_train.data.order import chain_hash
-from pico_train.evaluate.tasks import default_tasks, evaluate, in_one_line
+from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.failure import NonFiniteError, examine, write_failure
 from pico_train.microbatch import MicroBatches
 from pico_train.optim import clip_gradients, gradient_norm, set_learning_rates
@@ -163,8 +163,9 @@ def _evaluate(session: Session, step: int) -> None:
 
     def on_main() -> None:
         config = job.config.evaluation
-        tasks, say = default_tasks(job.data, config), session.reporter.say
-        results = evaluate(model, job.data, config, job.layout, job.config.name, step, tasks, failed=say)
+        subject = Subject(model, job.data.vocabulary, job.seq_len, job.data)
+        place, tasks = Place(job.layout, job.config.name, step), default_tasks(job.data, config)
+        results = evaluate(subject, config, place, tasks, failed=session.reporter.say)
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
             session.mirrors.evaluated(step, results)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pico_contract.layout import RunLayout
+from pico_train import train
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.run import RunConfig
@@ -94,3 +97,30 @@ def tiny(raw: dict[str, Any]) -> Callable[..., RunConfig]:
         return validate(RunConfig, raw, "test.yaml")
 
     return make
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+    """One finished run for all tests of a file; each gets a copy."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+    raw = {
+        "name": "tiny",
+        "runs_dir": str(tmp_path_factory.mktemp("commands")),
+        "model": {**sizes, **heads},
+        "data": {"path": str(data_dir)},
+        "train": {"steps": 10, "batch_size": 8, "device": "cpu"},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"every": 4},
+        "snapshot": {"every": 0},
+        "evaluate": {"perplexity": {"rows": 8}},
+    }
+    config = validate(RunConfig, raw, "test.yaml")
+    train(config, quiet=True)
+    return config.layout
+
+
+@pytest.fixture
+def finished(trained: RunLayout, tmp_path: Path) -> RunLayout:
+    shutil.copytree(trained.root, tmp_path / "runs" / "tiny")
+    return RunLayout(tmp_path / "runs" / "tiny")

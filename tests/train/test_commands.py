@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,40 +16,11 @@ from pico_contract.layout import RunLayout
 from pico_contract.lock import RunLock
 from pico_train import train
 from pico_train.commands import evaluate_run, generate_text, rows_of_step, run_table
-from pico_train.config import validate
-from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.estimate import estimate
 from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig
 
 Tiny = Callable[..., RunConfig]
-
-
-@pytest.fixture(scope="module")
-def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
-    """One finished run for all tests here; each gets a copy."""
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-    sizes = {"vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
-    raw = {
-        "name": "tiny",
-        "runs_dir": str(tmp_path_factory.mktemp("commands")),
-        "model": {**sizes, **heads},
-        "data": {"path": str(data_dir)},
-        "train": {"steps": 10, "batch_size": 8, "device": "cpu"},
-        "optimizer": {"lr": 0.01},
-        "checkpoint": {"every": 4},
-        "snapshot": {"every": 0},
-        "evaluate": {"perplexity": {"rows": 8}},
-    }
-    config = validate(RunConfig, raw, "test.yaml")
-    train(config, quiet=True)
-    return config.layout
-
-
-@pytest.fixture
-def finished(trained: RunLayout, tmp_path: Path) -> RunLayout:
-    shutil.copytree(trained.root, tmp_path / "runs" / "tiny")
-    return RunLayout(tmp_path / "runs" / "tiny")
 
 
 def test_a_prompt_that_is_no_text_is_refused(finished: RunLayout) -> None:
@@ -232,58 +202,12 @@ def test_a_damaged_checkpoint_is_named_and_not_replaced_by_another(finished: Run
     assert evaluate_run(finished.root, 8, None).startswith("step 8: perplexity: loss ")
 
 
-def test_an_evaluation_repeats_what_training_measured(finished: RunLayout) -> None:
-    (written,) = finished.evaluations.glob("step_00000010/perplexity-*.json")
-    before = json.loads(written.read_text())
-    written.unlink()
-    line = evaluate_run(finished.root, None, ["perplexity"])
-    after = json.loads(written.read_text())
-    assert after["metrics"] == before["metrics"]
-    assert after["settings"] == before["settings"]
-    assert line.startswith(f"step 10: perplexity: loss {after['metrics']['loss']['value']:.4f}, perplexity ")
-
-
-def test_an_unknown_task_is_named_with_the_nearest(finished: RunLayout) -> None:
-    with pytest.raises(UserError, match='there is no task "perplexty"; did you mean "perplexity"'):
-        evaluate_run(finished.root, None, ["perplexty"])
-
-
-def test_a_run_is_not_evaluated_on_other_data(finished: RunLayout, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("another text, of a queen and her crown. " * 40)
-    raw = {"source": str(tmp_path / "text.txt"), "out": str(tmp_path / "other"), "seq_len": 16}
-    prepare(validate(PrepareConfig, raw | {"tokenizer": {"vocab_size": 280}, "validation_fraction": 0}, "test"))
-    with pytest.raises(UserError, match=r"other does not hold the data of .* is expected\): name the directory"):
-        evaluate_run(finished.root, None, None, [f"data.path={tmp_path / 'other'}"])
-
-
 def test_a_lock_that_cannot_be_read_costs_its_row_alone(finished: RunLayout) -> None:
     finished.lock.unlink(missing_ok=True)
     finished.lock.mkdir()
     _, row, note = run_table(finished.root.parent)
     assert row.split()[1] == "damaged"
     assert finished.lock.name in note
-
-
-def test_overrides_evaluate_what_the_run_did_not(finished: RunLayout, tmp_path: Path) -> None:
-    # A beginning is more probable than what goes on from it, under any model.
-    pair = {"sentence_good": "the king", "sentence_bad": "the king the the", "UID": "order", "linguistics_term": "word"}
-    (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "order.jsonl").write_text(json.dumps(pair))
-    (tmp_path / "text.txt").write_text("the queen weeps")
-    overrides = [f"evaluate.blimp.path={tmp_path / 'pairs'}", f"evaluate.text_perplexity.sources.a={tmp_path}/text.txt"]
-    assert evaluate_run(finished.root, 4, ["blimp"], overrides) == "step 4: blimp: accuracy 1.0000"
-    line = evaluate_run(finished.root, None, None, overrides)
-    assert re.fullmatch(r"step 10: perplexity: .*; text_perplexity: loss [^/]*; blimp: accuracy \S*", line)
-    (result,) = finished.evaluations.glob("step_00000010/blimp-*.json")
-    assert json.loads(result.read_text())["metrics"]["accuracy/paradigm/order"]["n"] == 1
-    for task, words in (("blimp", "blimp has no sentences: set evaluate.blimp.path"), ("text_perplexity", "no text")):
-        with pytest.raises(UserError, match=words):
-            evaluate_run(finished.root, None, [task])
-
-
-def test_an_override_that_changes_the_run_is_refused(finished: RunLayout) -> None:
-    with pytest.raises(UserError, match=r"model\.hidden_size is what .*tiny is, and no setting of its evaluation"):
-        evaluate_run(finished.root, None, None, ["model.hidden_size=64"])
 
 
 def test_the_rows_of_a_step_are_shown_as_trained(tiny: Tiny) -> None:

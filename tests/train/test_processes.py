@@ -183,6 +183,19 @@ def test_a_full_disk_of_the_one_that_writes_ends_all(tiny: Tiny, launch: Launch)
     assert launch(config, 1).returncode == 0
 
 
+def test_an_evaluation_without_a_row_for_each_process_ends(
+    tiny: Tiny, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row for two processes, and a task that cannot be measured: the others wait for the first, and go on."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = tiny(name="few", **{"evaluate.perplexity.rows": 1, "evaluate.paloma.path": "hub:no-one/paloma"})
+    done = launch(config, 2)
+    assert done.returncode == 0, done.stderr
+    for step in (4, 8, 10):
+        assert done.stdout.count(f"step {step}: paloma is left out, for it cannot be measured: the hub data set") == 1
+        assert [path.name.partition("-")[0] for path in config.layout.evaluations_at(step).iterdir()] == ["perplexity"]
+
+
 def test_a_second_start_of_several_processes_is_kept_out(tiny: Tiny, launch: Launch) -> None:
     config = tiny(name="held")
     train(config, quiet=True)

@@ -14,6 +14,7 @@ from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
 
 from pico_train.data.shards import DirectoryFiles, Files, Listing, StreamConfig, StreamedRows
+from pico_train.data.tokenizer import Vocabulary
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -84,6 +85,12 @@ class PackedData:
         """The tokenizer's file, where the data came with one."""
         path = DataLayout(self.path).tokenizer
         return path if path.is_file() else None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The ids that its rows are made of."""
+        eos = self.manifest.special_tokens.get("eos")
+        return Vocabulary(self.path, self.tokenizer_path, eos, self.manifest.vocab_size)
 
     def split(self, name: str) -> Rows:
         """The rows of split `name` (train, validation); UserError names those that exist."""

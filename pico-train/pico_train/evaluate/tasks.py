@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pico_contract import codec
-from pico_contract.errors import UserError, did_you_mean
-from pico_contract.layout import RunLayout
-from pico_contract.schema import EvaluationManifest, Measured
+from pico_contract.errors import DamagedError, UserError, did_you_mean
+from pico_contract.layout import MANIFEST, RunLayout
+from pico_contract.schema import CheckpointManifest, EvaluationManifest, Measured
 from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import PackedData
 from pico_train.data.sources import HUB, documents
-from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
+from pico_train.data.tokenizer import Vocabulary, load_tokenizer, token_byte_lengths
 from pico_train.evaluate.likelihood import TextEncoder
 from pico_train.evaluate.minimal_pairs import BlimpConfig, minimal_pairs, pairs_settings, read_pairs
+from pico_train.evaluate.paloma import PalomaConfig
 from pico_train.evaluate.perplexity import PerplexityConfig, perplexity
-from pico_train.evaluate.text_perplexity import TextPerplexityConfig, text_perplexity
+from pico_train.evaluate.text_perplexity import (
+    Sources,
+    TextPerplexityConfig,
+    TextsConfig,
+    text_perplexity,
+    texts_settings,
+)
 from pico_train.model.decoder import Decoder
 
 
@@ -33,47 +41,83 @@ class EvaluateConfig(Section):
     """On the data's validation rows."""
     text_perplexity: TextPerplexityConfig = TextPerplexityConfig()
     """On texts."""
+    paloma: PalomaConfig = PalomaConfig()
+    """On Paloma."""
     blimp: BlimpConfig = BlimpConfig()
     """On minimal pairs."""
 
     def reading(self, seq_len: int | None) -> EvaluateConfig:
-        """The same, on `seq_len` tokens of a validation row, or of a text, where it does not say on how many."""
+        """The same, on `seq_len` tokens of a validation row where it does not say on how many."""
         rows = self.perplexity.model_copy(update={"seq_len": self.perplexity.seq_len or seq_len})
-        texts = self.text_perplexity.model_copy(update={"seq_len": self.text_perplexity.seq_len or seq_len})
-        return self.model_copy(update={"perplexity": rows, "text_perplexity": texts})
+        return self.model_copy(update={"perplexity": rows})
 
 
-Result = tuple[dict[str, Any], dict[str, Measured]]
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and what belongs to it: without `data` there are no validation rows to measure on."""
+
+    model: Decoder
+    vocabulary: Vocabulary
+    seq_len: int | None  # tokens that training predicts in a row; None where nothing tells
+    data: PackedData | None
 
 
-def _perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
-    if "validation" not in data.manifest.splits:
-        raise UserError(f"{data.path} has no validation rows to evaluate on; prepare it with a validation split")
+@dataclass(frozen=True)
+class Prepared:
+    """A task about to be measured, and all that decides its result."""
+
+    settings: dict[str, Any]
+    measure: Callable[[], dict[str, Measured]]
+
+
+def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
+    data, model = subject.data, subject.model
+    if data is None or "validation" not in data.manifest.splits:
+        where = subject.vocabulary.place if data is None else data.path
+        raise UserError(f"{where} has no validation rows to evaluate on; prepare it with a validation split")
     rows = data.split("validation")
     settings = config.perplexity.settings(rows, model.config.max_position_embeddings)
     lengths = token_byte_lengths(load_tokenizer(data.tokenizer_path)) if data.tokenizer_path else None
-    metrics = perplexity(model, rows, settings["rows"], settings["seq_len"], config.perplexity.batch_size, lengths)
-    return {**settings, "data": data.manifest.fingerprint}, metrics
+    size, batch = (settings["rows"], settings["seq_len"]), config.perplexity.batch_size
+    return Prepared(
+        {**settings, "data": data.manifest.fingerprint}, lambda: perplexity(model, rows, *size, batch, lengths)
+    )
 
 
-def _text_perplexity(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
+def _text_perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
     wanted = config.text_perplexity
-    window = min(wanted.seq_len or data.manifest.seq_len, model.config.max_position_embeddings)
-    return text_perplexity(model, wanted, TextEncoder(data, wanted.start_token), window)
+    return _on_texts(subject, wanted.reading(), wanted)
 
 
-def _blimp(model: Decoder, data: PackedData, config: EvaluateConfig) -> Result:
+def _paloma(subject: Subject, config: EvaluateConfig) -> Prepared:
+    prepared = _on_texts(subject, config.paloma.reading(), config.paloma)
+    return Prepared({**prepared.settings, "split": config.paloma.split}, prepared.measure)
+
+
+def _on_texts(subject: Subject, sources: Sources, config: TextsConfig) -> Prepared:
+    encoder, wanted = TextEncoder(subject.vocabulary, config.start_token), config.seq_len or subject.seq_len
+    if wanted is None:
+        raise UserError("nothing tells how many tokens of a row training predicted: set seq_len of the task")
+    window = min(wanted, subject.model.config.max_position_embeddings)
+    settings = texts_settings(sources, config, window) | encoder.settings()
+    return Prepared(settings, lambda: text_perplexity(subject.model, sources, config, encoder, window))
+
+
+def _blimp(subject: Subject, config: EvaluateConfig) -> Prepared:
     wanted = config.blimp
     if wanted.path is None:
         raise UserError("blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp")
-    pairs, encoder = read_pairs(wanted.path), TextEncoder(data, wanted.start_token)
-    metrics = minimal_pairs(model, pairs, encoder, wanted.batch_tokens)
-    return pairs_settings(pairs) | encoder.settings(), metrics
+    pairs, encoder = read_pairs(wanted.path), TextEncoder(subject.vocabulary, wanted.start_token)
+    return Prepared(
+        pairs_settings(pairs) | encoder.settings(),
+        lambda: minimal_pairs(subject.model, pairs, encoder, wanted.batch_tokens),
+    )
 
 
-TASKS: dict[str, Callable[[Decoder, PackedData, EvaluateConfig], Result]] = {
+TASKS: dict[str, Callable[[Subject, EvaluateConfig], Prepared]] = {
     "perplexity": _perplexity,
     "text_perplexity": _text_perplexity,
+    "paloma": _paloma,
     "blimp": _blimp,
 }
 
@@ -83,6 +127,7 @@ def default_tasks(data: PackedData, config: EvaluateConfig) -> list[str]:
     wanted = {
         "perplexity": "validation" in data.manifest.splits,
         "text_perplexity": bool(config.text_perplexity.sources),
+        "paloma": config.paloma.path is not None,
         "blimp": config.blimp.path is not None,
     }
     return [task for task, possible in wanted.items() if possible]
@@ -96,30 +141,44 @@ def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
     Raises:
         UserError: a source that cannot be read, or data without what the tasks need of it.
     """
-    if config.text_perplexity.sources:
-        encoder = TextEncoder(data, config.text_perplexity.start_token)
-        for source in config.text_perplexity.sources.values():
+    texts, paloma, blimp = config.text_perplexity, config.paloma, config.blimp
+    if texts.sources:
+        encoder = TextEncoder(data.vocabulary, texts.start_token)
+        for source in texts.sources.values():
             if not source.path.startswith(HUB):
                 encoder(next(documents(source)))
-    if config.blimp.path is not None:
-        encoder = TextEncoder(data, config.blimp.start_token)
-        if not config.blimp.path.startswith(HUB):
-            encoder(read_pairs(config.blimp.path)[0].good)
+    if paloma.path is not None:
+        encoder = TextEncoder(data.vocabulary, paloma.start_token)
+        for read in [] if paloma.path.startswith(HUB) else paloma.reading().values():
+            encoder(next(read()))
+    if blimp.path is not None:
+        encoder = TextEncoder(data.vocabulary, blimp.start_token)
+        if not blimp.path.startswith(HUB):
+            encoder(read_pairs(blimp.path)[0].good)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where results of theta_step of a run go."""
+
+    layout: RunLayout
+    run: str
+    step: int
 
 
 def evaluate(
-    model: Decoder,
-    data: PackedData,
+    subject: Subject,
     config: EvaluateConfig,
-    layout: RunLayout,
-    run: str,
-    step: int,
+    place: Place,
     tasks: list[str],
+    *,
+    read_back: Callable[[str], None] | None = None,
     failed: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Measured]]:
-    """Run `tasks` on `model` = theta_step and write one result file each; task -> metric -> value.
+    """Run `tasks` and write one result file each; task -> metric -> value.
 
-    With `failed` a task whose data cannot be read costs only itself: `failed` is told why.
+    With `read_back` a result that is there already is read instead of measured, and the task told to it. With `failed`
+    a task whose data cannot be read costs only itself: `failed` is told why.
 
     Raises:
         UserError: an unknown task, named with the nearest known one; without `failed`, data that cannot be read.
@@ -130,18 +189,39 @@ def evaluate(
     results = {}
     for task in tasks:
         try:
-            settings, metrics = TASKS[task](model, data, config)
+            prepared = TASKS[task](subject, config)
+            known = stored(place, task, prepared.settings) if read_back is not None else None
+            metrics = known if known is not None else prepared.measure()
         except (UserError, OSError) as error:
             if failed is None:
                 raise
-            failed(f"step {step}: {task} is left out, for it cannot be measured: {error}")
+            failed(f"step {place.step}: {task} is left out, for it cannot be measured: {error}")
             continue
-        result = EvaluationManifest(
-            created=codec.utc_now(), run=run, step=step, task=task, settings=settings, metrics=metrics
-        )
-        codec.write_text(layout.evaluation(step, task, settings_hash(settings)), result.to_json())
+        if known is None:
+            _write(place, task, prepared.settings, metrics)
+        elif read_back is not None:
+            read_back(task)
         results[task] = metrics
     return results
+
+
+def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measured] | None:
+    """The intact result of `task` under `settings`; None where there is none, or one older than the checkpoint."""
+    path = place.layout.evaluation(place.step, task, settings_hash(settings))
+    try:
+        found = codec.read_manifest(path, EvaluationManifest)
+        checkpoint = codec.read_manifest(place.layout.checkpoint(place.step) / MANIFEST, CheckpointManifest)
+    except DamagedError:
+        return None
+    same = found.settings == settings and found.step == place.step and found.created >= checkpoint.created
+    return found.metrics if same else None
+
+
+def _write(place: Place, task: str, settings: dict[str, Any], metrics: dict[str, Measured]) -> None:
+    result = EvaluationManifest(
+        created=codec.utc_now(), run=place.run, step=place.step, task=task, settings=settings, metrics=metrics
+    )
+    codec.write_text(place.layout.evaluation(place.step, task, settings_hash(settings)), result.to_json())
 
 
 def settings_hash(settings: dict[str, Any]) -> str:

@@ -1,12 +1,17 @@
-"""Perplexity on named sources of text, whatever the texts' lengths."""
+"""Perplexity on named sources of text, whatever the texts' lengths.
+
+A text longer than a window of T predicted tokens is read in disjoint windows, each from the token before its first, so
+that every token is predicted once. The end of a text is not predicted.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +29,13 @@ _PASSES = 16
 """Forward passes whose windows are sorted by length together."""
 
 
-class TextPerplexityConfig(Section):
-    """Perplexity on texts, by source."""
+Sources = Mapping[str, Callable[[], Iterator[Document]]]
+"""Name of a source -> what begins to read its documents, each time from the first."""
 
-    sources: dict[str, SourceConfig] = Field(default_factory=dict)
-    """Name -> a path, or a source with its field, separator, split and subset; empty is off."""
+
+class TextsConfig(Section):
+    """How texts are read by a model."""
+
     texts: int | None = Field(None, ge=1)
     """How many texts of each source, from its first; null is all."""
     seq_len: int | None = Field(None, ge=1)
@@ -39,20 +46,21 @@ class TextPerplexityConfig(Section):
     """Tokens a forward pass; changes no result beyond rounding."""
 
 
-@dataclass
-class _Texts:
-    """Documents as they pass by, counted, and hashed so that a result says on what it rests."""
+class TextPerplexityConfig(TextsConfig):
+    """Perplexity on texts, by source."""
 
-    documents: Iterator[Document]
-    count: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    """Name -> a path, or a source with its field, separator, split and subset; empty is off."""
 
-    def __iter__(self) -> Iterator[Document]:
-        for document in self.documents:
-            content = document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
-            self.digest.update(f"{len(content)}\x1f".encode() + content)
-            self.count += 1
-            yield document
+    def reading(self) -> Sources:
+        """The documents of each source.
+
+        Raises:
+            UserError: no source is configured.
+        """
+        if not self.sources:
+            raise UserError("text_perplexity has no text: set evaluate.text_perplexity.sources to {name: path}")
+        return {name: partial(documents, source) for name, source in self.sources.items()}
 
 
 @dataclass
@@ -64,37 +72,53 @@ class Losses:
     bytes: int
 
     def metrics(self) -> dict[str, Measured]:
-        """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll / tokens)."""
+        """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll / tokens).
+
+        The latter is there to compare with published Pico numbers, and is dominated by outliers: one short or strange
+        text of a huge perplexity outweighs all others.
+        """
         metrics = token_metrics(float(self.nll.sum()), int(self.tokens.sum()), self.bytes)
         return metrics | _mean_text_perplexity(self.nll / self.tokens)
 
 
-def text_perplexity(
-    model: Decoder, config: TextPerplexityConfig, encoder: TextEncoder, window: int
-) -> tuple[dict[str, Any], dict[str, Measured]]:
-    """(settings, metrics) of `config.sources`.
-
-    `NAME/SOURCE` for loss, perplexity, bits_per_byte and mean_text_perplexity of each source; `NAME` is the mean over
-    sources, but for mean_text_perplexity over the texts of them all, as in the published Pico numbers. That mean is
-    dominated by a few short or strange texts: it is there for comparison with those numbers.
-
-    A text is read in disjoint windows of `window` predicted tokens, each from the token before its first, so that every
-    token is predicted once. The end of a text is not predicted.
+def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[str, Any]:
+    """What of the texts and of their reading decides a result: each source is read once, and hashed.
 
     Raises:
-        UserError: no source is configured, one cannot be read, or one has no token to predict.
+        UserError: a source cannot be read, or holds no text.
     """
-    if not config.sources:
-        raise UserError("text_perplexity has no text: set evaluate.text_perplexity.sources to {name: path}")
-    stated, found = {}, {}
-    for name, source in config.sources.items():
-        texts = _Texts(itertools.islice(documents(source), config.texts))
+    stated = {name: _digest(itertools.islice(read(), config.texts)) for name, read in sources.items()}
+    return {"sources": stated, "seq_len": window, "windows": f"disjoint, {window} predicted tokens"}
+
+
+def text_perplexity(
+    model: Decoder, sources: Sources, config: TextsConfig, encoder: TextEncoder, window: int
+) -> dict[str, Measured]:
+    """Perplexity on `sources` in windows of `window` predicted tokens.
+
+    `NAME/SOURCE` for loss (mean over the tokens of the source, nats), perplexity (its exponential), bits_per_byte and
+    mean_text_perplexity of each source; `NAME` is the macro mean, that is the mean over sources, but for
+    mean_text_perplexity over the texts of them all, as in the published Pico numbers.
+
+    Raises:
+        UserError: a source cannot be read, or has no token to predict.
+    """
+    found = {}
+    for name, read in sources.items():
+        texts = itertools.islice(read(), config.texts)
         found[name] = _losses(model, map(encoder, texts), encoder.byte_lengths, config.batch_tokens, window)
         if not found[name].tokens.size:
-            raise UserError(f'evaluate.text_perplexity.sources.{name}: "{source.path}" has no token to predict')
-        stated[name] = {"texts": texts.count, "sha256": texts.digest.hexdigest()}
-    settings = {"sources": stated, "windows": f"disjoint, {window} predicted tokens"}
-    return settings | encoder.settings(), _summary(found)
+            raise UserError(f'the source "{name}" has no token to predict')
+    return _summary(found)
+
+
+def _digest(texts: Iterator[Document]) -> dict[str, Any]:
+    digest, count = hashlib.sha256(), 0
+    for document in texts:
+        content = document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
+        digest.update(f"{len(content)}\x1f".encode() + content)
+        count += 1
+    return {"texts": count, "sha256": digest.hexdigest()}
 
 
 def _losses(
@@ -148,7 +172,7 @@ def _summary(found: dict[str, Losses]) -> dict[str, Measured]:
 
 
 def _mean_text_perplexity(losses: np.ndarray) -> dict[str, Measured]:
-    """Absent where float64 does not hold it."""
+    """mean(exp(losses)), which its largest terms dominate; absent where float64 does not hold it."""
     if losses.max() >= LARGEST_LOSS:
         return {}
     value = float(np.mean(np.exp(losses)))

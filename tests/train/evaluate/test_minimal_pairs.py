@@ -59,7 +59,7 @@ def test_sentences_are_as_probable_as_one_at_a_time(
     decoder: Decoder, reference: Reference, data: PackedData, start_token: Any, batch_tokens: int
 ) -> None:
     """1e-4 nats: float32 in another order of summation; measured below 1e-5."""
-    found = sentence_nll(decoder, PAIRS, TextEncoder(data, start_token), batch_tokens)
+    found = sentence_nll(decoder, PAIRS, TextEncoder(data.vocabulary, start_token), batch_tokens)
     assert len(found) == 9
     tokenizer = load_tokenizer(data.path)
     start = [tokenizer.token_to_id("<|endoftext|>")] if start_token == "eos" else []
@@ -72,7 +72,7 @@ def test_accuracies_are_means_over_paradigms_and_ties_are_wrong(
     decoder: Decoder, reference: Reference, data: PackedData
 ) -> None:
     """Ten copies of a pair weigh in their paradigm, and no more than others in the whole."""
-    encoder = TextEncoder(data, "eos")
+    encoder = TextEncoder(data.vocabulary, "eos")
     pairs = PAIRS[:2] + PAIRS[1:2] * 9 + PAIRS[2:]
     right: dict[str, list[bool]] = {}
     for pair in pairs:
@@ -97,7 +97,7 @@ def test_accuracies_are_means_over_paradigms_and_ties_are_wrong(
 def test_a_model_that_knows_nothing_prefers_what_is_shorter(decoder: Decoder, data: PackedData) -> None:
     """Every token costs ln V, so that the sentences of a pair compare by their numbers of tokens; equal ones tie."""
     torch.nn.init.zeros_(decoder.lm_head.weight)
-    encoder = TextEncoder(data, "eos")
+    encoder = TextEncoder(data.vocabulary, "eos")
     nll = sentence_nll(decoder, PAIRS, encoder, 64)
     for sentence, value in nll.items():
         assert value == pytest.approx((len(encoder(sentence)) - 1) * math.log(280), rel=1e-6)
@@ -124,7 +124,7 @@ def test_outputs_that_are_no_numbers_are_a_failure(decoder: Decoder) -> None:
 def test_a_sentence_beyond_the_positions_is_named(decoder: Decoder, data: PackedData) -> None:
     long = " ".join(["xyz"] * 30)
     with pytest.raises(UserError, match=r'the model has 24 positions, but "xyz .* needs \d+'):
-        minimal_pairs(decoder, [MinimalPair("the", long, "p", "f")], TextEncoder(data, "eos"), 64)
+        minimal_pairs(decoder, [MinimalPair("the", long, "p", "f")], TextEncoder(data.vocabulary, "eos"), 64)
 
 
 def test_pairs_of_a_directory_and_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from pico_train import train
 from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.evaluate import tasks
+from pico_train.evaluate import paloma, tasks
 from pico_train.evaluate.tasks import (
     EvaluateConfig,
+    Place,
+    Subject,
     check_tasks,
     default_tasks,
     evaluate,
@@ -54,7 +56,8 @@ def evaluated(
     data: PackedData, layout: RunLayout, positions: int = 32, wanted: list[str] | None = None, **changes: Any
 ) -> dict[str, Any]:
     config = validate(EvaluateConfig, {"perplexity": changes}, "test")
-    return evaluate(decoder(positions), data, config, layout, "tiny", 40, wanted or ["perplexity"])
+    subject = Subject(decoder(positions), data.vocabulary, 16, data)
+    return evaluate(subject, config, Place(layout, "tiny", 40), wanted or ["perplexity"])
 
 
 def files(layout: RunLayout) -> list[Path]:
@@ -192,5 +195,10 @@ def test_nothing_is_downloaded_before_training(data: PackedData, monkeypatch: py
 
     monkeypatch.setattr(tasks, "documents", refused)
     monkeypatch.setattr(tasks, "read_pairs", refused)
-    raw = {"text_perplexity": {"sources": {"a": "hub:some/texts"}}, "blimp": {"path": "hub:nyu-mll/blimp"}}
+    monkeypatch.setattr(paloma, "hub_subsets", refused)
+    raw: dict[str, Any] = {
+        "text_perplexity": {"sources": {"a": "hub:some/texts"}},
+        "blimp": {"path": "hub:nyu-mll/blimp"},
+    }
+    raw["paloma"] = {"path": "hub:allenai/paloma"}
     check_tasks(data, validate(EvaluateConfig, raw, "test"))

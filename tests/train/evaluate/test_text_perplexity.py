@@ -18,7 +18,7 @@ from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.evaluate.likelihood import TextEncoder
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
-from pico_train.evaluate.text_perplexity import TextPerplexityConfig, text_perplexity
+from pico_train.evaluate.text_perplexity import TextPerplexityConfig, text_perplexity, texts_settings
 from pico_train.model.decoder import Decoder
 
 from .conftest import Reference
@@ -39,7 +39,10 @@ def measured(
     decoder: Decoder, data: PackedData, sources: dict[str, Any], start: Any = "eos", **changes: Any
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
     raw = {"sources": sources, "start_token": start, **changes}
-    return text_perplexity(decoder, validate(TextPerplexityConfig, raw, "test"), TextEncoder(data, start), POSITIONS)
+    config, encoder = validate(TextPerplexityConfig, raw, "test"), TextEncoder(data.vocabulary, start)
+    reading, window = config.reading(), config.seq_len or POSITIONS
+    settings = texts_settings(reading, config, window) | encoder.settings()
+    return settings, text_perplexity(decoder, reading, config, encoder, window)
 
 
 def windowed(reference: Reference, ids: np.ndarray) -> np.ndarray:
@@ -54,7 +57,7 @@ def test_losses_equal_those_of_one_window_at_a_time(
     decoder: Decoder, reference: Reference, data: PackedData, sources: dict[str, str], start: Any, batch_tokens: int
 ) -> None:
     """1e-5 relative: float32 losses in another order of summation."""
-    encoder = TextEncoder(data, start)
+    encoder = TextEncoder(data.vocabulary, start)
     _, found = measured(decoder, data, sources, start, batch_tokens=batch_tokens)
     perplexities, of_texts = [], []
     for name, texts in {"short": SHORT, "long": LONG}.items():
@@ -107,7 +110,7 @@ def test_settings_say_on_what_a_result_rests(decoder: Decoder, data: PackedData,
 
 
 def test_texts_that_came_as_ids(decoder: Decoder, data: PackedData, sources: dict[str, str], tmp_path: Path) -> None:
-    ids = [TextEncoder(data, "none")(text).tolist() for text in SHORT]
+    ids = [TextEncoder(data.vocabulary, "none")(text).tolist() for text in SHORT]
     path = tmp_path / "ids.jsonl"
     path.write_text("".join(json.dumps({"input_ids": each}) + "\n" for each in ids))
     as_ids, as_text = (measured(decoder, data, {"a": p})[1] for p in (str(path), sources["short"]))
@@ -129,7 +132,7 @@ def test_a_diverged_model_has_a_loss_and_no_perplexity(
 
 def test_what_cannot_be_evaluated_is_named(decoder: Decoder, data: PackedData, tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(UserError, match=r"sources\.one: .*one.jsonl\" has no token to predict"):
+    with pytest.raises(UserError, match='the source "one" has no token to predict'):
         measured(decoder, data, {"one": str(tmp_path / "one.jsonl")}, "none")
     with pytest.raises(UserError, match=r"set evaluate\.text_perplexity\.sources"):
         measured(decoder, data, {})
