@@ -73,7 +73,7 @@ class Delivery:
 
     def _pause(self, error: Exception, wait: float, deadline: float) -> float:
         """Wait for `wait` seconds, or as long as the hub says; returns the next wait."""
-        if wait == _FIRST_WAIT:
+        if wait == _FIRST_WAIT and not self.closed.is_set():  # else nobody listens any more
             self._say(f"the hub: {in_one_line(error)}; trying again")
         seconds = max(wait, retry_after(error))
         if time.monotonic() + seconds > deadline:
