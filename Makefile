@@ -33,6 +33,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/train.py --shape small --rounds 5
 
 bench-analyze: install
 	$(BIN)/python benchmarks/analyze.py

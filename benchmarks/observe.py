@@ -91,7 +91,7 @@ class Bench:
         update = compute_gradients(self.job, self.state, self.state.counters.step + 1)
         norm = gradient_norm(self.state.parameters)
         clip_gradients(self.state.parameters, self.job.config.optimizer.grad_clip, norm)
-        apply_update(self.state, update, 1e-4)
+        apply_update(self.state, update, 1.0)
 
     def round(self) -> None:
         with self.timed("update"):

@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from pico_contract.errors import UserError
 from torch import nn
 
-from pico_train.shards import is_share
+from pico_train.shares import is_share
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 T = TypeVar("T", bound=bool | int | float | str | list | dict | None)
@@ -71,8 +71,8 @@ class Runtime:
         return rows.tensor_split(self.processes)[self.rank], 1
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes, in the order of `parameters`. What is
-        sharded was summed in the backward pass."""
+        """Replace each gradient by its sum over the processes, in the order of `parameters`; what is sharded was summed
+        in the backward pass."""
         if self.processes == 1:
             return
         whole = [p.grad for p in parameters.values() if p.grad is not None and not is_share(p.grad)]

@@ -14,7 +14,7 @@ from pico_contract.layout import FAILURE, FAILURE_BATCH
 from torch import nn
 
 from pico_train.model.decoder import Decoder
-from pico_train.shards import gathered
+from pico_train.shares import gathered
 from pico_train.state import TrainState
 
 

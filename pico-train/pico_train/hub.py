@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
+from pico_contract.errors import in_one_line
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS
 from pico_contract.schema import CheckpointManifest
 from pydantic import Field, field_validator
@@ -152,7 +153,7 @@ def refusal(error: BaseException, repo: str) -> str | None:
         return f"the hub does not know who pushes to {repo} (401): log in with `hf auth login`, or set HF_TOKEN"
     if status == 403:
         return f"the hub does not let this token write to {repo} (403): use one that may"
-    return f"the hub refuses {repo} ({status}: {in_one_line(error)})"
+    return f"the hub refuses {repo} ({status}: {told(error)})"
 
 
 def retry_after(error: BaseException) -> float:
@@ -162,10 +163,9 @@ def retry_after(error: BaseException) -> float:
     return float(said) if said.isdecimal() else 0.0
 
 
-def in_one_line(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """What an error says; of a wrapped one the cause."""
-    cause = error.__cause__ if error.__cause__ is not None and _answer(error) is None else error
-    return " ".join(f"{type(cause).__name__}: {cause}".split())
+    return in_one_line(error.__cause__ if error.__cause__ is not None and _answer(error) is None else error)
 
 
 def _answer(error: BaseException | None) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pico_contract import codec
-from pico_contract.errors import UserError
+from pico_contract.errors import UserError, in_one_line
 from pico_contract.observer import GROUP, Factory, LiveObserver, Observation, ObservedRun
 from pydantic import Field
 
@@ -85,7 +85,7 @@ class Live:
             torch.set_num_threads(threads)
 
     def _record(self, name: str, step: int, error: Exception, say: Say) -> None:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = in_one_line(error)
         path = self.run.layout.observer_failures
         say(f'the observer "{name}" failed at step {step} ({what}); training goes on, and the details are in {path}')
         entry = {"time": codec.utc_now(), "step": step, "observer": name, "error": what}

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -139,10 +140,11 @@ def _manifest(job: Job) -> RunManifest:
 def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool) -> Session:
     layout, start = job.layout, newest or 0
 
-    def build_state() -> TrainState:
+    def build_state(job: Job = job) -> TrainState:
         return job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
 
-    found = _resolve_micro_batch(job, manifest, build_state)
+    # Compiled, a trial would compile anew for each number of rows.
+    found = _resolve_micro_batch(job, manifest, lambda: build_state(replace(job, compiled=False)))
     state = build_state()
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pico_train.config import Section
-from pico_train.shards import gathered, shared_like
+from pico_train.shares import gathered, shared_like
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Group = dict[str, Any]
@@ -175,8 +175,7 @@ def load_optimizer_tensors(
     *,
     drop_unknown: bool = False,
 ) -> None:
-    """The inverse of `optimizer_tensors`; values are copied to each parameter's device and
-    shared out as it is.
+    """The inverse of `optimizer_tensors`; values are copied to each parameter's device, and shared out as it is.
 
     `drop_unknown` ignores all state of parameters that no longer exist or have another shape (after a declared
     rebuild, where a method changed what trains); otherwise such state is an error.

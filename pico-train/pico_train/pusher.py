@@ -12,7 +12,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest
 
-from pico_train.hub import Branch, HubConfig, RefusedError, in_one_line, refusal, retry_after
+from pico_train.hub import Branch, HubConfig, RefusedError, refusal, retry_after, told
 from pico_train.readme import model_readme
 
 Say = Callable[[str], None]
@@ -74,10 +74,10 @@ class Delivery:
     def _pause(self, error: Exception, wait: float, deadline: float) -> float:
         """Wait for `wait` seconds, or as long as the hub says; returns the next wait."""
         if wait == _FIRST_WAIT and not self.closed.is_set():  # else nobody listens any more
-            self._say(f"the hub: {in_one_line(error)}; trying again")
+            self._say(f"the hub: {told(error)}; trying again")
         seconds = max(wait, retry_after(error))
         if time.monotonic() + seconds > deadline:
-            raise TimeoutError(f"the hub cannot be reached ({in_one_line(error)})") from None
+            raise TimeoutError(f"the hub cannot be reached ({told(error)})") from None
         self.closed.wait(seconds)
         return min(wait * 2, _LONGEST_WAIT)
 
@@ -170,7 +170,7 @@ class Pusher:
                     self._delivery.finish_readme()
                     return
         except Exception as error:  # whatever it is, training goes on
-            self._problem = refusal(error, self._delivery.branch.repo) or in_one_line(error)
+            self._problem = refusal(error, self._delivery.branch.repo) or told(error)
             if not self._delivery.closed.is_set():
                 self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
 

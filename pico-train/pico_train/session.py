@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pico_contract import codec
+from pico_contract.errors import in_one_line
 from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import RunManifest, SnapshotManifest
 
@@ -148,10 +149,10 @@ class Session:
         if not self.job.runtime.is_main:
             return
         lost = isinstance(error, LockHeldError)  # the run is another process's now
-        message = _in_one_line(error)
+        message = in_one_line(error)
         second = self.writer.close(drop=lost)
         if second is not None and second not in (error, error.__cause__):
-            note = f"while that was to be recorded, writing failed as well: {_in_one_line(second)}"
+            note = f"while that was to be recorded, writing failed as well: {in_one_line(second)}"
             error.add_note(note)
             self.reporter.say(note)
             message = f"{message}; {note}"
@@ -169,9 +170,6 @@ class Session:
             self.metrics.sync()
 
     def write_manifest(self) -> None:
+        """Replace run.json, with a new heartbeat and the newest step that is on disk."""
         self.manifest.heartbeat, self.manifest.step = codec.utc_now(), self.published
         codec.write_text(self.job.layout.manifest, self.manifest.to_json())
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,6 +1,6 @@
 """Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process (FSDP2).
 
-Which rows are whose, and how a tensor is put together and taken apart: `shards`.
+Which rows are whose, and how a tensor is put together and taken apart: `shares`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from torch import nn
 
 from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
-from pico_train.shards import is_share
+from pico_train.optim import OptimizerConfig
+from pico_train.shares import is_share
 
 Sharding = Literal["none", "full"]
-OPTIMIZERS = ("adamw",)
-"""Those whose update of a matrix needs no more of it than a process has."""
 
 
-def require_shardable(sharding: Sharding, method: Method, method_name: str, optimizer: str) -> None:
+def require_shardable(
+    sharding: Sharding, method: Method, method_name: str, optimizer: OptimizerConfig, micro_batch: int | str | None
+) -> None:
     """Refuse what cannot do with shares.
 
     Raises:
-        UserError: the method or the optimizer, by name.
+        UserError: the method or the optimizer, by name; a micro-batch that is to be found by trial, in which a process
+            without memory would leave the others waiting for its share.
     """
     if sharding == "none":
         return
     if not method.shardable:
         raise UserError(f'train.sharding is full, which the method "{method_name}" does not support: set it to none')
-    if optimizer not in OPTIMIZERS:
-        raise UserError(f'train.sharding is full, which optimizer.name "{optimizer}" does not support; adamw does')
+    if not optimizer.supports_sharding:
+        raise UserError(f'train.sharding is full, which optimizer.name "{optimizer.name}" does not support; adamw does')
+    if micro_batch == "auto":
+        raise UserError("train.sharding is full, for which train.micro_batch cannot be auto: set it to a number")
 
 
 def require_processes(sharding: Sharding, processes: int) -> None:

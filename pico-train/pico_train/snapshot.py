@@ -22,7 +22,7 @@ from pico_train.config import Section
 from pico_train.microbatch import MICROBATCH_GRADIENTS, MicroBatches
 from pico_train.model.decoder import Decoder
 from pico_train.probe import PositionsConfig, Probe
-from pico_train.shards import all_gathered
+from pico_train.shares import all_gathered
 from pico_train.state import TrainState
 from pico_train.writer import Write
 

@@ -13,7 +13,7 @@ from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
 from pico_train.optim import load_optimizer_tensors, optimizer_tensors
-from pico_train.shards import all_gathered, gathered
+from pico_train.shares import all_gathered, gathered
 
 
 @dataclass

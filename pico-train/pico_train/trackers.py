@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pico_contract import codec
-from pico_contract.errors import UserError
+from pico_contract.errors import UserError, in_one_line
 from pico_contract.layout import RunLayout
 from pico_contract.schema import Measured
 
@@ -129,7 +129,7 @@ class Mirrors:
             act()
         except Exception as error:  # of code that is not ours, of any kind
             self._trackers.pop(name, None)
-            what = " ".join(f"{type(error).__name__}: {error}".split())
+            what = in_one_line(error)
             self._say(f"the tracker {name} failed ({what}) and is off for this session; metrics.jsonl has every row")
 
 

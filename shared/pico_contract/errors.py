@@ -36,6 +36,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; choose from: {shown}" if known else ""
 
 
+def in_one_line(error: BaseException) -> str:
+    """`Type: message` on one line, for what is told of an error that is not ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 @contextmanager
 def naming(draft: Path, final: Path) -> Iterator[None]:
     """Let an OSError of the body name what was to be written, `final` or a file in it, and not its draft."""

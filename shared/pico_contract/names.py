@@ -86,7 +86,7 @@ def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = [name for name in names if fits(pattern, name)]
         if not hits:
-            raise UserError(_nothingfits(pattern, names))
+            raise UserError(_nothing_fits(pattern, names))
         chosen.update(hits)
     return [name for name in names if name in chosen]
 
@@ -97,7 +97,7 @@ def fits(pattern: str, name: str) -> bool:
     return any(fnmatch.fnmatchcase(".".join(parts[start:]), pattern) for start in range(len(parts)))
 
 
-def _nothingfits(pattern: str, names: list[str]) -> str:
+def _nothing_fits(pattern: str, names: list[str]) -> str:
     endings = {".".join(name.split(".")[start:]) for name in names for start in range(len(name.split(".")))}
     near = nearest(canonical(pattern), endings, limit=3) or sorted(names)[:3]
     return f'the pattern "{pattern}" matches no module; the nearest names are: {", ".join(near) or "(there are none)"}'

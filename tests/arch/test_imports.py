@@ -80,9 +80,9 @@ MAY_IMPORT = {
         "pico_train.seeds",
         "pico_train.data.episodes",
     },
-    "pico_train.shards": {"torch"},
-    "pico_train.optim": {"torch", "pydantic", "pico_contract", "pico_train.config", "pico_train.shards"},
-    "pico_train.distributed": {"torch", "accelerate", "pico_contract", "pico_train.shards"},
+    "pico_train.shares": {"torch"},
+    "pico_train.optim": {"torch", "pydantic", "pico_contract", "pico_train.config", "pico_train.shares"},
+    "pico_train.distributed": {"torch", "accelerate", "pico_contract", "pico_train.shares"},
     "pico_analyze.metrics": {
         "torch",
         "pico_analyze.linalg",

@@ -131,7 +131,7 @@ def test_a_compiled_run_is_observed_without_a_trace_and_resumes(tiny: Tiny, monk
     assert all(torch.equal(weights(observed)[name], kept[name]) for name in names)
     losses = [row["loss"] for row in before]
     assert [row["loss"] for row in read_metrics(observed.layout.metrics)] == losses
-    # Twelve updates at a learning rate of 0.01: fused kernels round otherwise, and the difference grows.
+    # Ten updates at a learning rate of 0.01: fused kernels round otherwise, and the difference grows.
     assert losses == pytest.approx([row["loss"] for row in read_metrics(eager.layout.metrics)], rel=1e-4)
     record = json.loads(observed.layout.manifest.read_text())
     assert [session["compile"] for session in record["sessions"]] == [True, True]

@@ -11,13 +11,15 @@ import torch
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.schema import RunManifest
-from pico_train import room, train
+from pico_train import opening, room, train
 from pico_train.config import identity, load
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
+from pico_train.model.decoder import run_layer
 from pico_train.report import read_metrics
 from pico_train.room import find_micro_batch
-from pico_train.run import RunConfig, build
+from pico_train.run import Job, RunConfig, build
+from pico_train.state import TrainState
 from torch import nn
 
 Tiny = Callable[..., RunConfig]
@@ -146,6 +148,22 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for text, expected in (("max\n", whole), ("1000000\n", 1_000_000)):
         limit.write_text(text)
         assert room._machine_memory() == expected
+
+
+def test_a_trial_compiles_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number of rows would be a compilation of its own, and torch gives up after eight."""
+
+    class FoundError(Exception):
+        pass
+
+    def find(job: Job, build_state: Callable[[], TrainState]) -> int:
+        assert job.compiled
+        assert build_state().model.model.run_layer is run_layer
+        raise FoundError
+
+    monkeypatch.setattr(opening, "find_micro_batch", find)
+    with pytest.raises(FoundError):
+        train(tiny(**{"train.micro_batch": "auto", "train.compile": "on"}), quiet=True)
 
 
 def test_gradients_of_micro_batches_need_a_number(tiny: Tiny) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,15 +14,16 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest
 from pico_train import train
-from pico_train.config import to_yaml
 from pico_train.method.base import Method
 from pico_train.method.plain import Plain
+from pico_train.optim import OptimizerConfig
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.sharding import require_shardable
 
+from .launching import Launch, launcher
+
 Tiny = Callable[..., RunConfig]
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 METHOD = '''
 import os
@@ -76,16 +74,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     """Run the command in so many processes, as torchrun starts them."""
     (tmp_path / "sharded.py").write_text(METHOD)
     monkeypatch.syspath_prepend(tmp_path)
-
-    def start(config: RunConfig, processes: int, *overrides: str, told: str = "") -> subprocess.CompletedProcess[str]:
-        path = tmp_path / f"{config.name}.yaml"
-        path.write_text(to_yaml(config))
-        launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
-        command = [sys.executable, "-m", *launcher, "pico_train", "run", str(path), *overrides]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "TOLD": told}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
-
-    return start
+    return launcher(tmp_path)
 
 
 def tensors_of(directory: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -183,9 +172,13 @@ class Unknown(Method):
     """Promises nothing."""
 
 
-def test_methods_and_optimizers_that_cannot_be_sharded_are_refused() -> None:
-    require_shardable("none", Unknown(Method.Config()), "unknown", "muon")
+def test_what_cannot_be_sharded_is_refused() -> None:
+    adamw, muon = OptimizerConfig(), OptimizerConfig(name="muon")
+    require_shardable("none", Unknown(Method.Config()), "unknown", muon, "auto")
+    require_shardable("full", Plain(Plain.Config()), "plain", adamw, 4)
     with pytest.raises(UserError, match='which the method "unknown" does not support'):
-        require_shardable("full", Unknown(Method.Config()), "unknown", "adamw")
+        require_shardable("full", Unknown(Method.Config()), "unknown", adamw, 4)
     with pytest.raises(UserError, match=r'which optimizer\.name "muon" does not support; adamw does'):
-        require_shardable("full", Plain(Plain.Config()), "plain", "muon")
+        require_shardable("full", Plain(Plain.Config()), "plain", muon, 4)
+    with pytest.raises(UserError, match=r"train\.micro_batch cannot be auto: set it to a number"):
+        require_shardable("full", Plain(Plain.Config()), "plain", adamw, "auto")

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.hub import HubRepo
-from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
+from pico_train.data.packed import PackedWriter, is_made, smallest_dtype
 from pico_train.data.shards import Listing, Shard
 from pico_train.data.sources import HUB, SourceConfig, documents
 from pico_train.data.tokenizer import load_tokenizer, special_tokens
@@ -62,13 +62,9 @@ def fetch(config: FetchConfig, say: Callable[[str], None] = lambda line: None) -
         ConnectionError: the hub does not answer.
     """
     layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
-    if layout.manifest.is_file():
-        if PackedData.open(config.out).manifest.settings != settings:
-            raise UserError(f"{config.out} was fetched with other settings: choose another `out`, or delete it")
+    if is_made(config.out, settings):
         say(f"{config.out} is fetched already; delete it to fetch it again")
         return config.out
-    if config.out.exists():
-        raise UserError(f"{config.out} exists and is not a data directory: choose another `out`")
     listing = _listing(config, say)
     with codec.publish(config.out) as draft:
         manifest = _write(config, listing, DataLayout(draft))

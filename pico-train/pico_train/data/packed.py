@@ -112,6 +112,21 @@ class PackedData:
         return HubFiles(listing.repo, str(listing.revision), cache, self.stream.cache_gib, largest)
 
 
+def is_made(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether the data directory `out` is there already, made with equal `settings`.
+
+    Raises:
+        UserError: something else lies there.
+    """
+    if DataLayout(out).manifest.is_file():
+        if PackedData.open(out).manifest.settings != settings:
+            raise UserError(f"{out} was made with other settings: choose another `out`, or delete it")
+        return True
+    if out.exists():
+        raise UserError(f"{out} exists and is not a data directory: choose another `out`")
+    return False
+
+
 class PackedWriter:
     """Streams documents into rows of one split; holds less than one row in memory. Leaving its context closes files."""
 

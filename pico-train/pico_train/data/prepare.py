@@ -18,7 +18,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from pico_train.config import Section
-from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
+from pico_train.data.packed import PackedData, PackedWriter, is_made, smallest_dtype
 from pico_train.data.sources import Document, SourceConfig, documents
 from pico_train.data.tokenizer import load_tokenizer, pieces, special_tokens, train_tokenizer, vocabulary_size
 from pico_train.seeds import derive
@@ -68,13 +68,9 @@ def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: Non
         UserError: another data directory lies there, the source is unusable, or a split ends up without a row.
     """
     layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
-    if layout.manifest.is_file():
-        if PackedData.open(config.out).manifest.settings != settings:
-            raise UserError(f"{config.out} was prepared with other settings: choose another `out`, or delete it")
+    if is_made(config.out, settings):
         say(f"{config.out} is prepared already; delete it to prepare it again")
         return config.out
-    if config.out.exists():
-        raise UserError(f"{config.out} exists and is not a data directory: choose another `out`")
     tokenizer = _tokenizer(config)
     with codec.publish(config.out) as draft:
         manifest = _write(config, tokenizer, DataLayout(draft))

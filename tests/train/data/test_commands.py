@@ -67,7 +67,7 @@ def test_prepare_a_second_time_says_so(command: Command, recipe: Path) -> None:
     assert (code, out) == (0, "packed is prepared already; delete it to prepare it again\ndata in packed\n")
     code, _, err = command("prepare", recipe, "seq_len=8")
     assert code == 2
-    assert err == "pico-train: packed was prepared with other settings: choose another `out`, or delete it\n"
+    assert err == "pico-train: packed was made with other settings: choose another `out`, or delete it\n"
 
 
 def test_prepare_takes_overrides_with_and_without_a_file(command: Command, recipe: Path, tmp_path: Path) -> None:

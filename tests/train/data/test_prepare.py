@@ -199,7 +199,7 @@ def test_what_is_prepared_already_is_kept(make: Make, source: dict[str, str], tm
 def test_other_settings_do_not_overwrite_data(make: Make, source: dict[str, str], change: dict[str, Any]) -> None:
     data = make(source)
     before = contents(data)
-    with pytest.raises(UserError, match="was prepared with other settings: choose another `out`, or delete it"):
+    with pytest.raises(UserError, match="was made with other settings: choose another `out`, or delete it"):
         make(source, **change)
     assert contents(data) == before
 

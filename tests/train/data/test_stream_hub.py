@@ -283,7 +283,7 @@ def test_the_command_fetches_and_shows(command: Command, tiny: Callable[..., Run
     assert (code, err) == (0, "")
     assert out == "train: 107 rows of 17, 1,819 tokens\ndata in streamed\n"
     assert command("fetch", REPO, "out=streamed", "vocab_size=280", "licence=none")[1].startswith("streamed is fetched")
-    assert command("fetch", REPO, "out=streamed")[2].startswith("pico-train: streamed was fetched with other settings")
+    assert command("fetch", REPO, "out=streamed")[2].startswith("pico-train: streamed was made with other settings")
     (tmp_path / "fetch.yaml").write_text(f"source: {REPO}\nout: other\nvocab_size: 280\n")
     assert command("fetch", tmp_path / "fetch.yaml")[0] == 0
     changes = {"data.path": "streamed", "data.order": "shipped", "snapshot.every": 0, "evaluate.every": 0}
