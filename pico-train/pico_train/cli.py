@@ -111,8 +111,10 @@ def push(
     repo: Annotated[str | None, typer.Option(help="user/name on the hub; that of the run by default")] = None,
 ) -> None:
     """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
+    from pico_train.commands import run_layout
     from pico_train.pusher import push_run
 
+    run_layout(run)
     overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
     steps = push_run(run, _load(run, overrides).hub, _say)
     _say(f"pushed: {', '.join(map(str, steps)) or 'nothing was missing'}")

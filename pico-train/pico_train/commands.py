@@ -39,7 +39,7 @@ def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> It
         UserError: `run` is no run, an override is not of the policy, a live process writes the run, or it has no
             intact checkpoint to continue from.
     """
-    layout = _run_layout(run)
+    layout = run_layout(run)
     if other := next((item for item in overrides if not item.startswith("keep.")), None):
         raise UserError(f'"{other}" is no keep policy: override keep.last, keep.every or keep.state')
     config = load(RunConfig, layout.config, [f"checkpoint.{item}" for item in overrides])
@@ -138,7 +138,8 @@ def rows_of_step(config: RunConfig, source: str, step: int, count: int) -> Itera
         yield text
 
 
-def _run_layout(run: Path) -> RunLayout:
+def run_layout(run: Path) -> RunLayout:
+    """Paths of the run in `run`; UserError where there is none."""
     layout = RunLayout(run)
     if not layout.manifest.is_file():
         raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
@@ -154,7 +155,7 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
         UserError: `run` is no run, or has no checkpoint of that step; those that it has are named.
         DamagedError: that checkpoint is damaged; the file and the intact steps are named.
     """
-    layout = _run_layout(run)
+    layout = run_layout(run)
     steps = codec.listed_steps(layout.checkpoints)
     chosen = step if step is not None else max(steps, default=None)
     if chosen is None or chosen not in steps:

@@ -251,6 +251,13 @@ def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_BOOLEAN = "tag:yaml.org,2002:bool"
+# YAML 1.1 takes on, off, yes and no for booleans as well; here they are text, and some of them choices.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if entry[0] != _BOOLEAN]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(_BOOLEAN, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

@@ -198,7 +198,7 @@ def test_a_device_that_is_not_there_is_named(
         ("\tname: x", "tiny.yaml is not valid YAML: while scanning for the next token found character '\\t'"),
         ("name: x\nname: y\n", 'tiny.yaml is not valid YAML: the key "name" is given twice, line 2, column 1'),
         ("train:\n  steps: 1\n  steps: 2\n", 'tiny.yaml is not valid YAML: the key "steps" is given twice, line 3'),
-        ("on: 3", "tiny.yaml is not valid YAML: the key True is not text"),
+        ("true: 3", "tiny.yaml is not valid YAML: the key True is not text"),
         ("steps: {{ steps }}", "tiny.yaml is not valid YAML: the key {'steps': None} is not text"),
         ("name: a\n---\nname: b\n", "tiny.yaml is not valid YAML: expected a single document"),
         ("name: !!python/object:os.system {}", "tiny.yaml is not valid YAML: could not determine a constructor"),

@@ -112,6 +112,17 @@ def test_text_that_only_resembles_a_number_stays_text(tmp_path: Path) -> None:
     assert read_yaml(file) == {"a": "e4", "b": "1e", "c": "3e-4", "d": "2e3b", "e": "7f3e1"}
 
 
+def test_on_and_off_are_choices_and_no_booleans(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "words.yaml"
+    file.write_text("a: on\nb: off\nc: yes\nd: no\ne: true\nf: False\n")
+    assert read_yaml(file) == {"a": "on", "b": "off", "c": "yes", "d": "no", "e": True, "f": False}
+    file.write_text(to_yaml(tiny()))
+    config = load(RunConfig, file, ["train.compile=on", "disk.check=off", "train.activation_checkpointing=true"])
+    assert (config.train.compile, config.disk.check, config.train.activation_checkpointing) == ("on", "off", True)
+    file.write_text(to_yaml(config))
+    assert load(RunConfig, file) == config
+
+
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
     file = tmp_path / "merged.yaml"
     file.write_text("base: &base {lr: 1e-3, eps: 1e-8}\nother: {<<: *base, lr: 2e-3}\n")

@@ -250,6 +250,7 @@ print(count)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_operations_loses_nothing_and_a_second_run_finishes(whole: RunLayout) -> None:
     before = observations(whole)
     out = subprocess.run([sys.executable, "-c", KILL, whole.root], capture_output=True, text=True, check=True).stdout

@@ -79,6 +79,8 @@ def _listing(config: FetchConfig, say: Callable[[str], None]) -> Listing:
     path = Path(config.source)
     if path.is_dir():
         return _of_directory(config, path.resolve(), say)
+    if config.source.startswith((".", "/", "~")):
+        raise UserError(f"there is no directory {config.source}{did_you_mean(path.name, _siblings(path))}")
     repo = HubRepo(config.source.removeprefix(HUB), config.revision)
     files = repo.shards(config.files)
 
@@ -90,6 +92,10 @@ def _listing(config: FetchConfig, say: Callable[[str], None]) -> Listing:
     with ThreadPoolExecutor(_REQUESTS) as pool:
         shards, length = _alike(pool.map(measured, files), len(files), say)
     return Listing(repo.repo, repo.commit, None, config.column, length, shards)
+
+
+def _siblings(path: Path) -> list[str]:
+    return [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _of_directory(config: FetchConfig, root: Path, say: Callable[[str], None]) -> Listing:

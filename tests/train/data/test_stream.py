@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import DataLayout
+from pico_train.config import validate
+from pico_train.data.fetch import FetchConfig, fetch
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData
 from pico_train.data.shards import StreamedRows
@@ -204,3 +206,10 @@ def test_nothing_is_kept_of_shards_that_were_read_long_ago(fetched: Fetched, dir
     rows = streamed(fetched(directory))
     rows.take(np.arange(107))
     assert list(rows._decoded) == [4, 5]
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    raw = {"source": str(tmp_path / "shard"), "out": str(tmp_path / "out"), "vocab_size": 280}
+    with pytest.raises(UserError, match=r'there is no directory .*/shard; did you mean "shards"\?'):
+        fetch(validate(FetchConfig, raw, "test"))
