@@ -33,6 +33,9 @@ _KINDS = {
     "model.embed_tokens": "embedding",
     "lm_head": "head",
 }
+_LOW_RANK = re.compile(
+    r"(?P<module>.+)\.(?:(?P<part>lora_A|lora_B|base|merged_A|merged_B)\.weight|(?P<scalar>lora_scale|lora_gain))"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,50 @@ def parse(name: str) -> ModuleName:
         (kind for part, kind in _KINDS.items() if component == part or component.startswith(part + ".")), "other"
     )
     return ModuleName(name, layer, kind, component)
+
+
+def lora_A(module: str) -> str:
+    """The tensor (r, in) of a low-rank module that reads its input: the update is scale * B @ A."""
+    return f"{module}.lora_A.weight"
+
+
+def lora_B(module: str) -> str:
+    """The tensor (out, r) of a low-rank module that writes its output; zero where a cycle begins."""
+    return f"{module}.lora_B.weight"
+
+
+def lora_scale(module: str) -> str:
+    """The tensor (1,) that holds the factor of B @ A."""
+    return f"{module}.lora_scale"
+
+
+def lora_gain(module: str) -> str:
+    """The parameter (1,) from which a trainable scale is made; of it only gradients are stored."""
+    return f"{module}.lora_gain"
+
+
+def base(module: str) -> str:
+    """The tensor (out, in) to which a low-rank module adds its update."""
+    return f"{module}.base.weight"
+
+
+def merged_A(module: str) -> str:
+    """The tensor (r, in) of the cycle that a restart ended; only at the step of the restart."""
+    return f"{module}.merged_A.weight"
+
+
+def merged_B(module: str) -> str:
+    """The tensor (out, r) of the cycle that a restart ended, the scale in it; only at the step of the restart."""
+    return f"{module}.merged_B.weight"
+
+
+def low_rank_part(tensor: str) -> tuple[str, str] | None:
+    """The module and which part of it, for a tensor that only low-rank modules have; None for any other.
+
+    `model.layers.0.mlp.up_proj.lora_A.weight` -> (`model.layers.0.mlp.up_proj`, `lora_A`).
+    """
+    found = _LOW_RANK.fullmatch(tensor)
+    return (found["module"], found["part"] or found["scalar"]) if found else None
 
 
 def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -171,3 +173,28 @@ def test_a_name_says_layer_kind_and_component(name: str, layer: int | None, kind
     parsed = names.parse(name)
     assert (parsed.layer, parsed.kind, parsed.component) == (layer, kind, component)
     assert parsed.name == names.canonical(name)
+
+
+LOW_RANK = {
+    names.lora_A: "lora_A.weight",
+    names.lora_B: "lora_B.weight",
+    names.lora_scale: "lora_scale",
+    names.lora_gain: "lora_gain",
+    names.base: "base.weight",
+    names.merged_A: "merged_A.weight",
+    names.merged_B: "merged_B.weight",
+}
+
+
+@pytest.mark.parametrize(("name_of", "ending"), LOW_RANK.items(), ids=LOW_RANK.values())
+def test_tensors_of_low_rank_modules_are_named_after_the_module_and_tell_it(
+    name_of: Callable[[str], str], ending: str
+) -> None:
+    for module in PROJECTIONS:
+        assert name_of(module) == f"{module}.{ending}"
+        assert names.low_rank_part(name_of(module)) == (module, ending.removesuffix(".weight"))
+
+
+def test_no_other_tensor_is_taken_for_one_of_a_low_rank_module() -> None:
+    others = [*MODULES, *(f"{name}.weight" for name in MODULES), "base.weight", "x.lora_C.weight"]
+    assert [name for name in others if names.low_rank_part(name)] == []
