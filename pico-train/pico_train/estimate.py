@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pico_train.disk import free_bytes, in_units
-from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token, state_bytes
+from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token
 from pico_train.run import Job, RunConfig, build
 from pico_train.storage import Storage
 
@@ -21,7 +21,6 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     """
     job = build(config, source)
     counts = count_parameters(config.model)
-    memory = state_bytes(config.model, config.optimizer.projection_moments)
     steps, batch = config.train.steps, config.train.batch_size
     tokens = steps * batch * job.seq_len
     epochs = steps * batch / job.rows.n_rows
@@ -30,14 +29,22 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
     storage = Storage(job)
     held = storage.model + storage.state + (storage.observation if config.snapshot.every else 0)
-    yield (
-        f"memory       {in_units(sum(memory.values()))} for weights, gradients and optimizer; activations come on top,"
-        f" and up to {in_units(held)} of main memory for copies while they are written"
-    )
+    yield _memory(storage, held)
     yield from _of_a_device(job)
     yield from _disk(job, storage)
     for one in config.observe:
         yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
+
+
+def _memory(storage: Storage, held: int) -> str:
+    """The line on the phase that takes most."""
+    most = max((phase.memory for phase in storage.phases), key=lambda memory: sum(memory.values()))
+    parts = {name: in_units(size) for name, size in most.items()}
+    return (
+        f"memory       {in_units(sum(most.values()))} for weights ({parts['weights']}), gradients"
+        f" ({parts['gradients']}) and optimizer ({parts['optimizer']}); activations come on top, and up to"
+        f" {in_units(held)} of main memory for copies while they are written"
+    )
 
 
 def _of_a_device(job: Job) -> Iterator[str]:

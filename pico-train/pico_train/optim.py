@@ -75,11 +75,6 @@ class OptimizerConfig(Section):
         """Whether each process may step its own part of every parameter: Muon's iteration needs whole matrices."""
         return self.name != "muon"
 
-    @property
-    def projection_moments(self) -> int:
-        """Tensors of state for each projection of a layer: AdamW keeps two, Muon one."""
-        return 1 if self.name == "muon" else 2
-
 
 def build_optimizer(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of `parameters`, in their order; each group knows its `peak_lr`, for `set_learning_rates`."""

@@ -286,7 +286,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     with _naming(source):
         check_tasks(data, config.evaluate)
         check_trackers(config.log.trackers)
-        require_shardable(config.train.sharding, method, config.method.name, config.optimizer, config.train.micro_batch)
+        _check_method(config, method)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with _naming(source):
             _check_geometry(config, initial_geometry(config.init_from))
@@ -329,6 +329,11 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         ),
         live=live,
     )
+
+
+def _check_method(config: RunConfig, method: Method) -> None:
+    method.check(config.schedule, config.train.steps)
+    require_shardable(config.train.sharding, method, config.method.name, config.optimizer, config.train.micro_batch)
 
 
 def _observed_run(config: RunConfig, modules: list[str]) -> ObservedRun:

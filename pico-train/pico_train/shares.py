@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -35,7 +34,7 @@ def all_gathered(tensors: Mapping[str, torch.Tensor], *, everywhere: bool = Fals
     return {name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()}
 
 
-def shared_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+def shared_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and sharded as it is."""
     if not is_share(parameter) or tensor.dim() == 0:
         return tensor.to(parameter.device, copy=True)

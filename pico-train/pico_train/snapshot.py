@@ -71,13 +71,21 @@ def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
 
     With tied embeddings the weight of a head is the embedding's, which is then observed too.
     """
-    candidates = [
-        name for name, module in model.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)
-    ]
+    candidates = _weighted(model)
     chosen = set(names.match(patterns, candidates))
     weights = {id(model.get_parameter(f"{name}.weight")) for name in chosen}
     chosen |= {name.removesuffix(".weight") for name, p in model.named_parameters() if id(p) in weights}
     return [name for name in candidates if name in chosen]
+
+
+def observed_extra(extra: Mapping[str, torch.Tensor], model: Decoder, modules: Sequence[str]) -> Tensors:
+    """Of a method's extra tensors, those that lie in no module of the plain decoder that is not observed."""
+    others = tuple(f"{name}." for name in _weighted(model) if name not in modules)
+    return {name: tensor for name, tensor in extra.items() if not name.startswith(others)}
+
+
+def _weighted(model: Decoder) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)]
 
 
 @dataclass
@@ -105,7 +113,7 @@ class Observer:
         Where the state is sharded every process takes part, and those that only give their shares get None.
         """
         step, decoder = state.counters.step, state.plain_decoder()
-        extra = all_gathered(state.method.extra_tensors(state.model))
+        extra = all_gathered(observed_extra(state.method.extra_tensors(state.model), decoder, self.modules))
         if next(decoder.parameters()).is_meta:
             return None
         gradients, activations = self._probe_pass(decoder)

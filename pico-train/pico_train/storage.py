@@ -15,9 +15,9 @@ from torch import nn
 
 from pico_train.microbatch import MICROBATCH_GRADIENTS
 from pico_train.model.decoder import Decoder
-from pico_train.optim import build_optimizer, optimizer_tensors
 from pico_train.run import Job
-from pico_train.snapshot import DTYPES
+from pico_train.snapshot import DTYPES, observed_extra
+from pico_train.trial import Phase, phases
 
 MANIFEST_BYTES = 2_700
 """Of a checkpoint's configurations and manifests."""
@@ -58,28 +58,29 @@ class Storage:
 
     @cached_property
     def state(self) -> int:
-        """state/ after the first update: whatever the optimizer holds once it has stepped, found on shapes alone."""
-        parameters = {
-            name: nn.Parameter(torch.empty_like(p, device="meta")) for name, p in self._decoder.named_parameters()
-        }
-        optimizer = build_optimizer(self.job.config.optimizer, parameters)
-        for parameter in parameters.values():
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
-        return file_bytes(optimizer_tensors(optimizer, parameters))
+        """state/ after the first update, of the phase whose is largest: what the optimizer holds once it has stepped,
+        and what the method keeps."""
+        return max(file_bytes(phase.optimizer) + file_bytes(phase.method.state_dict()[0]) for phase in self.phases)
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """Of the run, on shapes."""
+        return phases(self.job)
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """A snapshot by kind; `weights` are stored where no checkpoint ever held them, `moved` are those of one."""
+        """A snapshot by kind; `weights` are stored where no checkpoint ever held them, `moved` are those of one, and
+        `extra` is the method's own, in the same file."""
         config = self.job.config.snapshot
         files = {"weights": self._weights, **self._sets}
         sizes = {kind: file_bytes(_as(tensors, DTYPES[config.dtype])) for kind, tensors in files.items()}
-        return {**sizes, "moved": file_bytes(self._weights)}
+        extra = _as(self._extra, DTYPES[config.dtype])
+        return {**sizes, "extra": file_bytes(extra) if extra else 0, "moved": file_bytes(self._weights)}
 
     @cached_property
     def snapshot(self) -> int:
         """A snapshot without weights, of any step but the last."""
-        return sum(self.kinds[kind] for kind in self._sets) + self._batch + self._manifest
+        return sum(self.kinds[kind] for kind in [*self._sets, "extra"]) + self._batch + self._manifest
 
     @property
     def observation(self) -> int:
@@ -137,6 +138,18 @@ class Storage:
         return {f"{name}.weight": self._decoder.get_parameter(f"{name}.weight") for name in self._untied}
 
     @property
+    def _trained(self) -> Shapes:
+        """What trains of the observed modules, in the last phase."""
+        inside = tuple(f"{name}." for name in self.job.observer.modules)
+        return {name: p for name, p in self.phases[-1].parameters.items() if name.startswith(inside)}
+
+    @property
+    def _extra(self) -> Shapes:
+        """The method's own tensors of a snapshot, in the last phase."""
+        last = self.phases[-1]
+        return observed_extra(last.method.extra_tensors(last.model), self._decoder, self.job.observer.modules)
+
+    @property
     def _untied(self) -> list[str]:
         own = {name for name, _ in self._decoder.named_parameters()}
         return [name for name in self.job.observer.modules if f"{name}.weight" in own]
@@ -144,12 +157,12 @@ class Storage:
     @cached_property
     def _sets(self) -> dict[str, Shapes]:
         """Kind -> name -> a tensor of the shape that a snapshot holds."""
-        job, train, weights = self.job, self.job.config.train, self._weights
+        job, train, weights, trained = self.job, self.job.config.train, self._weights, self._trained
         rows = len(job.observer.probe.row_ids) * max(len(job.observer.positions), 1)
         pieces = train.batch_size // train.rows_per_pass()
         every = {
-            "train.gradients": weights,
-            f"train.{MICROBATCH_GRADIENTS}": {name: w.expand(pieces, *w.shape) for name, w in weights.items()},
+            "train.gradients": trained,
+            f"train.{MICROBATCH_GRADIENTS}": {name: p.expand(pieces, *p.shape) for name, p in trained.items()},
             "val.gradients": weights,
             "val.activations": {
                 name: torch.empty(rows, _output_width(self._decoder.get_submodule(name)), device="meta")

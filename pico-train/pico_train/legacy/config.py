@@ -214,7 +214,8 @@ def _jagged(old: OldConfig) -> Iterator[Piece]:
         raise old.refuse(f"{section}.restart_warmup_steps", f'"{JAGGED}" needs at least 1')
     yield "schedule.name", "cosine"
     yield "schedule.final_fraction", ratio
-    yield NOTE, f"{section}.lr_scheduler: the cosine is the schedule's, its restarts are the method's (restart_*)"
+    yield "schedule.restart_every", old["model.relora.reset_frequency"]
+    yield "schedule.restart_warmup_steps", restart
 
 
 def _snapshot(old: OldConfig) -> Iterator[Piece]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pico_train.legacy.modules import chosen_patterns, linear_modules
-from pico_train.legacy.old import JAGGED, OldConfig
+from pico_train.legacy.old import OldConfig
 from pico_train.method import METHODS
 
 NOTE = ""
@@ -66,8 +66,6 @@ def _relora(old: OldConfig) -> Iterator[Piece]:
         yield "trainable_scale", True
         yield NOTE, f"{section}.trainable_scaling: the scale was tanh(s) with s = 1 at first; lora_alpha had no effect"
     yield "restart_every", old[f"{section}.reset_frequency"]
-    if old["training.optimization.lr_scheduler"] == JAGGED:
-        yield "restart_warmup_steps", old["training.optimization.restart_warmup_steps"]
     yield from _relora_faults(old)
 
 
@@ -76,6 +74,9 @@ def _targets(old: OldConfig) -> Iterator[Piece]:
     layers, targets = old["model.n_layers"], [str(t).lower() for t in old["model.relora.target_modules"]]
     patterns = chosen_patterns(lambda name: any(t in name for t in targets), linear_modules(layers), layers)
     every = chosen_patterns(lambda name: name.startswith("layers."), linear_modules(layers), layers)
+    if "lm_head" in patterns:
+        patterns.remove("lm_head")
+        yield NOTE, "model.relora.target_modules: the head stays full-rank, since the loss here needs its whole weight"
     if not patterns:
         raise old.refuse("model.relora.target_modules", f"fits no linear layer of the decoder (it is {targets})")
     if patterns != every:

@@ -10,6 +10,7 @@ from torch import nn
 
 from pico_train.config import Section
 from pico_train.model.decoder import Decoder
+from pico_train.schedule import ScheduleConfig
 
 Reads = Literal["language_model"] | torch.Tensor | None
 """What one update reads: the next language-model rows, rows of the method's own (first dimension: rows), or none."""
@@ -23,8 +24,8 @@ class Method:
     micro-batch, `after_step`. It holds no generator: draws come from `seeds.generator(seed, purpose, step)`.
     """
 
-    class Config(Section):
-        """Options of the method, read from `method.options`."""
+    Config: type[Section] = Section
+    """Options of the method, read from `method.options`."""
 
     objective = "mean next-token negative log-likelihood, nats"
     """What the train gradients in snapshots are gradients of."""
@@ -36,6 +37,9 @@ class Method:
 
     def __init__(self, config: Section) -> None:
         self.config = config
+
+    def check(self, schedule: ScheduleConfig, steps: int) -> None:
+        """UserError where the method's options contradict the learning rate's schedule or the number of updates."""
 
     def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that trains, before the optimizer exists.

@@ -35,14 +35,6 @@ def flops_per_token(config: DecoderConfig, seq_len: int) -> int:
     return 6 * matmul_parameters(config) + 12 * config.num_hidden_layers * config.hidden_size * seq_len
 
 
-def state_bytes(config: DecoderConfig, projection_moments: int = 2) -> dict[str, int]:
-    """Bytes of float32 weights, gradients and moments: AdamW's two, or `projection_moments` for the projections."""
-    counts = count_parameters(config)
-    total, projections = 4 * counts["total"], 4 * (counts["attention"] + counts["mlp"])
-    optimizer = 2 * (total - projections) + projection_moments * projections
-    return {"weights": total, "gradients": total, "optimizer": optimizer}
-
-
 def activation_bytes(config: DecoderConfig, tokens: int, bf16: bool) -> int:
     """Bytes that the layers keep for the backward pass of `tokens` tokens, without compilation or checkpointing.
 
