@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -159,6 +160,8 @@ class Loader:
         start = self.work.base.get(step)
         if start is None:
             return []
+        if self.work.unit.is_of_window:
+            return self._over_window(start, step)
         pairs = list(zip(self._read(start), self._read(step), strict=False))
         if not pairs or any(before.shape != after.shape for before, after in pairs):
             return []
@@ -167,6 +170,12 @@ class Loader:
             Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale), start=old)
             for (old, new), *scale in zip(pairs, *scales, strict=True)
         ]
+
+    def _over_window(self, start: int, step: int) -> list[Inputs]:
+        with self._noting(step):
+            found = self.work.unit.change(self.work.source, start, step)
+            return [Inputs(found.matrix, found.dtype, found.scale, start=found.start)]
+        return []
 
     def _loaded(self, step: int) -> list[Inputs]:
         terms = self._terms(step)
@@ -192,15 +201,21 @@ class Loader:
         if step in self._held:
             return self._held[step]
         found: list[linalg.Matrix] = []
-        try:
+        with self._noting(step):
             found = work.unit.load(work.source, step, "weights" if work.kind == UPDATES else work.kind, work.split)
-        except DamagedError as error:
-            self.damages[step] = f"step {step} is left out in part: {error}"
-        except UserError:
-            pass  # the request was checked before: this step does not hold it
         if work.kind == UPDATES and step in work.base.values():
             self._held = {step: found}
         return found
+
+    @contextmanager
+    def _noting(self, step: int) -> Iterator[None]:
+        """Go on where a file is not readable, noting it, and where the step does not hold what is read."""
+        try:
+            yield
+        except DamagedError as error:
+            self.damages[step] = f"step {step} is left out in part: {error}"
+        except UserError:
+            pass  # the request was checked before
 
 
 @dataclass
