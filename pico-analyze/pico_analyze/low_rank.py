@@ -61,7 +61,7 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     merged = [found for step in steps if (found := _merged(source, module, step))]
     before, after = _running(source, module, start), _running(source, module, end)
     base = source.tensor(start, "weights", names.base(module))
-    if not _explains(merged, base, source.tensor(end, "weights", names.base(module))):
+    if not explains(merged, base, source.tensor(end, "weights", names.base(module))):
         raise DamagedError(f"between step {start} and step {end} factors were merged at a step that was not observed")
     summed = [*merged, after, Product(-before.left, before.right)]
     return Change(
@@ -91,8 +91,8 @@ def _merged(source: Source, module: str, step: int) -> Product | None:
     return Product(left, right)
 
 
-def _explains(merged: Sequence[Product], old: torch.Tensor, new: torch.Tensor) -> bool:
-    """Whether the base went from `old` to `new` by `merged` alone, up to rounding.
+def explains(merged: Sequence[Product], old: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether the base (m, n) went from `old` to `new` by `merged` alone, up to rounding.
 
     Each merge rounds the base once, by half an eps of its entries at most, and its own product as computed. What is
     within that is too small to matter: it is less than `MERGED_AS_SUMMED` of the sum, or cannot be seen in the base.
