@@ -72,6 +72,13 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     )
 
 
+def base_dtypes(source: Source, module: str, step: int) -> list[torch.dtype]:
+    """That in which the base of a low-rank module is stored, where merges are rounded; [] where `module` has none."""
+    if names.lora_B(module).removesuffix(".weight") not in source.modules(step, "weights"):
+        return []
+    return [source.tensor(step, "weights", names.base(module)).dtype]
+
+
 def _running(source: Source, module: str, step: int) -> Product:
     """scale * B @ A; UserError where the module is not low-rank at `step`."""
     left, right, scale = (

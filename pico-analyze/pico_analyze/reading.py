@@ -14,6 +14,7 @@ from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
+from pico_analyze.low_rank import base_dtypes
 from pico_analyze.sample import Sample
 from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
 
@@ -167,9 +168,17 @@ class Loader:
             return []
         scales = self._scales(start, [old for old, _ in pairs]), self._scales(step, [new for _, new in pairs])
         return [
-            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale), start=old)
-            for (old, new), *scale in zip(pairs, *scales, strict=True)
+            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype, *bases), max(scale), start=old)
+            for (old, new), bases, *scale in zip(pairs, self._bases(start, step), *scales, strict=True)
         ]
+
+    def _bases(self, *steps: int) -> list[list[torch.dtype]]:
+        """The dtypes of what each matrix was merged into: effective weights are no more exact than their base."""
+        source, unit = self.work.source, self.work.unit
+        if unit.circuit is None:
+            with self._noting(steps[-1]):
+                return [[dtype for at in steps for dtype in base_dtypes(source, key.module, at)] for key in unit.keys]
+        return [[] for _ in unit.keys]
 
     def _over_window(self, start: int, step: int) -> list[Inputs]:
         with self._noting(step):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from pico_contract.layout import MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, obs
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest, TensorSet
 
 Q_PROJ, DOWN_PROJ = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
-LOW_RANK = {f"model.layers.{layer}.{name}": shape for layer in (0, 1) for name, shape in
-            {"self_attn.q_proj": (48, 48), "mlp.down_proj": (48, 64)}.items()}  # fmt: skip
+_OF_LAYER = {"self_attn.q_proj": (48, 48), "mlp.down_proj": (48, 64)}
+LOW_RANK = {f"model.layers.{layer}.{name}": shape for layer in (0, 1) for name, shape in _OF_LAYER.items()}
 FULL_RANK = {f"model.layers.{layer}.self_attn.v_proj": (16, 48) for layer in (0, 1)}
 CONFIG = {
     "hidden_size": 48,
@@ -87,9 +88,8 @@ class Plan:
     """Steps whose effective weights lie in a checkpoint, those of the others beside the factors."""
     stored: torch.dtype = torch.float32
     base: torch.dtype = torch.float32
-
-    def but(self, **changes: object) -> Plan:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    size: float = 1e-3
+    """Of an entry's change in a step, of A as of B."""
 
 
 def write_low_rank_run(root: Path, plan: Plan | None = None) -> RunLayout:
@@ -100,19 +100,19 @@ def write_low_rank_run(root: Path, plan: Plan | None = None) -> RunLayout:
     full = {name: torch.randn(shape, generator=draws) for name, shape in {**LOW_RANK, **FULL_RANK}.items()}
     low: dict[str, Projection] = {}
     codec.write_text(layout.manifest, _manifest(root.name, last).to_json())
-    codec.write_text(layout.metrics, "".join(f'{{"step": {t}, "tokens": {t * 10}, "loss": 3.0, "lr": 0.1}}\n'
-                                             for t in range(1, last + 1)))  # fmt: skip
+    rows = [{"step": step, "tokens": 10 * step, "loss": 3.0, "lr": 0.1} for step in range(1, last + 1)]
+    codec.write_text(layout.metrics, "".join(json.dumps(row) + "\n" for row in rows))
     for step in range(last + 1):
         for name, tensor in full.items() if step else ():
             if name not in low:
                 full[name] = tensor + 1e-3 * torch.randn(tensor.shape, generator=draws)
         for one in low.values():
-            one.step()
+            one.step(plan.size)
             if step in plan.restarts:
                 one.restart(plan.restarts[step])
         if step == plan.warm:
-            low = {name: Projection(full[name].to(plan.base), plan.rank, plan.scale, draws, plan.stored)
-                   for name in LOW_RANK}  # fmt: skip
+            bases = {name: full[name].to(plan.base) for name in LOW_RANK}
+            low = {n: Projection(base, plan.rank, plan.scale, draws, plan.stored) for n, base in bases.items()}
         if step in plan.observed:
             _observe(layout, plan, step, {**full, **{name: one.weight for name, one in low.items()}}, low)
     return layout

@@ -222,9 +222,10 @@ def test_a_damaged_file_of_factors_costs_them_alone(tmp_path: Path) -> None:
     file = layout.snapshot(6) / SNAPSHOT_WEIGHTS
     file.write_bytes(b"\xff" * file.stat().st_size)
     with pytest.warns(DamagedWarning, match=r"step 6 .*weights\.safetensors"):
-        frame = measure(open_run(layout.root), ["per"], steps=[5, 6], kinds=["weights"])
-    status = frame.groupby(["component", "step"])["status"].first()
+        frame = measure(open_run(layout.root), ["per"], steps=[5, 6], kinds=["weights", "updates"])
+    status = frame[frame["kind"] == "weights"].groupby(["component", "step"])["status"].first()
     assert status["self_attn.q_proj", 6] == "ok"
+    assert set(frame.loc[frame["kind"] == "updates", "status"]) == {"ok"}
     assert status["self_attn.q_proj.lora_update", 6] == "missing"
     assert status["self_attn.q_proj.lora_update", 5] == "ok"
 

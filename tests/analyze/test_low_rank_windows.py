@@ -60,7 +60,7 @@ def test_the_spectrum_from_factors_is_that_of_the_dense_product(run: Run, module
 def test_the_rank_after_k_restarts_is_k_times_r_up_to_full_rank(tmp_path: Path, rank: int, ranks: list[int]) -> None:
     """From factors, in float64 and as the table has it; and of W(t2) - W(t1) on disk, with the tolerance of weights."""
     restarts = dict.fromkeys((2, 4, 6, 8, 10))
-    plan = Plan(observed=(0, *restarts), restarts=restarts, rank=rank, checkpoints=())
+    plan = Plan(observed=(0, *restarts), restarts=restarts, rank=rank, checkpoints=(), size=1e-2)
     run = open_run(write_low_rank_run(tmp_path / "low", plan).root)
     frame = measure(run, ["numerical_rank"], ["q_proj", CUMULATIVE], kinds=["updates"], window="first")
     for component in ("self_attn.q_proj", "self_attn.q_proj.cumulative_lora_update"):
@@ -100,6 +100,25 @@ def test_updates_of_plain_modules_stay_those_of_effective_weights(run: Run) -> N
         assert found["numerical_rank"] == np.linalg.matrix_rank(change, tol=tol)
         assert set(rows["dtype"]) == {"float32"}
         assert rows["tol"].tolist() == pytest.approx([tol, tol], rel=1e-6)
+
+
+def test_an_update_is_no_more_exact_than_the_base_that_merges_are_rounded_in(tmp_path: Path) -> None:
+    """A base in bfloat16: with the eps of the fp32 effective weights the rounding of merges would count as rank."""
+    plan = Plan(base=torch.bfloat16, restarts={2: None, 4: None}, size=3e-2)
+    run = open_run(write_low_rank_run(tmp_path / "low", plan).root)
+    frame = measure(run, ["numerical_rank"], ["q_proj", "v_proj", f"q_proj.{CUMULATIVE}"], kinds=["updates"], window=0)
+    rows = frame[(frame["step"] == 4) & (frame["layer"] == 0)].set_index("component")
+    dtypes = {
+        "self_attn.q_proj": "bfloat16",
+        "self_attn.v_proj": "float32",
+        f"self_attn.q_proj.{CUMULATIVE}": "float32",
+    }
+    assert rows["dtype"].to_dict() == dtypes
+    weights = run.tensor(0, "weights", Q_PROJ).double(), run.tensor(4, "weights", Q_PROJ).double()
+    change = torch.linalg.svdvals(weights[1] - weights[0])
+    largest = max(float(torch.linalg.svdvals(weight)[0]) for weight in weights)
+    assert int((change > 48 * EPS * largest).sum()) == 48
+    assert rows["value"]["self_attn.q_proj"] <= rows["value"][f"self_attn.q_proj.{CUMULATIVE}"] == 8
 
 
 def test_the_table_says_of_which_window_and_judges_by_the_largest_of_what_is_summed(run: Run) -> None:
