@@ -110,9 +110,9 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        """Of the matrix (or its factors) in float64."""
-        m = self.matrix
-        return 8 * (m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel())
+        """Of the matrix (or its factors) in float64, and of what it began from."""
+        parts = [self.matrix] if self.start is None else [self.matrix, self.start]
+        return 8 * sum(m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel() for m in parts)
 
     @property
     def sample_bytes(self) -> int:
