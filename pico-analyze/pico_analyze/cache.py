@@ -31,7 +31,19 @@ from pico_analyze.reading import Place, Reference, Work
 from pico_analyze.sources import Source
 
 FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
-_CODE = ("components", "decompositions", "item", "linalg", "metrics", "power_law", "reading", "sample", "sources")
+_CODE = (
+    "circuits",
+    "components",
+    "decompositions",
+    "item",
+    "linalg",
+    "low_rank",
+    "metrics",
+    "power_law",
+    "reading",
+    "sample",
+    "sources",
+)
 """What a number depends on: modules and packages of this package."""
 _ALONE = "alone"
 
@@ -113,6 +125,9 @@ class Cache:
         if not kept:
             return None
         content = f"{own} {self._content(work.other or work.source, work, reference.step) or _ALONE}"
+        if work.unit.is_of_window:
+            inside = [self._content(work.source, work, s) for s in work.source.steps if reference.step < s < place.step]
+            content += f" {_digest(inside)}"
         if reference.shift:
             content += f" {reference.shift} {_digest([key.module for key in work.unit.keys])}"
         return content + (f" {_digest(seeded_by(work, *place))}" if work.draws and has_null(metric) else "")

@@ -80,9 +80,15 @@ def panels_of(
         axes.remove()
     panels = []
     for axes, (component, table) in zip(figure.axes, groups, strict=True):
-        axes.set_title(f"{component}{heads_of(table)}", fontsize=TITLE)
+        axes.set_title(_broken(f"{component}{heads_of(table)}"), fontsize=TITLE)
         panels.append((axes, table))
     return figure, panels
+
+
+def _broken(title: str) -> str:
+    """In two lines where a panel is too narrow for one."""
+    where, dot, last = title.rpartition(".")
+    return f"{where}{dot}\n{last}" if len(title) > LETTERS * _WIDTH else title
 
 
 def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:

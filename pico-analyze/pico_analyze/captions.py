@@ -58,6 +58,25 @@ _METRICS = {
     "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }
 
+_COMPONENTS = {
+    "ov_circuit": "what a head writes to the residual stream where it attends to one position alone: O V of that head",
+    "ov_circuit_joined": "the OV circuits of all heads side by side",
+    "ov_induced_change": "how one step of gradient descent changes the OV circuit of a head, to first order",
+    "ov_induced_change_joined": "the induced changes of all heads side by side",
+    "qk_circuit": "what a head compares positions by, at distance 0: Q transposed times K of that head",
+    "mlp_path": "the MLP with all gates open: down times up",
+    "lora_update": "the scaled product of a projection's low-rank factors: what the running cycle has added to the "
+    "base so far, and at the step of a restart all that the cycle which ended there added. It grows within a cycle and "
+    "starts again from nothing after a restart, so that steps compare where they lie alike in their cycles. Its rank "
+    "is at most that of the factors: PER, a fraction of the whole matrix, stays low, and effective rank and numerical "
+    "rank say how much of the given rank is used. To be compared with the updates of a full-rank run over as many "
+    "steps, not with gradients, which are of single batches",
+    "cumulative_lora_update": "the update of a projection over the window, summed from the factors of every restart "
+    "in it and so free of the rounding of the weights. Its rank grows by that of the factors with each restart; where "
+    "it stays behind, cycles repeat directions of earlier ones. Missing where a restart in the window was not "
+    "observed, or where the projection was not low-rank at both ends",
+}
+
 _FIGURES = {
     "overview": "A few telling quantities over steps, each line the mean over the plain modules of one layer: lines "
     "that bend together say that the layers learn at the same time, a bend in one panel before another which came "
@@ -92,6 +111,11 @@ def meaning(status: str) -> str:
 def reading(metric: str) -> str:
     """What a high or low value says, as a clause; empty for a metric of the user's own."""
     return _METRICS.get(metric, "")
+
+
+def component(name: str) -> str:
+    """What a component is that is made of several matrices; empty for a plain module."""
+    return _COMPONENTS.get(name.rpartition(".")[2], "")
 
 
 def how_to_read(form: str, metric: str | None = None) -> str:

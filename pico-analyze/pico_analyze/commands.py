@@ -163,6 +163,7 @@ def holdings(path: Path) -> list[str]:
     ]
     for kind in KINDS:
         lines += _lines_of_kind(run, kind)
+    lines += _low_rank_lines(run)
     lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
     return lines
 
@@ -187,6 +188,27 @@ def _lines_of_kind(run: Source, kind: str) -> list[str]:
         f"{kind}{f' ({split})' if split else ''} at {len(at)} steps: {', '.join(components[split])}"
         for split, at in steps.items()
     ]
+
+
+def _low_rank_lines(run: Source) -> list[str]:
+    """At how many steps which components are low-rank, with the ranks at the last such step."""
+    from pico_analyze.components import fitting
+
+    factors = {
+        step: found
+        for step in run.steps
+        if run.splits(step, "weights") and (found := fitting("lora_A", run.modules(step, "weights")))
+    }
+    if not factors:
+        return []
+    last = max(factors)
+    ranks: dict[str, set[int]] = {}
+    for name in factors[last]:
+        ranks.setdefault(parse(name).component.removesuffix(".lora_A"), set()).add(
+            len(run.tensor(last, "weights", name))
+        )
+    of = ", ".join(f"{name} ({' and '.join(map(str, sorted(found)))})" for name, found in ranks.items())
+    return [f"low-rank at {len(factors)} steps (rank at step {last}): {of}"]
 
 
 def known_metrics() -> list[str]:

@@ -1,25 +1,19 @@
-"""What is measured: plain modules and circuits, as matrices of one step.
-
-Shapes: D hidden_size, I intermediate_size, H query heads, G key-value heads, hd head_dim, P rows of activations.
-Projections are stored (out, in). With grouped queries head h uses key-value head kv(h) = h // (H / G).
-"""
+"""What is measured: plain modules and circuits, chosen by name, as units of matrices of one step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from pico_contract import names
-from pico_contract.errors import DamagedError, UserError, did_you_mean, nearest
+from pico_contract.errors import UserError, did_you_mean, nearest
 
-from pico_analyze.linalg import Matrix, Product
+from pico_analyze.circuits import CIRCUITS, UPDATES
+from pico_analyze.linalg import Matrix
+from pico_analyze.low_rank import Change
 from pico_analyze.sources import Source
-
-UPDATES = "updates"
-"""The kind W(t2) - W(t1): the difference of the weights, or of a circuit's, over a window of steps."""
 
 _ORDER = (  # of a layer, as the forward pass goes
     "input_layernorm",
@@ -57,7 +51,20 @@ class Unit:
         """One matrix for each key; UserError where the step lacks what it needs."""
         if self.circuit is None:
             return [source.tensor(step, kind, key.module, split) for key in self.keys]
-        return CIRCUITS[self.circuit].load(source, self, step, kind, split)
+        load = CIRCUITS[self.circuit].load
+        assert load is not None, f"{self.circuit} is of a window, not of a step"
+        return load(source, self.module, step, kind, split)
+
+    def change(self, source: Source, start: int, step: int) -> Change:
+        """What it changed by over a window, where `is_of_window`; UserError where either end lacks what it needs."""
+        over = None if self.circuit is None else CIRCUITS[self.circuit].over
+        assert over is not None, f"{self.module} changes by the difference of two steps"
+        return over(source, self.module, start, step)
+
+    @property
+    def is_of_window(self) -> bool:
+        """Whether an update of it depends on the steps within the window, and not on its two ends alone."""
+        return self.circuit is not None and CIRCUITS[self.circuit].over is not None
 
     @property
     def spans_layers(self) -> bool:
@@ -70,21 +77,11 @@ class Unit:
         return (stored,) if self.circuit is None else tuple(dict.fromkeys(("weights", stored)))
 
 
-@dataclass(frozen=True)
-class Circuit:
-    """A component made of several modules of one layer."""
-
-    kinds: tuple[str, ...]
-    anchor: str  # the module within a layer whose presence says that the circuit can be had
-    load: Callable[[Source, Unit, int, str, str | None], list[Matrix]]
-    heads: Literal["each", "joined"] | None = "each"  # None where it is not made of heads
-
-
 def plan(components: Sequence[str], kind: str, modules: Iterable[str], model: Mapping[str, Any]) -> list[Unit]:
     """The units of `kind` that `components` choose, in model order.
 
     A component is a glob over `modules`, or a name of `CIRCUITS`: of every layer, or behind a glob over what its
-    modules lie in, as `layers.0.self_attn.ov_circuit`.
+    modules lie in, as `layers.0.self_attn.ov_circuit` and `layers.0.self_attn.q_proj.lora_update`.
     """
     modules = sorted(modules, key=_place)
     circuits: dict[str, list[str]] = {}
@@ -130,7 +127,7 @@ def across_layers(units: Iterable[Unit]) -> list[Unit]:
 def _place(module: str) -> tuple[float, int, str]:
     """Sorts modules layer by layer, those outside the layers last."""
     name = names.parse(module)
-    inside = _ORDER.index(name.component) if name.component in _ORDER else len(_ORDER)
+    inside = next((i for i, known in enumerate(_ORDER) if f"{name.component}.".startswith(f"{known}.")), len(_ORDER))
     return math.inf if name.layer is None else name.layer, inside, module
 
 
@@ -162,131 +159,21 @@ def _module_unit(name: str) -> Unit:
 
 def _circuit_units(circuit: str, kind: str, owners: list[str], model: Mapping[str, Any]) -> list[Unit]:
     heads = CIRCUITS[circuit].heads
-    if ("weights" if kind == UPDATES else kind) not in CIRCUITS[circuit].kinds:
+    if kind not in CIRCUITS[circuit].kinds:
         return []
     if heads and "num_attention_heads" not in model:
         return []  # a foreign model without a configuration
     numbers = range(model["num_attention_heads"]) if heads == "each" else [None]
     return [
-        Unit(circuit, owner, tuple(Key(circuit, names.parse(owner).layer, head, owner) for head in numbers))
+        Unit(
+            circuit,
+            owner,
+            tuple(Key(_called(circuit, owner), names.parse(owner).layer, head, owner) for head in numbers),
+        )
         for owner in owners
     ]
 
 
-def ov_circuit(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
-    """OV_h = O[:, h] @ V[kv(h)], (D, D) of rank at most hd, or its output v_out[:, kv(h)] @ O[:, h]^T, (P, D), by head.
-
-    Row-vector convention: x @ OV_h^T is what head h writes to the residual stream where it attends to x alone.
-    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
-    """
-    output = source.tensor(step, "weights", f"{unit.module}.o_proj")  # (D, H * hd)
-    states = source.tensor(step, kind, f"{unit.module}.v_proj", split)
-    if kind == "weights":
-        return [Product(o, v) for o, v in zip(*_output_and_value(source, output, states), strict=True)]
-    columns, states_by_head = _output_and_value(source, output, states.T)  # H of (D, hd), H of (hd, P)
-    return [Product(v.T, o.T) for o, v in zip(columns, states_by_head, strict=True)]
-
-
-def ov_induced_change(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
-    """dO[:, h] @ V[kv(h)] + O[:, h] @ dV[kv(h)], (D, D) of rank at most 2 hd, by head; d are gradients of weights.
-
-    The first-order change of OV_h that one step of gradient descent induces is this times minus the learning rate: for
-    O - a dO and V - a dV the circuit changes by -a (dO V + O dV) + a^2 dO dV. It is not the gradient of the loss with
-    respect to OV_h, which gradients of the two factors do not determine; pico-analyze 1.x called a similar product so
-    (`ov_circuit` of gradients).
-    """
-    o, v = f"{unit.module}.o_proj", f"{unit.module}.v_proj"
-    weights = [source.tensor(step, "weights", module) for module in (o, v)]
-    gradients = [source.tensor(step, kind, module, split) for module in (o, v)]
-    heads = zip(*_output_and_value(source, *weights), *_output_and_value(source, *gradients), strict=True)
-    return [Product(torch.cat([d_o, o], dim=1), torch.cat([v, d_v])) for o, v, d_o, d_v in heads]
-
-
-def ov_circuit_joined(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
-    """`ov_circuit` of all heads, one beside the other: (D, H * D), or of activations (P, H * D), one matrix a layer.
-
-    Activations are v_out (P, G * hd) @ R (G * hd, H * D), block g of R the O[:, h]^T of the heads h that share
-    key-value head g; weights are O (D, H * hd) @ R (H * hd, H * D), block h of R being V[kv(h)].
-
-    One rarely wants it: a model sums what its heads write and never lays it side by side. Its rank and similarities
-    are those of all heads together, ruled by the heads that write most, and R has H times the columns of one head's
-    factor. It is what pico-analyze 1.x printed beside the heads.
-    """
-    products = [one for one in ov_circuit(source, unit, step, kind, split) if isinstance(one, Product)]
-    shared = source.model.get("num_key_value_heads", len(products)) if kind == "activations" else len(products)
-    return [_side_by_side(products, len(products) // shared)]
-
-
-def ov_induced_change_joined(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
-    """`ov_induced_change` of all heads, one beside the other: (D, H * D) with factors (D, 2 H * hd), (2 H * hd, H * D).
-
-    As rarely wanted as `ov_circuit_joined`.
-    """
-    changes = ov_induced_change(source, unit, step, kind, split)
-    return [_side_by_side([one for one in changes if isinstance(one, Product)], 1)]
-
-
-def _side_by_side(products: Sequence[Product], group: int) -> Product:
-    """[A_0 B_0, A_1 B_1, ...], (m, H * n), where each `group` of products in turn has one A."""
-    wide = [torch.cat([p.right for p in products[at : at + group]], dim=1) for at in range(0, len(products), group)]
-    return Product(torch.cat([product.left for product in products[::group]], dim=1), torch.block_diag(*wide))
-
-
-def qk_circuit(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
-    """QK_h = Q[h]^T @ K[kv(h)], (D, D) of rank at most hd, by head.
-
-    x_i @ QK_h @ x_j^T is sqrt(hd) times the score with which position i attends to position j, before the softmax, in
-    a model without position embeddings within attention. In ours rotary embeddings lie between the two: the score is
-    that of Q[h]^T @ R(j - i) @ K[kv(h)] with R a rotation by the distance, so that QK_h is the circuit at distance 0.
-    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
-    """
-    query = source.tensor(step, kind, f"{unit.module}.q_proj")  # (H * hd, D)
-    key = source.tensor(step, kind, f"{unit.module}.k_proj")  # (G * hd, D)
-    heads, group = _heads(source, query.shape[0], key.shape[0])
-    head_dim = query.shape[0] // heads
-    by_head, keys = query.split(head_dim), key.split(head_dim)
-    return [Product(by_head[h].T, keys[h // group]) for h in range(heads)]
-
-
-def mlp_path(source: Source, unit: Unit, step: int, kind: str, split: str | None) -> list[Matrix]:
-    """down @ up, (D, D): what the MLP does to the residual stream where every gate passes 1.
-
-    The MLP itself is x -> down (silu(gate x) * up x), so this is its path with the nonlinearity left out.
-    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits" (virtual weights).
-    """
-    down = source.tensor(step, kind, f"{unit.module}.down_proj")  # (D, I)
-    return [Product(down, source.tensor(step, kind, f"{unit.module}.up_proj"))]  # (I, D)
-
-
-def _heads(source: Source, queries: int, keys: int) -> tuple[int, int]:
-    """H, and how many query heads share a key-value head; `queries` and `keys` are the widths of all heads of either.
-
-    Raises:
-        DamagedError: the model's configuration speaks of other widths.
-    """
-    heads = source.model["num_attention_heads"]
-    groups = source.model.get("num_key_value_heads", heads)
-    if queries % heads or heads % groups or keys * heads != queries * groups:
-        what = f"{heads} heads and {groups} key-value heads"
-        raise DamagedError(f"the configuration of {source.name} has {what}, its matrices are {queries} and {keys} wide")
-    return heads, heads // groups
-
-
-def _output_and_value(
-    source: Source, output: torch.Tensor, value: torch.Tensor
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Of (D, H * hd) and (G * hd, any): O[:, h], H of (D, hd), and V[kv(h)], H of (hd, any)."""
-    heads, group = _heads(source, output.shape[1], value.shape[0])
-    head_dim = output.shape[1] // heads
-    values = value.split(head_dim)
-    return list(output.split(head_dim, dim=1)), [values[h // group] for h in range(heads)]
-
-
-CIRCUITS: dict[str, Circuit] = {
-    "ov_circuit": Circuit(("weights", "activations"), "v_proj", ov_circuit),
-    "ov_induced_change": Circuit(("gradients",), "v_proj", ov_induced_change),
-    "ov_circuit_joined": Circuit(("weights", "activations"), "v_proj", ov_circuit_joined, "joined"),
-    "ov_induced_change_joined": Circuit(("gradients",), "v_proj", ov_induced_change_joined, "joined"),
-    "qk_circuit": Circuit(("weights",), "k_proj", qk_circuit),
-    "mlp_path": Circuit(("weights",), "up_proj", mlp_path, None),
-}
+def _called(circuit: str, owner: str) -> str:
+    """The component: of what several projections of a layer have, behind the projection."""
+    return f"{names.parse(owner).component}.{circuit}" if CIRCUITS[circuit].of_projection else circuit

@@ -32,7 +32,7 @@ from pico_analyze.table import from_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPONENTS = ("*_proj", "ov_circuit")
+COMPONENTS = ("*_proj", "ov_circuit", "lora_update")
 Todo = tuple[int, Work, Mapping[str, Metric]]
 """A work item by its place, with the steps and the metrics that are still to be measured."""
 
@@ -64,8 +64,8 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (see `plan`); "*_proj" and "ov_circuit" by default, every
-            module of a model that calls none of its own so.
+        components: globs over module names, and circuits (see `plan`); "*_proj", "ov_circuit" and, of low-rank runs,
+            "lora_update" by default, every module of a model that calls none of its own "*_proj".
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.

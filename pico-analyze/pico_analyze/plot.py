@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from pico_contract.errors import UserError
+from pico_contract.names import parse
 
 from pico_analyze.canvas import (
     COLUMNS,
@@ -74,7 +75,7 @@ def overview(frame: pd.DataFrame) -> Figure:
     if not shown:
         raise UserError(f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}")
     figure = new_figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")
-    of_modules = [one.rows[one.rows["head"].isna() & one.rows["layer"].notna()] for one in shown]
+    of_modules = [one.rows[_is_plain(one.rows) & one.rows["layer"].notna()] for one in shown]
     layers = layers_of(pd.concat(of_modules))
     for axes, one, rows in zip(figure.axes, shown, of_modules, strict=True):
         _draw_lines(axes, rows, layers)
@@ -83,6 +84,11 @@ def overview(frame: pd.DataFrame) -> Figure:
     label_below(figure, STEP_AXIS, pd.concat(of_modules))
     layer_bar(figure, layers)
     return figure
+
+
+def _is_plain(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of plain modules: circuits are called otherwise than what they lie in."""
+    return rows["component"] == rows["module"].map(lambda module: parse(module).component)
 
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:

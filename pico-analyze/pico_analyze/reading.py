@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
+from pico_analyze.low_rank import base_dtypes
 from pico_analyze.sample import Sample
 from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
 
@@ -108,9 +110,9 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        """Of the matrix (or its factors) in float64."""
-        m = self.matrix
-        return 8 * (m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel())
+        """Of the matrix (or its factors) in float64, and of what it began from."""
+        parts = [self.matrix] if self.start is None else [self.matrix, self.start]
+        return 8 * sum(m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel() for m in parts)
 
     @property
     def sample_bytes(self) -> int:
@@ -159,14 +161,30 @@ class Loader:
         start = self.work.base.get(step)
         if start is None:
             return []
+        if self.work.unit.is_of_window:
+            return self._over_window(start, step)
         pairs = list(zip(self._read(start), self._read(step), strict=False))
         if not pairs or any(before.shape != after.shape for before, after in pairs):
             return []
         scales = self._scales(start, [old for old, _ in pairs]), self._scales(step, [new for _, new in pairs])
         return [
-            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype), max(scale), start=old)
-            for (old, new), *scale in zip(pairs, *scales, strict=True)
+            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype, *bases), max(scale), start=old)
+            for (old, new), bases, *scale in zip(pairs, self._bases(start, step), *scales, strict=True)
         ]
+
+    def _bases(self, *steps: int) -> list[list[torch.dtype]]:
+        """The dtypes of what each matrix was merged into: effective weights are no more exact than their base."""
+        source, unit = self.work.source, self.work.unit
+        if unit.circuit is None:
+            with self._noting(steps[-1]):
+                return [[dtype for at in steps for dtype in base_dtypes(source, key.module, at)] for key in unit.keys]
+        return [[] for _ in unit.keys]
+
+    def _over_window(self, start: int, step: int) -> list[Inputs]:
+        with self._noting(step):
+            found = self.work.unit.change(self.work.source, start, step)
+            return [Inputs(found.matrix, found.dtype, found.scale, start=found.start)]
+        return []
 
     def _loaded(self, step: int) -> list[Inputs]:
         terms = self._terms(step)
@@ -192,15 +210,21 @@ class Loader:
         if step in self._held:
             return self._held[step]
         found: list[linalg.Matrix] = []
-        try:
+        with self._noting(step):
             found = work.unit.load(work.source, step, "weights" if work.kind == UPDATES else work.kind, work.split)
-        except DamagedError as error:
-            self.damages[step] = f"step {step} is left out in part: {error}"
-        except UserError:
-            pass  # the request was checked before: this step does not hold it
         if work.kind == UPDATES and step in work.base.values():
             self._held = {step: found}
         return found
+
+    @contextmanager
+    def _noting(self, step: int) -> Iterator[None]:
+        """Go on where a file is not readable, noting it, and where the step does not hold what is read."""
+        try:
+            yield
+        except DamagedError as error:
+            self.damages[step] = f"step {step} is left out in part: {error}"
+        except UserError:
+            pass  # the request was checked before
 
 
 @dataclass

@@ -82,6 +82,7 @@ def render(source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = 
         statuses=statuses(frame),
         measured=measured(frame),
         definitions=definitions(frame),
+        circuits=circuits(frame),
         grids=grids(frame),
         pictures=pictures(frame, metrics, heads),
     )
@@ -176,6 +177,12 @@ def definitions(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
         unit = metric.unit if metric else next(iter(rows["unit"].dropna()), "")
         found.append((spoken(str(name)), unit, text, captions.reading(str(name))))
     return found
+
+
+def circuits(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """(name, what it is) of each component in the table that is made of several matrices."""
+    found = dict.fromkeys(str(name).rpartition(".")[2] for name in frame["component"].unique())
+    return [(name, captions.component(name)) for name in found if captions.component(name)]
 
 
 def grids(frame: pd.DataFrame) -> list[Grid]:

@@ -25,7 +25,8 @@ def spectra(
 ) -> pd.DataFrame:
     """Singular values of weights: run, kind, component, layer, head, step, index (from 1, descending), value, status.
 
-    Of the middle layer by default. A step whose file cannot be read, or holds what is not finite, is left out.
+    Of the middle layer by default. A step whose file cannot be read, that lacks the component (as a low-rank update
+    before the factors begin), or holds what is not finite is left out.
 
     Raises:
         UserError: no weights to read, a component that matches nothing, or layers that have none.
@@ -66,8 +67,10 @@ def spectra(
 def _decomposed(source: Source, unit: Unit, step: int) -> list[linalg.Spectrum]:
     try:
         matrices = unit.load(source, step, "weights", None)
-    except DamagedError:
-        return []
+    except UserError as error:
+        if isinstance(error, DamagedError) or step in source.steps:
+            return []
+        raise
     whole = all(len(matrix.shape) == 2 and linalg.is_finite(matrix) for matrix in matrices)
     return linalg.spectra(matrices) if whole else []
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from pico_contract.codec import TensorFile
 from pico_contract.errors import DamagedError
+from pico_contract.names import low_rank_part
 
 ASIDE = 3.0
 """A step lies aside when it is this many times farther from both neighbours than they are from each other."""
@@ -34,7 +35,7 @@ def walk(
     """(check, step, sentence) of what is wrong with the weights in `paths` (step -> file).
 
     `still` are updates that leave the weights as they are: steps with only such ones between them may be equal.
-    Factors of low-rank methods are passed over: they are merged and reset by design.
+    Of low-rank modules the effective weights alone count: base and factors are merged and reset by design.
     """
     files: dict[int, TensorFile] = {}
     for step, path in sorted(paths.items()):
@@ -42,7 +43,8 @@ def walk(
             files[step] = TensorFile(path)
         except DamagedError as error:
             yield "damage", step, str(error).removeprefix(str(path)).lstrip()
-    names = list(dict.fromkeys(name for file in files.values() for name in file.names if ".lora_" not in name))
+    stored = dict.fromkeys(name for file in files.values() for name in file.names)
+    names = [name for name in stored if low_rank_part(name) is None]
     digests: Digests = {step: {} for step in files}
     odd: dict[int, dict[str, str]] = defaultdict(dict)
     for done, name in enumerate(names, start=1):

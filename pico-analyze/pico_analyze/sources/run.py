@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,12 +68,13 @@ class Run:
         """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds none."""
         check_kind(kind)
         if kind == "weights":
-            return [None] if self._weights_file(step) else []
+            return [None] if self._weights_files(step) else []
         return [observed.split for observed in self._observed(step) if observed.kind == kind]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
         """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as `tensor`."""
-        return modules_of(self._stored(step, kind, split)[1], is_tied(self.model, kind))
+        stored = dict.fromkeys(name for _, names in self._stored(step, kind, split) for name in names)
+        return modules_of(stored, is_tied(self.model, kind))
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU.
@@ -85,11 +87,11 @@ class Run:
             UserError: the step, kind, split or module is not there; names the nearest that is.
             DamagedError: the file is not readable.
         """
-        path, stored = self._stored(step, kind, split)
-        name = stored_name(module, stored, is_tied(self.model, kind))
-        if name is None:
-            raise no_module(path, kind, module, modules_of(stored, tied=False))
-        return self._file(path).get(name)
+        for path, stored in self._stored(step, kind, split):
+            name = stored_name(module, stored, is_tied(self.model, kind))
+            if name is not None:
+                return self._file(path).get(name)
+        raise no_module(path, kind, module, self.modules(step, kind, split))
 
     def terms(self, step: int, split: str | None) -> list[int]:
         """Terms of the loss in each micro-batch whose gradients `step` holds; [] where it holds none."""
@@ -97,16 +99,16 @@ class Run:
         return next(found, [])
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """sha256 of the file that holds `kind` of `step`, as its manifest says; UserError where there is none."""
+        """sha256 of each file that holds `kind` of `step`, as its manifest says; UserError where there is none."""
         if kind == "weights":
-            path = self._weights_file(step)
-            file = "" if path is None else path.name
+            files = [path.name for path in self._weights_files(step)]
         else:
-            file = next((of.file for of in self._observed(step) if (of.kind, of.split) == (kind, split)), "")
-        for manifest in (self._snapshots.get(step), self._checkpoints.get(step)):
-            if manifest is not None and file in manifest.files:
-                return manifest.files[file].sha256
-        raise UserError(f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}")
+            files = [of.file for of in self._observed(step) if (of.kind, of.split) == (kind, split)]
+        manifests = [one for one in (self._snapshots.get(step), self._checkpoints.get(step)) if one is not None]
+        found = [one.files[file].sha256 for file in files for one in manifests if file in one.files]
+        if not found:
+            raise UserError(f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}")
+        return " ".join(found)
 
     def probe(self, step: int) -> dict[str, str]:
         """What says which token each row of activations at `step` is of: sha256 of the probe's ids, and the row map.
@@ -141,26 +143,31 @@ class Run:
     def _observed(self, step: int) -> list[TensorSet]:
         return self._snapshots[step].observed if step in self._snapshots else []
 
-    def _weights_file(self, step: int) -> Path | None:
+    def _weights_files(self, step: int) -> list[Path]:
+        """Of the effective weights first; beside a checkpoint the snapshot may hold what only low-rank modules have."""
         snapshot = self._snapshots.get(step)
-        if snapshot is not None and snapshot.weights == "snapshot":
-            return self.layout.snapshot(step) / SNAPSHOT_WEIGHTS
-        return self.layout.checkpoint(step) / MODEL_WEIGHTS if step in self._checkpoints else None
+        own = snapshot is not None and SNAPSHOT_WEIGHTS in snapshot.files
+        found = [self.layout.snapshot(step) / SNAPSHOT_WEIGHTS] if own else []
+        if step in self._checkpoints and (snapshot is None or snapshot.weights == "checkpoint"):
+            found.insert(0, self.layout.checkpoint(step) / MODEL_WEIGHTS)
+        return found
 
-    def _stored(self, step: int, kind: str, split: str | None) -> tuple[Path, list[str]]:
-        """The file that holds `kind` of `step`, and the names in it."""
+    def _stored(self, step: int, kind: str, split: str | None) -> Iterator[tuple[Path, list[str]]]:
+        """Each file that holds `kind` of `step`, at least one, and the names in it."""
         check_kind(kind)
         if step not in self.steps:
             raise no_step(self.layout.root, step, self.steps, self.damaged)
         if kind == "weights":
-            path = self._weights_file(step)
-            if path is None:
+            paths = self._weights_files(step)
+            if not paths:
                 raise UserError(f"step {step} of {self.layout.root} has no intact weights")
-            return path, self._file(path).names
+            yield from ((path, self._file(path).names) for path in paths)
+            return
         sets = [observed for observed in self._observed(step) if observed.kind == kind]
         chosen = [observed for observed in sets if split in (None, observed.split)]
         if len(chosen) == 1:
-            return self.layout.snapshot(step) / chosen[0].file, list(chosen[0].tensors)
+            yield self.layout.snapshot(step) / chosen[0].file, list(chosen[0].tensors)
+            return
         if chosen:
             raise UserError(f"step {step} of {self.layout.root} has {kind} of several splits: say split train or val")
         where = f"{kind} of split {split}" if split else kind

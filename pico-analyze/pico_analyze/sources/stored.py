@@ -9,6 +9,8 @@ from pico_contract import names
 
 _SUFFIX = ".weight"
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
+_FACTORS = ("lora_A", "lora_B")
+"""Parts of a low-rank module that count as modules themselves; the others are read by name alone."""
 
 
 def is_tied(model: Mapping[str, Any], kind: str) -> bool:
@@ -18,10 +20,15 @@ def is_tied(model: Mapping[str, Any], kind: str) -> bool:
 
 def modules_of(stored: Iterable[str], tied: bool) -> list[str]:
     """The modules that have a tensor among `stored`, by Hugging Face name."""
-    modules = [name.removesuffix(_SUFFIX) for name in stored]
+    modules = [name.removesuffix(_SUFFIX) for name in stored if _is_module(name)]
     if tied and _EMBEDDING in modules and _HEAD not in modules:
         modules.append(_HEAD)
     return modules
+
+
+def _is_module(tensor: str) -> bool:
+    part = names.low_rank_part(tensor)
+    return part is None or part[1] in _FACTORS
 
 
 def stored_name(module: str, stored: Iterable[str], tied: bool) -> str | None:
