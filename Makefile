@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-observe golden notebook clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-observe bench-relora golden notebook clean
 
 install: $(STAMP)
 
@@ -43,6 +43,10 @@ bench-evaluate: install
 
 bench-observe: install
 	$(BIN)/python benchmarks/observe.py
+
+bench-relora: install
+	$(BIN)/python benchmarks/relora.py
+	$(BIN)/python benchmarks/relora.py --shape small --rounds 5
 
 golden: install
 	$(BIN)/python tests/golden/make.py
