@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
@@ -30,7 +30,9 @@ STEP_AXIS = "step (linear up to the first observed, then logarithmic)"
 OUTSIDE = -1  # stands for the layer of a module outside the layers
 COLUMNS = 4
 TITLE = 10  # of a panel, points
+_TICK = 8  # labels of ticks, points
 _WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
+_NOTEBOOK_DPI = 72  # what a notebook keeps in its own file
 LETTERS = 11  # of a title, to the inch
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
 # Units of what lies within [0, 1]: always linear.
@@ -45,11 +47,11 @@ Panel = tuple[Axes, pd.DataFrame]
 
 
 class _Shown(Figure):
-    """A figure that a notebook shows as it would be saved, whether or not pyplot was set up there."""
+    """A figure that a notebook shows as it would be saved, smaller, whether or not pyplot was set up there."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        write(self, file, "png")
+        write(self, file, "png", _NOTEBOOK_DPI)
         return file.getvalue()
 
 
@@ -60,8 +62,15 @@ def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> F
             figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
         )
         figure.subplots(rows, columns)
+    for axes in figure.axes:
+        _even_ticks(axes)
     figure.suptitle(folded(figure, title), parse_math=False)
     return figure
+
+
+def _even_ticks(axes: Axes) -> None:
+    """Labels of one size, those of the minor ticks of logarithmic axes as well, which are made only when drawn."""
+    axes.tick_params(which="both", labelsize=_TICK)
 
 
 def title_of(shown: Subject) -> str:
@@ -144,6 +153,8 @@ def draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool
 
 def scale_steps(axes: Axes, steps: list[int]) -> None:
     """Linear from 0 to the first positive step, then logarithmic, with ticks at observed steps that leave room."""
+    if len(steps) == 1:
+        axes.set_xlabel("one step: dots, no line", fontsize=_TICK)
     first = next((step for step in steps if step > 0), 1)
     axes.set_xscale("symlog", linthresh=first, linscale=0.5)
     places = axes.xaxis.get_transform().transform(np.asarray(steps, dtype=float))
@@ -188,6 +199,7 @@ def layer_bar(figure: Figure, layers: list[int]) -> None:
     aspect = 10 * figure.get_figheight()
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect)
     shown = spaced(range(len(layers)), most=12)
+    _even_ticks(bar.ax)
     bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
     bar.minorticks_off()
 
@@ -206,19 +218,35 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def write(figure: Figure, file: BinaryIO, ending: str) -> None:
-    """Write the figure as png, svg or pdf into an open file, without a date."""
+def write(figure: Figure, file: BinaryIO, ending: str, dpi: int = _DPI) -> None:
+    """Write the figure as png (of `dpi` dots per inch), svg or pdf into an open file, without a date."""
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
+        figure.savefig(file, format=ending, dpi=dpi, metadata=_NO_DATE[ending])
 
 
-def draw_cells(axes: Axes, values: pd.DataFrame, **image: Any) -> None:
-    """`values` (layer, layer and head, or step, by step or layer) as cells with a bar of colours; null ones hatched."""
+def shared_norm(rows: pd.DataFrame, values: pd.Series) -> Normalize | None:
+    """What makes colours of the `values` of all panels of a figure, so that they can be compared; None without any."""
+    if values.isna().all():
+        return None
+    scale = LogNorm if is_wide(rows, values.to_frame()) else Normalize
+    return scale(float(values.min()), float(values.max()))
+
+
+def value_bar(figure: Figure, norm: Normalize | None, label: str, cmap: str | None = None) -> None:
+    """One bar of colours for all panels."""
+    if norm is not None:
+        aspect = 10 * figure.get_figheight()
+        bar = figure.colorbar(ScalarMappable(norm, cmap), ax=figure.axes, aspect=aspect)
+        bar.set_label(folded(figure, label))
+        _even_ticks(bar.ax)
+
+
+def draw_cells(axes: Axes, values: pd.DataFrame, norm: Normalize | None, cmap: str | None = None) -> None:
+    """`values` (layer, layer and head, or step, by step or layer) as cells; null ones hatched."""
     axes.set_facecolor("0.92")
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
     axes.grid(visible=False)
-    shown = axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", **image)
-    axes.figure.colorbar(shown, ax=axes)
+    axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm, cmap=cmap)
     columns = spaced(range(values.shape[1]))
     axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
     if "layer" in values.index.names:
@@ -245,6 +273,7 @@ def step_bar(figure: Figure, steps: list[int]) -> None:
     scale = ScalarMappable(norm, step_colours(len(steps)))
     bar = figure.colorbar(scale, ax=figure.axes, label="step", aspect=10 * figure.get_figheight())
     ticks = spaced(range(len(steps)), most=12)
+    _even_ticks(bar.ax)
     bar.set_ticks(ticks, labels=[short(steps[i]) for i in ticks])
     bar.minorticks_off()
 

@@ -89,12 +89,12 @@ _FIGURES = {
     "common at the start and how they part. Dots are single heads at the last step.",
     "convergence": "From which observed step on the similarity to the last step stays at 0.9 or above: layers with "
     "smaller numbers settled earlier. The steps observed decide how fine this can be. Grey: a value is lacking.",
-    "between_steps": "Each cell compares a step (upwards) with an earlier one (to the right), all panels in the same "
+    "between_steps": "Each cell compares a step (upwards) with another (to the right), all panels in the same "
     "colours: a block of one colour beside the slope is a phase in which little changes, an edge a step that left what "
-    "was before. White: not compared, since a step is not earlier than itself. Hatched: no value.",
-    "between_layers": "Each cell compares a layer (upwards) with an earlier one (to the right), all panels in the same "
+    "was before. White: a step with itself, or, where the order matters, with a later one. Hatched: no value.",
+    "between_layers": "Each cell compares a layer (upwards) with another (to the right), all panels in the same "
     "colours, at a few steps from left to right: a block of one colour beside the slope is layers in a row that say "
-    "much the same. White: not compared, since a layer is not earlier than itself. Hatched: no value.",
+    "much the same. White: a layer with itself, or, where the order matters, with a later one. Hatched: no value.",
     "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
     "run: where the bands overlap, the arms differ no more than seeds do.",
     "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below, a "

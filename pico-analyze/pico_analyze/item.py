@@ -18,7 +18,7 @@ from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.single import Outcome
 from pico_analyze.reading import Inputs, Loader, Place, Reference, References, Work, decompose
 
-_ENTRY_UNITS = {"weights": "1", "gradients": "nats", "activations": "1", UPDATES: "1"}
+_ENTRY_UNITS = {"weights": "1", "gradients": "nats per unit of weight", "activations": "1", UPDATES: "1"}
 _ANY_SHAPE = ("matrix", "update", "micro_batches")
 """What `Metric.needs` of vectors and stacks of matrices as well."""
 Row = dict[str, Any]
@@ -168,14 +168,12 @@ def has_null(metric: Metric) -> bool:
 
 def _measure(metric: Metric, given: Inputs, reference: Inputs | None, draws: int, seed: int) -> Measured:
     outcome = _outcome_of(metric, given, reference)
-    n, *rest = given.matrix.shape
-    d = math.prod(rest)
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
     null = Null(None, None, None)
     if draws and has_null(metric) and reference is not None and outcome.value is not None:
         fn = partial(metric.fn, **metric.parameters)
         null = permutation_null(fn, given.sample, reference.sample, draws, seed)
-    return Measured(outcome.value, outcome.status, n, d, str(given.dtype).removeprefix("torch."), tol, *null)
+    return Measured(outcome.value, outcome.status, *given.stored, tol, *null)
 
 
 def _applies(metric: Metric, matrix: linalg.Matrix, formed: bool) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from pico_contract.errors import UserError
 from pico_contract.names import parse
@@ -28,7 +27,9 @@ from pico_analyze.canvas import (
     new_figure,
     panels_of,
     scale_steps,
+    shared_norm,
     title_of,
+    value_bar,
 )
 from pico_analyze.subject import OVERVIEW, Subject, subjects
 
@@ -50,8 +51,7 @@ def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
 def heat_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
     figure, panels = panels_of(title_of(shown), shown.rows, columns)
-    for axes, table in panels:
-        _draw_map(axes, table, by_layer(table))
+    _draw_maps(figure, shown, [(axes, table, by_layer(table)) for axes, table in panels])
     figure.supylabel("layer")
     label_below(figure, "observed step", shown.rows)
     return figure
@@ -62,8 +62,8 @@ def head_map(shown: Subject) -> Figure:
     rows = shown.rows[shown.rows["head"].notna()]
     height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
     figure, panels = panels_of(title_of(shown), rows, height=max(height, HEIGHT))
-    for axes, table in panels:
-        _draw_map(axes, table, table.pivot(index=["layer", "head"], columns="step", values="value"))
+    by_head = [(axes, t, t.pivot(index=["layer", "head"], columns="step", values="value")) for axes, t in panels]
+    _draw_maps(figure, shown, by_head)
     figure.supylabel("layer, its heads upwards")
     label_below(figure, "observed step", rows)
     return figure
@@ -80,7 +80,7 @@ def overview(frame: pd.DataFrame) -> Figure:
     for axes, one, rows in zip(figure.axes, shown, of_modules, strict=True):
         _draw_lines(axes, rows, layers)
         axes.set_title(one.object)
-        axes.set_ylabel(one.quantity)
+        axes.set_ylabel(one.quantity.replace(" (", "\n("))
     label_below(figure, STEP_AXIS, pd.concat(of_modules))
     layer_bar(figure, layers)
     return figure
@@ -105,7 +105,10 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
         axes.set_yscale("log")
 
 
-def _draw_map(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> None:
-    """`values` (layer, or layer and head, by step) as cells; those without a value stay hatched."""
-    if not draw_sentence(axes, table, values):
-        draw_cells(axes, values, norm=LogNorm() if is_wide(table, values) else None)
+def _draw_maps(figure: Figure, shown: Subject, maps: list[tuple[Axes, pd.DataFrame, pd.DataFrame]]) -> None:
+    """Values (layer, or layer and head, by step) as cells in the same colours; those without a value stay hatched."""
+    norm = shared_norm(shown.rows, pd.concat([values.stack() for _, _, values in maps]))
+    for axes, table, values in maps:
+        if not draw_sentence(axes, table, values):
+            draw_cells(axes, values, norm=norm)
+    value_bar(figure, norm, shown.quantity)

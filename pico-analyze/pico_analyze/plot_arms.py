@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,10 +22,12 @@ from pico_analyze.canvas import (
     label_below,
     panels_of,
     scale_steps,
+    value_bar,
 )
 from pico_analyze.subject import Subject
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
+_DIVERGING = "RdBu_r"
 _DASHES = ("-", "--", "-.", ":")  # and on paper without colours
 
 
@@ -51,15 +54,17 @@ def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     first = shown.rows.iloc[0]
     title = f"{shown.quantity}: {shown.object}, {first['arm']} less {first['baseline']}"
     figure, panels = panels_of(title, shown.rows, columns)
-    for axes, table in panels:
-        values = by_layer(table)
+    maps = [(axes, table, by_layer(table)) for axes, table in panels]
+    most = pd.concat([values.stack() for _, _, values in maps]).abs().max() or 1.0
+    norm = Normalize(-most, most) if pd.notna(most) else None
+    for axes, table, values in maps:
         if draw_sentence(axes, table, values):
             continue
-        most = float(np.nanmax(np.abs(values.to_numpy()))) or 1.0
-        draw_cells(axes, values, cmap="RdBu_r", vmin=-most, vmax=most)
+        draw_cells(axes, values, norm=norm, cmap=_DIVERGING)
         apart = by_layer(table.assign(value=((table["low"] > 0) | (table["high"] < 0)).astype(float)))
         rows, places = np.nonzero(apart.reindex_like(values).to_numpy() == 1)
         axes.plot(places, rows, "ko", markersize=3.5, markeredgecolor="white", markeredgewidth=0.6)
+    value_bar(figure, norm, f"difference of {shown.quantity}", _DIVERGING)
     figure.supylabel("layer")
     label_below(figure, "observed step", shown.rows)
     return figure

@@ -1,13 +1,14 @@
 """Similarity matrices: between the steps of a run, and between the layers of a step; one panel a component.
 
-Rows are what is compared, columns what it is compared with, which is earlier: half of a square, and no diagonal.
+Rows are what is compared, columns what it is compared with, which is earlier. Where the order of the two makes no
+difference the other half of the square is filled; the diagonal, a thing compared with itself, is not measured.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from pico_contract.names import parse
 
@@ -16,15 +17,18 @@ from pico_analyze.canvas import (
     draw_cells,
     draw_sentence,
     few,
-    is_wide,
     label_below,
     layers_of,
     panels_of,
+    shared_norm,
     title_of,
+    value_bar,
 )
 from pico_analyze.subject import Subject
 
 _MOST_LAYERS = 4
+_ORDERED = ("pwcca", "relative_distance")
+"""Metrics that tell x from y, beside a user's own: all others of `similarity` are symmetric."""
 
 
 def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
@@ -39,9 +43,9 @@ def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
         over = ""
         rows = shown.rows[shown.rows["layer"].isin(few(layers, _MOST_LAYERS))]
         rows = rows.assign(component=rows["component"] + ", layer " + rows["layer"].astype(str))
-    figure = _matrices(f"{title_of(shown)}{over}", rows, ["step", "reference_step"], columns)
+    figure = _matrices(f"{title_of(shown)}{over}", shown, rows, ["step", "reference_step"], columns)
     figure.supylabel("step")
-    label_below(figure, "earlier step, with which it is compared", rows)
+    label_below(figure, "step" if _symmetric(shown) else "earlier step, with which it is compared", rows)
     return figure
 
 
@@ -52,19 +56,19 @@ def between_layers(shown: Subject, columns: int = COLUMNS) -> Figure:
     labels = rows["component"] + ", step " + rows["step"].astype(str)
     earlier = rows["reference_module"].map(lambda module: parse(module).layer)
     rows = rows.assign(component=labels, earlier=earlier)
-    figure = _matrices(title_of(shown), rows, ["layer", "earlier"], len(steps))
+    figure = _matrices(title_of(shown), shown, rows, ["layer", "earlier"], len(steps))
     figure.supylabel("layer")
-    label_below(figure, "earlier layer, with which it is compared", rows)
+    label_below(figure, "layer" if _symmetric(shown) else "earlier layer, with which it is compared", rows)
     return figure
 
 
-def _matrices(title: str, rows: pd.DataFrame, keys: list[str], columns: int) -> Figure:
+def _matrices(title: str, shown: Subject, rows: pd.DataFrame, keys: list[str], columns: int) -> Figure:
     """A panel for each `component`, all in the same colours, so that panels can be compared."""
     figure, panels = panels_of(title, rows, columns)
     every = rows["value"].groupby([rows[key] for key in ("component", *keys)]).agg(_mean)
-    scale = LogNorm if is_wide(rows, every.unstack()) else Normalize
-    norm = scale(every.min(), every.max()) if every.notna().any() else None
+    norm = shared_norm(rows, every)
     for axes, table in panels:
+        table = _both_ways(table, keys) if _symmetric(shown) else table
         values = table["value"].groupby([table[key] for key in keys]).agg(_mean).unstack()
         if draw_sentence(axes, table, values):
             continue
@@ -72,7 +76,18 @@ def _matrices(title: str, rows: pd.DataFrame, keys: list[str], columns: int) -> 
         asked = table.groupby(keys).size().unstack().notna().to_numpy()
         blank = np.ma.masked_where(asked, np.ones(values.shape))
         axes.imshow(blank, aspect="auto", origin="lower", interpolation="none", cmap=ListedColormap(["white"]))
+    value_bar(figure, norm, shown.quantity)
     return figure
+
+
+def _symmetric(shown: Subject) -> bool:
+    return shown.metric not in _ORDERED and ":" not in shown.metric and shown.rows["unit"].eq("similarity").all()
+
+
+def _both_ways(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Each number also with the two that it compares in the other order."""
+    turned = table.rename(columns=dict(zip(keys, reversed(keys), strict=True)))
+    return pd.concat([table, turned[table.columns]], ignore_index=True)
 
 
 def _mean(values: pd.Series) -> float:

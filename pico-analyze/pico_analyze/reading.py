@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from pico_analyze.low_rank import base_dtypes
 from pico_analyze.sample import Sample
 from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
 
-_BATCH_BYTES = 8 * 2**20
+_BATCH_BYTES = 2 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
 _KEPT_BYTES = 256 * 2**20
 """References, and what is made of them, that a work item keeps."""
@@ -77,6 +79,12 @@ class Inputs:
     def finite(self) -> bool:
         """Whether no entry is NaN or infinite; without it nothing is measured."""
         return linalg.is_finite(self.matrix)
+
+    @cached_property
+    def stored(self) -> tuple[int, int, str]:
+        """Rows, columns and dtype as the table has them, shared by all numbers of this matrix."""
+        rows, *rest = self.matrix.shape
+        return rows, math.prod(rest), sys.intern(str(self.dtype).removeprefix("torch."))
 
     @cached_property
     def spectrum(self) -> linalg.Spectrum:
@@ -144,10 +152,10 @@ class Loader:
         batch: list[tuple[int, list[Inputs]]] = []
         size = 0
         for step in self.work.steps:
-            loaded = self.load(step)
-            if loaded:
-                batch.append((step, list(loaded)))
-            size += sum(one.bytes for one in loaded)
+            inputs = list(self.load(step))  # the caller empties this list: nothing else here may hold what is in it
+            if inputs:
+                batch.append((step, inputs))
+            size += sum(one.bytes for one in inputs)
             if size > _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0

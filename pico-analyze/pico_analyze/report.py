@@ -22,7 +22,7 @@ from pico_analyze import canvas, captions
 from pico_analyze.figures import drawn
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources import Source
-from pico_analyze.subject import between, spoken
+from pico_analyze.subject import between, spoken, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +68,7 @@ class Grid:
 
     title: str
     metrics: list[str]
+    units: list[str]  # of each metric, "" where it has none
     rows: list[tuple[str, list[Cell]]]
 
 
@@ -209,7 +210,8 @@ def grids(frame: pd.DataFrame) -> list[Grid]:
             ]
             of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
             title = f"{_of(kind, split)}, step {step}{of}"
-            found.append(Grid(title, [spoken(metric) for metric in some], by_component))
+            units = [unit_of(last[last["metric"] == metric]) for metric in some]
+            found.append(Grid(title, [spoken(metric) for metric in some], units, by_component))
     return found
 
 

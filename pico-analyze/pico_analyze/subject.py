@@ -46,8 +46,8 @@ class Subject:
     @property
     def quantity(self) -> str:
         """The metric's name and unit, for an axis."""
-        unit = next(iter(self.rows["unit"].dropna()), "")
-        return f"{spoken(self.metric)} ({unit})" if unit not in ("", "1") else spoken(self.metric)
+        unit = unit_of(self.rows)
+        return f"{spoken(self.metric)} ({unit})" if unit else spoken(self.metric)
 
     @property
     def object(self) -> str:
@@ -130,6 +130,12 @@ def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[
         kept = splits if metrics is not None else splits[-1:]  # val, or train where nothing else was observed
         found += [subject(frame, metric, kind, split) for split in kept]
     return found
+
+
+def unit_of(rows: pd.DataFrame) -> str:
+    """The unit of a metric's rows, to be written beside its name; "" where it is a plain number."""
+    unit = str(next(iter(rows["unit"].dropna()), ""))
+    return "" if unit == "1" else unit
 
 
 def spoken(metric: str) -> str:

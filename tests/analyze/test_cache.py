@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -279,3 +280,21 @@ def test_a_run_elsewhere_and_under_another_name_finds_its_results(
     frame = measure(open_run(moved), **WEIGHTS, cache=kept)
     assert decomposed == []
     assert set(frame["run"]) == {"moved"}
+
+
+def test_runs_of_different_sizes_in_one_process_keep_their_own_numbers(
+    tmp_path: Path, make_shape: Any, new_run: Callable[..., Run]
+) -> None:
+    """Row 11 of science.md: pico-analyze 1.x kept components by layer and step, whatever the model's size."""
+    found, kept = {}, tmp_path / "kept"
+    for width in (16, 24):
+        run = new_run(make_shape(width=width))
+        found[width] = measure(run, ["frobenius_norm"], ["v_proj", "ov_circuit"], kinds=["weights"], cache=kept)
+        shutil.rmtree(run.layout.root)
+    for width in (24, 16):
+        again = measure(
+            new_run(make_shape(width=width)), ["frobenius_norm"], ["v_proj", "ov_circuit"], kinds=["weights"]
+        )
+        pd.testing.assert_frame_equal(again, found[width])
+        assert set(again.loc[again["component"] == "ov_circuit", "n"]) == {width}
+        shutil.rmtree(tmp_path / "new")

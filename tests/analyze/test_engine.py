@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import measure, reading
+from pico_analyze.components import Key, Unit
 from pico_analyze.metrics import METRICS
+from pico_analyze.reading import Loader, Work
 from pico_analyze.sources.run import Run
 from pico_analyze.table import KEY, SCHEMA
 from pico_contract.errors import UserError
@@ -75,7 +78,7 @@ def test_columns_say_what_was_measured(run: Run) -> None:
         "tokens": 100,
         "component": "self_attn.v_proj",
         "layer": 0,
-        "unit": "nats",
+        "unit": "nats per unit of weight",
         "n": 8,
         "d": 16,
     }
@@ -157,6 +160,16 @@ def test_small_batches_and_threads_change_nothing(run: Run, monkeypatch: pytest.
     before = measure(run)
     monkeypatch.setattr(reading, "_BATCH_BYTES", 0)
     pd.testing.assert_frame_equal(measure(run), before, rtol=1e-12)
+
+
+def test_a_batch_holds_no_matrix_that_was_taken_out_of_it(run: Run) -> None:
+    unit = Unit(None, V_PROJ, (Key("self_attn.v_proj", 0, None, V_PROJ),))
+    for batch in Loader(Work(run, unit, "activations", "val", tuple(run.steps)), spectral=False).batches():
+        held = [weakref.ref(one) for _, inputs in batch for one in inputs]
+        assert held
+        for _, inputs in batch:
+            inputs.clear()
+        assert [one() for one in held] == [None] * len(held)
 
 
 def test_progress_counts_up_to_all(run: Run) -> None:

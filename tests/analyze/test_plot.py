@@ -127,7 +127,7 @@ def test_overview_is_legible() -> None:
             "split": "val",
             "reference_step": 200_000,
         },
-        {"kind": "gradients", "metric": "frobenius_norm", "unit": "nats", "split": "val"},
+        {"kind": "gradients", "metric": "frobenius_norm", "unit": "nats per unit of weight", "split": "val"},
     ]
     assert_legible(plot.overview(pd.concat([table(**plain, **kind) for kind in kinds])))
 
@@ -248,3 +248,17 @@ def test_files_are_of_their_format(tmp_path: Path) -> None:
         assert canvas.save(plot.heat_map(per(layers=1)), tmp_path / f"figure.{ending}").read_bytes().startswith(start)
     with pytest.raises(UserError, match=r"should end in \.png, \.svg, \.pdf"):
         canvas.save(plot.heat_map(per(layers=1)), tmp_path / "figure.bmp")
+
+
+def test_panels_of_a_map_share_their_colours_and_one_bar() -> None:
+    figure = plot.heat_map(subject(table(), "per", "weights"))
+    images = [image for axes in figure.axes if axes.get_title() for image in axes.get_images()]
+    assert len({image.get_clim() for image in images}) == 1
+    assert [axes.get_title() for axes in figure.axes].count("") == 1, "one bar of colours"
+    values = np.concatenate([np.asarray(image.get_array()).ravel() for image in images])
+    assert images[0].get_clim() == pytest.approx((np.nanmin(values), np.nanmax(values)))
+
+
+def test_panels_of_a_single_step_say_so() -> None:
+    figure = plot.lines(subject(table(steps=(5,)), "per", "weights"))
+    assert {axes.get_xlabel() for axes in figure.axes if axes.get_title()} == {"one step: dots, no line"}

@@ -48,7 +48,7 @@ def images(figure: Figure) -> dict[str, np.ndarray]:
     return found
 
 
-def test_between_steps_is_a_triangle_of_means_over_layers(new_run: Callable[..., Run]) -> None:
+def test_between_steps_is_a_square_of_means_over_layers(new_run: Callable[..., Run]) -> None:
     frame = measure(new_run(steps=(0, 1, 2, 3)), ["cka"], ["q_proj", "ov_circuit"], **ACTIVATIONS, reference="all")
     shown = subject(frame, "cka", "activations")
     figure = plot_pairs.between_steps(shown)
@@ -59,9 +59,10 @@ def test_between_steps_is_a_triangle_of_means_over_layers(new_run: Callable[...,
     cells = images(figure)
     assert list(cells) == ["self_attn.q_proj", "ov_circuit, 4 heads"]
     for title, component in zip(cells, ("self_attn.q_proj", "ov_circuit"), strict=True):
-        assert np.isnan(cells[title]).tolist() == [[False, True, True], [False, False, True], [False] * 3]
+        assert np.isnan(cells[title]).tolist() == np.eye(4, dtype=bool).tolist()
         rows = shown.rows[(shown.rows["component"] == component) & (shown.rows["step"] == 3)]
-        assert cells[title][2] == pytest.approx(rows.groupby("reference_step")["value"].mean().to_numpy())
+        np.testing.assert_array_equal(cells[title], cells[title].T)
+        assert cells[title][3, :3] == pytest.approx(rows.groupby("reference_step")["value"].mean().to_numpy())
 
 
 def test_between_steps_of_one_component_has_a_panel_a_layer(new_run: Callable[..., Run], make_shape: Any) -> None:
@@ -82,7 +83,8 @@ def test_between_layers_at_a_few_steps(new_run: Callable[..., Run], make_shape: 
     rows = shown.rows[(shown.rows["component"] == "self_attn.v_proj") & (shown.rows["step"] == 4)]
     value = rows.set_index(["layer", "reference_module"])["value"]
     first, second = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
-    expected = [[value[1, first], np.nan], [value[2, first], value[2, second]]]
+    a, b, c = value[1, first], value[2, first], value[2, second]
+    expected = [[np.nan, a, b], [a, np.nan, c], [b, c, np.nan]]
     np.testing.assert_allclose(cells["self_attn.v_proj, step 4"], expected)
 
 

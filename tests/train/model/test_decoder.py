@@ -9,6 +9,8 @@ from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import config_from_hf, generation_config, hf_config, load_weights
 from pico_train.seeds import generator
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 SHAPES = {
@@ -249,3 +251,28 @@ def test_wrong_tensors_are_named():
         load_weights(model, {**good, "extra": torch.zeros(1)})
     with pytest.raises(ValueError, match="shape"):
         load_weights(model, {**good, "model.norm.weight": torch.zeros(3)})
+
+
+class _Shapes(TorchDispatchMode):
+    """Shapes of every tensor that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.seen.update(tuple(x.shape) for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        return out
+
+
+def test_no_attention_mask_is_materialised():
+    config, length = SHAPES["grouped"], 37  # a length that is no other size of the model
+    model, ids = make(config), tokens(config, rows=3, length=length)
+    with _Shapes() as shapes:
+        model(ids, labels=ids).backward()
+    assert (3, length, config.hidden_size) in shapes.seen
+    assert not [shape for shape in shapes.seen if shape.count(length) > 1]
+    with _Shapes() as shapes:
+        twin(model)(ids)
+    assert [shape for shape in shapes.seen if shape[-2:] == (length, length)]  # what it would look like
