@@ -118,15 +118,21 @@ class Session:
         if self.lock.beat() or self.published != self.manifest.step:
             self.write_manifest()
 
-    def log(self, row: dict[str, Any], tokens: int) -> None:
+    def tells(self, step: int) -> bool:
+        """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line on the console."""
+        return self._logs(step) or step % self.job.config.log.console_every == 0
+
+    def log(self, row: dict[str, Any]) -> None:
         """One update, told to the console and, when due, to metrics.jsonl."""
         if self.metrics is None:
             return
-        step = row["step"]
-        row["tokens_per_second"] = round(self.reporter.update(step, row["loss"], tokens), 1)
-        if step % self.job.config.log.every == 0 or step == self.manifest.total_steps:
+        row["tokens_per_second"] = round(self.reporter.update(row["step"], row["loss"], row["tokens"]), 1)
+        if self._logs(row["step"]):
             self.metrics.append(row)
             self.mirrors.row(row)
+
+    def _logs(self, step: int) -> bool:
+        return step % self.job.config.log.every == 0 or step == self.manifest.total_steps
 
     def end(self, status: str, message: str = "") -> Outcome:
         """Record how the session ended in good order, once everything that was handed to the writer is on disk."""
