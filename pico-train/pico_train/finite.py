@@ -1,5 +1,5 @@
-"""What is not finite is never stepped: the host looks before each step or, where the device itself leaves such an update
-alone, later, so that it need not wait for the device."""
+"""What is not finite is never stepped: the host looks before each step or, where the device itself leaves such an
+update out, later, so that it need not wait for the device."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def can_wait(state: TrainState, device: torch.device) -> bool:
 def hold_back(state: TrainState, update: Update, runtime: Runtime) -> None:
     """Tell the device to leave out the step of `update`, unless it is finite in every process, and all that come after
     one that was left out: the state stays that before the first of them."""
-    assert update.losses is not None and update.norm_on_device is not None
+    assert update.losses is not None
+    assert update.norm_on_device is not None
     finite = torch.isfinite(update.losses).all() & torch.isfinite(update.norm_on_device)
     held = runtime.largest((~finite).float())
     before = getattr(state.optimizer, "found_inf", None)
@@ -70,6 +71,8 @@ def hold_back(state: TrainState, update: Update, runtime: Runtime) -> None:
 
 def read_losses(updates: Sequence[Update], runtime: Runtime) -> None:
     """Wait for the device, and put the mean loss over all processes into each of `updates`."""
+    if not updates:
+        return
     here = [math.fsum(update.losses.tolist()) for update in updates if update.losses is not None]
     for update, loss in zip(updates, runtime.sums(here), strict=True):
         update.loss = loss * update.scale
