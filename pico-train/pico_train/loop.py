@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from pico_contract.errors import UserError
@@ -44,56 +44,73 @@ def fit(session: Session) -> Outcome:
     while True:
         state = session.state
         step = state.counters.step
-        again = step == session.resumed_at  # its checkpoint exists; its observations may have been cut off
         stopping = session.asked_to_stop() if step < last else None
+        due = _due(session, step, stopping is not None)
 
-        saves = not again and (step == last or stopping is not None or is_due(config.checkpoint.every, step))
-        evaluates = step == last or (step > 0 and is_due(config.evaluate.every, step))
-        store = config.snapshot.due(step, last) and not (again and session.observed(step))
-        share = job.live.due(step)
-        if saves or evaluates or store or share or stopping:
+        if due.anything:
             _read_back(session, unread)
-        if saves:
+        if due.saving:
             session.save()
         if stopping:
             return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
-        gathers = (store or share) and (job.runtime.is_main or job.sharded)
+        gathers = (due.storing or due.sharing) and (job.runtime.is_main or job.sharded)
         if gathers:
             in_checkpoint = session.saved_at == step
-            pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=store, share=share)
-        if evaluates:
+            pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing)
+        if due.evaluating:
             _evaluate(session, step)
         if step == last:
             if pending is not None:
-                job.live.observe(pending.finish(None, session.writer.hand_over), session.reporter.say)
+                _finish(session, pending, None)
             return session.end("finished")
         session.beat()
 
         # The update: theta_step -> theta_(step + 1).
         separate = job.observer.micro_batches(state.parameters) if pending is not None else None
-        later = can_wait(state, job.runtime.device) and not (store or share)
+        later = can_wait(state, job.runtime.device) and not due.anything
         update = compute_gradients(job, state, step + 1, separate, later=later)
         norm = update.norm_on_device = gradient_norm(state.parameters)
         unread.append(update)
-        if later:
-            hold_back(state, update, job.runtime)
-        else:
-            _read_back(session, unread)
+        hold_back(state, update, job.runtime) if later else _read_back(session, unread)
         gradients = job.observer.train_gradients(state.parameters) if gathers else {}
         if pending is not None:
-            seen = _from_training(job, state, update, gradients, separate)
-            observation = pending.finish(seen, session.writer.hand_over)
-            job.live.observe(observation, session.reporter.say)
+            _finish(session, pending, _from_training(job, state, update, gradients, separate))
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
-        factor = lr_factor(config.schedule, update.step, last)
-        apply_update(state, update, factor)
+        apply_update(state, update, factor := lr_factor(config.schedule, update.step, last))
         if not later or session.tells(update.step):
             _read_back(session, unread)
             session.log(_row(state, update, config.optimizer.lr * factor))
         if state.method.rebuild_at(update.step):
             _read_back(session, unread)
             session.rebuild()
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What happens at a step before the update."""
+
+    stopping: bool
+    saving: bool
+    evaluating: bool
+    storing: bool
+    sharing: bool
+
+    @property
+    def anything(self) -> bool:
+        return self.stopping or self.saving or self.evaluating or self.storing or self.sharing
+
+
+def _due(session: Session, step: int, stopping: bool) -> _Due:
+    job, config, last = session.job, session.job.config, session.job.config.train.steps
+    again = step == session.resumed_at  # its checkpoint exists; its observations may have been cut off
+    return _Due(
+        stopping=stopping,
+        saving=not again and (step == last or stopping or is_due(config.checkpoint.every, step)),
+        evaluating=step == last or (step > 0 and is_due(config.evaluate.every, step)),
+        storing=config.snapshot.due(step, last) and not (again and session.observed(step)),
+        sharing=job.live.due(step),
+    )
 
 
 def compute_gradients(
@@ -191,6 +208,11 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
             raise UserError(f'the method logs a scalar "{name}", which is a name of metrics.jsonl\'s own: rename it')
         row[name] = value if math.isfinite(value) else None  # JSON has no NaN
     return row
+
+
+def _finish(session: Session, pending: Pending, seen: FromTraining | None) -> None:
+    observation = pending.finish(seen, session.writer.hand_over)
+    session.job.live.observe(observation, session.reporter.say)
 
 
 def _from_training(

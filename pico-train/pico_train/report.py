@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pico_train.config import Section
 from pico_train.state import Counters
 from pico_train.trackers import TrackerName
+from pico_train.utilisation import Wanted
 
 
 class LogConfig(Section):
@@ -29,6 +30,9 @@ class LogConfig(Section):
     """Updates between rows of metrics.jsonl."""
     console_every: int = Field(50, ge=1)
     """Updates between lines on a console that is not a terminal."""
+    mfu: Wanted = "auto"
+    """Model FLOPs utilisation in metrics.jsonl, against the rate of matrix products that a session measures first, in
+    half a second: "auto" is on for accelerators and off on a CPU, where the work of others makes the rate doubtful."""
     trackers: tuple[TrackerName, ...] = ()
     """Mirrors of metrics.jsonl: tensorboard (in `logs/`), wandb, trackio; [] is off."""
     project: str = "pico"
