@@ -69,15 +69,14 @@ def fit(session: Session) -> Outcome:
         separate = job.observer.micro_batches(state.parameters) if pending is not None else None
         later = can_wait(state, job.runtime.device) and not due.anything
         update = compute_gradients(job, state, step + 1, separate, later=later)
-        norm = update.norm_on_device = gradient_norm(state.parameters)
-        unread.append(update)
-        hold_back(state, update, job.runtime) if later else _read_back(session, unread)
+        norm = _guarded(session, unread, update, later=later)
         gradients = job.observer.train_gradients(state.parameters) if gathers else {}
         if pending is not None:
             _finish(session, pending, _from_training(job, state, update, gradients, separate))
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
-        apply_update(state, update, factor := lr_factor(config.schedule, update.step, last))
+        factor = lr_factor(config.schedule, update.step, last)
+        apply_update(state, update, factor)
         if not later or session.tells(update.step):
             _read_back(session, unread)
             session.log(_row(state, update, config.optimizer.lr * factor))
@@ -222,6 +221,17 @@ def _from_training(
     if update.row_ids is not None:
         batch = {"rows": torch.from_numpy(update.row_ids), "tokens": job.tokens(update.row_ids).int()}
     return FromTraining(gradients, batch, state.method.objective, state.method.dropout, separate)
+
+
+def _guarded(session: Session, unread: list[Update], update: Update, *, later: bool) -> torch.Tensor:
+    """The norm of the gradient of `update`, on the device; steps of what is not finite are ruled out from here on."""
+    update.norm_on_device = gradient_norm(session.state.parameters)
+    unread.append(update)
+    if later:
+        hold_back(session.state, update, session.job.runtime)
+    else:
+        _read_back(session, unread)
+    return update.norm_on_device
 
 
 def _read_back(session: Session, unread: list[Update]) -> None:
