@@ -25,7 +25,8 @@ import psutil
 import torch
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.loop import Update, apply_update, compute_gradients
+from pico_train.finite import Update
+from pico_train.loop import apply_update, compute_gradients
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.loss import chunk_tokens
 from pico_train.optim import clip_gradients, gradient_norm

@@ -60,6 +60,11 @@ class Runtime:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    @property
+    def copies_alone(self) -> bool:
+        """Whether the device copies from pinned memory while this process goes on."""
+        return self.device.type == "cuda"
+
     def share(self, rows: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
         """(this process's rows of a batch, how many processes compute the same).
 
@@ -91,6 +96,12 @@ class Runtime:
         with _together():
             dist.all_reduce(total, group=self._control)
         return total.tolist()
+
+    def largest(self, value: torch.Tensor) -> torch.Tensor:
+        """The largest over the processes of a scalar on the device, which nobody waits for."""
+        if self.processes > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return value
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` holds in any process."""

@@ -70,6 +70,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
             session.fail(error)
             raise
         finally:
+            job.reader.close()
             session.writer.close()
             if session.metrics is not None:
                 session.metrics.close()
@@ -149,7 +150,7 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     is_main = job.runtime.is_main
-    reporter = Reporter(job.config.log, manifest.total_steps, start, quiet or not is_main)
+    reporter = Reporter(job.config.log, manifest.total_steps, state.counters, quiet or not is_main)
     session = Session(job, lock, manifest, state, None, reporter, Mirrors(reporter.say), newest)
     if found is not None:
         reporter.say(found)

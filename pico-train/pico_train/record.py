@@ -20,6 +20,7 @@ from pico_train.checkpoint import resolved_source
 from pico_train.config import identity, read_yaml, to_yaml, validate
 from pico_train.model.cost import count_parameters
 from pico_train.run import Job, RunConfig
+from pico_train.utilisation import matmul_rate, measures
 
 
 def new_manifest(job: Job) -> RunManifest:
@@ -80,6 +81,7 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "activation_checkpointing": job.config.train.activation_checkpointing,
         "fp32_products": torch.get_float32_matmul_precision(),  # "highest" is IEEE, "high" may be TF32 on CUDA
         "threads": torch.get_num_threads(),
+        "matmul_rate": _matmul_rate(job),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
         "commit": _git_commit(),
@@ -107,6 +109,13 @@ def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | N
     here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
     alike = (session for session in reversed(sessions) if here.items() <= session.items())
     return next((session["micro_batch"] for session in alike), None)
+
+
+def _matmul_rate(job: Job) -> float | None:
+    """Of one process, while the others measure theirs."""
+    if not measures(job.config.log.mfu, job.runtime.device):
+        return None
+    return matmul_rate(job.runtime.device, job.precision, torch.get_num_threads())
 
 
 def _device_name(device: torch.device) -> str:

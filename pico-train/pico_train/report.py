@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pico_train.config import Section
+from pico_train.state import Counters
 from pico_train.trackers import TrackerName
+from pico_train.utilisation import Wanted
 
 
 class LogConfig(Section):
@@ -28,6 +30,9 @@ class LogConfig(Section):
     """Updates between rows of metrics.jsonl."""
     console_every: int = Field(50, ge=1)
     """Updates between lines on a console that is not a terminal."""
+    mfu: Wanted = "auto"
+    """Model FLOPs utilisation in metrics.jsonl, against the rate of matrix products that a session measures first, in
+    half a second: "auto" is on for accelerators and off on a CPU, where the work of others makes the rate doubtful."""
     trackers: tuple[TrackerName, ...] = ()
     """Mirrors of metrics.jsonl: tensorboard (in `logs/`), wandb, trackio; [] is off."""
     project: str = "pico"
@@ -109,25 +114,25 @@ class _Mirror(Console):
 class Reporter:
     """The console of one session: a live bar on a terminal, plain lines elsewhere. It measures the pace as well."""
 
-    def __init__(self, config: LogConfig, total_steps: int, start_step: int, quiet: bool = False) -> None:
+    def __init__(self, config: LogConfig, total_steps: int, start: Counters, quiet: bool = False) -> None:
         self._config, self._total = config, total_steps
         self._console = _Mirror(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress = self._bar() if self._console.is_terminal and not quiet else None
         self._task = None
         if self._progress is not None:
-            self._task = self._progress.add_task("train", total=total_steps, completed=start_step, info="")
+            self._task = self._progress.add_task("train", total=total_steps, completed=start.step, info="")
             self._progress.start()
-        self._clock = time.perf_counter()
+        self._clock, self._tokens = time.perf_counter(), start.tokens
 
     def say(self, line: str) -> None:
         """One plain line."""
         self._console.print(line, markup=False)
 
     def update(self, step: int, loss: float, tokens: int) -> float:
-        """Tell of update `step`, which consumed `tokens`; returns tokens a second over this update."""
+        """Tell of update `step`, with which `tokens` were consumed; returns tokens a second since the last call."""
         now = time.perf_counter()
-        pace = tokens / max(now - self._clock, 1e-9)
-        self._clock = now
+        pace = (tokens - self._tokens) / max(now - self._clock, 1e-9)
+        self._clock, self._tokens = now, tokens
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step, info=f"loss {loss:.3f}  {pace:,.0f} tokens/s")
         elif step % self._config.console_every == 0 or step == self._total:

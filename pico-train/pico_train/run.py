@@ -23,6 +23,7 @@ from pico_train.compilation import compiles
 from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, Rows
+from pico_train.data.reader import Batch, Reader
 from pico_train.data.shards import StreamConfig
 from pico_train.disk import DiskConfig
 from pico_train.distributed import Runtime
@@ -221,6 +222,9 @@ class Job:
     observer: Observer
     live: Live
 
+    def __post_init__(self) -> None:
+        self.reader = Reader(self._batch, self.config.train.steps, ahead=self.runtime.copies_alone)
+
     def build_state(self, saved: SavedState | None, *, drop_unknown: bool = False) -> TrainState:
         """The state at step 0, or the one in `saved`. A rebuild passes `drop_unknown`: see `Method.rebuild_at`."""
         model = Decoder(self.config.model)
@@ -261,6 +265,15 @@ class Job:
     def tokens(self, row_ids: np.ndarray) -> torch.Tensor:
         """Token ids (rows, seq_len + 1) int64 on CPU."""
         return torch.from_numpy(self.rows.take(row_ids)[:, : self.seq_len + 1])
+
+    def _batch(self, number: int) -> Batch:
+        """The rows of the `number`-th update that reads any."""
+        row_ids = self.order.rows(number)
+        own, copies = self.runtime.share(torch.from_numpy(row_ids))
+        assert own is not None  # rows were asked for
+        tokens = self.tokens(own.numpy())
+        self.rows.prefetch(self.order.ahead(number, self.config.train.steps))
+        return Batch(row_ids, tokens.pin_memory() if self.runtime.copies_alone else tokens, copies)
 
 
 def build_method(config: MethodConfig, source: str = "the configuration") -> Method:

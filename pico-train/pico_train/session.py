@@ -12,6 +12,7 @@ from pico_contract.schema import RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import save_checkpoint
 from pico_train.keep import thin
+from pico_train.model.cost import flops_per_token
 from pico_train.pusher import Pusher
 from pico_train.report import MetricsFile, Reporter
 from pico_train.run import Job
@@ -57,6 +58,12 @@ class Session:
 
     def __post_init__(self) -> None:
         self.published, self.saved_at = self.manifest.step, self.resumed_at
+
+    @property
+    def flops_available(self) -> float | None:
+        """Floating-point operations a second of all processes' devices, where this session has measured its own."""
+        rate = self.manifest.sessions[-1]["matmul_rate"]
+        return None if rate is None else rate * self.job.runtime.processes
 
     def asked_to_stop(self) -> str | None:
         """Why to stop now, or None: the same in every process, whichever was asked."""
@@ -118,15 +125,26 @@ class Session:
         if self.lock.beat() or self.published != self.manifest.step:
             self.write_manifest()
 
-    def log(self, row: dict[str, Any], tokens: int) -> None:
+    def tells(self, step: int) -> bool:
+        """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line on the console."""
+        return self._logs(step) or step % self.job.config.log.console_every == 0
+
+    def log(self, row: dict[str, Any]) -> None:
         """One update, told to the console and, when due, to metrics.jsonl."""
         if self.metrics is None:
             return
-        step = row["step"]
-        row["tokens_per_second"] = round(self.reporter.update(step, row["loss"], tokens), 1)
-        if step % self.job.config.log.every == 0 or step == self.manifest.total_steps:
+        pace = self.reporter.update(row["step"], row["loss"], row["tokens"])
+        row["tokens_per_second"] = round(pace, 1)
+        if self.flops_available is not None:
+            row["mfu"] = round(
+                pace * flops_per_token(self.job.config.model, self.job.seq_len) / self.flops_available, 4
+            )
+        if self._logs(row["step"]):
             self.metrics.append(row)
             self.mirrors.row(row)
+
+    def _logs(self, step: int) -> bool:
+        return step % self.job.config.log.every == 0 or step == self.manifest.total_steps
 
     def end(self, status: str, message: str = "") -> Outcome:
         """Record how the session ended in good order, once everything that was handed to the writer is on disk."""

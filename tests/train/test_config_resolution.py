@@ -57,6 +57,7 @@ OPERATION = {
     "evaluate.blimp.batch_tokens",
     "log.every",
     "log.console_every",
+    "log.mfu",
     "log.trackers",
     "log.project",
     "hub.repo",

@@ -123,7 +123,7 @@ def observe(name: str, every: int = 4, **options: Any) -> dict[str, Any]:
 
 
 def truth(config: RunConfig) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    rows = [{**row, "tokens_per_second": None} for row in read_metrics(config.layout.metrics)]
+    rows = [{**row, "tokens_per_second": None, "mfu": None} for row in read_metrics(config.layout.metrics)]
     return rows, codec.read_tensors(config.layout.checkpoint(10) / "model.safetensors")
 
 

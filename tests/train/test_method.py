@@ -76,7 +76,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Callable[..., RunConfig]
 
 
 def truth(config: RunConfig) -> list[dict[str, Any]]:
-    return [{**row, "tokens_per_second": 0} for row in read_metrics(config.layout.metrics)]
+    return [{**row, "tokens_per_second": 0, "mfu": 0} for row in read_metrics(config.layout.metrics)]
 
 
 def test_own_rows_do_not_advance_the_language_model_order(toy: Tiny) -> None:

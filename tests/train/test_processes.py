@@ -71,7 +71,7 @@ def told(tiny: Tiny, name: str, **changes: Any) -> RunConfig:
 
 
 def truth(layout: RunLayout) -> list[dict[str, Any]]:
-    return [{**row, "tokens_per_second": None} for row in read_metrics(layout.metrics)]
+    return [{**row, "tokens_per_second": None, "mfu": None} for row in read_metrics(layout.metrics)]
 
 
 def assert_same_up_to_reduction_order(found: RunLayout, expected: RunLayout) -> None:

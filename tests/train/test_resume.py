@@ -33,7 +33,7 @@ def tensors_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def truth(layout: RunLayout) -> list[dict[str, Any]]:
     """What metrics.jsonl says, the order's hash included; only the pace is a matter of the clock."""
-    return [{**row, "tokens_per_second": None} for row in read_metrics(layout.metrics)]
+    return [{**row, "tokens_per_second": None, "mfu": None} for row in read_metrics(layout.metrics)]
 
 
 def evaluations(layout: RunLayout) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_a_moved_revision_is_other_data(fetched: Fetched, hub: StandIn, tiny: Ca
 
 
 def truth(config: RunConfig) -> list[dict[str, Any]]:
-    return [{**row, "tokens_per_second": None} for row in read_metrics(config.layout.metrics)]
+    return [{**row, "tokens_per_second": None, "mfu": None} for row in read_metrics(config.layout.metrics)]
 
 
 @pytest.mark.parametrize("order", ["shipped", "shuffled"])
