@@ -53,7 +53,7 @@ def fit(session: Session) -> Outcome:
             session.save()
         if stopping:
             return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
-        gathers = (due.storing or due.sharing) and (job.runtime.is_main or job.sharded)
+        gathers = due.observing and (job.runtime.is_main or job.sharded)
         if gathers:
             in_checkpoint = session.saved_at == step
             pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing)
@@ -67,7 +67,7 @@ def fit(session: Session) -> Outcome:
 
         # The update: theta_step -> theta_(step + 1).
         separate = job.observer.micro_batches(state.parameters) if pending is not None else None
-        later = can_wait(state, job.runtime.device) and not due.anything
+        later = can_wait(state, job.runtime.device) and not due.observing
         update = compute_gradients(job, state, step + 1, separate, later=later)
         norm = _guarded(session, unread, update, later=later)
         gradients = job.observer.train_gradients(state.parameters) if gathers else {}
@@ -96,8 +96,12 @@ class _Due:
     sharing: bool
 
     @property
+    def observing(self) -> bool:
+        return self.storing or self.sharing
+
+    @property
     def anything(self) -> bool:
-        return self.stopping or self.saving or self.evaluating or self.storing or self.sharing
+        return self.stopping or self.saving or self.evaluating or self.observing
 
 
 def _due(session: Session, step: int, stopping: bool) -> _Due:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -140,9 +141,12 @@ def test_a_steady_update_reads_nothing(own: Tiny, holding: None, monkeypatch: py
     """Between the first and the last update, which is told; the loss's own look at a factor is a CPU's alone."""
     monkeypatch.setattr(loss_module, "_scaled", lambda gradient, factor: gradient * factor)
     tolist = torch.Tensor.tolist
-    monkeypatch.setattr(
-        torch.Tensor, "tolist", lambda t: (setattr(Counting, "reads", Counting.reads + 1), tolist(t))[1]
-    )
+
+    def counted(tensor: torch.Tensor) -> Any:
+        Counting.reads += threading.current_thread() is threading.main_thread()  # not the writer
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
     Counting.reads, Counting.at_update = 0, {}
     config = own("Counting", **UNSEEN, **{"checkpoint.every": 0, "train.micro_batch": 4})
     with CountReads():
