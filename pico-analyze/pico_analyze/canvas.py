@@ -228,7 +228,7 @@ def shared_norm(rows: pd.DataFrame, values: pd.Series) -> Normalize | None:
     """What makes colours of the `values` of all panels of a figure, so that they can be compared; None without any."""
     if values.isna().all():
         return None
-    scale = LogNorm if is_wide(rows, values.to_frame()) else Normalize
+    scale = LogNorm if is_wide(rows, values.dropna().to_frame()) else Normalize
     return scale(float(values.min()), float(values.max()))
 
 

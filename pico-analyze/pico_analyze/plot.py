@@ -5,6 +5,7 @@ What has no value leaves a gap, and a line below the figure says how many there 
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -107,7 +108,9 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
 
 def _draw_maps(figure: Figure, shown: Subject, maps: list[tuple[Axes, pd.DataFrame, pd.DataFrame]]) -> None:
     """Values (layer, or layer and head, by step) as cells in the same colours; those without a value stay hatched."""
-    norm = shared_norm(shown.rows, pd.concat([values.stack() for _, _, values in maps]))
+    norm = shared_norm(
+        shown.rows, pd.Series(np.concatenate([values.to_numpy(dtype=float).ravel() for _, _, values in maps]))
+    )
     for axes, table, values in maps:
         if not draw_sentence(axes, table, values):
             draw_cells(axes, values, norm=norm)

@@ -55,8 +55,9 @@ def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     title = f"{shown.quantity}: {shown.object}, {first['arm']} less {first['baseline']}"
     figure, panels = panels_of(title, shown.rows, columns)
     maps = [(axes, table, by_layer(table)) for axes, table in panels]
-    most = pd.concat([values.stack() for _, _, values in maps]).abs().max() or 1.0
-    norm = Normalize(-most, most) if pd.notna(most) else None
+    found = np.concatenate([values.to_numpy(dtype=float).ravel() for _, _, values in maps])
+    most = float(np.nanmax(np.abs(found), initial=0)) or 1.0
+    norm = Normalize(-most, most) if np.isfinite(found).any() else None
     for axes, table, values in maps:
         if draw_sentence(axes, table, values):
             continue

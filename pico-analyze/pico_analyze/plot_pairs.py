@@ -81,7 +81,8 @@ def _matrices(title: str, shown: Subject, rows: pd.DataFrame, keys: list[str], c
 
 
 def _symmetric(shown: Subject) -> bool:
-    return shown.metric not in _ORDERED and ":" not in shown.metric and shown.rows["unit"].eq("similarity").all()
+    similar = shown.rows["unit"].eq("similarity").all()
+    return bool(similar and shown.metric not in _ORDERED and ":" not in shown.metric)
 
 
 def _both_ways(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
