@@ -11,7 +11,7 @@ from torch import nn
 
 from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
-from pico_train.optim import build_optimizer, optimizer_tensors
+from pico_train.optim import build_optimizer, check_no_decay, optimizer_tensors
 from pico_train.run import Job, build_method
 
 Shapes = Mapping[str, torch.Tensor]
@@ -38,13 +38,19 @@ class Phase:
 
 def phases(job: Job) -> list[Phase]:
     """The phases of a run, told apart by `Method.rebuild_at`; what depends on what is learnt, as ranks that adapt do,
-    stays as it begins."""
+    stays as it begins.
+
+    Raises:
+        UserError: what `Method.prepare` refuses; a pattern of `optimizer.no_decay` that fits nothing.
+    """
     return list(_phases(job))
 
 
 def _phases(job: Job) -> Iterator[Phase]:
     method = build_method(job.config.method)
-    yield _phase(job, method)
+    first = _phase(job, method)
+    check_no_decay(job.config.optimizer, first.parameters)
+    yield first
     for step in range(1, job.config.train.steps):
         if method.rebuild_at(step):
             tensors, scalars = method.state_dict()

@@ -219,3 +219,8 @@ def test_the_rows_of_a_step_are_shown_as_trained(tiny: Tiny) -> None:
     assert all(len(line.partition(": ")[2].split()) == 17 for line in shown)
     with pytest.raises(UserError, match="--step is 11, but the run has 10 steps"):
         list(rows_of_step(tiny(), "test.yaml", 11, 2))
+
+
+def test_a_pattern_of_no_decay_that_fits_nothing_is_refused_before_the_first_step(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r'"norms" matches no module'):
+        estimated(tiny(**{"optimizer.no_decay": ["norms"]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def uninterrupted() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
     return {}
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 7, 8, 9])
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 5, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 7, 8, 9))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resume_is_bit_identical_wherever_it_was_cut(
     kind: str, stop_at: int, relora: Relora, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -75,8 +76,6 @@ def test_adaptive_ranks_change_within_the_budget_and_keep_the_function(relora: R
     options = {"restart_every": 3, "adaptive": {"energy": 0.8, "max_rank": 9}}
     config = relora("ranks", {"train.steps": 20, "checkpoint.every": 1, "snapshot.every": 0}, **options)
     train(config, quiet=True)
-    scalars = [build(config).build_state(None)]
-    del scalars
     history = last_ranks(config)
     assert len(history) > 2
     steps = [step for step, _ in history]
@@ -95,8 +94,6 @@ def test_adaptive_ranks_change_within_the_budget_and_keep_the_function(relora: R
 
 
 def last_ranks(config: RunConfig) -> list[tuple[int, dict[str, int]]]:
-    import json
-
     text = (config.layout.state(config.train.steps) / "scalars.json").read_text(encoding="utf-8")
     return json.loads(text)["method"]["ranks"]
 
