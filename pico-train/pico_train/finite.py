@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from pico_train.distributed import Runtime
-from pico_train.method.base import Method
 from pico_train.shares import is_share
 from pico_train.state import Counters, TrainState
 
@@ -45,17 +44,16 @@ class Update:
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
-def can_wait(state: TrainState, device: torch.device) -> bool:
-    """Whether the host may learn later that an update was not finite, the device having left parameters and moments as
-    they were.
+def can_wait(state: TrainState, device: torch.device, step: int) -> bool:
+    """Whether the host may learn later that update `step` was not finite, the device having left parameters and moments
+    as they were.
 
     Fused AdamW does so where it finds what `torch.amp.GradScaler` gives it; on shares that is untried. A method that
     acts after an update would act on one that was left out.
     """
     fused = getattr(state.optimizer, "_step_supports_amp_scaling", False)
-    acts = type(state.method).after_step is not Method.after_step
     whole = not any(is_share(parameter) for parameter in state.parameters.values())
-    return device.type in _HOLDING and fused and whole and not acts
+    return device.type in _HOLDING and fused and whole and not state.method.acts_after(step)
 
 
 def hold_back(state: TrainState, update: Update, runtime: Runtime) -> None:

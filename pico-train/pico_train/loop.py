@@ -67,7 +67,7 @@ def fit(session: Session) -> Outcome:
 
         # The update: theta_step -> theta_(step + 1).
         separate = job.observer.micro_batches(state.parameters) if pending is not None else None
-        later = can_wait(state, job.runtime.device) and not due.observing
+        later = can_wait(state, job.runtime.device, step + 1) and not due.observing
         update = compute_gradients(job, state, step + 1, separate, later=later)
         norm = _guarded(session, unread, update, later=later)
         gradients = job.observer.train_gradients(state.parameters) if gathers else {}

@@ -162,5 +162,5 @@ def test_a_steady_update_reads_nothing(own: Tiny, holding: None, monkeypatch: py
 )
 def test_who_may_learn_later(own: Tiny, holding: None, method: str, changes: dict[str, Any], waits: bool) -> None:
     state = build(own(method, **changes)).build_state(None)
-    assert finite.can_wait(state, torch.device("cpu")) is waits
-    assert not finite.can_wait(state, torch.device("mps"))
+    assert finite.can_wait(state, torch.device("cpu"), 1) is waits
+    assert not finite.can_wait(state, torch.device("mps"), 1)

@@ -64,6 +64,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def acts_after(self, step: int) -> bool:
+        """Whether `after_step` does anything at `step`: before that the loop makes sure that the update was finite."""
+        return type(self).after_step is not Method.after_step
+
     def after_step(self, model: Decoder, optimizer: torch.optim.Optimizer, step: int) -> None:
         """After update `step`: merges, restarts. Changes parameters in place only."""
 

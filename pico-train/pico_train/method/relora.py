@@ -104,16 +104,20 @@ class ReLoRA(Method):
         self.parts += 1
         return loss_sum, labels.numel(), self._scalars()
 
+    def acts_after(self, step: int) -> bool:
+        """At restarts alone."""
+        every = self.config.restart_every
+        return self.begun and every > 0 and step % every == 0
+
     def after_step(self, model: Decoder, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The restart, in place: no parameter is a new object, unless its rank changes (see `rebuild_at`)."""
-        every = self.config.restart_every
-        if not (self.begun and every and step % every == 0):
+        if not self.acts_after(step):
             return
-        self.since = step
+        self.since, scaled = step, self.config.merge_scale != "none"
         for name, layer in self.layers.items():
             self.merged[names.merged_A(name)] = layer.lora_A.weight.detach().clone()
-            self.merged[names.merged_B(name)] = layer.scaled_B()
-            layer.merge(scaled=self.config.merge_scale != "none")
+            self.merged[names.merged_B(name)] = layer.scaled_B() if scaled else layer.lora_B.weight.detach().clone()
+            layer.merge(scaled=scaled)
             layer.draw_A(self._draws(name))
         reset(self.config.reset, self.config.pruning_ratio, optimizer, self._factors(), self.seed, step)
         if self.config.adaptive is not None:
