@@ -27,7 +27,7 @@ from scipy import stats
 
 METRICS = ["per", "condition_number", "effective_condition_number", "numerical_rank", "frobenius_norm"]
 COMPONENTS = ["v_proj", "o_proj", "down_proj", "ov_circuit"]
-BASELINE = "full"
+BASELINE, DEFINED = "full", "relora"
 LEVEL, POWER = 0.95, 0.8
 SMOOTHED = 20
 """Updates over which a curve of the training loss is averaged."""
@@ -201,8 +201,8 @@ def summary(
     """Lines of Markdown: a table for each outcome, with a verdict for each arm that has one."""
     for name, table in outcomes(found, dynamic, last):
         yield f"### {name}\n"
-        yield "| width | arm | seeds | mean | less full rank, same seed | 95% interval | verdict |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| width | arm | seeds | mean | less full rank: mean, interval, verdict | less ReLoRA |"
+        yield "|---|---|---|---|---|---|"
         for width, some in table.groupby("width"):
             yield from (_line(int(width), some, arm) for arm in says if arm in set(some["arm"]))
         yield ""
@@ -220,10 +220,15 @@ def summary(
 
 def _line(width: int, table: pd.DataFrame, arm: str) -> str:
     own = table[table["arm"] == arm]["value"]
-    start = f"| {width} | {arm} | {len(own)} | {own.mean():.4g} |"
-    found = None if arm == BASELINE else contrast(table, arm)
+    against = [_told(contrast(table, arm, other)) if arm != other else "" for other in (BASELINE, DEFINED)]
+    return (
+        f"| {width} | {arm} | {len(own)} | {own.mean():.4g} | {against[0]} | {against[1] if arm != BASELINE else ''} |"
+    )
+
+
+def _told(found: Contrast | None) -> str:
     if found is None:
-        return f"{start} | | |"
+        return ""
     half = found.half_width
-    interval = "" if half is None else f"{found.mean - half:+.3g} to {found.mean + half:+.3g}"
-    return f"{start} {found.mean:+.4g} | {interval} | {found.verdict} |"
+    interval = "" if half is None else f" ({found.mean - half:+.3g} to {found.mean + half:+.3g})"
+    return f"{found.mean:+.3g}{interval}, {found.verdict}"
