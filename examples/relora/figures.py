@@ -92,8 +92,8 @@ def dynamics_curves(dynamics: pd.DataFrame, path: Path) -> Path:
     widths = sorted(dynamics["width"].unique())
     plain = dynamics[dynamics["component"] != "ov_circuit"]
     panels = [(metric, kind) for kind in ("weights", "updates") for metric in ("per", "effective_condition_number")]
-    names = {"per": "PER", "effective_condition_number": "effective condition number"}
-    title = "Spectra of value, output and down projections; updates are W(t) - W(observed step before t)"
+    names = {"per": "PER", "effective_condition_number": "effective CN"}
+    title = "Value, output, down projections; CN: condition number; updates: W(t) - W(step before)"
     figure, axes = _figure(len(panels), len(widths), title)
     for row, (metric, kind) in enumerate(panels):
         for column, width in enumerate(widths):
@@ -111,8 +111,8 @@ def fault_signatures(signatures: pd.DataFrame, every: int, path: Path) -> Path:
     """Loss on fixed rows around merges, how far the low-rank modules have moved, and the size of updates."""
     panels: list[tuple[str, str, str, Callable[[Axes], None] | None]] = [
         ("loss", "fault_merge", "loss on fixed rows, nats", None),
-        ("moved", "fault_init", "|W - W at the beginning|, all low-rank modules", None),
-        ("first", "fault_reset", "largest move of a factor's entry, learning rates", lambda ax: ax.set_yscale("log")),
+        ("moved", "fault_init", "moved since step 0, Frobenius norm", None),
+        ("first", "fault_reset", "largest move, learning rates", lambda ax: ax.set_yscale("log")),
     ]
     figure, axes = _figure(1, 3, f"Three faults of the published code beside the correct arm; restarts every {every}")
     for ax, (value, fault, label, scale) in zip(axes[0], panels, strict=True):

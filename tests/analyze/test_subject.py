@@ -93,7 +93,11 @@ def test_overview_has_a_labelled_panel_for_each(frame: pd.DataFrame) -> None:
     assert figure.get_suptitle() == "run small: mean over the modules of a layer"
     words = {" ".join(text.get_text().split()) for text in figure.findobj(Text)}
     assert {"weights", "activations (val), to step 2", "gradients (val)"} <= words
-    assert {"PER (fraction of full rank)", "debiased CKA (similarity)", "Frobenius norm (nats per unit of weight)"} <= words
+    assert {
+        "PER (fraction of full rank)",
+        "debiased CKA (similarity)",
+        "Frobenius norm (nats per unit of weight)",
+    } <= words
     values = frame[(frame["metric"] == "per") & (frame["kind"] == "weights") & frame["head"].isna()]
     mean = values[(values["layer"] == 1) & (values["step"] == 2)]["value"].mean()
     assert figure.axes[0].lines[1].get_ydata()[-1] == pytest.approx(mean)
