@@ -130,10 +130,8 @@ def rank_map(ranks: pd.DataFrame, width: int, path: Path) -> Path:
     """The rank of each module of the adaptive arm, restart by restart."""
     wide = ranks.pivot(index="module", columns="step", values="rank")
     wide = wide.loc[sorted(wide.index, key=lambda name: (name.split(".")[-1], name))]
-    figure, axes = _figure(2, 1, f"Adaptive rank at width {width}: rank of each module from a restart on")
-    ax = axes[0, 0]
-    ax.remove()
-    axes[1, 0].remove()
+    figure = Figure(figsize=(7.2, 6.4), dpi=110, layout="constrained")
+    figure.suptitle(f"Adaptive rank at width {width}: rank of each module from a restart on", fontsize=11)
     ax = figure.add_subplot()
     image = ax.imshow(wide, aspect="auto", cmap="viridis")
     ax.set_xticks(range(len(wide.columns)), [str(step) for step in wide.columns])
