@@ -60,7 +60,7 @@ class Storage:
     def state(self) -> int:
         """state/ after the first update, of the phase whose is largest: what the optimizer holds once it has stepped,
         and what the method keeps."""
-        return max(file_bytes(phase.optimizer) + file_bytes(phase.method.state_dict()[0]) for phase in self.phases)
+        return max(file_bytes(phase.optimizer) + _of_method(phase) for phase in self.phases)
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -93,7 +93,8 @@ class Storage:
 
     def checkpoints(self, stored: Stored) -> int:
         """Of checkpoints; the initialisation has no moments yet."""
-        return self.model * len(stored.models) + self.state * len({*stored.states} - {0})
+        first = _of_method(self.phases[0]) * (0 in stored.states)
+        return self.model * len(stored.models) + self.state * len({*stored.states} - {0}) + first
 
     def snapshots(self, stored: Stored) -> int:
         """Of snapshots; the last has nothing of training."""
@@ -220,6 +221,11 @@ def file_bytes(tensors: Shapes) -> int:
 
 def _as(tensors: Shapes, dtype: torch.dtype) -> Shapes:
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def _of_method(phase: Phase) -> int:
+    """What a method keeps in state/."""
+    return file_bytes(phase.method.state_dict()[0])
 
 
 def _output_width(module: nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,15 @@ from pico_train.optim import build_optimizer, check_no_decay, optimizer_tensors
 from pico_train.run import Job, build_method
 
 Shapes = Mapping[str, torch.Tensor]
+State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
+_MOST = 8
+"""Phases that are looked at: of a method that rebuilds again and again the others are taken to be no larger."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run in which the same parameters train, after its first update; tensors are on the meta device."""
+    """A stretch of a run in which the same parameters train, after its first update; `parameters` and `optimizer` are
+    shapes alone (meta device)."""
 
     model: Decoder
     method: Method
@@ -47,22 +52,24 @@ def phases(job: Job) -> list[Phase]:
 
 
 def _phases(job: Job) -> Iterator[Phase]:
-    method = build_method(job.config.method)
-    first = _phase(job, method)
-    check_no_decay(job.config.optimizer, first.parameters)
-    yield first
-    for step in range(1, job.config.train.steps):
-        if method.rebuild_at(step):
-            tensors, scalars = method.state_dict()
-            method = build_method(job.config.method)
-            method.load_state_dict(tensors, json.loads(json.dumps(scalars)))
-            yield _phase(job, method)
+    state: State | None = None
+    step, last = 0, job.config.train.steps
+    for _ in range(_MOST):
+        phase = _phase(job, state)
+        if state is None:
+            check_no_decay(job.config.optimizer, phase.parameters)
+        yield phase
+        step = next((s for s in range(step + 1, last) if phase.method.rebuild_at(s)), last)
+        if step == last:
+            return
+        state = phase.method.state_dict()
 
 
-def _phase(job: Job, method: Method) -> Phase:
-    with torch.device("meta"):
-        model = Decoder(job.config.model)
-    given = method.prepare(model, job.data, job.config.seed.method)
+def _phase(job: Job, state: State | None) -> Phase:
+    try:
+        model, method, given = _built(job, state, "meta")
+    except RuntimeError:  # the method looks at values, which shapes have not
+        model, method, given = _built(job, state, "cpu")
     parameters = {
         name: nn.Parameter(torch.empty_like(parameter, device="meta", requires_grad=False))
         for name, parameter in given.items()
@@ -72,6 +79,15 @@ def _phase(job: Job, method: Method) -> Phase:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     return Phase(model, method, parameters, optimizer_tensors(optimizer, parameters))
+
+
+def _built(job: Job, state: State | None, device: str) -> tuple[Decoder, Method, dict[str, nn.Parameter]]:
+    method = build_method(job.config.method)
+    if state is not None:
+        method.load_state_dict(state[0], json.loads(json.dumps(state[1])))
+    with torch.device(device):
+        model = Decoder(job.config.model)
+    return model, method, method.prepare(model, job.data, job.config.seed.method)
 
 
 def _bytes(tensors: Shapes) -> int:

@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,12 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
 from pico_train.estimate import estimate
+from pico_train.method.plain import Plain
+from pico_train.model.decoder import Decoder
 from pico_train.report import MetricsFile, read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.storage import Storage, remaining
+from torch import nn
 
 Tiny = Callable[..., RunConfig]
 
@@ -47,6 +52,11 @@ CASES = {
         "checkpoint.every": 0,
     },
     "no snapshots": {"snapshot.every": 0, "checkpoint.keep": {"state": 1}},
+    "low-rank": {
+        "method": {"name": "relora", "options": {"rank": 4, "restart_every": 7}},
+        "snapshot.modules": ["q_proj", "down_proj"],
+        "checkpoint.every": 2,
+    },
 }
 
 
@@ -214,3 +224,26 @@ def test_weights_that_do_not_fit_into_a_snapshot_stay_in_their_checkpoint(
     assert codec.intact_steps(config.layout.checkpoints, CheckpointManifest, hashes=True) == [0, 4, 8]
     assert train(config, quiet=True).status == "finished"
     assert codec.listed_steps(config.layout.checkpoints) == [0, 10]
+
+
+class Looking(Plain):
+    """Looks at values before it trains, which a model of shapes alone does not have."""
+
+    def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
+        self.largest = model.lm_head.weight.max().item()
+        return super().prepare(model, data, seed)
+
+
+class Restless(Plain):
+    def rebuild_at(self, step: int) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("method", "count"), [("Looking", 1), ("Restless", 8)])
+def test_a_method_that_looks_at_values_or_never_rests_is_estimated(
+    tiny: Tiny, method: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "users_disk", sys.modules[__name__])
+    storage = Storage(build(tiny(**{"method.name": f"users_disk:{method}", "train.steps": 100_000})))
+    assert len(storage.phases) == count
+    assert storage.state == Storage(build(tiny(**{"method.name": "plain"}))).state

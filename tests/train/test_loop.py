@@ -22,6 +22,8 @@ from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 from torch import nn
 
+from .bad_methods import BadGradient, BadLoss  # noqa: F401  # by name, of this module
+
 Tiny = Callable[..., RunConfig]
 
 
@@ -73,24 +75,6 @@ def test_unequal_micro_batches_are_weighed_by_their_terms(tiny: Tiny, users_meth
     assert loss_parts == pytest.approx(loss, rel=1e-6)
     for name, gradient in whole.items():
         assert (parts[name] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), name
-
-
-class BadLoss(Plain):
-    """Not finite at update 6."""
-
-    def loss(self, model: nn.Module, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, int, dict[str, float]]:
-        total, terms, scalars = super().loss(model, batch, step)
-        return total * (float("nan") if step == 6 else 1.0), terms, scalars
-
-
-class BadGradient(Plain):
-    """A finite loss whose gradient is infinite at update 6: d sqrt(x) / dx at 0."""
-
-    def loss(self, model: nn.Module, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, int, dict[str, float]]:
-        total, terms, scalars = super().loss(model, batch, step)
-        if step == 6:
-            total = total + (model.model.norm.weight.sum() * 0.0).sqrt()
-        return total, terms, scalars
 
 
 class BadWeight(Plain):

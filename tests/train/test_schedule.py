@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -111,8 +112,50 @@ def test_there_are_no_jumps(schedule: tuple[ScheduleConfig, int]) -> None:
         ("warmup_steps", -1, "warmup_steps is -1; it must be 0 or more"),
         ("final_fraction", 1.5, "final_fraction is 1.5; it must lie between 0 and 1"),
         ("final_fraction", float("nan"), "final_fraction is nan; it must lie between 0 and 1"),
+        ("restart_every", 10, "restart_warmup_steps is 0 and restart_every is 10; a warm-up of at least one"),
+        ("restart_warmup_steps", 3, "restart_warmup_steps is 3 and restart_every is 0; a warm-up of at least one"),
     ],
 )
 def test_impossible_schedules_are_refused(field: str, value: float, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ScheduleConfig(**{field: value})
+
+
+def test_a_jagged_schedule_in_closed_form() -> None:
+    """Cycles of 10 begin at updates 11, 21, ...; the first lies within the warm-up of 12, and has none of its own."""
+    config = ScheduleConfig("constant", warmup_steps=12, restart_every=10, restart_warmup_steps=4)
+    factors = [lr_factor(config, step, 40) for step in range(1, 41)]
+    warm_up, again = [step / 12 for step in range(1, 13)], [0.25, 0.5, 0.75, 1.0]
+    assert factors == pytest.approx([*warm_up, *[1.0] * 8, *again, *[1.0] * 6, *again, *[1.0] * 6])
+
+
+def test_a_cycle_warms_up_to_the_shape_where_its_warm_up_ends() -> None:
+    plain = ScheduleConfig("linear", final_fraction=0.2)
+    jagged = ScheduleConfig("linear", final_fraction=0.2, restart_every=10, restart_warmup_steps=5)
+    target = lr_factor(plain, 15, 30)
+    assert [lr_factor(jagged, step, 30) for step in range(11, 16)] == pytest.approx(
+        [target * i / 5 for i in range(1, 6)]
+    )
+    assert all(lr_factor(jagged, step, 30) == lr_factor(plain, step, 30) for step in (*range(1, 11), *range(15, 21)))
+    assert lr_factor(jagged, 23, 23) == pytest.approx(3 / 5 * lr_factor(plain, 23, 23))  # the run ends in it
+
+
+@st.composite
+def jagged_schedules(draw: st.DrawFn) -> tuple[ScheduleConfig, int]:
+    plain, total = draw(schedules())
+    every = draw(st.integers(2, 100))
+    warm_up = draw(st.integers(1, every - 1))
+    return dataclasses.replace(plain, restart_every=every, restart_warmup_steps=warm_up), total
+
+
+@settings(deadline=None)
+@given(jagged_schedules())
+def test_restarts_lower_the_rate_and_never_to_zero(schedule: tuple[ScheduleConfig, int]) -> None:
+    """science.md, row 4: earlier code had 0 at each restart, and refused cycles that the warm-up does not divide."""
+    config, total = schedule
+    plain = dataclasses.replace(config, restart_every=0, restart_warmup_steps=0)
+    for step in range(1, total + 1):
+        place = (step - 1) % config.restart_every + 1
+        assert 0 < lr_factor(config, step, total) <= lr_factor(plain, step, total) + 1e-12
+        if place >= config.restart_warmup_steps:
+            assert lr_factor(config, step, total) == lr_factor(plain, step, total)

@@ -46,6 +46,7 @@ class Method:
 
         May add a head or wrap layers. `model` holds the effective weights of the step that training starts from;
         `data` is the run's `PackedData`; `seed` is `seed.method`. State given to `load_state_dict` wins over both.
+        Another instance may be asked beforehand, with a model of shapes alone, for what the run will take.
         """
         return dict(model.named_parameters())
 

@@ -43,6 +43,8 @@ def test_two_processes_train_what_one_does(how: str, relora: Relora, tmp_path: P
             assert left.keys() == right.keys(), a
             for name, tensor in left.items():
                 assert tensor.shape == right[name].shape, name
+                # Adam's first update after a reset is the learning rate, 0.01, in the direction of a gradient whose
+                # sign rounding may decide where it is next to nothing; factors drawn otherwise differ by 0.1.
                 if "activations" not in a.name and "gradients" not in a.name and "exp_avg" not in name:
                     torch.testing.assert_close(right[name], tensor, rtol=0, atol=5e-3)
     state = [json.loads((c.layout.state(10) / "scalars.json").read_text())["method"] for c in (one, two)]

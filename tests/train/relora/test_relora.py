@@ -13,6 +13,7 @@ from pico_contract import codec, names
 from pico_contract.errors import UserError
 from pico_contract.layout import METHOD_TENSORS, OPTIMIZER
 from pico_train import train
+from pico_train.loop import compute_gradients
 from pico_train.run import RunConfig, build
 
 from .running import begun, loss, saved, updates, weights
@@ -210,3 +211,15 @@ def test_a_schedule_that_restarts_elsewhere_is_refused(relora: Relora) -> None:
 def test_the_host_need_wait_for_the_device_at_restarts_alone(relora: Relora) -> None:
     _, state = begun(relora(changes=FAST))
     assert [step for step in range(1, 11) if state.method.acts_after(step)] == [4, 8]
+
+
+def test_activations_computed_again_drop_the_same_inputs(relora: Relora) -> None:
+    """Up to the order in which inputs' gradients are summed."""
+    gradients = []
+    for again in (False, True):
+        job, state = begun(relora(dropout=0.5, changes={**FAST, "train.activation_checkpointing": again}))
+        list(updates(job, state, 2))
+        compute_gradients(job, state, 3)
+        gradients.append({name: p.grad for name, p in state.parameters.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
