@@ -158,6 +158,8 @@ class Contrast:
         """What the interval allows to say."""
         if self.half_width is None:
             return "no verdict (one seed)"
+        if not self.differences.any():
+            return "equal"
         if abs(self.mean) <= self.half_width:
             return f"undecided (detectable: {self.detectable:.3g})"
         return "higher" if self.mean > 0 else "lower"

@@ -47,6 +47,7 @@ def test_intervals_and_what_can_be_detected(module: dict[str, ModuleType]) -> No
     assert found.verdict == "higher"
     wide = module["results"].Contrast(np.array([0.5, -0.4, 0.2]))
     assert wide.verdict.startswith("undecided (detectable: ")
+    assert module["results"].Contrast(np.zeros(3)).verdict == "equal"
     one = module["results"].contrast(table[table["seed"] == 0], "relora")
     assert (one.half_width, one.verdict) == (None, "no verdict (one seed)")
     assert module["results"].contrast(table[table["arm"] == "full"], "relora") is None
