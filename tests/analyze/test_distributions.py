@@ -82,6 +82,7 @@ def test_the_figure_has_a_panel_a_component_and_a_line_a_step(run: Run) -> None:
     assert "gradients (val) of layer 1" in figure.get_suptitle()
 
 
+@pytest.mark.slow
 def test_the_command_draws_weights_and_gradients(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

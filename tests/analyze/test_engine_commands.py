@@ -20,6 +20,7 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.slow
 def test_windows_are_measured_drawn_and_not_computed_twice(layout: RunLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(layout.root, OVERRIDES)
     said: list[str] = []
@@ -40,6 +41,7 @@ def test_windows_are_measured_drawn_and_not_computed_twice(layout: RunLayout, mo
     assert said == [line for line in said if line.startswith("measured")]
 
 
+@pytest.mark.slow
 def test_files_of_the_cache_belong_to_the_analysis(layout: RunLayout) -> None:
     for name in ("one", "two"):
         commands.run_analysis(load(layout.root, [*OVERRIDES, f"name={name}"]), "here", print)

@@ -39,6 +39,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.mark.slow
 def test_other_processes_give_the_same_table(run: Run, tmp_path: Path, processes: ProcessPoolExecutor) -> None:
     expected = measure(run, **SMALL)
     pd.testing.assert_frame_equal(measure(run, **SMALL, executor=processes), expected, rtol=1e-12)

@@ -232,6 +232,7 @@ def test_a_hub_out_of_reach_is_one_sentence(replica: Replica) -> None:
         open_hub(f"hub:{REPO}", endpoint="http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 def test_the_command_measures_them_where_the_hubs_own_variables_say(replica: Replica, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "pico_analyze", "run", f"hub:{REPO}@step*"]
     settings = ["metrics=[frobenius_norm]", "figures.metrics=[]", "disk_gib=1"]

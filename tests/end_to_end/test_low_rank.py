@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from pico_analyze import measure, open_run
 
 from .test_whole import MODEL, pico
 
 
+@pytest.mark.slow
 def test_from_restarts_to_ranks(tmp_path: Path) -> None:
     scenes = "\n\n".join(f"Scene {i}. The king speaks to the queen and the fool. " * 8 for i in range(60))
     (tmp_path / "plays.txt").write_text(scenes)

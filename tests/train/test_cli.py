@@ -199,6 +199,7 @@ def test_a_running_run_speaks_at_once_keeps_others_out_and_stops_in_good_order(
     assert command("generate", "runs/tiny", "--tokens", "4")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(started: Callable[..., subprocess.Popen[str]], place: Path) -> None:
     """Two Ctrl-C within one update: the first asks to stop after it, the second does not wait."""
     (place / "sleepy.py").write_text(
