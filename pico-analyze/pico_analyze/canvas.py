@@ -32,7 +32,6 @@ COLUMNS = 4
 TITLE = 10  # of a panel, points
 _TICK = 8  # labels of ticks, points
 _WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
-_NOTEBOOK_DPI = 72  # what a notebook keeps in its own file
 LETTERS = 11  # of a title, to the inch
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
 # Units of what lies within [0, 1]: always linear.
@@ -47,11 +46,11 @@ Panel = tuple[Axes, pd.DataFrame]
 
 
 class _Shown(Figure):
-    """A figure that a notebook shows as it would be saved, smaller, whether or not pyplot was set up there."""
+    """A figure that a notebook shows as it would be saved, whether or not pyplot was set up there."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        write(self, file, "png", _NOTEBOOK_DPI)
+        write(self, file, "png")
         return file.getvalue()
 
 
@@ -218,10 +217,10 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def write(figure: Figure, file: BinaryIO, ending: str, dpi: int = _DPI) -> None:
-    """Write the figure as png (of `dpi` dots per inch), svg or pdf into an open file, without a date."""
+def write(figure: Figure, file: BinaryIO, ending: str) -> None:
+    """Write the figure as png, svg or pdf into an open file, without a date."""
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format=ending, dpi=dpi, metadata=_NO_DATE[ending])
+        figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
 
 
 def shared_norm(rows: pd.DataFrame, values: pd.Series) -> Normalize | None:
