@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pico_train.disk import free_bytes, in_units
 from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token
-from pico_train.run import Job, RunConfig, build
+from pico_train.run import Job, RunConfig, build, saying_where
 from pico_train.storage import Storage
 
 RATE = 1e14
@@ -20,6 +20,9 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
         UserError: whatever `pico-train run` would refuse before its first step.
     """
     job = build(config, source)
+    storage = Storage(job)
+    with saying_where(source):
+        held = storage.model + storage.state + (storage.observation if config.snapshot.every else 0)
     counts = count_parameters(config.model)
     steps, batch = config.train.steps, config.train.batch_size
     tokens = steps * batch * job.seq_len
@@ -27,8 +30,6 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
-    storage = Storage(job)
-    held = storage.model + storage.state + (storage.observation if config.snapshot.every else 0)
     yield _memory(storage, held)
     yield from _of_a_device(job)
     yield from _disk(job, storage)

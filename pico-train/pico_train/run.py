@@ -290,27 +290,27 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             rows; a device that is not there; a wrong option of the method or of an observer; a new run's init_from
             that is not there or has another geometry.
     """
-    with _naming(f"{source}: data.path"):
+    with saying_where(f"{source}: data.path"):
         data = PackedData.open(config.data.path, config.data.stream)
         rows = data.split("train")
     seq_len = config.train.seq_len or rows.seq_len
     _check_against_data(config, data, seq_len, source)
     method = build_method(config.method, source)
-    with _naming(source):
+    with saying_where(source):
         check_tasks(data, config.evaluate)
         check_trackers(config.log.trackers)
         _check_method(config, method)
     if config.init_from is not None and not config.layout.manifest.is_file():
-        with _naming(source):
+        with saying_where(source):
             _check_geometry(config, initial_geometry(config.init_from))
-    with _naming(source):
+    with saying_where(source):
         runtime = Runtime(config.train.device)
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
-    with torch.device("meta"), _naming(f"{source}: snapshot.modules"):
+    with torch.device("meta"), saying_where(f"{source}: snapshot.modules"):
         modules = observed_modules(Decoder(config.model), config.snapshot.modules)
-    with _naming(source):
+    with saying_where(source):
         live = open_observers(config.observe, _observed_run(config, modules), config.train.steps)
     return Job(
         config=config,
@@ -356,7 +356,7 @@ def _observed_run(config: RunConfig, modules: list[str]) -> ObservedRun:
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
+def saying_where(place: str) -> Iterator[None]:
     """Say of a mistake at which place of which file it was made."""
     try:
         yield

@@ -13,6 +13,7 @@ from pico_contract import codec, names
 from pico_contract.errors import UserError
 from pico_contract.layout import METHOD_TENSORS, OPTIMIZER
 from pico_train import train
+from pico_train.estimate import estimate
 from pico_train.loop import compute_gradients
 from pico_train.run import RunConfig, build
 
@@ -199,6 +200,11 @@ def test_dropout_is_of_the_method_and_of_training_alone(relora: Relora) -> None:
 def test_options_that_cannot_be(relora: Relora, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         train(relora(**options, changes=FAST), quiet=True)
+
+
+def test_check_names_the_file_and_says_nothing_before(relora: Relora) -> None:
+    with pytest.raises(UserError, match=r"^low.yaml: method.options.rank is 17, more than"):
+        next(estimate(relora(rank=17), "low.yaml"))
 
 
 def test_a_schedule_that_restarts_elsewhere_is_refused(relora: Relora) -> None:
