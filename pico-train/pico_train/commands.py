@@ -146,8 +146,8 @@ def run_layout(run: Path) -> RunLayout:
     return layout
 
 
-def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decoder]:
-    """(layout, step, decoder in evaluation mode) of a checkpoint of `run`, the newest where `step` is None.
+def intact_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int]:
+    """(layout, step) of a checkpoint of `run` whose every sha256 is right, the newest where `step` is None.
 
     A damaged checkpoint is refused, also as the newest: another step is taken only where it is asked for.
 
@@ -165,6 +165,12 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
     if problem is not None:
         others = [s for s in codec.intact_steps(layout.checkpoints, CheckpointManifest) if s != chosen]
         raise DamagedError(f"{problem}; other intact steps: {', '.join(map(str, others)) or 'none'}")
+    return layout, chosen
+
+
+def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decoder]:
+    """(layout, step, decoder in evaluation mode) of a checkpoint of `run`; errors as `intact_checkpoint`."""
+    layout, chosen = intact_checkpoint(run, step)
     directory = layout.checkpoint(chosen)
     decoder = Decoder(config_from_hf(json.loads((directory / MODEL_CONFIG).read_text(encoding="utf-8"))))
     load_weights(decoder, codec.read_tensors(directory / MODEL_WEIGHTS))

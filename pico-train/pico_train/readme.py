@@ -23,36 +23,44 @@ def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> 
     Raises:
         DamagedError: run.json cannot be read.
     """
+    newest = revisions[max(revisions)] if revisions else "main"
+    prefix = newest.rpartition("-step")[0]
+    use = f"Each revision is a Hugging Face model; {_loading(repo, newest)}"
+    use += f'\nHow its weights developed, over all revisions: `pico-analyze run "hub:{repo}@{prefix}-step*"`\n'
+    return _readme(layout, "with its checkpoints as revisions", [("Checkpoints", _revisions(revisions)), ("Use", use)])
+
+
+def exported_readme(layout: RunLayout, step: int, name: str) -> str:
+    """The same for a directory `name` that holds the checkpoint of `step` alone; errors as `model_readme`."""
+    return _readme(
+        layout, f"here as it was at step {step:,}", [("Use", f"In this directory's parent, {_loading(name)}")]
+    )
+
+
+def _readme(layout: RunLayout, held: str, ending: list[tuple[str, str]]) -> str:
     manifest, config = codec.read_manifest(layout.manifest, RunManifest), read_yaml(layout.config)
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["pico-train", "llama", "learning-dynamics"],
     }
-    parts = [
-        f"---\n{dump(front)}---\n",
-        f"# {manifest.name}\n",
-        _summary(manifest),
-        _section("Model", _table(("", ""), _geometry(manifest))),
-        _section("Data", _table(("", ""), _data(manifest, config))),
-        _section("Recipe", _table(("", ""), _recipe(manifest, config))),
-        _section("Evaluations", _evaluations(layout)),
-        _section("Checkpoints", _revisions(revisions)),
-        _section("Use", _use(repo, revisions)),
+    sections = [
+        ("Model", _table(("", ""), _geometry(manifest))),
+        ("Data", _table(("", ""), _data(manifest, config))),
+        ("Recipe", _table(("", ""), _recipe(manifest, config))),
+        ("Evaluations", _evaluations(layout)),
+        *ending,
     ]
-    return "\n".join(parts)
+    parts = [f"---\n{dump(front)}---\n", f"# {manifest.name}\n", _summary(manifest, held)]
+    return "\n".join([*parts, *(f"## {title}\n\n{body}\n" for title, body in sections)])
 
 
-def _summary(manifest: RunManifest) -> str:
+def _summary(manifest: RunManifest, held: str) -> str:
     parent = f" It began from the weights of `{Path(manifest.parent).name}`." if manifest.parent else ""
     return (
         f"A decoder of {manifest.parameters['total']:,} parameters, trained with pico-train by the method"
-        f" `{manifest.method}` for {manifest.total_steps:,} steps, with its checkpoints as revisions.{parent}\n"
+        f" `{manifest.method}` for {manifest.total_steps:,} steps, {held}.{parent}\n"
     )
-
-
-def _section(title: str, body: str) -> str:
-    return f"## {title}\n\n{body}\n"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -114,17 +122,14 @@ def _revisions(revisions: Mapping[int, str]) -> str:
     return _table(("step", "revision"), [(f"{step:,}", f"`{tag}`") for step, tag in revisions.items()])
 
 
-def _use(repo: str, revisions: Mapping[int, str]) -> str:
-    newest = revisions[max(revisions)] if revisions else "main"
-    prefix = newest.rpartition("-step")[0]
-    return f"""Each revision is a Hugging Face model; no code of ours is needed to load it:
+def _loading(source: str, revision: str | None = None) -> str:
+    at = f'"{source}"' if revision is None else f'"{source}", revision="{revision}"'
+    return f"""no code of ours is needed to load it:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{repo}", revision="{newest}")
-tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="{newest}")
+model = AutoModelForCausalLM.from_pretrained({at})
+tokenizer = AutoTokenizer.from_pretrained({at})
 ```
-
-How its weights developed, over all revisions: `pico-analyze run "hub:{repo}@{prefix}-step*"`
 """
