@@ -8,6 +8,7 @@ that of several processes that find it stale one alone replaces it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -42,7 +43,6 @@ class RunLock:
         Raises:
             LockHeldError: a live process holds it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._try_create():
             holder = read_lock(self.path)
             if holder is None:
@@ -74,10 +74,12 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; harmless when it is no longer ours."""
+        """Give the lock back; harmless when it is no longer ours. A directory that nothing was written to goes too."""
         holder = read_lock(self.path)
         if holder is not None and holder.get("token") == self.token:
             self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
     def __enter__(self) -> RunLock:
         self.acquire()
@@ -93,15 +95,16 @@ class RunLock:
         return draft
 
     def _try_create(self) -> bool:
-        draft = self._write_draft()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = temporary(self.path, self.token[:8])
         try:
-            os.link(draft, self.path)
+            os.link(self._write_draft(), self.path)
             return True
         except FileExistsError:
             # Over NFS a link that was made may be reported as refused, when the server's first answer was lost.
             return (read_lock(self.path) or {}).get("token") == self.token
         except FileNotFoundError:
-            return False  # the holder has swept our draft away as a leftover
+            return False  # the holder has swept our draft away as a leftover, or an empty directory with its lock
         finally:
             draft.unlink(missing_ok=True)
 

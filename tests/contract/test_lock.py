@@ -46,13 +46,15 @@ def dead_pid() -> int:
 
 
 def test_a_lock_says_who_holds_it_and_goes_with_its_holder(path: Path) -> None:
+    path.parent.mkdir()
+    (path.parent / "run.json").write_text("{}")
     with RunLock(path) as lock:
         held = read_lock(path)
         assert held is not None
         assert (held["host"], held["pid"], held["token"]) == (HERE, os.getpid(), lock.token)
         assert abs(held["heartbeat"] - time.time()) < 60
         assert lock.taken_over is None
-    assert list(path.parent.iterdir()) == []
+    assert [file.name for file in path.parent.iterdir()] == ["run.json"]
 
 
 def test_a_lock_goes_when_its_holder_fails(path: Path) -> None:
@@ -210,6 +212,30 @@ def test_a_draft_that_the_holder_sweeps_away_is_written_again(path: Path, monkey
     with RunLock(path) as lock:
         assert (read_lock(path) or {})["token"] == lock.token
     assert len(swept) == 1
+
+
+def test_a_directory_that_nothing_was_written_to_goes_with_the_lock(path: Path) -> None:
+    with RunLock(path):
+        assert path.parent.is_dir()
+    assert not path.parent.exists()
+    with RunLock(path):
+        (path.parent / "run.json").write_text("{}")
+    assert [file.name for file in path.parent.iterdir()] == ["run.json"]
+
+
+def test_a_directory_that_goes_with_another_lock_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, gone = os.link, []
+
+    def go_first(source: Path, target: Path) -> None:
+        if not gone:
+            gone.append(source)
+            source.unlink()
+            path.parent.rmdir()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", go_first)
+    with RunLock(path) as lock:
+        assert (read_lock(path) or {})["token"] == lock.token
 
 
 def test_a_beat_renews_the_heartbeat_when_due(path: Path) -> None:
