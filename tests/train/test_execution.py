@@ -16,6 +16,8 @@ from pico_train.loop import compute_gradients
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 
+from .kept import kept_bytes
+
 Tiny = Callable[..., RunConfig]
 of_the_compiler = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning", "ignore:dynamo_pgo:UserWarning"
@@ -45,21 +47,9 @@ def test_recomputing_keeps_less(tiny: Tiny) -> None:
 
     def held(config: RunConfig) -> int:
         job = build(config)
-        state = job.build_state(None)
-        weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
+        model = job.build_state(None).model
         tokens = job.tokens(job.order.rows(1))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = state.model.hidden_states(tokens[:, :-1]).sum()
-        assert loss.requires_grad
-        return sum(kept.values())
+        return kept_bytes(model, lambda: model.hidden_states(tokens[:, :-1]).sum())
 
     changes = {"model.num_hidden_layers": 6}
     whole = held(tiny(**changes))

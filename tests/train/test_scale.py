@@ -17,7 +17,10 @@ from pico_train.data.shards import Listing, Shard
 from pico_train.estimate import estimate
 from pico_train.model.cost import activation_bytes
 from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.execution import carry_out
 from pico_train.run import RunConfig
+
+from .kept import kept_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,25 +81,13 @@ def test_the_page_says_what_the_command_says(scale: ModuleType, said: dict[str, 
 
 
 def kept(config: DecoderConfig, bf16: bool) -> int:
-    """Bytes of the distinct tensors, parameters left out, that autograd keeps of 2 rows of 32 tokens."""
+    """Bytes of the activations of 2 rows of 32 tokens, carried out as training does."""
     model = Decoder(config)
     model.init_weights(lambda name: torch.Generator().manual_seed(0))
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            seen[storage.data_ptr()] = storage
-        return tensor
-
+    carry_out(model, compiled=False, checkpointing=False)
     ids = torch.randint(0, config.vocab_size, (2, 33), generator=torch.Generator().manual_seed(1))
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
-        model(ids[:, :-1], ids[:, 1:])
-    return sum(storage.nbytes() for storage in seen.values())
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return kept_bytes(model, lambda: model(ids[:, :-1], ids[:, 1:]))
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -38,10 +38,11 @@ def flops_per_token(config: DecoderConfig, seq_len: int) -> int:
 def activation_bytes(config: DecoderConfig, tokens: int, bf16: bool) -> int:
     """Bytes that the layers keep for the backward pass of `tokens` tokens, without compilation or checkpointing.
 
-    Counted tensor by tensor, a token and layer: 40 D + 16 F bytes in float32, 34 D + 8 F under bfloat16 autocast (whose
-    residual stream, norms' outputs and rotation stay float32), and 8 + 4 H of norms and attention. Under autocast the
-    bfloat16 copies of the multiplied weights come on top. The embedding and the loss, a few D a token, are left out.
+    Counted tensor by tensor, a token and layer: 32 D + 8 F bytes in float32, 34 D + 4 F under bfloat16 autocast (whose
+    residual stream, norms' products and rotation stay float32), and 8 + 4 H of norms and attention; as model/lean.py
+    has it. Under autocast the bfloat16 copies of the multiplied weights come on top. The embedding and the loss, a few
+    D a token, are left out.
     """
     width, inner = config.hidden_size, config.intermediate_size
-    a_token = (34 * width + 8 * inner if bf16 else 40 * width + 16 * inner) + 8 + 4 * config.num_attention_heads
+    a_token = (34 * width + 4 * inner if bf16 else 32 * width + 8 * inner) + 8 + 4 * config.num_attention_heads
     return tokens * config.num_hidden_layers * a_token + (2 * matmul_parameters(config) if bf16 else 0)

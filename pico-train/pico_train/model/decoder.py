@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pico_train.model.lean import formed_again, lean_swiglu
 from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
 
 
@@ -173,8 +175,13 @@ class Attention(nn.Module):
         return x if self.groups == 1 else x.repeat_interleave(self.groups, dim=1)
 
 
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up (Shazeer 2020)."""
+    return F.silu(gate) * up
+
+
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+    """down(silu(gate(x)) * up(x)); `lean` as in `Layer`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -182,12 +189,19 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: torch.Tensor, lean: bool = False) -> torch.Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if not lean:
+            return self.down_proj(swiglu(gate, up))
+        with formed_again(lean_swiglu(gate, up), swiglu, gate, up) as product:
+            return self.down_proj(product)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind an RMSNorm and added to the residual stream."""
+    """Attention and feed-forward, each behind an RMSNorm and added to the residual stream.
+
+    `lean` does not keep what is quickly formed again in the backward pass: the same numbers, to the last bit.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -196,16 +210,25 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, lean: bool = False
+    ) -> torch.Tensor:
+        with _normed(self.input_layernorm, x, lean) as normed:
+            x = x + self.self_attn(normed, cos, sin, cache)
+        with _normed(self.post_attention_layernorm, x, lean) as normed:
+            return x + self.mlp(normed, lean)
+
+
+def _normed(norm: nn.Module, x: torch.Tensor, lean: bool) -> AbstractContextManager[torch.Tensor]:
+    normed = norm(x)
+    return formed_again(normed, norm.forward, x) if lean else nullcontext(normed)
 
 
 def run_layer(
-    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None
+    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, lean: bool = False
 ) -> torch.Tensor:
     """A `Layer` as written; see model/execution.py for other ways to the same numbers."""
-    return layer(x, cos, sin, cache)
+    return layer(x, cos, sin, cache, lean)
 
 
 class Backbone(nn.Module):
@@ -272,7 +295,7 @@ class Decoder(nn.Module):
         `labels[:, t]` is the token that follows `input_ids[:, t]` (the caller shifts); -100 is left out. The loss
         never forms the logits of all tokens unless `double_backward` asks for a path that is differentiable twice.
         """
-        hidden = self.model(input_ids, as_written=double_backward)  # what is compiled has no second derivative
+        hidden = self.model(input_ids, as_written=double_backward)  # compiled layers have no second derivative
         if labels is None:
             return self.lm_head(hidden)
         loss_sum = plain_loss_sum if double_backward else fused_loss_sum
