@@ -145,7 +145,8 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
         result = audit(root, hashes, progress)
     depth = "every byte was read" if hashes else "sizes alone were compared"
     looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations, {depth}"
-    last = f"{len(result.findings)} findings in {looked}" if result.findings else f"sound: {looked}"
+    count = len(result.findings)
+    last = f"{count} finding{'s' if count > 1 else ''} in {looked}" if result.findings else f"sound: {looked}"
     return [*map(str, result.findings), last], not result.findings
 
 

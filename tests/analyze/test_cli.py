@@ -253,5 +253,5 @@ def test_audit_is_0_for_a_sound_run_and_1_with_findings(command: Command, layout
     assert code == 1
     found, last = out.splitlines()
     assert found == f"damage: {layout.snapshot(1) / MANIFEST}: does not exist"
-    assert last == "1 findings in 4 checkpoints and snapshots, 0 evaluations, sizes alone were compared"
+    assert last == "1 finding in 4 checkpoints and snapshots, 0 evaluations, sizes alone were compared"
     assert command("audit", layout.root.with_name("smal"))[0] == 2
