@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pico_contract import names
 from pico_contract.codec import write_text
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import parse_step
@@ -41,6 +42,8 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     `options` are those of `OPTIONS`, as in the YAML of `pico-analyze run`: by default every metric of one step, of all
     that the run observes, into analysis/live/.
 
+    Which modules are low-rank shows when they are observed: a component of these alone fails at step 0 where none is.
+
     Raises:
         UserError: an unknown option, metric, kind, split or component (with the nearest); a metric of a pair of steps;
             a kind that the run does not observe; nothing to measure.
@@ -51,11 +54,12 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     config = checked({"name": "live", **options, "run": str(run.layout.root)}, "analyze")
     metrics = _of_one_step(config)
     components = config.components or (COMPONENTS if fitting(COMPONENTS[0], run.modules) else ["*"])
-    check(components, run.modules)
+    possible = [*run.modules, *(names.lora_B(module).removesuffix(".weight") for module in run.modules)]
+    check(components, possible)
     held = [
         (kind, split)
         for kind, split in _asked_for(run, config)
-        if defined_for(kind, metrics) and plan(components, kind, run.modules, run.model)
+        if defined_for(kind, metrics) and plan(components, kind, possible, run.model)
     ]
     if not held:
         raise UserError("nothing to measure: no such metric of such kinds and components")

@@ -221,7 +221,7 @@ class Pending:
         sets = [(one, tensors) for one, tensors in self._sets(train) if f"{one.split}.{one.kind}" in self._kinds]
         if self.store:
             hand_over(lambda: self._write(sets, train))
-        held: dict[Held, Mapping[str, torch.Tensor]] = {("weights", None): self.weights}
+        held: dict[Held, Mapping[str, torch.Tensor]] = {("weights", None): {**self.weights, **self.extra}}
         held |= {(one.kind, one.split): tensors for one, tensors in sets}
         terms = next((tuple(one.terms) for one, _ in sets if one.terms), ())
         return Observation(self.step, self.tokens, held, terms)

@@ -92,6 +92,31 @@ def test_the_table_is_that_of_stored_snapshots(tiny: Tiny) -> None:
     pd.testing.assert_frame_equal(ordered(found), ordered(expected), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("components", [["lora_update"], ["q_proj.lora_update", "v_proj"]])
+def test_low_rank_updates_are_measured_as_those_of_stored_snapshots(tiny: Tiny, components: list[str]) -> None:
+    config = tiny(
+        observe=[{"name": "analyze", "every": 2, "options": {"metrics": ["numerical_rank"], "components": components}}],
+        **{"method.name": "relora", "method.options": {"rank": 3, "restart_every": 4}, "snapshot.kinds": []},
+        **{"snapshot.every": 2, "snapshot.early": False},
+    )
+    train(config, quiet=True)
+    found = live_table(config)
+    expected = measure(open_run(config.layout.root), ["numerical_rank"], components)
+    ordered = [frame.sort_values(table.KEY, ignore_index=True) for frame in (found, expected)]
+    pd.testing.assert_frame_equal(*ordered)
+    ranks = found[found["component"].str.endswith("lora_update")].groupby("step")["value"].max()
+    assert ranks.loc[[2, 4, 6, 8]].tolist() == [3.0] * 4  # at 4 and 8 what the restart merged
+
+
+def test_low_rank_updates_of_a_run_without_any_are_said_to_be_missing(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(observe=[observe(metrics=["per"], components=["lora_update"])])
+    assert train(config).status == "finished"
+    said = capsys.readouterr()
+    assert 'the observer "analyze" failed at step 0' in said.out + said.err
+
+
 def test_observing_changes_nothing(tiny: Tiny) -> None:
     """Bit-identical losses and weights with and without, and no raw tensors stored for it."""
     found = []
