@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from pico_contract.errors import UserError
 
+from pico_train.model.lean import watching
 from pico_train.run import Job
 from pico_train.state import TrainState
 
@@ -121,12 +122,11 @@ def _kept_by_autograd(job: Job, state: TrainState, batch: torch.Tensor) -> int:
     """Bytes of the storages that a forward pass keeps for its backward pass, parameters left out."""
     storages: dict[int, torch.UntypedStorage] = {}  # holds them, so that no two share an address
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage
-        return tensor.detach()  # the tensor itself would keep its own graph alive
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with watching(note):
         _loss(job, state, batch)
     own = {parameter.untyped_storage().data_ptr() for parameter in state.parameters.values()}
     return sum(storage.nbytes() for address, storage in storages.items() if address not in own)

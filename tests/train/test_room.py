@@ -16,6 +16,7 @@ from pico_train import opening, room, train
 from pico_train.config import identity, load
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
+from pico_train.model.cost import activation_bytes
 from pico_train.model.decoder import run_layer
 from pico_train.report import read_metrics
 from pico_train.room import find_micro_batch
@@ -126,13 +127,18 @@ def test_updates_without_rows_need_no_search(cramped: Tiny) -> None:
 def test_a_cpu_is_reckoned_from_what_autograd_keeps(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The reckoned bytes of 8 rows, from those of 1 and 2, are what 8 rows keep, and halving the room halves them."""
+    """The reckoned bytes of 8 rows, from those of 1 and 2, are what 8 rows keep, and halving the room halves them.
+
+    A row keeps what its layers are counted to keep, and an embedding, a final norm and a loss beside it.
+    """
     config = tiny(**{"train.micro_batch": "auto"})
     job = build(config)
     state = job.build_state(None)
     batch = job.tokens(job.order.rows(1))
     kept = {rows: room._kept_by_autograd(job, state, batch[:rows]) for rows in (1, 2, 8)}
     assert kept[8] == kept[1] + 7 * (kept[2] - kept[1])
+    layers = activation_bytes(config.model, job.seq_len, bf16=False)
+    assert layers < kept[2] - kept[1] < layers + 40 * config.model.hidden_size * job.seq_len
     assert all(parameter.grad is None for parameter in state.parameters.values())
     held = sum(4 * parameter.nbytes for parameter in state.parameters.values())
     for rows in (8, 4, 1):

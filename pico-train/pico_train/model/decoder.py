@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pico_train.model.lean import formed_again, lean_swiglu
+from pico_train.model.lean import formed_again
 from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
 
 
@@ -193,7 +193,9 @@ class MLP(nn.Module):
         gate, up = self.gate_proj(x), self.up_proj(x)
         if not lean:
             return self.down_proj(swiglu(gate, up))
-        with formed_again(lean_swiglu(gate, up), swiglu, gate, up) as product:
+        with formed_again(F.silu(gate), F.silu, gate) as activated:
+            product = activated * up
+        with formed_again(product, swiglu, gate, up):
             return self.down_proj(product)
 
 
@@ -221,13 +223,14 @@ class Layer(nn.Module):
 
 def _normed(norm: nn.Module, x: torch.Tensor, lean: bool) -> AbstractContextManager[torch.Tensor]:
     normed = norm(x)
-    return formed_again(normed, norm.forward, x) if lean else nullcontext(normed)
+    hooked = norm._forward_pre_hooks or norm._forward_hooks  # which may have made something else of it
+    return formed_again(normed, norm.forward, x) if lean and not hooked else nullcontext(normed)
 
 
 def run_layer(
     layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, lean: bool = False
 ) -> torch.Tensor:
-    """A `Layer` as written; see model/execution.py for other ways to the same numbers."""
+    """A `Layer`, by default as written; see model/execution.py for other ways to the same numbers."""
     return layer(x, cos, sin, cache, lean)
 
 

@@ -1,22 +1,22 @@
 """Activations that are formed again in the backward pass instead of kept, where that costs next to no time.
 
-A linear map keeps its input for the gradient of its weight. Where that input is an elementwise function of tensors that
-are kept anyway (a norm of the residual stream, the product of SwiGLU), it need not be kept as well.
+A product keeps its factors for the gradients. Where such a factor is an elementwise function of what is kept anyway (a
+norm of the residual stream, the parts of SwiGLU), it need not be kept as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
+_watchers: list[Callable[[torch.Tensor], None]] = []
 
-class _Again:
-    """Takes the place of a tensor that was not kept: its shape, by which views of it differ."""
+
+class _NotKept:
+    """Takes the place of a tensor that is to be formed again: its shape, by which views of it differ."""
 
     def __init__(self, shape: torch.Size) -> None:
         self.shape = shape
@@ -28,39 +28,41 @@ def formed_again(
 ) -> Iterator[torch.Tensor]:
     """Yields `result`; what is computed in this block does not keep it, but calls `form(*inputs)` when it needs it.
 
-    `result` is contiguous and what `form(*inputs)` gives, to the last bit; nothing changes it or `inputs` in place.
-    Gradients are the same to the last bit.
+    `result` is contiguous and what `form(*inputs)` gives, to the last bit. Gradients are the same to the last bit.
+    Nothing that the block computes with may be changed in place before the backward pass, which autograd no longer
+    notices; and hooks on saved tensors that are set around the block see nothing of it.
     """
-    place, size, dtype = result.data_ptr(), result.numel(), result.dtype
+    address, size, dtype = result.data_ptr(), result.numel(), result.dtype
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor | _Again:
-        whole = tensor.data_ptr() == place and tensor.numel() == size and tensor.dtype == dtype
-        return _Again(tensor.shape) if whole and tensor.is_contiguous() else tensor
+    def pack(tensor: torch.Tensor) -> torch.Tensor | _NotKept:
+        same = address != 0 and tensor.data_ptr() == address and tensor.numel() == size and tensor.dtype == dtype
+        if same and tensor.is_contiguous():
+            return _NotKept(tensor.shape)
+        for see in _watchers:
+            see(tensor)
+        return tensor.detach()  # an output would keep its own graph alive, whether or not there is a backward pass
 
-    def unpack(kept: torch.Tensor | _Again) -> torch.Tensor:
+    def unpack(kept: torch.Tensor | _NotKept) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
             return kept
-        with torch.no_grad():  # autograd joins it to what `result` came from
-            return form(*inputs).view(kept.shape)
+        with torch.enable_grad():  # as in the forward pass: on some devices other kernels serve where no graph is made
+            return form(*inputs).detach().view(kept.shape)
 
     with saved_tensors_hooks(pack, unpack):
         yield result
 
 
-def lean_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of equal shapes, keeping these two alone: as written, silu(gate) is kept too. Differentiable
-    once, to the same bits."""
-    return _SwiGLU.apply(gate, up)
+@contextmanager
+def watching(see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Call `see` with every tensor that autograd keeps of this block, once for each time that it is kept."""
 
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        see(tensor)
+        return tensor.detach()
 
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
+    _watchers.append(see)
+    try:
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+    finally:
+        _watchers.remove(see)
