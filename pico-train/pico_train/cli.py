@@ -110,7 +110,7 @@ def export(
     run: RunPath,
     step: Step = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
-    out: Annotated[Path | None, typer.Option(help="directory to make; NAME-stepN here by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="directory to make; NAME-stepN[-DTYPE] here by default")] = None,
 ) -> None:
     """Copy a checkpoint of a run to a plain Hugging Face model, smaller if asked, with tokenizer and model card."""
     from pico_train.export import export_checkpoint

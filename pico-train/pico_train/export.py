@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from pico_contract import codec
-from pico_contract.errors import UserError
-from pico_contract.layout import GENERATION_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, RunLayout
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.layout import (
+    GENERATION_CONFIG,
+    MANIFEST,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    RunLayout,
+)
+from pico_contract.schema import CheckpointManifest
 
 from pico_train.commands import intact_checkpoint
 from pico_train.readme import exported_readme
@@ -21,15 +29,16 @@ def export_checkpoint(run: Path, step: int | None = None, out: Path | None = Non
     """Write a checkpoint of `run` as a plain Hugging Face model; returns its new directory, there whole or not at all.
 
     It holds config.json, generation_config.json, model.safetensors in `dtype` (each weight rounded to nearest),
-    tokenizer and model card: no optimizer state and no manifest.
+    tokenizer and model card: no optimizer state and no manifest. A process that is killed leaves a hidden directory
+    `.tmp-*` beside it, which may be deleted.
 
     Args:
         step: the newest by default.
         out: a directory that does not exist yet; NAME-stepN, with -bf16 or -fp16, in the current one by default.
         dtype: "fp32" (bit for bit the checkpoint's), "bf16" or "fp16".
     Raises:
-        UserError: an unknown dtype, `out` exists or lies within the run, a weight has no value in `dtype`, or what
-            `intact_checkpoint` refuses.
+        UserError: an unknown dtype, `out` exists or lies within a run, a weight has no value in `dtype`, the keep
+            policy of the run removed the checkpoint meanwhile, or what `intact_checkpoint` refuses.
         DamagedError: the checkpoint is damaged.
         OSError: the disk is full or fails.
     """
@@ -37,26 +46,46 @@ def export_checkpoint(run: Path, step: int | None = None, out: Path | None = Non
         raise UserError(f'--dtype is "{dtype}"; it can be {", ".join(DTYPES)}')
     layout, chosen = intact_checkpoint(run, step)
     target = out or Path(f"{layout.root.resolve().name}-step{chosen}{'' if dtype == 'fp32' else f'-{dtype}'}")
-    if target.exists():
-        raise UserError(f"{target} exists already; choose another --out")
-    if target.resolve().is_relative_to(layout.root.resolve()):
-        raise UserError(f"{target} lies within the run {run}, whose directory is for what the run writes: choose --out")
-    _write(layout, chosen, target, DTYPES[dtype])
+    owner = next((parent for parent in target.resolve().parents if RunLayout(parent).manifest.is_file()), None)
+    if owner is not None:
+        raise UserError(
+            f"{target} lies within the run {owner}, whose directory is for what the run writes: choose --out"
+        )
+    taken = UserError(f"{target} exists already; choose another --out")
+    if target.resolve().exists():
+        raise taken
+    try:
+        _write(layout, chosen, target.resolve(), dtype)
+    except (DamagedError, OSError) as error:
+        if target.resolve().exists():
+            raise taken from None
+        if layout.checkpoint(chosen).is_dir():
+            raise
+        raise UserError(
+            f"{layout.checkpoint(chosen)} was removed while it was read, as the run's keep policy has it: choose"
+            " another --step"
+        ) from error
     return target
 
 
-def _write(layout: RunLayout, step: int, target: Path, dtype: torch.dtype) -> None:
+def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
     source = layout.checkpoint(step)
-    weights = {name: tensor.to(dtype) for name, tensor in codec.read_tensors(source / MODEL_WEIGHTS).items()}
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
+    there = codec.read_manifest(source / MANIFEST, CheckpointManifest).files
+    small = {
+        name: (source / name).read_text(encoding="utf-8")
+        for name in (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG)
+        if name in there
+    }
+    stored = str(DTYPES[dtype]).removeprefix("torch.")
+    config = json.loads(small[MODEL_CONFIG]) | {"dtype": stored, "torch_dtype": stored}
+    small[MODEL_CONFIG] = json.dumps(config, indent=2)
+    small["README.md"] = exported_readme(layout, step, target.name, stored)
+    weights = codec.read_tensors(source / MODEL_WEIGHTS)
+    for name in weights:
+        weights[name] = weights[name].to(DTYPES[dtype])
+        if not torch.isfinite(weights[name]).all():
             raise UserError(f'{source / MODEL_WEIGHTS}: "{name}" has values that are not finite in {dtype}')
-    config = json.loads((source / MODEL_CONFIG).read_text(encoding="utf-8"))
-    config |= dict.fromkeys(("dtype", "torch_dtype"), str(dtype).removeprefix("torch."))
-    with codec.publish(target) as draft:
+    with codec.publish(target, replace=False) as draft:
         codec.write_tensors(draft / MODEL_WEIGHTS, weights)
-        for name in (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, draft / name)
-        codec.write_text(draft / "README.md", exported_readme(layout, step, target.name))
-        codec.write_text(draft / MODEL_CONFIG, json.dumps(config, indent=2))
+        for name, text in small.items():
+            codec.write_text(draft / name, text)

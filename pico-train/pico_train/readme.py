@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from pico_contract import codec
 from pico_contract.errors import DamagedError
 from pico_contract.layout import DataLayout, RunLayout
-from pico_contract.schema import DataManifest, RunManifest
+from pico_contract.schema import DataManifest, EvaluationManifest, RunManifest
 
 from pico_train.config import dump, read_yaml
-from pico_train.evaluate.results import newest_evaluations
+from pico_train.evaluate.results import evaluations_of, newest_evaluations
 
 
 def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> str:
@@ -27,17 +28,21 @@ def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> 
     prefix = newest.rpartition("-step")[0]
     use = f"Each revision is a Hugging Face model; {_loading(repo, newest)}"
     use += f'\nHow its weights developed, over all revisions: `pico-analyze run "hub:{repo}@{prefix}-step*"`\n'
-    return _readme(layout, "with its checkpoints as revisions", [("Checkpoints", _revisions(revisions)), ("Use", use)])
+    ending = [("Checkpoints", _revisions(revisions)), ("Use", use)]
+    return _readme(layout, "with its checkpoints as revisions", newest_evaluations(layout), ending)
 
 
-def exported_readme(layout: RunLayout, step: int, name: str) -> str:
-    """The same for a directory `name` that holds the checkpoint of `step` alone; errors as `model_readme`."""
-    return _readme(
-        layout, f"here as it was at step {step:,}", [("Use", f"In this directory's parent, {_loading(name)}")]
-    )
+def exported_readme(layout: RunLayout, step: int, name: str, dtype: str) -> str:
+    """The same for a directory `name` that holds the checkpoint of `step` alone, in `dtype`; errors as `model_readme`.
+
+    Evaluations are those of that step, of the weights in float32.
+    """
+    held = f"here as it was at step {step:,}, in {dtype}"
+    use = f"In this directory's parent, {_loading(name)}"
+    return _readme(layout, held, evaluations_of(layout, step), [("Use", use)])
 
 
-def _readme(layout: RunLayout, held: str, ending: list[tuple[str, str]]) -> str:
+def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest], ending: list[tuple[str, str]]) -> str:
     manifest, config = codec.read_manifest(layout.manifest, RunManifest), read_yaml(layout.config)
     front = {
         "library_name": "transformers",
@@ -48,7 +53,7 @@ def _readme(layout: RunLayout, held: str, ending: list[tuple[str, str]]) -> str:
         ("Model", _table(("", ""), _geometry(manifest))),
         ("Data", _table(("", ""), _data(manifest, config))),
         ("Recipe", _table(("", ""), _recipe(manifest, config))),
-        ("Evaluations", _evaluations(layout)),
+        ("Evaluations", _evaluations(evaluations)),
         *ending,
     ]
     parts = [f"---\n{dump(front)}---\n", f"# {manifest.name}\n", _summary(manifest, held)]
@@ -105,8 +110,7 @@ def _recipe(manifest: RunManifest, config: Mapping[str, Any]) -> list[tuple[str,
     return rows
 
 
-def _evaluations(layout: RunLayout) -> str:
-    found = newest_evaluations(layout)
+def _evaluations(found: list[EvaluationManifest]) -> str:
     if not found:
         return "None yet.\n"
     rows = [
@@ -123,7 +127,7 @@ def _revisions(revisions: Mapping[int, str]) -> str:
 
 
 def _loading(source: str, revision: str | None = None) -> str:
-    at = f'"{source}"' if revision is None else f'"{source}", revision="{revision}"'
+    at = json.dumps(source) if revision is None else f'{json.dumps(source)}, revision="{revision}"'
     return f"""no code of ours is needed to load it:
 
 ```python

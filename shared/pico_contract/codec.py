@@ -85,12 +85,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def publish(final: Path) -> Iterator[Path]:
+def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """Write a directory so that it appears under `final` whole or not at all.
 
     The body gets a temporary directory beside `final`, fills it and calls `seal` on it last; then it is renamed.
-    An older `final` is replaced. When the body raises, the temporary directory is removed and `final` is untouched.
-    When the process is killed in the moment in which neither has the name, `remove_leftovers` gives it back to the old.
+    An older `final` is replaced, or without `replace` an OSError, also where it appeared meanwhile. When the body
+    raises, the temporary directory is removed and `final` is untouched. When the process is killed in the moment in
+    which neither has the name, `remove_leftovers` gives it back to the old.
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
@@ -102,7 +103,7 @@ def publish(final: Path) -> Iterator[Path]:
             if not any(draft.glob("*.json")):
                 raise RuntimeError(f"{final} was not sealed")
             on_stage("before_rename", final)
-            old = _rename(draft, final, replaced(final, tag))
+            old = _rename(draft, final, replaced(final, tag) if replace else None)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -112,10 +113,10 @@ def publish(final: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _rename(draft: Path, final: Path, aside: Path) -> Path | None:
-    """Rename `draft` to `final`; an older `final` is renamed to `aside`, which is then returned."""
-    if not final.exists():
-        draft.rename(final)
+def _rename(draft: Path, final: Path, aside: Path | None) -> Path | None:
+    """Rename `draft` to `final`; an older `final` is renamed to `aside`, which is then returned, or refused."""
+    if aside is None or not final.exists():
+        draft.rename(final)  # which the system refuses where there is more than an empty directory
         return None
     try:
         final.rename(aside)

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -36,6 +37,7 @@ class RunLock:
         self.taken_over: str | None = None
         """The sentence to print when a stale lock was taken over, else None."""
         self._last_beat = 0.0
+        self._made_directory = False
 
     def acquire(self) -> None:
         """Take the lock.
@@ -74,12 +76,14 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; harmless when it is no longer ours. A directory that nothing was written to goes too."""
+        """Give the lock back; harmless when it is no longer ours. A directory that was made for the lock, and that
+        nothing was written to, goes with it."""
         holder = read_lock(self.path)
         if holder is not None and holder.get("token") == self.token:
             self.path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.parent.rmdir()
+            if self._made_directory:
+                with contextlib.suppress(OSError):
+                    self.path.parent.rmdir()
 
     def __enter__(self) -> RunLock:
         self.acquire()
@@ -95,7 +99,7 @@ class RunLock:
         return draft
 
     def _try_create(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_directory()
         draft = temporary(self.path, self.token[:8])
         try:
             os.link(self._write_draft(), self.path)
@@ -107,6 +111,15 @@ class RunLock:
             return False  # the holder has swept our draft away as a leftover, or an empty directory with its lock
         finally:
             draft.unlink(missing_ok=True)
+
+    def _make_directory(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True)
+            self._made_directory = True
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):  # gone with another lock meanwhile: the lock is tried again
+                if not stat.S_ISDIR(self.path.parent.stat().st_mode):
+                    raise
 
     def _take_over(self) -> bool:
         """Replace a stale lock by ours; False when it is no longer stale or gone.

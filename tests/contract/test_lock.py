@@ -223,6 +223,38 @@ def test_a_directory_that_nothing_was_written_to_goes_with_the_lock(path: Path) 
     assert [file.name for file in path.parent.iterdir()] == ["run.json"]
 
 
+def test_a_directory_that_was_there_before_stays(existing: Path) -> None:
+    existing.parent.chmod(0o770)
+    with RunLock(existing):
+        pass
+    assert existing.parent.stat().st_mode & 0o777 == 0o770
+
+
+def test_a_file_in_the_place_of_the_directory_is_said(path: Path) -> None:
+    path.parent.write_text("mine")
+    with pytest.raises(FileExistsError):
+        RunLock(path).acquire()
+    assert path.parent.read_text() == "mine"
+
+
+def test_many_processes_that_make_and_remove_the_directory_take_turns(path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from pico_contract.lock import LockHeldError, RunLock
+path, end, taken = Path(sys.argv[1]), time.monotonic() + 2, 0
+while time.monotonic() < end:
+    try:
+        with RunLock(path): taken += 1
+    except LockHeldError: pass
+print(taken)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) for _ in range(3)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert (min(map(int, said)) > 0, list(path.parent.glob("*"))) == (True, [])
+
+
 def test_a_directory_that_goes_with_another_lock_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link, gone = os.link, []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,9 @@ def test_it_has_a_tokenizer_and_a_card_and_nothing_of_training(finished: RunLayo
         finished.checkpoint(10)
     ).decode([5, 60])
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "here as it was at step 10" in card
+    assert "here as it was at step 10, in bfloat16" in card
+    assert "Of step 10." in card
+    assert "None yet." in (export_checkpoint(finished.root, 4) / "README.md").read_text(encoding="utf-8")
     assert 'from_pretrained("model")' in card
     assert "revision" not in card
     assert str(finished.root.parent) not in card
@@ -74,6 +77,46 @@ def test_a_run_holds_what_it_wrote_alone(finished: RunLayout) -> None:
     with pytest.raises(UserError, match="lies within the run"):
         export_checkpoint(finished.root, out=finished.checkpoint(99))
     assert not finished.checkpoint(99).exists()
+    shutil.copytree(finished.root, "other")
+    Path("link").symlink_to("other", target_is_directory=True)
+    for out in ("other/checkpoints/step_00000099", "link/model", "link/../other/model"):
+        with pytest.raises(UserError, match=r"lies within the run .*other"):
+            export_checkpoint(finished.root, out=Path(out))
+
+
+def test_what_appears_while_it_is_written_is_not_written_over(
+    finished: RunLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path("model").resolve()
+
+    def appear(stage: str, path: Path) -> None:
+        if stage == "before_rename" and path == out:
+            out.mkdir()
+            (out / "thesis.tex").write_text("mine")
+
+    monkeypatch.setattr(codec, "on_stage", appear)
+    with pytest.raises(UserError, match=r"^model exists already; choose another --out"):
+        export_checkpoint(finished.root, out=Path("model"))
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("reads", ["read_manifest", "read_tensors"])
+def test_a_checkpoint_that_the_run_removes_meanwhile(
+    finished: RunLayout, monkeypatch: pytest.MonkeyPatch, reads: str
+) -> None:
+    read = getattr(codec, reads)
+
+    def removed_first(path: Path, *given: object) -> object:
+        if path.parent == finished.checkpoint(8):
+            shutil.rmtree(finished.checkpoint(8))
+        return read(path, *given)
+
+    monkeypatch.setattr("pico_train.export.intact_checkpoint", lambda run, step: (finished, 8))
+    monkeypatch.setattr(f"pico_train.export.codec.{reads}", removed_first)
+    with pytest.raises(UserError, match="step_00000008 was removed while it was read, as the run's keep policy has it"):
+        export_checkpoint(finished.root, 8)
+    assert not Path("tiny-step8").exists()
 
 
 def test_mistakes_and_damage_are_named(finished: RunLayout) -> None:
@@ -98,7 +141,7 @@ def test_a_weight_beyond_half_precision_is_refused_by_name(finished: RunLayout) 
                 (draft / file.name).write_bytes(file.read_bytes())
         codec.write_tensors(draft / MODEL_WEIGHTS, weights)
         codec.seal(draft, codec.read_manifest(path / MANIFEST, CheckpointManifest))
-    with pytest.raises(UserError, match=r'"model\.norm\.weight" has values that are not finite in torch\.float16'):
+    with pytest.raises(UserError, match=r'"model\.norm\.weight" has values that are not finite in fp16'):
         export_checkpoint(finished.root, dtype="fp16")
     assert (
         json.loads((export_checkpoint(finished.root, dtype="bf16") / "config.json").read_text())["dtype"] == "bfloat16"

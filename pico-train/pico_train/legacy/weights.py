@@ -56,7 +56,7 @@ def convert_weights(source: Path, out: Path) -> list[str]:
     _check(effective, config, path)
     tokenizer = source / TOKENIZER if (source / TOKENIZER).is_file() else None
     special = special_tokens(load_tokenizer(tokenizer), config.vocab_size) if tokenizer is not None else {}
-    with codec.publish(out) as draft:
+    with codec.publish(out, replace=False) as draft:
         write_model(draft, _reordered(effective, config), ModelCard(out.name, config, tokenizer, special))
     return _remarks(path, raw, bool(heads), tokenizer is None)
 
