@@ -26,17 +26,22 @@ class _NotKept:
 def formed_again(
     result: torch.Tensor, form: Callable[..., torch.Tensor], *inputs: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    """Yields `result`; what is computed in this block does not keep it, but calls `form(*inputs)` when it needs it.
+    """Yields `result`; what is computed in this block does not keep it, but has it formed by `form(*inputs)` once a
+    backward pass, and holds it from its first use there to its last.
 
     `result` is contiguous and what `form(*inputs)` gives, to the last bit. Gradients are the same to the last bit.
     Nothing that the block computes with may be changed in place before the backward pass, which autograd no longer
     notices; and hooks on saved tensors that are set around the block see nothing of it.
     """
     address, size, dtype = result.data_ptr(), result.numel(), result.dtype
+    places, left = 0, 0  # in which it would be kept, and which of them have not had it in this backward pass
+    formed: torch.Tensor | None = None
 
     def pack(tensor: torch.Tensor) -> torch.Tensor | _NotKept:
         same = address != 0 and tensor.data_ptr() == address and tensor.numel() == size and tensor.dtype == dtype
         if same and tensor.is_contiguous():
+            nonlocal places
+            places += 1
             return _NotKept(tensor.shape)
         for see in _watchers:
             see(tensor)
@@ -45,8 +50,14 @@ def formed_again(
     def unpack(kept: torch.Tensor | _NotKept) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
             return kept
-        with torch.enable_grad():  # as in the forward pass: on some devices other kernels serve where no graph is made
-            return form(*inputs).detach().view(kept.shape)
+        nonlocal formed, left
+        if formed is None:
+            with torch.enable_grad():  # as in the forward pass: on some devices other kernels serve without a graph
+                formed, left = form(*inputs).detach(), places
+        again, left = formed, left - 1
+        if left == 0:
+            formed = None
+        return again.view(kept.shape)
 
     with saved_tensors_hooks(pack, unpack):
         yield result
