@@ -116,6 +116,25 @@ def test_an_exception_leaves_the_old_one_and_nothing_else(
     assert entries(tmp_path) == [NAME]
 
 
+@pytest.mark.parametrize("there", ["mine", "mine/deep"])
+def test_what_is_not_to_be_replaced_stays_though_it_appeared_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    """A file, or a directory that holds one."""
+
+    def appear(stage: str, final: Path) -> None:
+        if stage == "before_rename":
+            (tmp_path / there).parent.mkdir(exist_ok=True)
+            (tmp_path / there).write_text("mine")
+
+    monkeypatch.setattr(codec, "on_stage", appear)
+    draft = codec.publish(tmp_path / "mine", replace=False)
+    (draft.__enter__() / "a.json").write_text("{}")
+    with pytest.raises(OSError, match="mine"):
+        draft.__exit__(None, None, None)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
 def test_a_directory_that_was_not_sealed_does_not_appear(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="was not sealed"), codec.publish(tmp_path / NAME) as draft:
         (draft / "model.safetensors").write_bytes(b"")

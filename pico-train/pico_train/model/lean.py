@@ -33,7 +33,11 @@ def formed_again(
     Nothing that the block computes with may be changed in place before the backward pass, which autograd no longer
     notices; and hooks on saved tensors that are set around the block see nothing of it.
     """
-    address, size, dtype = result.data_ptr(), result.numel(), result.dtype
+    try:
+        address, size, dtype = result.data_ptr(), result.numel(), result.dtype
+    except RuntimeError:  # within torch.func, which has no such hooks
+        yield result
+        return
     places, left = 0, 0  # in which it would be kept, and which of them have not had it in this backward pass
     formed: torch.Tensor | None = None
 

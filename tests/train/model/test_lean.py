@@ -129,6 +129,31 @@ def test_second_derivatives_are_those_of_what_is_written() -> None:
         assert torch.equal(lean, written)
 
 
+def test_transforms_of_torch_func_go_through_it() -> None:
+    """Gradients of each row, as a method of one's own may want them."""
+    model = decoder(True)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
+        given = (row[None, :-1], row[None, 1:])
+        return torch.func.functional_call(model, parameters, given, {"double_backward": True})
+
+    def lean(parameters: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
+        hidden = torch.func.functional_call(model.model, strip(parameters), (row[None, :-1],))
+        return torch.nn.functional.cross_entropy((hidden @ parameters["lm_head.weight"].T)[0], row[1:], reduction="sum")
+
+    def strip(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n.removeprefix("model."): p for n, p in parameters.items() if n.startswith("model.")}
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = torch.func.grad(loss)(parameters, IDS[0])
+        for name, gradient in torch.func.grad(lean)(parameters, IDS[0]).items():
+            torch.testing.assert_close(gradient, expected[name])
+        rows = torch.func.vmap(torch.func.grad(lean), (None, 0))(parameters, IDS)
+    for name, gradient in rows.items():
+        torch.testing.assert_close(gradient[0], expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_swiglu_is_its_definition() -> None:
     gate, up = torch.tensor([0.0, 1.0, -30.0], dtype=torch.float64), torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(swiglu(gate, up), gate / (1 + torch.exp(-gate)) * up, rtol=1e-14, atol=0.0)
