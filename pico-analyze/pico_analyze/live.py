@@ -42,8 +42,6 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     `options` are those of `OPTIONS`, as in the YAML of `pico-analyze run`: by default every metric of one step, of all
     that the run observes, into analysis/live/.
 
-    Which modules are low-rank shows when they are observed: a component of these alone fails at step 0 where none is.
-
     Raises:
         UserError: an unknown option, metric, kind, split or component (with the nearest); a metric of a pair of steps;
             a kind that the run does not observe; nothing to measure.
@@ -54,7 +52,8 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     config = checked({"name": "live", **options, "run": str(run.layout.root)}, "analyze")
     metrics = _of_one_step(config)
     components = config.components or (COMPONENTS if fitting(COMPONENTS[0], run.modules) else ["*"])
-    possible = [*run.modules, *(names.lora_B(module).removesuffix(".weight") for module in run.modules)]
+    factors = [names.lora_B(module).removesuffix(".weight") for module in run.modules] if run.low_rank else []
+    possible = [*run.modules, *factors]  # which modules have factors shows when they are observed
     check(components, possible)
     held = [
         (kind, split)

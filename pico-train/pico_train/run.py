@@ -311,7 +311,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     with torch.device("meta"), saying_where(f"{source}: snapshot.modules"):
         modules = observed_modules(Decoder(config.model), config.snapshot.modules)
     with saying_where(source):
-        live = open_observers(config.observe, _observed_run(config, modules), config.train.steps)
+        live = open_observers(config.observe, _observed_run(config, modules, method), config.train.steps)
     return Job(
         config=config,
         layout=config.layout,
@@ -349,10 +349,11 @@ def _check_method(config: RunConfig, method: Method) -> None:
     require_shardable(config.train.sharding, method, config.method.name, config.optimizer, config.train.micro_batch)
 
 
-def _observed_run(config: RunConfig, modules: list[str]) -> ObservedRun:
+def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
     kinds = [kind.split(".") for kind in config.snapshot.kinds]
     held: list[Held] = [("weights", None), *((kind, split) for split, kind in kinds)]
-    return ObservedRun(config.layout, config.name, dataclasses.asdict(config.model), tuple(modules), tuple(held))
+    model = dataclasses.asdict(config.model)
+    return ObservedRun(config.layout, config.name, model, tuple(modules), tuple(held), method.low_rank)
 
 
 @contextmanager

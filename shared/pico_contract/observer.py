@@ -33,6 +33,8 @@ class ObservedRun:
     """What is observed, by Hugging Face name."""
     held: tuple[Held, ...]
     """What every observation holds; those of split train are absent after the last update."""
+    low_rank: bool = False
+    """Whether the method may give modules low-rank factors, which observations of weights then hold."""
 
 
 @dataclass(frozen=True)

@@ -108,13 +108,11 @@ def test_low_rank_updates_are_measured_as_those_of_stored_snapshots(tiny: Tiny, 
     assert ranks.loc[[2, 4, 6, 8]].tolist() == [3.0] * 4  # at 4 and 8 what the restart merged
 
 
-def test_low_rank_updates_of_a_run_without_any_are_said_to_be_missing(
-    tiny: Tiny, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_low_rank_updates_of_a_method_without_any_are_refused_before_it_trains(tiny: Tiny) -> None:
     config = tiny(observe=[observe(metrics=["per"], components=["lora_update"])])
-    assert train(config).status == "finished"
-    said = capsys.readouterr()
-    assert 'the observer "analyze" failed at step 0' in said.out + said.err
+    with pytest.raises(UserError, match=r"observe\.0\.options: nothing to measure"):
+        train(config, quiet=True)
+    assert not config.layout.root.exists()
 
 
 def test_observing_changes_nothing(tiny: Tiny) -> None:

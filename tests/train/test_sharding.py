@@ -100,16 +100,16 @@ def assert_the_same_run(found: RunLayout, expected: RunLayout) -> None:
     """Rows equal; losses and gradients up to the order of sums, which Adam carries into weights.
 
     It divides by the gradient's own size, so that an entry whose gradient is next to nothing takes a step of its
-    rounding: on one kind of processor an entry in a thousand differs by 1.5e-4 of the largest, hence 1e-3.
+    rounding. The largest differences seen, of two kinds of processor, are 1.5e-4 of a tensor's largest entry; hence 3e-4.
     """
     for row, other in zip(read_metrics(found.metrics), read_metrics(expected.metrics), strict=True):
         assert (row["step"], row["tokens"], row["order_hash"]) == (other["step"], other["tokens"], other["order_hash"])
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5 if row["step"] == 1 else 1e-3)
     for step in codec.listed_steps(expected.snapshots):
-        assert_close_directories(found.snapshot(step), expected.snapshot(step), 1e-6 if step == 0 else 1e-3)
+        assert_close_directories(found.snapshot(step), expected.snapshot(step), 1e-6 if step == 0 else 3e-4)
     for step in codec.intact_steps(expected.checkpoints, CheckpointManifest, hashes=True):
-        assert_close_directories(found.checkpoint(step), expected.checkpoint(step), 1e-3)
+        assert_close_directories(found.checkpoint(step), expected.checkpoint(step), 3e-4)
 
 
 @pytest.mark.slow

@@ -32,6 +32,8 @@ class Method:
     shardable = False
     """Whether it trains under `train.sharding: full`: its loss is of `model(...)`, outside of which parameters are
     shares (DTensor), and what trains are parameters of the model."""
+    low_rank = False
+    """Whether it may give modules low-rank factors, named as in CONTRACT.md, section 4, among its extra tensors."""
     dropout = False
     """Whether the objective is stochastic through dropout."""
 

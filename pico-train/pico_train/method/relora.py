@@ -34,6 +34,7 @@ class ReLoRA(Method):
     """
 
     Config = ReLoRAConfig
+    low_rank = True
     config: ReLoRAConfig
 
     def __init__(self, config: Section) -> None:
