@@ -100,7 +100,7 @@ def assert_the_same_run(found: RunLayout, expected: RunLayout) -> None:
     """Rows equal; losses and gradients up to the order of sums, which Adam carries into weights.
 
     It divides by the gradient's own size, so that an entry whose gradient is next to nothing takes a step of its
-    rounding. The largest differences seen, of two kinds of processor, are 1.5e-4 of a tensor's largest entry; hence 3e-4.
+    rounding. The largest differences seen, of two kinds of processor, are 1.5e-4 of the largest entry, hence 3e-4.
     """
     for row, other in zip(read_metrics(found.metrics), read_metrics(expected.metrics), strict=True):
         assert (row["step"], row["tokens"], row["order_hash"]) == (other["step"], other["tokens"], other["order_hash"])
