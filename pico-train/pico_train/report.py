@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pico_contract import codec
-from pico_contract.errors import naming
+from pico_contract.errors import DamagedError, naming
+from pico_contract.files import MISSING, irregular
 from pico_contract.layout import RunLayout
+from pico_contract.schema import FileEntry
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -43,14 +46,22 @@ class MetricsFile:
     """metrics.jsonl, opened for appending after the rows beyond the resumed step were moved to logs/.
 
     `was_cut` says whether there were such rows.
+
+    Raises:
+        DamagedError: it is a link or not a file, and rows would go somewhere else.
     """
 
     def __init__(self, layout: RunLayout, resumed_step: int) -> None:
+        problem = irregular(layout.metrics)
+        if problem not in (None, MISSING):
+            raise DamagedError(f"{layout.metrics} {problem}")
         layout.logs.mkdir(parents=True, exist_ok=True)
         before = layout.cuts
         _cut_metrics(layout, resumed_step)
         self.was_cut = layout.cuts > before
         self._path = layout.metrics
+        written = layout.metrics.read_bytes()
+        self._size, self._hash = len(written), hashlib.sha256(written)
         self._handle: TextIO = layout.metrics.open("a", encoding="utf-8")
 
     def append(self, row: dict[str, Any]) -> None:
@@ -59,6 +70,13 @@ class MetricsFile:
         with naming(self._path, self._path):
             self._handle.write(line)
             self._handle.flush()
+        self._size += len(line)  # JSON is written in ASCII
+        self._hash.update(line.encode())
+
+    @property
+    def entry(self) -> FileEntry:
+        """Size and sha256 of all rows so far, which the next checkpoint records."""
+        return FileEntry(self._size, self._hash.hexdigest())
 
     def sync(self) -> None:
         """Make every row durable: called before a checkpoint that promises them, from any thread."""
