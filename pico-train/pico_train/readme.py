@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pico_contract import codec
+from pico_contract import codec, strict_yaml
 from pico_contract.errors import DamagedError
 from pico_contract.layout import DataLayout, RunLayout
 from pico_contract.schema import DataManifest, EvaluationManifest, RunManifest
 
-from pico_train.config import dump, read_yaml
+from pico_train.config import read_yaml
 from pico_train.evaluate.results import evaluations_of, newest_evaluations
 
 
@@ -56,7 +56,7 @@ def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest],
         ("Evaluations", _evaluations(evaluations)),
         *ending,
     ]
-    parts = [f"---\n{dump(front)}---\n", f"# {manifest.name}\n", _summary(manifest, held)]
+    parts = [f"---\n{strict_yaml.dump(front)}---\n", f"# {manifest.name}\n", _summary(manifest, held)]
     return "\n".join([*parts, *(f"## {title}\n\n{body}\n" for title, body in sections)])
 
 

@@ -199,7 +199,7 @@ def test_a_directory_without_such_a_run_is_refused(tmp_path: Path) -> None:
         open_legacy(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("model: [", "not valid YAML"), ("- 1", 'section "model"')])
+@pytest.mark.parametrize(("text", "sentence"), [("model: [", "not valid YAML"), ("a: 1", 'section "model"')])
 def test_a_configuration_that_cannot_be_read_is_named(root: Path, text: str, sentence: str) -> None:
     (root / "training_config.yaml").write_text(text)
     with pytest.raises(DamagedError, match=rf"training_config\.yaml.*{sentence}"):

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pico_contract import names
+from pico_contract import names, strict_yaml
 from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze.sources import KINDS, SPLITS, check_kind, geometry, no_module, no_step, stamp
@@ -179,10 +178,9 @@ def _geometry(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    model = raw.get("model") if isinstance(raw, dict) else None
+        model = strict_yaml.read_mapping(path).get("model")
+    except UserError as error:
+        raise DamagedError(str(error)) from None
     if not isinstance(model, dict):
         raise DamagedError(f'{path} should hold a section "model" with the geometry')
     return geometry(model)
