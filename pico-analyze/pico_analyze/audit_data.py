@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pico_contract import codec
-from pico_contract.errors import DamagedError
+from pico_contract import codec, strict_yaml
+from pico_contract.errors import DamagedError, UserError
 from pico_contract.files import read_regular_text
 from pico_contract.layout import DataLayout
 from pico_contract.order import RowOrder
@@ -64,8 +63,8 @@ def row_order(run: AuditedRun) -> RowOrder | str:
 
 def _configured_batch_size(run: AuditedRun) -> Any:
     try:
-        return yaml.safe_load(read_regular_text(run.layout.config))["train"]["batch_size"]
-    except (DamagedError, yaml.YAMLError, KeyError, TypeError, RecursionError, ValueError):
+        return strict_yaml.read_mapping(run.layout.config)["train"]["batch_size"]
+    except (OSError, UserError, KeyError, TypeError):
         return None
 
 
@@ -83,6 +82,7 @@ def _rows_of(run: AuditedRun) -> tuple[Any, tuple[int, ...]]:
         if layout.shards("train").name in manifest.files:
             listing = json.loads(read_regular_text(layout.shards("train")))
             blocks = tuple(int(shard["rows"]) for shard in listing["shards"])
-        return manifest.splits["train"].rows, blocks
+        rows = manifest.splits["train"].rows
+        return (rows if sum(blocks) in (0, rows) else None), blocks
     except (DamagedError, ValueError, KeyError, TypeError):
         return None, ()

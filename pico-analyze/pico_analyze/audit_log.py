@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -69,24 +70,23 @@ def _parsed(line: str) -> Row | None:
 def _gaps(rows: Sequence[Row]) -> Iterator[str]:
     """Steps that repeat, go back or are left out, at the beginning as well, and tokens that fall."""
     strides = [later["step"] - earlier["step"] for earlier, later in pairwise(rows)]
-    usual = _usual(strides)
-    if strides and rows[0]["step"] > max(usual, strides[0], 0):
-        yield f"begins at step {rows[0]['step']}, though rows are {strides[0]} apart: its beginning is missing"
+    usual, first = _usual(strides), next((stride for stride in strides if stride > 0), None)
+    if first is not None and rows[0]["step"] > max(usual, first):
+        yield f"begins at step {rows[0]['step']}, though rows are {first} apart: its beginning is missing"
     for (old, new), stride in zip(pairwise(rows), strides, strict=True):
         before, step = old["step"], new["step"]
         if stride <= 0:
             yield f"step {step} follows step {before}: rows repeat or go back"
             continue
-        if stride > usual > 0:
+        if stride > usual:
             yield f"nothing between step {before} and step {step}, with {usual} in between as usual"
         if new.get("tokens", 0) < old.get("tokens", 0):
             yield f"tokens fall from {old['tokens']} at step {before} to {new['tokens']} at {step}"
 
 
 def _usual(strides: Sequence[int]) -> int:
-    counts: dict[int, int] = {}
-    for stride in strides:
-        counts[stride] = counts.get(stride, 0) + 1
+    """The most frequent distance between rows, the smallest of equally frequent ones; 1 where there is none."""
+    counts = Counter(stride for stride in strides if stride > 0)
     return max(sorted(counts), key=lambda stride: counts[stride], default=1)
 
 

@@ -19,6 +19,7 @@ from pico_analyze.config import AnalysisConfig, load, to_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pico_analyze.findings import Audit
     from pico_analyze.metrics import Metric
     from pico_analyze.sources import Source
 
@@ -132,22 +133,28 @@ def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, conf
 
 
 def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
-    """A line for each finding of the audit and one that sums up, and whether the run is sound.
+    """A line for each finding of the audit, for what it did not cover and to sum up, and whether the run is sound.
 
     Raises:
         UserError: no such run.
     """
     from pico_analyze.audit import audit
-    from pico_analyze.sources.run import open_run
+    from pico_analyze.sources.run import check_run
 
-    root = open_run(path).layout.root
     with _progress(say, "read") as progress:
-        result = audit(root, hashes, progress)
-    depth = "every byte was read" if hashes else "sizes alone were compared"
-    looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations, {depth}"
+        result = audit(check_run(path).root, hashes, progress)
+    lines = [*map(str, result.findings), *(f"not covered: {path}: {why}" for path, why in result.uncovered.items())]
+    return [*lines, _sum_of(result, hashes)], not result.findings
+
+
+def _sum_of(result: Audit, hashes: bool) -> str:
+    compared = "every byte was compared with a recorded sha256" if hashes else "the size alone was compared"
+    looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
+    looked += f" {len(result.compared)} files {compared}"
+    if result.uncovered:
+        looked += f"; not covered: {len(result.uncovered)} (named above)"
     count = len(result.findings)
-    last = f"{count} finding{'s' if count > 1 else ''} in {looked}" if result.findings else f"sound: {looked}"
-    return [*map(str, result.findings), last], not result.findings
+    return f"{count} finding{'s' if count > 1 else ''} in {looked}" if count else f"sound: {looked}"
 
 
 def holdings(path: Path) -> list[str]:

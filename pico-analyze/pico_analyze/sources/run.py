@@ -29,13 +29,18 @@ def open_run(path: str | Path) -> Run:
         UserError: no such directory, or it is no run; names the nearest run beside it.
         DamagedError: run.json does not parse or has a newer major version.
     """
+    return Run(check_run(path))
+
+
+def check_run(path: str | Path) -> RunLayout:
+    """The paths of the run directory `path`; UserError where it is none, with the nearest run beside it."""
     layout = RunLayout(Path(path))
     if not layout.manifest.is_file():
         parent = layout.root.resolve().parent
         runs = [p.name for p in parent.iterdir() if RunLayout(p).manifest.is_file()] if parent.is_dir() else []
         what = "is not a run: it has no run.json" if layout.root.is_dir() else "does not exist"
         raise UserError(f"{layout.root} {what}{did_you_mean(layout.root.name, runs)}")
-    return Run(layout)
+    return layout
 
 
 class Run:
