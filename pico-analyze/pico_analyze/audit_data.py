@@ -51,7 +51,7 @@ def row_order(run: AuditedRun) -> RowOrder | str:
     Of damaged files nothing is taken.
     """
     data, seed = run.manifest.data, run.manifest.seeds.get("data")
-    batch_size = data.get("batch_size", _configured_batch_size(run))
+    batch_size = data["batch_size"] if "batch_size" in data else _configured_batch_size(run)
     n_rows, blocks = _rows_of(run)
     if not all(isinstance(one, int) and 0 < one <= most for one, most in ((batch_size, _MOST), (n_rows, 1 << 62))):
         return "the order of rows is not known: neither run.json nor the data directory say how many rows there are"
