@@ -12,21 +12,6 @@ from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.run import RunConfig
 
 WORDS = ("the", "a", "king", "queen", "crown", "sword", "speaks", "weeps", "falls", "rises", "love", "war")
-    "the",
-    "a",
-    "king",
-    "queen",
-    "crown",
-    "sword",
-    "speaks",
-    "weeps",
-    "falls",
-    "rises",
-    "and",
-    "but",
-    "love",
-    "war",
-]
 
 
 def make_run(root: Path, steps: int = 2, name: str = "tiny") -> RunLayout:

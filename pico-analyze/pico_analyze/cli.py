@@ -26,6 +26,9 @@ def run(
     of: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="the run, in place of the one that CONFIG names")
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="import and run the code that a stored analysis/<name>/config.yaml names")
+    ] = False,
 ) -> None:
     """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything.
 
@@ -33,9 +36,10 @@ def run(
     A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
     """
     from pico_analyze.commands import run_analysis
-    from pico_analyze.config import load
+    from pico_analyze.config import check_trust, load
 
     say = partial(typer.echo, err=True)
+    check_trust(source, trust)
     for path in run_analysis(load(source, overrides or [], of, say), str(source), say):
         typer.echo(path)
 
@@ -157,9 +161,12 @@ def main() -> None:
 
 
 def _see_users_modules() -> None:
-    """A metric named `module:attribute` may lie in the directory that the command is run from."""
+    """Let a metric named `module:attribute` lie in the directory that the command is run from.
+
+    It comes last, so that a file there never takes the place of an installed package.
+    """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pico_contract import strict_yaml
 from pico_contract.config_errors import describe
 from pico_contract.errors import UserError, did_you_mean, nearest, shorten
-from pico_contract.layout import RunLayout
+from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.overrides import apply_overrides
+from pico_contract.trust import require_trust
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -177,6 +178,19 @@ def load(
     if earlier and "run" not in raw:
         raise UserError(f"{source} is of pico-analyze 1.x and names no run: add --run RUN")
     return checked(raw, str(source), overrides)
+
+
+def check_trust(source: Path, trust: bool) -> None:
+    """Refuse the configuration of an earlier analysis, which came with its run, if it names code and `trust` is off.
+
+    Raises:
+        UserError: names the file and the code.
+    """
+    is_stored = source.name == AnalysisLayout(source.parent).config.name and (
+        source.resolve().parent.parent.name == RunLayout(Path()).analysis("any").root.parent.name
+    )
+    if is_stored and source.is_file() and not trust:
+        require_trust(_read(source), source, trust)
 
 
 def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:

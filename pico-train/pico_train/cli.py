@@ -23,17 +23,18 @@ app.add_typer(data_app, name="data")
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
+Trust = Annotated[bool, typer.Option("--trust", help="import and run the code that the run's configuration names")]
 Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
     from pico_train.api import train
     from pico_train.distributed import leave
 
     try:
-        outcome = train(_load(config, overrides), source=str(config))
+        outcome = train(_load(config, overrides, trust), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
         _fail("interrupted; what was saved before stays", 130)
     leave()
@@ -44,11 +45,11 @@ def run(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Parameters, tokens, memory and disk of a run, before its first step."""
     from pico_train.estimate import estimate
 
-    for line in estimate(_load(config, overrides), str(config)):
+    for line in estimate(_load(config, overrides, trust), str(config)):
         _say(line)
 
 
@@ -66,11 +67,12 @@ def prune(
     run: RunPath,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+    trust: Trust = False,
 ) -> None:
     """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation is removed."""
     from pico_train.commands import prune as pruned
 
-    for line in pruned(run, overrides or [], dry_run):
+    for line in pruned(run, overrides or [], dry_run, trust=trust):
         _say(line)
 
 
@@ -81,11 +83,12 @@ def evaluate(
     step: Step = None,
     tasks: Annotated[str | None, typer.Option(help="comma-separated; those that are set up by default")] = None,
     again: Annotated[bool, typer.Option("--again", help="measure also what was measured before")] = False,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a checkpoint of a run: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands import evaluate_run
 
-    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or [], again=again))
+    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or [], again=again, trust=trust))
 
 
 @app.command()
@@ -122,6 +125,7 @@ def export(
 def push(
     run: RunPath,
     repo: Annotated[str | None, typer.Option(help="user/name on the hub; that of the run by default")] = None,
+    trust: Trust = False,
 ) -> None:
     """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
     from pico_train.commands import run_layout
@@ -129,7 +133,7 @@ def push(
 
     run_layout(run)
     overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
-    steps = push_run(run, _load(run, overrides).hub, _say)
+    steps = push_run(run, _load(run, overrides, trust).hub, _say)
     _say(f"pushed: {', '.join(map(str, steps)) or 'nothing was missing'}")
 
 
@@ -183,11 +187,12 @@ def show(
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(min=1, help="update whose rows are shown")] = 1,
     rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
+    trust: Trust = False,
 ) -> None:
     """The very rows that an update reads: ids and text."""
     from pico_train.commands import rows_of_step
 
-    for line in rows_of_step(_load(config, overrides), str(config), step, rows):
+    for line in rows_of_step(_load(config, overrides, trust), str(config), step, rows):
         _say(line)
 
 
@@ -212,23 +217,29 @@ def main() -> None:
 
 
 def _see_users_modules() -> None:
-    """A method named `module:attribute` may lie in the directory that the command is run from."""
+    """Let a method named `module:attribute` lie in the directory that the command is run from.
+
+    It comes last, so that a file there never takes the place of an installed package.
+    """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
 
 
-def _load(path: Path, overrides: list[str] | None) -> RunConfig:
+def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     from pico_contract.errors import UserError
     from pico_contract.layout import RunLayout
 
     from pico_train.config import load
     from pico_train.run import RunConfig
+    from pico_train.stored import is_stored, load_stored
 
+    if is_stored(path):
+        return load_stored(RunLayout(path.parent), overrides or [], trust=trust)
     if not path.is_dir():
         return load(RunConfig, path, overrides or [])
     # The run that lies there is meant, wherever it was when it was written.
     place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
-    config = load(RunConfig, RunLayout(path).config, [place, *(overrides or [])])
+    config = load_stored(RunLayout(path), [place, *(overrides or [])], trust=trust)
     if config.layout.root.name != path.resolve().name:
         raise UserError(f'{path} holds the run "{config.name}": rename the directory to that to go on with it')
     return config

@@ -16,7 +16,7 @@ from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 
 from pico_train.checkpoint import newest_intact
-from pico_train.config import identity, load
+from pico_train.config import identity
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
@@ -28,12 +28,14 @@ from pico_train.model.decoder import Decoder
 from pico_train.model.hf import config_from_hf, load_weights
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.stored import load_stored
 
 
-def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> Iterator[str]:
+def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False, *, trust: bool = False) -> Iterator[str]:
     """Apply the keep policy of `run`, with overrides such as keep.last=3; lines on what was removed, and its bytes.
 
-    With `dry_run` they say what would be removed, and nothing is written.
+    With `dry_run` they say what would be removed, and nothing is written. `trust` lets the code be imported that the
+    run's configuration names.
 
     Raises:
         UserError: `run` is no run, an override is not of the policy, a live process writes the run, or it has no
@@ -42,7 +44,7 @@ def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> It
     layout = run_layout(run)
     if other := next((item for item in overrides if not item.startswith("keep.")), None):
         raise UserError(f'"{other}" is no keep policy: override keep.last, keep.every or keep.state')
-    config = load(RunConfig, layout.config, [f"checkpoint.{item}" for item in overrides])
+    config = load_stored(layout, [f"checkpoint.{item}" for item in overrides], trust=trust)
     if dry_run:
         planned = _planned(layout, config)
         yield from _told(((one, None) for one in planned), "would remove")
@@ -178,7 +180,13 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
 
 
 def evaluate_run(
-    run: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = (), *, again: bool = False
+    run: Path,
+    step: int | None,
+    tasks: list[str] | None,
+    overrides: Sequence[str] = (),
+    *,
+    again: bool = False,
+    trust: bool = False,
 ) -> str:
     """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
 
@@ -190,8 +198,8 @@ def evaluate_run(
             `open_checkpoint` refuse.
     """
     layout, chosen, decoder = open_checkpoint(run, step)
-    config = load(RunConfig, layout.config, overrides)
-    before, now = identity(load(RunConfig, layout.config)), identity(config)
+    config = load_stored(layout, overrides, trust=trust)
+    before, now = identity(load_stored(layout, trust=trust)), identity(config)
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
     data = _data_of_run(layout, config) if tasks is None or "perplexity" in tasks else None

@@ -56,7 +56,14 @@ def check_identity(job: Job) -> None:
     Raises:
         UserError: lists every changed key with its old and new value.
     """
-    old = validate(RunConfig, read_yaml(job.layout.config), str(job.layout.config))
+    raw = read_yaml(job.layout.config)
+    method = raw.get("method")
+    if isinstance(method, dict) and method.get("name") != job.config.method.name and code_references(method):
+        raise UserError(  # without importing what the other run names
+            f"{job.layout.root} is another run: method.name ({method.get('name')} -> {job.config.method.name}) changed;"
+            " choose another name, or undo the change"
+        )
+    old = validate(RunConfig, raw, str(job.layout.config))
     before, now = identity(old), identity(job.config)
     changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
     recorded = codec.read_manifest(job.layout.manifest, RunManifest).data.get("fingerprint")
