@@ -36,7 +36,8 @@ def run(config: Config, overrides: Overrides = None) -> None:
         outcome = train(_load(config, overrides), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
         _fail("interrupted; what was saved before stays", 130)
-    leave()
+    finally:
+        leave()
     if _process_number() == 0:
         _say(outcome.message or f"finished at step {outcome.step}")
     if outcome.status == "stopped":
