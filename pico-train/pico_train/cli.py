@@ -85,8 +85,12 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint of a run: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands import evaluate_run
+    from pico_train.console import progress_on_stderr
 
-    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or [], again=again))
+    names = tasks.split(",") if tasks else None
+    with progress_on_stderr() as progress:
+        result = evaluate_run(run, step, names, overrides or [], again=again, progress=progress)
+    _say(result)
 
 
 @app.command()
