@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
+from pico_contract.directories import check_directory
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.names import parse
@@ -45,6 +46,7 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     layout = place(run, config.name, config.out)
+    check_directory(layout.root)
     frame = table.joined(_tables(run, other, config, layout, say))
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))

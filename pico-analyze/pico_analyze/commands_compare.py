@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
+from pico_contract.directories import check_directory
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout
 
@@ -78,6 +79,7 @@ def compare_runs(
     """Compare, and write table, figures and report into `out`; the paths of them, and what to know before believing."""
     from pico_analyze import canvas, compare, plot_arms, report_arms
 
+    check_directory(out)
     arms = open_arms(runs, groups, name)
     differences = compare.compare(arms, seed=seed)
     drawn = report_arms.drawn(arms, metrics)

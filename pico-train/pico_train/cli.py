@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from pico_train.launcher import process_of
 
 if TYPE_CHECKING:
     from pico_train.run import RunConfig
@@ -37,8 +38,9 @@ def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> No
         outcome = train(_load(config, overrides, trust), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
         _fail("interrupted; what was saved before stays", 130)
-    leave()
-    if _process_number() == 0:
+    finally:
+        leave()
+    if process_of()[0] == 0:
         _say(outcome.message or f"finished at step {outcome.step}")
     if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
@@ -87,8 +89,12 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint of a run: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands import evaluate_run
+    from pico_train.console import progress_on_stderr
 
-    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or [], again=again, trust=trust))
+    names = tasks.split(",") if tasks else None
+    with progress_on_stderr() as progress:
+        result = evaluate_run(run, step, names, overrides or [], again=again, trust=trust, progress=progress)
+    _say(result)
 
 
 @app.command()
@@ -245,17 +251,12 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     return config
 
 
-def _process_number() -> int:
-    """As torchrun and accelerate launch count, from 0: the first one speaks for all."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def _say(line: Any) -> None:
     typer.echo(line)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    number = _process_number()
-    who = f" (process {number} of {os.environ['WORLD_SIZE']})" if number else ""
+    number, processes = process_of()
+    who = f" (process {number} of {processes})" if number else ""
     typer.echo(f"pico-train{who}: {sentence}", err=True)
     sys.exit(code)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from pico_contract import codec
+from pico_contract.directories import check_directory
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import (
     GENERATION_CONFIG,
@@ -46,6 +48,8 @@ def export_checkpoint(run: Path, step: int | None = None, out: Path | None = Non
         raise UserError(f'--dtype is "{dtype}"; it can be {", ".join(DTYPES)}')
     layout, chosen = intact_checkpoint(run, step)
     target = out or Path(f"{layout.root.resolve().name}-step{chosen}{'' if dtype == 'fp32' else f'-{dtype}'}")
+    if not os.path.exists(target):
+        check_directory(target)
     owner = next((parent for parent in target.resolve().parents if RunLayout(parent).manifest.is_file()), None)
     if owner is not None:
         raise UserError(

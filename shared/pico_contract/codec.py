@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pico_contract.directories import make_directory
 from pico_contract.errors import DamagedError, failed_write, naming
 from pico_contract.files import sha256_file as sha256_file
 from pico_contract.layout import MANIFEST, is_leftover, name_before, replaced, temporary
@@ -61,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
         with naming(draft, path):
@@ -91,9 +92,10 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
+    make_directory(final.parent)
     try:
         with naming(draft, final):
-            draft.mkdir(parents=True)
+            draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
             if not any(draft.glob("*.json")):

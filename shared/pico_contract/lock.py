@@ -12,12 +12,12 @@ import contextlib
 import json
 import os
 import socket
-import stat
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+from pico_contract.directories import make_directory
 from pico_contract.errors import UserError
 from pico_contract.layout import takeover, temporary
 
@@ -44,6 +44,7 @@ class RunLock:
 
         Raises:
             LockHeldError: a live process holds it.
+            UserError: the directory cannot be made or written, or something other than a file has the lock's name.
         """
         while not self._try_create():
             holder = read_lock(self.path)
@@ -99,7 +100,7 @@ class RunLock:
         return draft
 
     def _try_create(self) -> bool:
-        self._make_directory()
+        self._made_directory |= make_directory(self.path.parent)
         draft = temporary(self.path, self.token[:8])
         try:
             os.link(self._write_draft(), self.path)
@@ -111,15 +112,6 @@ class RunLock:
             return False  # the holder has swept our draft away as a leftover, or an empty directory with its lock
         finally:
             draft.unlink(missing_ok=True)
-
-    def _make_directory(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True)
-            self._made_directory = True
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):  # gone with another lock meanwhile: the lock is tried again
-                if not stat.S_ISDIR(self.path.parent.stat().st_mode):
-                    raise
 
     def _take_over(self) -> bool:
         """Replace a stale lock by ours; False when it is no longer stale or gone.
@@ -137,7 +129,13 @@ class RunLock:
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-    """What a lock file says, {} when it cannot be read as JSON, None when there is none."""
+    """Read a lock file: its content, {} when it cannot be read as JSON, None when there is none.
+
+    Raises:
+        UserError: it is not a file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path} is not a file, as a lock is: remove what lies there")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -54,7 +54,7 @@ HOMES = {
     },
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
-    "rich": {"pico_train.report", "pico_analyze.commands"},
+    "rich": {"pico_train.console", "pico_train.report", "pico_analyze.commands"},
     "yaml": {"pico_contract.strict_yaml"},
 }
 """External package -> the only modules that may import it, at module level or inside a function."""
@@ -90,7 +90,14 @@ MAY_IMPORT = {
     },
     "pico_train.shares": {"torch"},
     "pico_train.optim": {"torch", "pydantic", "pico_contract", "pico_train.config", "pico_train.shares"},
-    "pico_train.distributed": {"torch", "accelerate", "pico_contract", "pico_train.shares"},
+    "pico_train.launcher": {"pico_contract.errors"},
+    "pico_train.distributed": {
+        "torch",
+        "accelerate",
+        "pico_contract",
+        "pico_train.launcher",
+        "pico_train.shares",
+    },
     "pico_analyze.metrics": {
         "torch",
         "pico_analyze.linalg",

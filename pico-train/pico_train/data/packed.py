@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from pico_contract import codec
+from pico_contract.directories import check_directory
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
@@ -116,15 +118,16 @@ def is_made(out: Path, settings: dict[str, Any]) -> bool:
     """Whether the data directory `out` is there already, made with equal `settings`.
 
     Raises:
-        UserError: something else lies there.
+        UserError: something else lies there, or no directory can be made there.
     """
+    if not os.path.exists(out):
+        check_directory(out)
+        return False
     if DataLayout(out).manifest.is_file():
         if PackedData.open(out).manifest.settings != settings:
             raise UserError(f"{out} was made with other settings: choose another `out`, or delete it")
         return True
-    if out.exists():
-        raise UserError(f"{out} exists and is not a data directory: choose another `out`")
-    return False
+    raise UserError(f"{out} exists and is not a data directory: choose another `out`")
 
 
 class PackedWriter:
