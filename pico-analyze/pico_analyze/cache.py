@@ -22,6 +22,7 @@ from urllib.parse import quote
 import torch
 from pico_contract import codec
 from pico_contract.errors import UserError
+from pico_contract.provenance import module_digests
 
 import pico_analyze
 from pico_analyze.components import UPDATES
@@ -199,12 +200,15 @@ def _metric_key(name: str, metric: Metric, work: Work) -> str | None:
 
 
 def _file_of(fn: Callable[..., Any]) -> str | None:
-    """sha256 of the file of a function that is its module's; None for closures, cells of a notebook and objects."""
+    """Digest of the source of a function's module and of what that imports from its folder.
+
+    None for closures, cells of a notebook and objects, whose code is not in a file alone.
+    """
     module = inspect.getmodule(fn)
     if module is None or not inspect.isfunction(fn) or getattr(module, fn.__qualname__, None) is not fn:
         return None
-    file = Path(getattr(module, "__file__", None) or "")
-    return codec.sha256_file(file) if file.is_file() else None
+    found = module_digests([module.__name__])
+    return _digest(found) if found else None
 
 
 def pending(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pico_contract.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -38,10 +39,10 @@ def run(
     from pico_analyze.commands import run_analysis
     from pico_analyze.config import check_trust, load
 
-    say = partial(typer.echo, err=True)
+    say = partial(_say, err=True)
     check_trust(source, trust)
     for path in run_analysis(load(source, overrides or [], of, say), str(source), say):
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -65,7 +66,7 @@ def plot(
 
     metrics, formats = metric.split(",") if metric else None, format.split(",")
     for path in plot_run(run, name, metrics, heads, formats, out, spectra, distributions):
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -73,7 +74,7 @@ def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
     """Write report.html from the table that `run` wrote: one file that opens offline, on a phone and on paper."""
     from pico_analyze.commands import report_run
 
-    typer.echo(report_run(run, name, out))
+    _say(report_run(run, name, out))
 
 
 @app.command()
@@ -101,9 +102,9 @@ def compare(
     groups = parse_groups(group or [])
     paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        _say(f"note: {note}", err=True)
     for path in paths:
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -119,9 +120,9 @@ def audit(
     """
     from pico_analyze.commands import audit_run
 
-    lines, sound = audit_run(run, hashes, partial(typer.echo, err=True))
+    lines, sound = audit_run(run, hashes, partial(_say, err=True))
     for line in lines:
-        typer.echo(line)
+        _say(line)
     if not sound:
         raise typer.Exit(1)
 
@@ -132,7 +133,7 @@ def inspect(run: SourcePath) -> None:
     from pico_analyze.commands import holdings
 
     for line in holdings(run):
-        typer.echo(line)
+        _say(line)
 
 
 @app.command()
@@ -141,7 +142,7 @@ def metrics() -> None:
     from pico_analyze.commands import known_metrics
 
     for line in known_metrics():
-        typer.echo(line)
+        _say(line)
 
 
 def main() -> None:
@@ -169,6 +170,11 @@ def _see_users_modules() -> None:
         sys.path.append(str(Path.cwd()))
 
 
+def _say(line: object, err: bool = False) -> None:
+    """Print a line, in which names of others cannot control the terminal."""
+    typer.echo(printable(str(line)), err=err)
+
+
 def _fail(sentence: str, code: int) -> None:
-    typer.echo(f"pico-analyze: {sentence}", err=True)
+    _say(f"pico-analyze: {sentence}", err=True)
     sys.exit(code)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pico_contract.codec import write_text
+from pico_contract.codec import utc_now, write_text
 from pico_contract.directories import check_directory
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.names import parse
+from pico_contract.provenance import code_references, code_state, module_digests
+from pico_contract.terminal import one_line
 
 from pico_analyze.config import AnalysisConfig, load, to_yaml
 
@@ -50,8 +54,22 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     frame = table.joined(_tables(run, other, config, layout, say))
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
+    write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
     figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
     return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
+
+
+def code_record(config: AnalysisConfig) -> dict[str, Any]:
+    """The code that measures: versions, the commit and what differs from it, and the user's own modules."""
+    code = code_state("pico_analyze")
+    return {
+        "measured": utc_now(),
+        "packages": {name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")},
+        "commit": code.commit,
+        "dirty": code.dirty,
+        "difference": code.difference,
+        "modules": module_digests(code_references(config.model_dump(mode="json"))),
+    }
 
 
 def _tables(
@@ -145,7 +163,7 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
 
     with _progress(say, "read") as progress:
         result = audit(check_run(path).root, hashes, progress)
-    lines = [*map(str, result.findings), *(f"not covered: {path}: {why}" for path, why in result.uncovered.items())]
+    lines = [*map(str, result.findings), *(one_line(f"not covered: {p}: {why}") for p, why in result.uncovered.items())]
     return [*lines, _sum_of(result, hashes)], not result.findings
 
 

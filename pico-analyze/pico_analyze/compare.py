@@ -17,6 +17,7 @@ from pico_contract.codec import replacing
 from pico_contract.errors import UserError
 
 from pico_analyze.sources import Source
+from pico_analyze.table import for_spreadsheets
 
 LEVEL = 0.95
 """Of the intervals."""
@@ -262,6 +263,6 @@ def _unshared(arms: Sequence[Arm], differences: pd.DataFrame) -> list[str]:
 
 def write(differences: pd.DataFrame, parquet: Path, csv: Path) -> None:
     """The differences as a Parquet file and its CSV twin."""
-    for path, save in ((parquet, differences.to_parquet), (csv, differences.to_csv)):
+    for path, save in ((parquet, differences.to_parquet), (csv, for_spreadsheets(differences).to_csv)):
         with replacing(path) as draft:
             save(draft, index=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest
+from pico_contract.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Finding:
     sentence: str
 
     def __str__(self) -> str:
-        return f"{self.check}: {self.path}: {self.sentence}"
+        return one_line(f"{self.check}: {self.path}: {self.sentence}")
 
 
 @dataclass

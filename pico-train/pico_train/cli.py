@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from pico_contract.terminal import printable
 
 from pico_train.launcher import process_of
 
@@ -154,7 +155,7 @@ def convert(
     text, remarks = converted(source, out)
     _say(text.rstrip("\n"))
     for line in remarks:
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
 
 
 @data_app.command()
@@ -252,11 +253,11 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
 
 
 def _say(line: Any) -> None:
-    typer.echo(line)
+    typer.echo(printable(str(line)))
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
     number, processes = process_of()
     who = f" (process {number} of {processes})" if number else ""
-    typer.echo(f"pico-train{who}: {sentence}", err=True)
+    typer.echo(printable(f"pico-train{who}: {sentence}"), err=True)
     sys.exit(code)

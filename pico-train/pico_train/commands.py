@@ -14,6 +14,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER, RunLayout
 from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
+from pico_contract.terminal import one_line
 
 from pico_train.checkpoint import newest_intact
 from pico_train.config import identity
@@ -87,10 +88,11 @@ def run_table(runs: Path) -> list[str]:
     if not layouts:
         return [f"there is no run in {runs}"]
     damaged: list[str] = []
-    rows = [("run", "status", "step", "loss", "disk"), *(_run_row(layout, damaged) for layout in layouts)]
+    found = (tuple(map(one_line, _run_row(layout, damaged))) for layout in layouts)
+    rows = [("run", "status", "step", "loss", "disk"), *found]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines + damaged
+    return lines + [one_line(sentence) for sentence in damaged]
 
 
 def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str, str]:
@@ -112,8 +114,8 @@ def _bytes_below(root: Path) -> int:
     total = 0
     for folder, _, names in os.walk(root):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(folder, name)).st_size
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total
 
 

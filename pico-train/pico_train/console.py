@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from pico_contract.terminal import printable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -34,7 +35,7 @@ def progress_on_stderr() -> Iterator[ShowProgress]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(line: str) -> None:
-        console.print(line, markup=False)
+        console.print(printable(line), markup=False)
 
     if not console.is_terminal:
         yield partial(show_evaluation, say, None, "")

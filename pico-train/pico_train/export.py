@@ -10,6 +10,7 @@ import torch
 from pico_contract import codec
 from pico_contract.directories import check_directory
 from pico_contract.errors import DamagedError, UserError
+from pico_contract.files import read_regular_text
 from pico_contract.layout import (
     GENERATION_CONFIG,
     MANIFEST,
@@ -76,7 +77,7 @@ def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
     source = layout.checkpoint(step)
     there = codec.read_manifest(source / MANIFEST, CheckpointManifest).files
     small = {
-        name: (source / name).read_text(encoding="utf-8")
+        name: read_regular_text(source / name)
         for name in (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG)
         if name in there
     }

@@ -11,6 +11,7 @@ from pico_contract import codec, strict_yaml
 from pico_contract.errors import DamagedError
 from pico_contract.layout import DataLayout, RunLayout
 from pico_contract.schema import DataManifest, EvaluationManifest, RunManifest
+from pico_contract.terminal import one_line
 
 from pico_train.config import read_yaml
 from pico_train.evaluate.results import evaluations_of, newest_evaluations
@@ -61,16 +62,31 @@ def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest],
 
 
 def _summary(manifest: RunManifest, held: str) -> str:
-    parent = f" It began from the weights of `{Path(manifest.parent).name}`." if manifest.parent else ""
+    parent = f" It began from the weights of {_code(Path(manifest.parent).name)}." if manifest.parent else ""
     return (
         f"A decoder of {manifest.parameters['total']:,} parameters, trained with pico-train by the method"
-        f" `{manifest.method}` for {manifest.total_steps:,} steps, {held}.{parent}\n"
+        f" {_code(manifest.method)} for {manifest.total_steps:,} steps, {held}.{parent}\n"
     )
+
+
+class _Code(str):
+    """Markdown that is written already: a piece of code, which nothing in it can end."""
+
+
+def _code(text: str) -> _Code:
+    return _Code(f"`{one_line(text).replace('`', ' ').replace('|', ' ')}`")
+
+
+def _text(value: Any) -> str:
+    """A value as Markdown that shows it: without links, images, HTML, code or the end of a table's cell."""
+    if isinstance(value, _Code):
+        return str(value)
+    return "".join(f"&#{ord(one)};" if one in "&<>|[]`*\\" else one for one in one_line(str(value)))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(map(_text, line))} |" for line in lines) + "\n"
 
 
 def _geometry(manifest: RunManifest) -> list[tuple[str, Any]]:
@@ -80,7 +96,7 @@ def _geometry(manifest: RunManifest) -> list[tuple[str, Any]]:
 
 def _data(manifest: RunManifest, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The source and licence are those of the data directory, where it is still there and the same."""
-    rows = [("fingerprint", f"`{manifest.data['fingerprint']}`"), ("order", manifest.data["order"])]
+    rows = [("fingerprint", _code(str(manifest.data["fingerprint"]))), ("order", manifest.data["order"])]
     try:
         data = codec.read_manifest(DataLayout(Path(config["data"]["path"])).manifest, DataManifest)
     except (DamagedError, OSError):
@@ -123,7 +139,7 @@ def _evaluations(found: list[EvaluationManifest]) -> str:
 
 
 def _revisions(revisions: Mapping[int, str]) -> str:
-    return _table(("step", "revision"), [(f"{step:,}", f"`{tag}`") for step, tag in revisions.items()])
+    return _table(("step", "revision"), [(f"{step:,}", _code(tag)) for step, tag in revisions.items()])
 
 
 def _loading(source: str, revision: str | None = None) -> str:

@@ -19,6 +19,7 @@ from pico_contract.errors import DamagedError, naming
 from pico_contract.files import MISSING, irregular
 from pico_contract.layout import RunLayout
 from pico_contract.schema import FileEntry
+from pico_contract.terminal import printable
 from pydantic import Field
 from rich.console import Console
 
@@ -44,6 +45,10 @@ class LogConfig(Section):
     """Mirrors of metrics.jsonl: tensorboard (in `logs/`), wandb, trackio; [] is off."""
     project: str = "pico"
     """Project of the run in wandb and trackio."""
+
+
+_LARGEST = 1 << 63
+"""No step and no loss of a run is as large: a number beyond it is damage."""
 
 
 class MetricsFile:
@@ -108,10 +113,11 @@ def _parsed(line: str) -> dict[str, Any] | None:
     """The row in a line of metrics.jsonl, None where it holds none."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return None
-    is_row = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("loss"), int | float)
-    return row if is_row else None
+    if not (isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("loss"), int | float)):
+        return None
+    return row if max(abs(row["step"]), abs(row["loss"])) < _LARGEST or row["loss"] != row["loss"] else None
 
 
 def _cut_metrics(layout: RunLayout, step: int) -> None:
@@ -149,7 +155,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """One plain line."""
-        self._console.print(line, markup=False)
+        self._console.print(printable(line), markup=False)
 
     def is_due(self, step: int) -> bool:
         """Whether a console without a bar has a line on update `step`: the session's first, every so many, the last."""

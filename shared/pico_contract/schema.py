@@ -118,6 +118,14 @@ class RunManifest(Manifest):
     message: str = ""  # why it stopped or failed, in one sentence
     digests: dict[str, str] = field(default_factory=dict)  # file name -> sha256: config.yaml, probe.safetensors
 
+    @classmethod
+    def checked(cls, manifest: Self, path: Path) -> Self:
+        """Refuse steps that no run reaches, for which names and lists would be made."""
+        for key in ("step", "total_steps"):
+            if not 0 <= getattr(manifest, key) < 1 << 63:
+                raise DamagedError(f"{path}: {key} should be from 0 to 2^63 but is {getattr(manifest, key)}")
+        return manifest
+
 
 @dataclass(kw_only=True)
 class DirectoryManifest(Manifest):
