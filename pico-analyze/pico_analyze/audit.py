@@ -19,6 +19,7 @@ from pico_contract import codec
 from pico_contract.errors import DamagedError
 from pico_contract.files import read_regular_text
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, step_name
+from pico_contract.metrics_log import read_rows
 from pico_contract.schema import (
     CheckpointManifest,
     EvaluationManifest,
@@ -31,7 +32,7 @@ from pico_contract.schema import (
 from pico_contract.verify import EDITED, file_damage
 
 from pico_analyze.audit_data import check_data
-from pico_analyze.audit_log import check_log, read_rows
+from pico_analyze.audit_log import check_log
 from pico_analyze.audit_rest import check_inputs, check_rest
 from pico_analyze.findings import Audit as Audit
 from pico_analyze.findings import AuditedRun

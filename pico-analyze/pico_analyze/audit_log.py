@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from pico_contract.errors import DamagedError
 from pico_contract.files import MISSING, irregular, read_regular
+from pico_contract.metrics_log import Row, read_rows
 from pico_contract.order import RowOrder, chain_hash
 
 from pico_analyze.audit_data import row_order
 from pico_analyze.findings import Audit, AuditedRun
-
-Row = dict[str, Any]
 
 
 def check_log(run: AuditedRun, result: Audit) -> None:
@@ -42,31 +38,6 @@ def check_log(run: AuditedRun, result: Audit) -> None:
         return
     _check_bytes(run, result, path)
     _check_order(run, result, rows)
-
-
-def read_rows(path: Path) -> tuple[list[Row], list[int]]:
-    """The rows of a metrics.jsonl, and the numbers of the lines that are none."""
-    try:
-        text = read_regular(path).decode("utf-8", errors="replace")
-    except DamagedError:
-        return [], []
-    rows, odd = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        row = _parsed(line)
-        if row is not None:
-            rows.append(row)
-        elif line:
-            odd.append(number)
-    return rows, odd
-
-
-def _parsed(line: str) -> Row | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(row, dict) and all(type(row.get(key, 0)) is int for key in ("step", "tokens"))
-    return row if whole and 0 < row.get("step", -1) < 1 << 63 else None
 
 
 def _gaps(rows: Sequence[Row]) -> Iterator[str]:

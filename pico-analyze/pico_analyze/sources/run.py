@@ -13,6 +13,7 @@ import torch
 from pico_contract import codec
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
+from pico_contract.metrics_log import read_rows
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest, TensorSet
 
 from pico_analyze.sources import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
@@ -188,13 +189,5 @@ class Run:
 
     @cached_property
     def _logged_tokens(self) -> dict[int, int]:
-        if not self.layout.metrics.is_file():
-            return {}
-        tokens = {}
-        for line in self.layout.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                tokens[row["step"]] = row["tokens"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut by a crash; training itself repairs it on resume
-        return tokens
+        rows, _ = read_rows(self.layout.metrics)  # a line cut by a crash is left out; training repairs it on resume
+        return {row["step"]: row["tokens"] for row in rows if "tokens" in row}
