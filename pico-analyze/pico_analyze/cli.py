@@ -14,7 +14,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 _SOURCES = "run directory (also of pico-train 1.x), directory or quoted glob of model folders, or hub:NAME@step*"
 SourcePath = Annotated[Path, typer.Argument(metavar="RUN", help=_SOURCES)]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
 Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
 Out = Annotated[Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
@@ -109,12 +108,14 @@ def compare(
 
 @app.command()
 def audit(
-    run: RunPath,
+    run: SourcePath,
     hashes: Annotated[
         bool, typer.Option(help="read every byte: hashes, duplicated steps, jumps of weights; without, sizes alone")
     ] = True,
 ) -> None:
     """Check a run's integrity: damage, missing and duplicated steps, gaps in the log, jumps of the weights.
+
+    Every file is compared with a recorded hash or named as not covered. Of a series of models: duplicated steps.
 
     Exit code 0 when nothing was found, 1 with findings, each a line that names the file at fault.
     """

@@ -7,18 +7,17 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pico_contract.codec import utc_now, write_text
+from pico_contract.codec import write_text
 from pico_contract.directories import check_directory
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.names import parse
-from pico_contract.provenance import code_references, code_state, module_digests
 from pico_contract.terminal import one_line
 
+from pico_analyze.code_record import code_record
 from pico_analyze.config import AnalysisConfig, load, to_yaml
 
 if TYPE_CHECKING:
@@ -57,19 +56,6 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
     figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
     return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
-
-
-def code_record(config: AnalysisConfig) -> dict[str, Any]:
-    """The code that measures: versions, the commit and what differs from it, and the user's own modules."""
-    code = code_state("pico_analyze")
-    return {
-        "measured": utc_now(),
-        "packages": {name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")},
-        "commit": code.commit,
-        "dirty": code.dirty,
-        "difference": code.difference,
-        "modules": module_digests(code_references(config.model_dump(mode="json"))),
-    }
 
 
 def _tables(
@@ -159,12 +145,26 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
         UserError: no such run.
     """
     from pico_analyze.audit import audit
-    from pico_analyze.sources.run import check_run
+    from pico_analyze.sources.open import open_source
+    from pico_analyze.sources.run import Run, check_run
 
+    if not RunLayout(path).manifest.is_file():
+        source = open_source(path)
+        if not isinstance(source, Run):
+            return _audit_of_series(source)
     with _progress(say, "read") as progress:
         result = audit(check_run(path).root, hashes, progress)
     lines = [*map(str, result.findings), *(one_line(f"not covered: {p}: {why}") for p, why in result.uncovered.items())]
     return [*lines, _sum_of(result, hashes)], not result.findings
+
+
+def _audit_of_series(source: Source) -> tuple[list[str], bool]:
+    from pico_analyze.audit_series import audit_series
+
+    lines = audit_series(source)
+    looked = f"{len(source.steps)} steps, compared with each other by the hashes of their files"
+    found = f"{len(lines)} finding{'s' if len(lines) > 1 else ''} in" if lines else "nothing found in"
+    return [*lines, f"{found} {looked}; no manifest says what they should be"], not lines
 
 
 def _sum_of(result: Audit, hashes: bool) -> str:
