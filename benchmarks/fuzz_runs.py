@@ -235,10 +235,12 @@ def fuzz(base: Path, seeds: range, kinds: list[str], by_command: bool, tally: Ta
         if name in AUDITS and ending.code == 1 and not ending.message.strip():
             ending = replace(ending, problem=None)  # what an audit finds it prints on stdout
         tally.add(kind, f"{name} --seed {seed}", ending)
+        if ending.problem is not None:
+            print(tally.problems[-1][-1500:], flush=True)
 
 
 def main() -> None:
-    """Print a table of endings and every one that is wrong."""
+    """Print every ending that is wrong, and a table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000, help="mutations in process")
     parser.add_argument("--commands", type=int, default=0, help="of each kind by command, in place of those in process")
@@ -250,7 +252,7 @@ def main() -> None:
         base = Path(folder)
         make_base(base)
         fuzz(base, range(options.seed, options.seed + count), list(KINDS), bool(options.commands), tally)
-    print(*(problem[-1500:] for problem in tally.problems), tally.table(), sep="\n")
+    print(tally.table())
     sys.exit(bool(tally.problems))
 
 
