@@ -32,7 +32,8 @@ from pico_train.config import Section
 from pico_train.keep import KeepConfig
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.hf import SpecialTokens, generation_config, hf_config, tokenizer_config
-from pico_train.model_folder import read_geometry, read_token_ids, read_weights
+from pico_train.model.stock import STOCK, Architecture, difference, expected_tensors, shapes_of
+from pico_train.model_folder import check_tensors, read_geometry, read_token_ids, read_weights
 from pico_train.state import SavedState
 
 
@@ -56,7 +57,8 @@ class ModelCard:
     run: str
     config: DecoderConfig
     tokenizer: Path | None
-    special_tokens: dict[str, int]
+    special_tokens: SpecialTokens
+    architecture: Architecture = STOCK
 
 
 def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Path:
@@ -81,10 +83,19 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Pa
 
 
 def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: ModelCard) -> None:
-    """Write the files of a Hugging Face model into `directory`; `weights` have the names of LlamaForCausalLM."""
+    """Write the files of a Hugging Face model into `directory`.
+
+    Raises:
+        UserError: `weights` are not the tensors that config.json implies; names the first that differs.
+    """
+    problem = difference(shapes_of(weights), expected_tensors(card.config, card.architecture))
+    if problem is not None:
+        raise UserError(
+            f"{directory / MODEL_WEIGHTS} is not written, for {MODEL_CONFIG} implies other tensors: {problem}"
+        )
     codec.save_tensors(directory / MODEL_WEIGHTS, weights)
     texts = {
-        MODEL_CONFIG: hf_config(card.config, card.special_tokens),
+        MODEL_CONFIG: hf_config(card.config, card.special_tokens, card.architecture),
         GENERATION_CONFIG: generation_config(card.special_tokens),
     }
     if card.tokenizer is not None:
@@ -152,6 +163,13 @@ def initial_weights(source: str) -> dict[str, torch.Tensor]:
     folder = _weights_directory(source, hashes=True)
     with _naming_source(source):
         return read_weights(folder)
+
+
+def check_initial_tensors(source: str) -> None:
+    """Check that the tensors of `source` are those that its config.json implies; errors as `initial_weights`."""
+    folder = _weights_directory(source)
+    with _naming_source(source):
+        check_tensors(folder)
 
 
 def initial_token_ids(source: str) -> SpecialTokens:

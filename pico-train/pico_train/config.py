@@ -26,6 +26,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @classmethod
+    def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fill in what follows from other keys of `raw`, before it is checked; nothing by default."""
+        return raw
+
 
 class OperationMark:
     """Marks a field that may change between sessions of one run (how it is carried out, not what it is)."""
@@ -59,7 +64,7 @@ def validate(kind: type[S], raw: Mapping[str, Any], source: str, overrides: Sequ
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{_culprit(source, key, overrides)}: {key}: should be a finite number (it is {value})")
     try:
-        return kind.model_validate_json(json.dumps(raw, default=str), strict=True)
+        return kind.model_validate_json(json.dumps(kind.completed(raw), default=str), strict=True)
     except ValidationError as error:
         raise UserError(_sentence(kind, error, source, overrides, under)) from None
     except UserError as error:

@@ -12,7 +12,8 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import GENERATION_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS
 
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.model.hf import SpecialTokens, config_from_hf, load_weights
+from pico_train.model.hf import EMBEDDING, HEAD, SpecialTokens, config_from_hf, load_weights
+from pico_train.model.stock import architecture_of, difference, expected_tensors
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"
 """Old checkpoints store the rotary frequencies, which follow from config.json; transformers ignores them as well."""
@@ -56,6 +57,29 @@ def read_token_ids(folder: Path) -> SpecialTokens:
     return found
 
 
+def check_tensors(folder: Path) -> None:
+    """Check that the tensors in `folder` are those that its config.json implies, by name, shape and type.
+
+    Only the headers of the files are read.
+
+    Raises:
+        UserError: as `read_geometry` and `read_weights`; DamagedError: names the first tensor that does not fit.
+    """
+    config = read_geometry(folder)
+    stored = {name: file for file in map(codec.TensorFile, weight_files(folder)) for name in file.names}
+    stored = {name: file for name, file in stored.items() if not name.endswith(_ROTARY_BUFFER)}
+    shapes = {name: file.shape(name) for name, file in stored.items()}
+    expected = expected_tensors(config, architecture_of(config))
+    if config.tie_word_embeddings and HEAD in shapes:
+        expected[HEAD] = expected[EMBEDDING]  # which may be stored twice
+    if problem := difference(shapes, expected):
+        name = next((name for name in shapes if f'"{name}"' in problem), None)
+        raise DamagedError(f"{stored[name].path if name else folder}: {problem}")
+    for name, file in stored.items():
+        if not file.dtype(name).startswith(("F", "BF")):
+            raise DamagedError(f'{file.path}: the tensor "{name}" is {file.dtype(name)}, not floating-point')
+
+
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of the model in `folder`, from one safetensors file or from those that its index names.
 
@@ -63,15 +87,18 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         UserError: there is no safetensors file.
         DamagedError: a file is missing or damaged, or the index does not parse.
     """
+    tensors = {name: tensor for file in weight_files(folder) for name, tensor in codec.read_tensors(file).items()}
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_BUFFER)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files of the model in `folder`; errors as `read_weights`."""
     whole, index = folder / MODEL_WEIGHTS, folder / f"{MODEL_WEIGHTS}.index.json"
     if whole.is_file():
-        files = [whole]
-    elif index.is_file():
-        files = sorted({folder / name for name in _weight_map(index).values()})
-    else:
+        return [whole]
+    if not index.is_file():
         raise UserError(f"{folder} holds neither {whole.name} nor {index.name}")
-    tensors = {name: tensor for file in files for name, tensor in codec.read_tensors(file).items()}
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_BUFFER)}
+    return sorted({folder / name for name in _weight_map(index).values()})
 
 
 def load_model(folder: Path) -> Decoder:
