@@ -19,6 +19,7 @@ from pico_contract.schema import RunManifest
 from pico_train.checkpoint import resolved_source
 from pico_train.config import identity, read_yaml, to_yaml, validate
 from pico_train.model.cost import count_parameters
+from pico_train.model.stock import STOCK, Architecture
 from pico_train.run import Job, RunConfig
 from pico_train.utilisation import matmul_rate, measures
 
@@ -40,6 +41,8 @@ def new_manifest(job: Job) -> RunManifest:
         seeds=config.seed.model_dump(),
         data={"fingerprint": data.fingerprint, "path": str(config.data.path), "order": config.data.order},
         sessions=[],
+        architecture=job.card.architecture.record(),
+        stock=job.card.architecture.is_stock,
     )
 
 
@@ -52,13 +55,26 @@ def check_identity(job: Job) -> None:
     old = validate(RunConfig, read_yaml(job.layout.config), str(job.layout.config))
     before, now = identity(old), identity(job.config)
     changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
-    recorded = codec.read_manifest(job.layout.manifest, RunManifest).data.get("fingerprint")
+    manifest = codec.read_manifest(job.layout.manifest, RunManifest)
+    if changed_architecture := _changed_architecture(job, manifest):
+        changed.append(changed_architecture)
+    recorded = manifest.data.get("fingerprint")
     if recorded != job.data.manifest.fingerprint:
         changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})")
     if changed:
         raise UserError(
             f"{job.layout.root} is another run: {', '.join(changed)} changed; choose another name, or undo the change"
         )
+
+
+def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
+    """Say how the decoder differs from the one that the run began with."""
+    now = job.card.architecture
+    known = {field.name: str(manifest.architecture.get(field.name, "")) for field in dataclasses.fields(now)}
+    before = Architecture(**known) if known["name"] else STOCK
+    if (before.name, before.source_sha256) == (now.name, now.source_sha256):
+        return None
+    return f"the decoder ({before} -> {now}; {now.departure or before.departure})"
 
 
 def write_config(job: Job) -> None:

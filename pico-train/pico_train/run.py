@@ -18,6 +18,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.observer import Held, ObservedRun
 from pydantic import Field, model_validator
 
+from pico_train.architecture import checked_architecture
 from pico_train.checkpoint import CheckpointConfig, ModelCard
 from pico_train.compilation import compiles
 from pico_train.config import Operation, Section, validate
@@ -29,11 +30,12 @@ from pico_train.disk import DiskConfig
 from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
 from pico_train.hub import HubConfig
-from pico_train.inherit import check_source, complete_geometry, load_source
+from pico_train.inherit import check_source, complete_geometry, inherited_token_ids, load_source
 from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
 from pico_train.microbatch import MICROBATCH_GRADIENTS
+from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.execution import carry_out
 from pico_train.model.hf import load_weights
@@ -315,8 +317,11 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
-    with torch.device("meta"), saying_where(f"{source}: snapshot.modules"):
-        modules = observed_modules(Decoder(config.model), config.snapshot.modules)
+    with saying_where(source):
+        architecture = checked_architecture(config.model, config.hub.repo)
+        token_ids = {**data.manifest.special_tokens, **inherited_token_ids(config.layout, config.init_from)}
+    with saying_where(f"{source}: snapshot.modules"):
+        modules = observed_modules(on_meta(config.model), config.snapshot.modules)
     with saying_where(source):
         live = open_observers(config.observe, _observed_run(config, modules, method), config.train.steps)
     return Job(
@@ -337,7 +342,13 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
         compiled=compiled,
-        card=ModelCard(config.name, config.model, data.tokenizer_path, data.manifest.special_tokens),
+        card=ModelCard(
+            config.name,
+            config.model,
+            data.tokenizer_path,
+            token_ids,
+            architecture,
+        ),
         observer=Observer(
             config=config.snapshot,
             layout=config.layout,

@@ -7,13 +7,31 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pico_contract.errors import UserError
 from torch import nn
 
 from pico_train.method.base import Method
+from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
+from pico_train.model.stock import difference, shapes_of
 from pico_train.optim import load_optimizer_tensors, optimizer_tensors
 from pico_train.shares import all_gathered, gathered
+
+
+def effective_weights(method: Method, model: Decoder) -> dict[str, torch.Tensor]:
+    """Ask `method` for the weights of the plain decoder, and check that they are all of its tensors and no others.
+
+    Raises:
+        UserError: a tensor is missing, unknown or of another shape; names it and the method's class.
+    """
+    weights = dict(method.effective_weights(model))
+    problem = difference(shapes_of(weights), shapes_of(dict(on_meta(model.config).named_parameters())))
+    if problem is not None:
+        raise UserError(
+            f"{type(method).__name__}.effective_weights should give the tensors of the plain decoder, but {problem}"
+        )
+    return weights
 
 
 @dataclass
@@ -46,7 +64,7 @@ class TrainState:
         What is sharded is put together by all processes, for the main one alone unless `everywhere`.
         """
         tensors, scalars = self.method.state_dict()
-        weights = {name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)}
+        weights = {name: tensor.detach() for name, tensor in effective_weights(self.method, self.model).items()}
         return SavedState(
             weights=all_gathered(weights, everywhere=everywhere),
             optimizer=all_gathered(optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere),
@@ -63,10 +81,9 @@ class TrainState:
         cannot disturb training. Where parameters are sharded it is a copy, which all processes put together, and only
         that of the main process has values: the others' lies on the meta device.
         """
-        with torch.device("meta"):
-            decoder = Decoder(self.model.config)
-        effective = self.method.effective_weights(self.model)
-        weights = {name: gathered(tensor.detach(), tensor.device) for name, tensor in effective}
+        decoder = on_meta(self.model.config)
+        effective = effective_weights(self.method, self.model)
+        weights = {name: gathered(tensor.detach(), tensor.device) for name, tensor in effective.items()}
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
 

@@ -96,6 +96,8 @@ class RunManifest(Manifest):
     data: dict[str, Any]  # fingerprint, path, order
     sessions: list[dict[str, Any]]  # one per start: host, processes, micro-batch, device, precision, packages, commit
     message: str = ""  # why it stopped or failed, in one sentence
+    architecture: dict[str, Any] = field(default_factory=dict)  # name of the class, and of our own its source's sha256
+    stock: bool = True  # whether checkpoints are Hugging Face models that transformers opens and computes
 
 
 @dataclass(kw_only=True)
