@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from pico_contract import codec
-from pico_contract.errors import DamagedError, UserError
+from pico_contract.errors import DamagedError, UserError, in_one_line
 from pico_contract.layout import (
     GENERATION_CONFIG,
     MANIFEST,
@@ -34,7 +35,7 @@ from pico_train.model.decoder import DecoderConfig
 from pico_train.model.hf import SpecialTokens, generation_config, hf_config, tokenizer_config
 from pico_train.model.stock import STOCK, Architecture, difference, expected_tensors, shapes_of
 from pico_train.model_folder import check_tensors, read_geometry, read_token_ids, read_weights
-from pico_train.state import SavedState
+from pico_train.state import Counters, SavedState, stepped
 
 
 class CheckpointConfig(Section):
@@ -74,7 +75,7 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Pa
         state.mkdir()
         codec.save_tensors(state / OPTIMIZER, saved.optimizer)
         codec.save_tensors(state / METHOD_TENSORS, saved.method_tensors)
-        scalars = {"counters": saved.counters, "method": saved.method_scalars}
+        scalars = {"counters": saved.counters, "method": saved.method_scalars, "stepped": stepped(saved.optimizer)}
         codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
         codec.seal(state, StateManifest(step=step))
         manifest = CheckpointManifest(run=card.run, step=step, tokens=int(saved.counters["tokens"]))
@@ -105,24 +106,52 @@ def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: Mode
         codec.write_text(directory / name, json.dumps(content, indent=2))
 
 
-def load_checkpoint(layout: RunLayout, step: int, run: str | None = None) -> SavedState:
-    """The state saved at `step`; the caller has verified that it is intact (`newest_intact`).
+def load_checkpoint(
+    layout: RunLayout, step: int, run: str | None = None, config: DecoderConfig | None = None
+) -> SavedState:
+    """Read the state saved at `step`; the caller has verified that it is intact (`newest_intact`).
 
     Raises:
-        DamagedError: `run` is given, and the checkpoint was copied here from a run of another name.
+        DamagedError: its tensors are not what its config.json implies, or that is not the geometry `config`;
+            scalars.json is not what a checkpoint holds; or `run` is given, and the checkpoint was copied here from a
+            run of another name.
     """
     directory, state = layout.checkpoint(step), layout.state(step)
     owner = codec.read_manifest(directory / MANIFEST, CheckpointManifest).run
     if run not in (None, owner):
         raise DamagedError(f'{directory} is a checkpoint of the run "{owner}", not of "{run}": move it away')
-    scalars = json.loads((state / SCALARS).read_text(encoding="utf-8"))
+    geometry = read_geometry(directory)
+    if config not in (None, geometry):
+        raise DamagedError(f"{directory / MODEL_CONFIG} has another geometry than the run: {geometry}")
+    check_tensors(directory, geometry)
+    counters, method, stepped = _read_scalars(state / SCALARS)
     return SavedState(
         weights=codec.read_tensors(directory / MODEL_WEIGHTS),
         optimizer=codec.read_tensors(state / OPTIMIZER),
         method_tensors=codec.read_tensors(state / METHOD_TENSORS),
-        method_scalars=scalars["method"],
-        counters=scalars["counters"],
+        method_scalars=method,
+        counters=counters,
+        stepped=stepped,
+        place=state,
     )
+
+
+def _read_scalars(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str] | None]:
+    """Read counters, scalars of the method, and the parameters that the optimizer has stepped (None: not recorded)."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        counters, method, stepped = raw["counters"], raw["method"], raw.get("stepped")
+        Counters(**counters)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} does not hold the counters of a checkpoint ({in_one_line(error)})") from None
+    wrong = [field.name for field in fields(Counters) if str(field.type) != type(counters.get(field.name)).__name__]
+    if wrong:
+        raise DamagedError(f"{path}: counters.{wrong[0]} is missing or of a wrong type")
+    if not isinstance(method, dict):
+        raise DamagedError(f'{path}: "method" should be an object')
+    if stepped is not None and not (isinstance(stepped, list) and all(isinstance(name, str) for name in stepped)):
+        raise DamagedError(f'{path}: "stepped" should be a list of names')
+    return counters, method, stepped
 
 
 def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
@@ -165,11 +194,11 @@ def initial_weights(source: str) -> dict[str, torch.Tensor]:
         return read_weights(folder)
 
 
-def check_initial_tensors(source: str) -> None:
-    """Check that the tensors of `source` are those that its config.json implies; errors as `initial_weights`."""
+def check_initial_tensors(source: str, config: DecoderConfig) -> None:
+    """Check that the tensors of `source` are those of geometry `config`; errors as `initial_weights`."""
     folder = _weights_directory(source)
     with _naming_source(source):
-        check_tensors(folder)
+        check_tensors(folder, config)
 
 
 def initial_token_ids(source: str) -> SpecialTokens:

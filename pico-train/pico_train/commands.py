@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER, RunLayout
+from pico_contract.layout import MODEL_CONFIG, TOKENIZER, RunLayout
 from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 
@@ -25,7 +25,7 @@ from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.keep import Removal, removals, remove
 from pico_train.model.decoder import Decoder
-from pico_train.model.hf import config_from_hf, load_weights
+from pico_train.model_folder import load_model
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 
@@ -172,9 +172,7 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
     """(layout, step, decoder in evaluation mode) of a checkpoint of `run`; errors as `intact_checkpoint`."""
     layout, chosen = intact_checkpoint(run, step)
     directory = layout.checkpoint(chosen)
-    decoder = Decoder(config_from_hf(json.loads((directory / MODEL_CONFIG).read_text(encoding="utf-8"))))
-    load_weights(decoder, codec.read_tensors(directory / MODEL_WEIGHTS))
-    return layout, chosen, decoder.eval()
+    return layout, chosen, load_model(directory)
 
 
 def evaluate_run(

@@ -66,7 +66,7 @@ def check_source(source: str, config: DecoderConfig) -> None:
     ]
     if differing:
         raise UserError(f'init_from "{source}" has another geometry: {"; ".join(differing)}')
-    check_initial_tensors(source)
+    check_initial_tensors(source, config)
 
 
 def load_source(model: Decoder, source: str) -> None:

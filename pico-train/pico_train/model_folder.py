@@ -11,9 +11,10 @@ from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import GENERATION_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS
 
+from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import EMBEDDING, HEAD, SpecialTokens, config_from_hf, load_weights
-from pico_train.model.stock import architecture_of, difference, expected_tensors
+from pico_train.model.stock import difference, shapes_of
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"
 """Old checkpoints store the rotary frequencies, which follow from config.json; transformers ignores them as well."""
@@ -57,27 +58,26 @@ def read_token_ids(folder: Path) -> SpecialTokens:
     return found
 
 
-def check_tensors(folder: Path) -> None:
-    """Check that the tensors in `folder` are those that its config.json implies, by name, shape and type.
+def check_tensors(folder: Path, config: DecoderConfig) -> None:
+    """Check that the tensors in `folder` are those of a decoder of geometry `config`, by name, shape and type.
 
     Only the headers of the files are read.
 
     Raises:
-        UserError: as `read_geometry` and `read_weights`; DamagedError: names the first tensor that does not fit.
+        UserError: as `read_weights`; DamagedError: names the first tensor that does not fit, and its file.
     """
-    config = read_geometry(folder)
     stored = {name: file for file in map(codec.TensorFile, weight_files(folder)) for name in file.names}
-    stored = {name: file for name, file in stored.items() if not name.endswith(_ROTARY_BUFFER)}
-    shapes = {name: file.shape(name) for name, file in stored.items()}
-    expected = expected_tensors(config, architecture_of(config))
+    shapes = {name: file.shape(name) for name, file in stored.items() if not name.endswith(_ROTARY_BUFFER)}
+    expected = shapes_of(dict(on_meta(config).named_parameters()))
     if config.tie_word_embeddings and HEAD in shapes:
         expected[HEAD] = expected[EMBEDDING]  # which may be stored twice
     if problem := difference(shapes, expected):
-        name = next((name for name in shapes if f'"{name}"' in problem), None)
-        raise DamagedError(f"{stored[name].path if name else folder}: {problem}")
-    for name, file in stored.items():
-        if not file.dtype(name).startswith(("F", "BF")):
-            raise DamagedError(f'{file.path}: the tensor "{name}" is {file.dtype(name)}, not floating-point')
+        named = next((name for name in shapes if f'"{name}"' in problem), None)
+        raise DamagedError(f"{stored[named].path if named else weight_files(folder)[0]}: {problem}")
+    for name in shapes:
+        if not stored[name].dtype(name).startswith(("F", "BF")):
+            kind = stored[name].dtype(name)
+            raise DamagedError(f'{stored[name].path}: the tensor "{name}" is {kind}, not floating-point')
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -142,7 +142,9 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     layout, start = job.layout, newest or 0
 
     def build_state(job: Job = job) -> TrainState:
-        return job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
+        if newest is None:
+            return job.build_state(None)
+        return job.build_state(load_checkpoint(layout, newest, manifest.name, job.config.model))
 
     # Compiled, a trial would compile anew for each number of rows.
     found = _resolve_micro_batch(job, manifest, lambda: build_state(replace(job, compiled=False)))

@@ -247,8 +247,10 @@ class Job:
             model = model.to(self.runtime.device)
         method = build_method(self.config.method)
         if saved is not None:
-            method.load_state_dict(saved.method_tensors, saved.method_scalars)
+            saved.restore_method(method)
         parameters = method.prepare(model, self.data, self.config.seed.method)
+        if saved is not None:
+            saved.check_method(method)
         if saved is None:
             check_no_decay(self.config.optimizer, parameters)
         if self.sharded:
