@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
 import io
+import sys
 import tokenize
 from collections.abc import Mapping
 from typing import Any
@@ -203,8 +203,16 @@ def _source_sha256(decoder: Decoder) -> str:
     modules = {type(part).__module__ for part in decoder.modules()}
     digest = hashlib.sha256()
     for name in sorted(name for name in modules if name.partition(".")[0] != "torch"):
-        source = inspect.getsource(importlib.import_module(name))
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        for token in tokenize.generate_tokens(io.StringIO(_source(name)).readline):
             if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE):
                 digest.update(token.string.encode() + b"\0")
     return digest.hexdigest()
+
+
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        raise ValueError(
+            f"the decoder has a part from {module}, whose source cannot be read: define it in a file"
+        ) from None
