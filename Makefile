@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-observe bench-relora golden notebook clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-observe bench-relora bench-gpu golden notebook clean
 
 install: $(STAMP)
 
@@ -47,6 +47,10 @@ bench-observe: install
 bench-relora: install
 	$(BIN)/python benchmarks/relora.py
 	$(BIN)/python benchmarks/relora.py --shape small --rounds 5
+
+# For one GPU, under seven minutes; without one, tiny sizes show that the script works.
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 golden: install
 	$(BIN)/python tests/golden/make.py
