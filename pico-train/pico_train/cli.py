@@ -153,12 +153,14 @@ def prepare(
     overrides: Overrides = None,
 ) -> None:
     """Text, or a hub data set, to packed rows."""
-    from pico_train.config import load
+    from pico_train.config import load, read_yaml
     from pico_train.data.prepare import PrepareConfig
     from pico_train.data.prepare import prepare as prepare_data
+    from pico_train.data.sources import in_full
 
     given = [item for item in [config, *(overrides or [])] if item is not None]
     path = Path(given.pop(0)) if given and "=" not in given[0] else None
+    given = in_full(given, read_yaml(path) if path is not None else {})
     _say(f"data in {prepare_data(load(PrepareConfig, path, given), _say)}")
 
 

@@ -7,7 +7,6 @@ sha256 and number of rows. A row's id is its place in all shards, in their order
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from pico_contract import codec
+from pico_contract.data_directory import shards_digest
 from pico_contract.errors import DamagedError, UserError
 from pydantic import Field
 
@@ -64,8 +64,7 @@ class Listing:
     @property
     def digest(self) -> str:
         """sha256 over the row length and the shards' contents and counts in order, wherever they lie."""
-        text = "\n".join([str(self.row_length), *(f"{shard.sha256} {shard.rows}" for shard in self.shards)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return shards_digest(self.row_length, [(shard.sha256, shard.rows) for shard in self.shards])
 
     def to_json(self) -> str:
         """One line a shard."""

@@ -17,7 +17,8 @@ from pico_contract.schema import Measured
 from pydantic import Field
 
 from pico_train.config import Section
-from pico_train.data.sources import HUB, Record, SourceConfig, hub_records, hub_subsets, json_records
+from pico_train.data.files import Record, is_json_lines, json_records
+from pico_train.data.sources import HUB, SourceConfig, hub_records, hub_subsets
 from pico_train.evaluate.likelihood import StartToken, TextEncoder, sequence_nll
 from pico_train.model.decoder import Decoder
 
@@ -69,7 +70,7 @@ def _records(path: str) -> Iterator[Record]:
     if not folder.is_dir():
         near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
         raise UserError(f"evaluate.blimp.path: there is no directory {path}{near}")
-    return itertools.chain.from_iterable(map(json_records, sorted(folder.glob("*.jsonl"))))
+    return itertools.chain.from_iterable(map(json_records, sorted(filter(is_json_lines, folder.glob("[!.]*")))))
 
 
 def _pair(record: dict[str, Any], where: str) -> MinimalPair:

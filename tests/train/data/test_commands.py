@@ -64,10 +64,12 @@ def test_prepare_makes_what_the_file_says_and_counts_it(command: Command, recipe
 def test_prepare_a_second_time_says_so(command: Command, recipe: Path) -> None:
     command("prepare", recipe)
     code, out, _ = command("prepare", recipe)
-    assert (code, out) == (0, "packed is prepared already; delete it to prepare it again\ndata in packed\n")
+    compared = "packed is prepared already (its source has not changed since, by size and time)"
+    assert (code, out) == (0, f"{compared}; delete it to prepare it again\ndata in packed\n")
     code, _, err = command("prepare", recipe, "seq_len=8")
     assert code == 2
-    assert err == "pico-train: packed was made with other settings: choose another `out`, or delete it\n"
+    other = "packed was made with other settings (seq_len 16 -> 8)"
+    assert err == f"pico-train: {other}: choose another `out`, or delete it\n"
 
 
 def test_prepare_takes_overrides_with_and_without_a_file(command: Command, recipe: Path, tmp_path: Path) -> None:
