@@ -14,8 +14,9 @@ from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
 
+from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
 from pico_train.data.shards import DirectoryFiles, Files, Listing, StreamConfig, StreamedRows
-from pico_train.data.tokenizer import Vocabulary
+from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 
 _START_BYTES = 16 * BLOCK_BYTES
 """Bytes of each split's rows that are compared with data.json when a run begins: 1 GiB, about a second."""
@@ -100,6 +101,18 @@ class PackedData:
         """The ids that its rows are made of."""
         eos = self.manifest.special_tokens.get("eos")
         return Vocabulary(self.path, self.tokenizer_path, eos, self.manifest.vocab_size)
+
+    def token_byte_lengths(self) -> np.ndarray | None:
+        """Bytes of text that each id of the rows stands for, (vocab,) int64; None where the ids do not tell.
+
+        Preparing data compares the sum of these with the bytes of each document. Without such a comparison (ids that
+        others made, data of earlier versions) the kind of the tokenizer decides.
+        """
+        if self.tokenizer_path is None or self.manifest.token_bytes == "not exact":
+            return None
+        tokenizer = load_tokenizer(self.tokenizer_path)
+        is_compared = self.manifest.token_bytes == "exact"
+        return written_byte_lengths(tokenizer) if is_compared else token_byte_lengths(tokenizer)
 
     def split(self, name: str) -> Rows:
         """The rows of split `name` (train, validation); UserError names those that exist."""

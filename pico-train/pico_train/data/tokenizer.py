@@ -127,15 +127,16 @@ def _words(tokenizer: Tokenizer, text: str) -> list[str]:
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
-def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Token ids of `text`, (T,) int64, as preparing data makes them: no special tokens are added.
+def encode(tokenizer: Tokenizer, text: str, where: str = "the text") -> np.ndarray:
+    """Encode `text` as preparing data does, without added special tokens: ids (T,) int64.
 
     Raises:
-        UserError: the text holds the name of a special token, which this tokenizer cannot read as text.
+        UserError: the text, named by `where`, holds the name of a special token that this tokenizer cannot read as
+            text.
     """
     encoded = tokenizer.encode_batch_fast(pieces(tokenizer, text), add_special_tokens=False)
     ids = np.concatenate([np.array(part.ids, dtype=np.int64) for part in encoded])
-    require_text(tokenizer, ids, "the text")
+    require_text(tokenizer, ids, where)
     return ids
 
 

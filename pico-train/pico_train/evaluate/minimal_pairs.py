@@ -110,7 +110,7 @@ def minimal_pairs(
 def sentence_nll(model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int) -> dict[str, float]:
     """Sentence -> -ln P(sentence), nats. A sentence of several pairs is measured once, and equal ones tie exactly."""
     sentences = list(dict.fromkeys(itertools.chain.from_iterable((pair.good, pair.bad) for pair in pairs)))
-    ids = [encoder(sentence) for sentence in sentences]
+    ids = [encoder(sentence, f'the sentence "{sentence}"') for sentence in sentences]
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     positions, needed = model.config.max_position_embeddings, len(ids[longest]) - 1
     if needed > positions:

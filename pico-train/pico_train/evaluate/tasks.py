@@ -17,7 +17,7 @@ from pydantic import Field
 from pico_train.config import Section
 from pico_train.data.packed import PackedData
 from pico_train.data.sources import HUB, documents
-from pico_train.data.tokenizer import Vocabulary, load_tokenizer, token_byte_lengths
+from pico_train.data.tokenizer import Vocabulary
 from pico_train.evaluate.likelihood import TextEncoder
 from pico_train.evaluate.minimal_pairs import BlimpConfig, minimal_pairs, pairs_settings, read_pairs
 from pico_train.evaluate.paloma import PalomaConfig
@@ -77,7 +77,9 @@ def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
         raise UserError(f"{where} has no validation rows to evaluate on; prepare it with a validation split")
     rows = data.split("validation")
     settings = config.perplexity.settings(rows, model.config.max_position_embeddings)
-    lengths = token_byte_lengths(load_tokenizer(data.tokenizer_path)) if data.tokenizer_path else None
+    lengths = data.token_byte_lengths()
+    if lengths is None:
+        settings["bytes"] = "not counted: the ids of this tokenizer do not tell the bytes of the text"
     size, batch = (settings["rows"], settings["seq_len"]), config.perplexity.batch_size
     return Prepared(
         {**settings, "data": data.manifest.fingerprint}, lambda: perplexity(model, rows, *size, batch, lengths)
