@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from pydantic import Field
 from pico_train.config import Section
 from pico_train.keep import KeepConfig
 from pico_train.model.decoder import DecoderConfig
-from pico_train.model.hf import config_from_hf, generation_config, hf_config, tokenizer_config
+from pico_train.model.hf import SpecialTokens, generation_config, hf_config, tokenizer_config
+from pico_train.model_folder import read_geometry, read_token_ids, read_weights
 from pico_train.state import SavedState
 
 
@@ -131,46 +133,40 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
 
 
 def initial_geometry(source: str) -> DecoderConfig:
-    """Geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
+    """Read the geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
 
     Raises:
         UserError: no such run, step or directory, a damaged file, or an architecture that is not Llama's.
     """
-    path = _weights_directory(source) / MODEL_CONFIG
-    try:
-        return config_from_hf(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f'init_from "{source}": {path} does not exist') from None
-    except ValueError as error:
-        raise UserError(f'init_from "{source}": {path}: {error}') from None
+    folder = _weights_directory(source)
+    with _naming_source(source):
+        return read_geometry(folder)
 
 
 def initial_weights(source: str) -> dict[str, torch.Tensor]:
-    """Weights of `source`, in one file or in those that its index names; a checkpoint of ours is compared by sha256.
+    """Read the weights of `source`; a checkpoint of ours is compared by sha256 first.
 
     Raises:
         UserError: as `initial_geometry`; no .safetensors file, or a missing or damaged one.
     """
-    directory = _weights_directory(source, hashes=True)
-    whole, index = directory / MODEL_WEIGHTS, directory / f"{MODEL_WEIGHTS}.index.json"
-    if whole.is_file():
-        parts = {whole}
-    elif index.is_file():
-        parts = {directory / name for name in _weight_map(index).values()}
-    else:
-        raise UserError(f'init_from "{source}": {directory} holds neither {whole.name} nor {index.name}')
-    try:
-        return {name: tensor for file in sorted(parts) for name, tensor in codec.read_tensors(file).items()}
-    except DamagedError as error:
-        raise DamagedError(f'init_from "{source}": {error}') from None
+    folder = _weights_directory(source, hashes=True)
+    with _naming_source(source):
+        return read_weights(folder)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file, as a Hugging Face index of a model in several files has it."""
+def initial_token_ids(source: str) -> SpecialTokens:
+    """Read the token ids that the configuration of `source` names; errors as `initial_geometry`."""
+    folder = _weights_directory(source)
+    with _naming_source(source):
+        return read_token_ids(folder)
+
+
+@contextmanager
+def _naming_source(source: str) -> Iterator[None]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        raise DamagedError(f'{index} is not an index of weights: it has no "weight_map"') from None
+        yield
+    except UserError as error:
+        raise type(error)(f'init_from "{source}": {error}') from None
 
 
 def resolved_source(source: str) -> str:

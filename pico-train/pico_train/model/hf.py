@@ -14,8 +14,11 @@ from pico_train.model.decoder import Decoder, DecoderConfig
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
+SpecialTokens = Mapping[str, int | list[int]]
+"""Role (bos, eos, pad, mask) -> id; several ids where a model ends a text with any of them."""
 
-def hf_config(config: DecoderConfig, special_tokens: Mapping[str, int]) -> dict[str, Any]:
+
+def hf_config(config: DecoderConfig, special_tokens: SpecialTokens) -> dict[str, Any]:
     """config.json of a LlamaForCausalLM.
 
     transformers 4 reads `rope_theta` and `torch_dtype`, transformers 5 `rope_parameters` and `dtype`: both are there.
@@ -45,33 +48,41 @@ def hf_config(config: DecoderConfig, special_tokens: Mapping[str, int]) -> dict[
         "use_cache": True,
         "dtype": "float32",
         "torch_dtype": "float32",
-        **_token_ids(special_tokens),
+        **_token_id_keys(special_tokens),
     }
 
 
-def generation_config(special_tokens: Mapping[str, int]) -> dict[str, Any]:
+def generation_config(special_tokens: SpecialTokens) -> dict[str, Any]:
     """generation_config.json: only what a generator must know of the tokens."""
-    return {"_from_model_config": True, **_token_ids(special_tokens)}
+    return {"_from_model_config": True, **_token_id_keys(special_tokens)}
 
 
-def tokenizer_config(config: DecoderConfig, special_tokens: Mapping[str, int], tokenizer: Path) -> dict[str, Any]:
+def tokenizer_config(config: DecoderConfig, special_tokens: SpecialTokens, tokenizer: Path) -> dict[str, Any]:
     """tokenizer_config.json for the tokenizer.json at `tokenizer`, with a class name that transformers 4 knows."""
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     words = {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
-    named = {role: words.get(token) for role, token in special_tokens.items()}
-    tokens = {"bos_token": named.get("eos"), "eos_token": named.get("eos"), "pad_token": named.get("pad")}
+    named = {f"{role}_token": words.get(_first(token)) for role, token in _token_ids(special_tokens).items()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        **{key: word for key, word in tokens.items() if word is not None},
+        **{key: word for key, word in named.items() if word is not None},
     }
 
 
-def _token_ids(special_tokens: Mapping[str, int]) -> dict[str, int | None]:
+def _token_ids(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
+    """Ids by role; a text begins after the end of another where there is no token of its own for that."""
     eos = special_tokens.get("eos")
-    return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": special_tokens.get("pad")}
+    return {"bos": special_tokens.get("bos", _first(eos)), "eos": eos, "pad": special_tokens.get("pad")}
+
+
+def _token_id_keys(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
+    return {f"{role}_token_id": token for role, token in _token_ids(special_tokens).items()}
+
+
+def _first(ids: int | list[int] | None) -> int | None:
+    return ids[0] if isinstance(ids, list) else ids
 
 
 def config_from_hf(raw: Any) -> DecoderConfig:
@@ -112,6 +123,16 @@ def config_from_hf(raw: Any) -> DecoderConfig:
     return config
 
 
+_UNSUPPORTED = {
+    "attention_bias": "biases",
+    "mlp_bias": "biases",
+    "sliding_window": "attention windows",
+    "quantization_config": "quantised weights",
+    "rope_interleaved": "interleaved rotary embeddings",
+}
+"""Key of config.json that asks for what this decoder lacks, where it is set -> the name of that."""
+
+
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key in ("rope_scaling", "rope_parameters"):
         rope = raw.get(key) or {}
@@ -120,9 +141,13 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind != "default":
             raise ValueError(f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported')
-    for key in ("attention_bias", "mlp_bias"):
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(f"{key} sets partial_rotary_factor; this decoder rotates the whole of each head")
+    for key, feature in _UNSUPPORTED.items():
         if raw.get(key):
-            raise ValueError(f"{key} is true; this decoder has no biases")
+            raise ValueError(f"{key} is {json.dumps(raw[key])}; this decoder has no {feature}")
+    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not 1; this decoder rotates the whole of each head")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f'hidden_act is "{raw["hidden_act"]}"; only "silu" is supported')
 
