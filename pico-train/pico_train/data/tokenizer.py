@@ -51,6 +51,8 @@ class Vocabulary:
     tokenizer: Path | None
     eos: int | None
     size: int
+    start_name: str = "eos"
+    """The role of `eos` in results: "bos" where a model of others begins its texts with a token of its own."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

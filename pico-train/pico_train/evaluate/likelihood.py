@@ -41,7 +41,8 @@ class TextEncoder:
     def settings(self) -> dict[str, Any]:
         """What of this decides a result."""
         path = self._vocabulary.tokenizer
-        start = f"eos (id {self._start[0]})" if self._start else "none; the first id of each text is context only"
+        name = self._vocabulary.start_name
+        start = f"{name} (id {self._start[0]})" if self._start else "none; the first id of each text is context only"
         counted = {} if self._tokenizer is None or self._known is not None else {"bytes": "of the texts; not of ids"}
         return {
             "start_token": start,
