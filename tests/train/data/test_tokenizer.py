@@ -20,6 +20,7 @@ from pico_train.data.tokenizer import load_tokenizer, pieces, special_tokens, to
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .conftest import Make
+from .kinds import KINDS
 
 SAMPLE = ["the king's crown falls  and\n\nthe queen weeps: 1603 — naïve Łódź 王\n"] * 20
 AROUND_SPACES = st.text(alphabet="ab'sL王ń9.,-_\n\t \u00a0\u0301", max_size=60)
@@ -92,6 +93,44 @@ def test_pieces_are_short_where_there_are_spaces(trained: Tokenizer) -> None:
     parts = pieces(trained, "word " * 100_000)
     assert max(map(len, parts)) <= (1 << 16) + 5
     assert len(parts) == 8
+
+
+LONG = {
+    "words": "the king's crown, falls 1603 ",
+    "lines": "crown\n",
+    "chinese": "\u738b\u540e\uff0c\u738b\u51a0\u843d\u4e0b\u3002",
+    "combining": "e\u0301a\u0301 ",
+    "one word": "ab1\u738b",
+}
+
+
+@pytest.mark.parametrize("text", LONG)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_documents_have_the_ids_of_the_whole(kind: str, text: str, tmp_path: Path) -> None:
+    KINDS[kind]().save(str(tmp_path / "tokenizer.json"))
+    tokenizer, long = load_tokenizer(tmp_path), LONG[text] * 40
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizing, "_PIECE", 50)
+        parts = pieces(tokenizer, long)
+    assert "".join(parts) == long
+    ids = [i for part in parts for i in tokenizer.encode(part, add_special_tokens=False).ids]
+    assert ids == tokenizer.encode(long, add_special_tokens=False).ids
+    if kind in ("byte level", "llama 3") and text != "one word":
+        assert len(parts) > 3
+
+
+def test_text_without_any_seam_is_cut_all_the_same(monkeypatch: pytest.MonkeyPatch, trained: Tokenizer) -> None:
+    """A token at most is lost at each cut; of other tokenizers a cut would add spaces, and they keep it whole."""
+    monkeypatch.setattr(tokenizing, "_PIECE", 50)
+    monkeypatch.setattr(tokenizing, "_LONGEST", 200)
+    text = "king" * 500
+    parts = pieces(trained, text)
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 250
+    ids = [i for part in parts for i in trained.encode(part).ids]
+    assert 0 <= len(ids) - len(trained.encode(text).ids) <= 2 * len(parts)
+    assert pieces(KINDS["sentencepiece, space first"](), text) == [text]
+    assert pieces(KINDS["byte level, space first"](), text) == [text]
 
 
 def test_an_existing_tokenizer_is_taken_from_a_file_or_a_directory(
