@@ -97,6 +97,7 @@ def _found(job: Job) -> dict[str, Any]:
     manifest = _manifest(job)
     newest, notices = newest_intact(job.layout)
     if not (manifest.status == "finished" and newest == manifest.total_steps):
+        notices += filter(None, [job.data.verify_at_start()])
         notices += _make_room(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
 
