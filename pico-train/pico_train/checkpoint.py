@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from pico_contract import codec
-from pico_contract.errors import DamagedError, UserError
+from pico_contract.errors import DamagedError, UserError, in_one_line
 from pico_contract.layout import (
     GENERATION_CONFIG,
     MANIFEST,
@@ -30,8 +32,10 @@ from pydantic import Field
 from pico_train.config import Section
 from pico_train.keep import KeepConfig
 from pico_train.model.decoder import DecoderConfig
-from pico_train.model.hf import config_from_hf, generation_config, hf_config, tokenizer_config
-from pico_train.state import SavedState
+from pico_train.model.hf import SpecialTokens, generation_config, hf_config, tokenizer_config
+from pico_train.model.stock import STOCK, Architecture, difference, expected_tensors, shapes_of
+from pico_train.model_folder import check_tensors, read_geometry, read_token_ids, read_weights
+from pico_train.state import Counters, SavedState, stepped
 
 
 class CheckpointConfig(Section):
@@ -54,7 +58,8 @@ class ModelCard:
     run: str
     config: DecoderConfig
     tokenizer: Path | None
-    special_tokens: dict[str, int]
+    special_tokens: SpecialTokens
+    architecture: Architecture = STOCK
 
 
 def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard, metrics: FileEntry | None = None) -> Path:
@@ -72,7 +77,7 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard, metri
         state.mkdir()
         codec.save_tensors(state / OPTIMIZER, saved.optimizer)
         codec.save_tensors(state / METHOD_TENSORS, saved.method_tensors)
-        scalars = {"counters": saved.counters, "method": saved.method_scalars}
+        scalars = {"counters": saved.counters, "method": saved.method_scalars, "stepped": stepped(saved.optimizer)}
         codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
         codec.seal(state, StateManifest(step=step))
         tokens = int(saved.counters["tokens"])
@@ -82,10 +87,19 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard, metri
 
 
 def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: ModelCard) -> None:
-    """Write the files of a Hugging Face model into `directory`; `weights` have the names of LlamaForCausalLM."""
+    """Write the files of a Hugging Face model into `directory`.
+
+    Raises:
+        UserError: `weights` are not the tensors that config.json implies; names the first that differs.
+    """
+    problem = difference(shapes_of(weights), expected_tensors(card.config, card.architecture))
+    if problem is not None:
+        raise UserError(
+            f"{directory / MODEL_WEIGHTS} is not written, for {MODEL_CONFIG} implies other tensors: {problem}"
+        )
     codec.save_tensors(directory / MODEL_WEIGHTS, weights)
     texts = {
-        MODEL_CONFIG: hf_config(card.config, card.special_tokens),
+        MODEL_CONFIG: hf_config(card.config, card.special_tokens, card.architecture),
         GENERATION_CONFIG: generation_config(card.special_tokens),
     }
     if card.tokenizer is not None:
@@ -95,24 +109,52 @@ def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: Mode
         codec.write_text(directory / name, json.dumps(content, indent=2))
 
 
-def load_checkpoint(layout: RunLayout, step: int, run: str | None = None) -> SavedState:
-    """The state saved at `step`; the caller has verified that it is intact (`newest_intact`).
+def load_checkpoint(
+    layout: RunLayout, step: int, run: str | None = None, config: DecoderConfig | None = None
+) -> SavedState:
+    """Read the state saved at `step`; the caller has verified that it is intact (`newest_intact`).
 
     Raises:
-        DamagedError: `run` is given, and the checkpoint was copied here from a run of another name.
+        DamagedError: its tensors are not what its config.json implies, or that is not the geometry `config`;
+            scalars.json is not what a checkpoint holds; or `run` is given, and the checkpoint was copied here from a
+            run of another name.
     """
     directory, state = layout.checkpoint(step), layout.state(step)
     owner = codec.read_manifest(directory / MANIFEST, CheckpointManifest).run
     if run not in (None, owner):
         raise DamagedError(f'{directory} is a checkpoint of the run "{owner}", not of "{run}": move it away')
-    scalars = json.loads((state / SCALARS).read_text(encoding="utf-8"))
+    geometry = read_geometry(directory)
+    if config not in (None, geometry):
+        raise DamagedError(f"{directory / MODEL_CONFIG} has another geometry than the run: {geometry}")
+    check_tensors(directory, geometry)
+    counters, method, stepped = _read_scalars(state / SCALARS)
     return SavedState(
         weights=codec.read_tensors(directory / MODEL_WEIGHTS),
         optimizer=codec.read_tensors(state / OPTIMIZER),
         method_tensors=codec.read_tensors(state / METHOD_TENSORS),
-        method_scalars=scalars["method"],
-        counters=scalars["counters"],
+        method_scalars=method,
+        counters=counters,
+        stepped=stepped,
+        place=state,
     )
+
+
+def _read_scalars(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str] | None]:
+    """Read counters, scalars of the method, and the parameters that the optimizer has stepped (None: not recorded)."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        counters, method, stepped = raw["counters"], raw["method"], raw.get("stepped")
+        Counters(**counters)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} does not hold the counters of a checkpoint ({in_one_line(error)})") from None
+    wrong = [field.name for field in fields(Counters) if str(field.type) != type(counters.get(field.name)).__name__]
+    if wrong:
+        raise DamagedError(f"{path}: counters.{wrong[0]} is missing or of a wrong type")
+    if not isinstance(method, dict):
+        raise DamagedError(f'{path}: "method" should be an object')
+    if stepped is not None and not (isinstance(stepped, list) and all(isinstance(name, str) for name in stepped)):
+        raise DamagedError(f'{path}: "stepped" should be a list of names')
+    return counters, method, stepped
 
 
 def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
@@ -134,46 +176,47 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
 
 
 def initial_geometry(source: str) -> DecoderConfig:
-    """Geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
+    """Read the geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
 
     Raises:
         UserError: no such run, step or directory, a damaged file, or an architecture that is not Llama's.
     """
-    path = _weights_directory(source) / MODEL_CONFIG
-    try:
-        return config_from_hf(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f'init_from "{source}": {path} does not exist') from None
-    except ValueError as error:
-        raise UserError(f'init_from "{source}": {path}: {error}') from None
+    folder = _weights_directory(source)
+    with _naming_source(source):
+        return read_geometry(folder)
 
 
 def initial_weights(source: str) -> dict[str, torch.Tensor]:
-    """Weights of `source`, in one file or in those that its index names; a checkpoint of ours is compared by sha256.
+    """Read the weights of `source`; a checkpoint of ours is compared by sha256 first.
 
     Raises:
         UserError: as `initial_geometry`; no .safetensors file, or a missing or damaged one.
     """
-    directory = _weights_directory(source, hashes=True)
-    whole, index = directory / MODEL_WEIGHTS, directory / f"{MODEL_WEIGHTS}.index.json"
-    if whole.is_file():
-        parts = {whole}
-    elif index.is_file():
-        parts = {directory / name for name in _weight_map(index).values()}
-    else:
-        raise UserError(f'init_from "{source}": {directory} holds neither {whole.name} nor {index.name}')
-    try:
-        return {name: tensor for file in sorted(parts) for name, tensor in codec.read_tensors(file).items()}
-    except DamagedError as error:
-        raise DamagedError(f'init_from "{source}": {error}') from None
+    folder = _weights_directory(source, hashes=True)
+    with _naming_source(source):
+        return read_weights(folder)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file, as a Hugging Face index of a model in several files has it."""
+def check_initial_tensors(source: str, config: DecoderConfig) -> None:
+    """Check that the tensors of `source` are those of geometry `config`; errors as `initial_weights`."""
+    folder = _weights_directory(source)
+    with _naming_source(source):
+        check_tensors(folder, config)
+
+
+def initial_token_ids(source: str) -> SpecialTokens:
+    """Read the token ids that the configuration of `source` names; errors as `initial_geometry`."""
+    folder = _weights_directory(source)
+    with _naming_source(source):
+        return read_token_ids(folder)
+
+
+@contextmanager
+def _naming_source(source: str) -> Iterator[None]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        raise DamagedError(f'{index} is not an index of weights: it has no "weight_map"') from None
+        yield
+    except UserError as error:
+        raise type(error)(f'init_from "{source}": {error}') from None
 
 
 def resolved_source(source: str) -> str:

@@ -26,6 +26,7 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
 Trust = Annotated[bool, typer.Option("--trust", help="import and run the code that the run's configuration names")]
+ModelPath = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="run, or Hugging Face model directory")]
 Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 
 
@@ -81,26 +82,26 @@ def prune(
 
 @app.command()
 def evaluate(
-    run: RunPath,
+    run: ModelPath,
     overrides: Overrides = None,
     step: Step = None,
     tasks: Annotated[str | None, typer.Option(help="comma-separated; those that are set up by default")] = None,
     again: Annotated[bool, typer.Option("--again", help="measure also what was measured before")] = False,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a checkpoint of a run: perplexity, text_perplexity, paloma, blimp."""
-    from pico_train.commands import evaluate_run
+    """Evaluate a checkpoint of a run, or a Hugging Face Llama: perplexity, text_perplexity, paloma, blimp."""
+    from pico_train.commands_model import evaluate_any
     from pico_train.console import progress_on_stderr
 
     names = tasks.split(",") if tasks else None
     with progress_on_stderr() as progress:
-        result = evaluate_run(run, step, names, overrides or [], again=again, trust=trust, progress=progress)
+        result = evaluate_any(run, step, names, overrides or [], again=again, trust=trust, progress=progress)
     _say(result)
 
 
 @app.command()
 def generate(
-    run: RunPath,
+    run: ModelPath,
     prompt: Annotated[str, typer.Option(help="text to continue")] = "",
     step: Step = None,
     tokens: Annotated[int, typer.Option(min=1, help="new tokens")] = 100,
@@ -109,10 +110,11 @@ def generate(
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="probability mass kept; all by default")] = None,
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
 ) -> None:
-    """Continue a prompt with a checkpoint of a run."""
-    from pico_train.commands import generate_text
+    """Continue a prompt with a checkpoint of a run, or a Hugging Face Llama."""
+    from pico_train.commands_model import generate_any
+    from pico_train.generation import Sampling
 
-    _say(generate_text(run, prompt, step, tokens, temperature, top_k, top_p, seed))
+    _say(generate_any(run, step, prompt, Sampling(tokens, temperature, top_k, top_p, seed)))
 
 
 @app.command()
@@ -164,12 +166,14 @@ def prepare(
     overrides: Overrides = None,
 ) -> None:
     """Text, or a hub data set, to packed rows."""
-    from pico_train.config import load
+    from pico_train.config import load, read_yaml
     from pico_train.data.prepare import PrepareConfig
     from pico_train.data.prepare import prepare as prepare_data
+    from pico_train.data.sources import in_full
 
     given = [item for item in [config, *(overrides or [])] if item is not None]
     path = Path(given.pop(0)) if given and "=" not in given[0] else None
+    given = in_full(given, read_yaml(path) if path is not None else {})
     _say(f"data in {prepare_data(load(PrepareConfig, path, given), _say)}")
 
 
@@ -190,16 +194,32 @@ def fetch(
 
 @data_app.command()
 def show(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run, or a run directory")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG|RUN|DATA", help="YAML file of a run, a run directory, a data directory")
+    ],
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(min=1, help="update whose rows are shown")] = 1,
     rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
     trust: Trust = False,
 ) -> None:
-    """The very rows that an update reads: ids and text."""
+    """The very rows that an update reads, ids and text; of a data directory, what it is and its first rows."""
     from pico_train.commands import rows_of_step
+    from pico_train.commands_data import describe_data, is_data_directory
 
-    for line in rows_of_step(_load(config, overrides, trust), str(config), step, rows):
+    if is_data_directory(config):
+        lines = describe_data(config, overrides or [], rows)
+    else:
+        lines = rows_of_step(_load(config, overrides, trust), str(config), step, rows)
+    for line in lines:
+        _say(line)
+
+
+@data_app.command()
+def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data directory")]) -> None:
+    """Compare every byte of a data directory, and the shards that it keeps, with what data.json says."""
+    from pico_train.commands_data import verify_all
+
+    for line in verify_all(data):
         _say(line)
 
 
@@ -236,14 +256,15 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     from pico_contract.errors import UserError
     from pico_contract.layout import RunLayout
 
-    from pico_train.config import load
+    from pico_train.config import load, read_yaml
+    from pico_train.data.sources import in_full
     from pico_train.run import RunConfig
     from pico_train.stored import is_stored, load_stored
 
     if is_stored(path):
         return load_stored(RunLayout(path.parent), overrides or [], trust=trust)
     if not path.is_dir():
-        return load(RunConfig, path, overrides or [])
+        return load(RunConfig, path, in_full(overrides or [], read_yaml(path)))
     # The run that lies there is meant, wherever it was when it was written.
     place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
     config = load_stored(RunLayout(path), [place, *(overrides or [])], trust=trust)

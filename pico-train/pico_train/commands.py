@@ -8,10 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER, RunLayout
+from pico_contract.layout import MODEL_CONFIG, TOKENIZER, RunLayout
 from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 from pico_contract.terminal import one_line
@@ -20,14 +19,15 @@ from pico_train.checkpoint import newest_intact
 from pico_train.config import identity
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
-from pico_train.data.tokenizer import Vocabulary, load_tokenizer
+from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer
 from pico_train.disk import in_units
 from pico_train.distributed import Runtime
 from pico_train.evaluate.progress import ShowProgress, hidden
 from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
+from pico_train.generation import Sampling, continue_ids, require_utf8
 from pico_train.keep import Removal, removals, remove
 from pico_train.model.decoder import Decoder
-from pico_train.model.hf import config_from_hf, load_weights
+from pico_train.model_folder import load_model
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.stored import load_stored
@@ -177,9 +177,7 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
     """(layout, step, decoder in evaluation mode) of a checkpoint of `run`; errors as `intact_checkpoint`."""
     layout, chosen = intact_checkpoint(run, step)
     directory = layout.checkpoint(chosen)
-    decoder = Decoder(config_from_hf(json.loads((directory / MODEL_CONFIG).read_text(encoding="utf-8"))))
-    load_weights(decoder, codec.read_tensors(directory / MODEL_WEIGHTS))
-    return layout, chosen, decoder.eval()
+    return layout, chosen, load_model(directory)
 
 
 def evaluate_run(
@@ -243,6 +241,7 @@ def _data_of_run(layout: RunLayout, config: RunConfig) -> PackedData:
             f"{config.data.path} does not hold the data of {layout.root} (fingerprint {data.manifest.fingerprint[:12]}"
             f" where {str(recorded)[:12]} is expected): name the directory that does with data.path=DIRECTORY"
         )
+    data.verify_at_start()
     return data
 
 
@@ -256,28 +255,16 @@ def generate_text(
     top_p: float | None,
     seed: int,
 ) -> str:
-    """`prompt` and what a checkpoint of `run` makes of it; an empty prompt starts after end-of-text.
+    """Continue `prompt` with a checkpoint of `run`, encoded as its data was; an empty prompt starts after end-of-text.
 
     Raises:
-        UserError: the run has no tokenizer, the prompt is no text, or it exceeds the positions with the new tokens.
+        UserError: the run has no tokenizer, the prompt is not text, or it exceeds the positions with the new tokens.
     """
-    if any("\ud800" <= character <= "\udfff" for character in prompt):  # bytes that the terminal could not decode
-        raise UserError("the prompt is not UTF-8")
+    require_utf8(prompt)
     layout, chosen, decoder = open_checkpoint(run, step)
     directory = layout.checkpoint(chosen)
     tokenizer = load_tokenizer(directory)
     eos = json.loads((directory / MODEL_CONFIG).read_text(encoding="utf-8")).get("eos_token_id")
-    ids = tokenizer.encode(prompt).ids or [eos]
-    try:
-        made = decoder.generate(
-            torch.tensor([ids]),
-            tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            eos_token_id=eos,
-        )
-    except ValueError as error:
-        raise UserError(f"{run}, step {chosen}: {error}") from None
-    return tokenizer.decode(made[0].tolist())
+    ids = encode(tokenizer, prompt, "the prompt").tolist() or ([] if eos is None else [eos])
+    sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+    return continue_ids(decoder, tokenizer.decode, ids, sampling, eos, f"{run}, step {chosen}")

@@ -25,6 +25,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @classmethod
+    def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fill in what follows from other keys of `raw`, before it is checked; nothing by default."""
+        return raw
+
 
 class OperationMark:
     """Marks a field that may change between sessions of one run (how it is carried out, not what it is)."""
@@ -54,9 +59,9 @@ def validate(kind: type[S], raw: Mapping[str, Any], source: str, overrides: Sequ
     serves as a tuple and text as a path.
     """
     infinite = [_infinite(keys, value) for keys, value in _leaves(raw, ()) if _is_infinite(value)]
-    text = json.dumps(raw, default=str)
     errors: list[Mapping[str, Any]] = list(infinite)
     try:
+        text = json.dumps(kind.completed(raw), default=str)
         checked = kind.model_validate_json(text, strict=True)
     except ValidationError as error:
         errors += [one for one in error.errors(include_url=False) if not _follows(one["loc"], infinite)]

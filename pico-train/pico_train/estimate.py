@@ -8,6 +8,7 @@ from pico_train.disk import free_bytes, in_units
 from pico_train.evaluate.progress import Amount
 from pico_train.evaluate.tasks import default_tasks
 from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token
+from pico_train.model.stock import Architecture
 from pico_train.run import Job, RunConfig, build, saying_where
 from pico_train.storage import Storage
 
@@ -30,6 +31,8 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     tokens = steps * batch * job.seq_len
     epochs = steps * batch / job.rows.n_rows
     yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    architecture = job.card.architecture
+    yield f"architecture {architecture.name}" + _warning(architecture)
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
     yield _memory(storage, held)
@@ -38,6 +41,12 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield from _disk(job, storage)
     for one in config.observe:
         yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
+
+
+def _warning(architecture: Architecture) -> str:
+    if architecture.is_stock:
+        return ", a stock class of transformers"
+    return f"; no class of transformers computes it ({architecture.departure}): it can be neither exported nor pushed"
 
 
 def _memory(storage: Storage, held: int) -> str:

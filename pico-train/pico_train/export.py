@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pico_contract import codec
 from pico_contract.directories import check_directory
-from pico_contract.errors import DamagedError, UserError
+from pico_contract.errors import DamagedError, UserError, in_one_line
 from pico_contract.files import read_regular_text
 from pico_contract.layout import (
     GENERATION_CONFIG,
@@ -23,6 +23,8 @@ from pico_contract.layout import (
 from pico_contract.schema import CheckpointManifest
 
 from pico_train.commands import intact_checkpoint
+from pico_train.model.hf import refuse_own_model
+from pico_train.model.stock import difference, stock_tensors
 from pico_train.readme import exported_readme
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,6 +83,7 @@ def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
         for name in (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG)
         if name in there
     }
+    _check_stock(source, small[MODEL_CONFIG])
     stored = str(DTYPES[dtype]).removeprefix("torch.")
     config = json.loads(small[MODEL_CONFIG]) | {"dtype": stored, "torch_dtype": stored}
     small[MODEL_CONFIG] = json.dumps(config, indent=2)
@@ -94,3 +97,21 @@ def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
         codec.write_tensors(draft / MODEL_WEIGHTS, weights)
         for name, text in small.items():
             codec.write_text(draft / name, text)
+
+
+def _check_stock(source: Path, config: str) -> None:
+    """Refuse a checkpoint that transformers would open as something else than it is."""
+    try:
+        raw = json.loads(config)
+        refuse_own_model(raw)
+        expected = stock_tensors(raw)
+    except ValueError as error:
+        raise UserError(f"{source} cannot be exported: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{source / MODEL_CONFIG} is not the configuration of a model ({in_one_line(error)})"
+        ) from None
+    file = codec.TensorFile(source / MODEL_WEIGHTS)
+    problem = difference({name: file.shape(name) for name in file.names}, expected)
+    if problem is not None:
+        raise DamagedError(f"{file.path}: {problem}")

@@ -101,6 +101,7 @@ def _found(job: Job) -> dict[str, Any]:
     newest, notices = newest_intact(job.layout)
     if not (manifest.status == "finished" and newest == manifest.total_steps):
         notices += edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
+        notices += filter(None, [job.data.verify_at_start()])
         notices += _make_room(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
 
@@ -146,7 +147,9 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     layout, start = job.layout, newest or 0
 
     def build_state(job: Job = job) -> TrainState:
-        return job.build_state(load_checkpoint(layout, newest, manifest.name) if newest is not None else None)
+        if newest is None:
+            return job.build_state(None)
+        return job.build_state(load_checkpoint(layout, newest, manifest.name, job.config.model))
 
     # Compiled, a trial would compile anew for each number of rows.
     found = _resolve_micro_batch(job, manifest, lambda: build_state(replace(job, compiled=False)))

@@ -181,15 +181,29 @@ def load_optimizer_tensors(
     unfit: dict[str, str] = {}
     for key, value in tensors.items():
         name = key.rpartition(".")[0]
-        if name not in parameters or (value.dim() > 0 and value.shape != parameters[name].shape):
+        if name not in parameters or not _fits(key, value, parameters[name]):
             unfit.setdefault(name, key)
     if unfit and not drop_unknown:
         raise DamagedError(f'the saved optimizer state "{next(iter(unfit.values()))}" fits no parameter of this model')
+    for name in sorted({key.rpartition(".")[0] for key in tensors} - unfit.keys()):
+        entries = {key.rpartition(".")[2] for key in tensors if key.rpartition(".")[0] == name}
+        if entries not in _ENTRIES:
+            wanted = " or ".join(", ".join(sorted(some)) for some in _ENTRIES)
+            raise DamagedError(f'the saved optimizer state of "{name}" is {", ".join(sorted(entries))}, not {wanted}')
     for key, value in tensors.items():
         name, _, entry = key.rpartition(".")
         if name not in unfit:
             # Fused AdamW keeps its step counter on the parameter's device, as float32, like the moments.
             optimizer.state[parameters[name]][entry] = shared_like(parameters[name], value)
+
+
+_ENTRIES = ({"exp_avg", "exp_avg_sq", "step"}, {"momentum_buffer"})
+"""What AdamW and Muon keep of a parameter, whole or not at all."""
+
+
+def _fits(key: str, value: torch.Tensor, parameter: nn.Parameter) -> bool:
+    shape = torch.Size() if key.endswith(".step") else parameter.shape
+    return value.shape == shape and value.is_floating_point()
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:

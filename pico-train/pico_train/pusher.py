@@ -196,7 +196,11 @@ def push_run(run: Path, config: HubConfig, say: Say) -> list[int]:
         raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
     if config.repo is None:
         raise UserError(f"{run} names no repository: give --repo user/name")
-    delivery = _delivery(layout, config, codec.read_manifest(layout.manifest, RunManifest), say)
+    manifest = codec.read_manifest(layout.manifest, RunManifest)
+    if not manifest.stock:
+        why = manifest.architecture.get("departure", "its run.json says so")
+        raise UserError(f"{run} cannot be pushed: no class of transformers computes its model ({why})")
+    delivery = _delivery(layout, config, manifest, say)
     try:
         delivery.deliver(config.wait_minutes * 60)
         delivery.finish_readme()

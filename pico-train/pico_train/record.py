@@ -20,6 +20,7 @@ from pico_contract.schema import CheckpointManifest, RunManifest
 from pico_train.checkpoint import resolved_source
 from pico_train.config import identity, read_yaml, to_yaml, validate
 from pico_train.model.cost import count_parameters
+from pico_train.model.stock import STOCK, Architecture
 from pico_train.run import Job, RunConfig
 from pico_train.utilisation import matmul_rate, measures
 
@@ -47,6 +48,8 @@ def new_manifest(job: Job) -> RunManifest:
             **({} if job.rows.blocks else {"rows": job.rows.n_rows}),
         },
         sessions=[],
+        architecture=job.card.architecture.record(),
+        stock=job.card.architecture.is_stock,
     )
 
 
@@ -66,7 +69,10 @@ def check_identity(job: Job) -> None:
     old = validate(RunConfig, raw, str(job.layout.config))
     before, now = identity(old), identity(job.config)
     changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
-    recorded = codec.read_manifest(job.layout.manifest, RunManifest).data.get("fingerprint")
+    manifest = codec.read_manifest(job.layout.manifest, RunManifest)
+    if changed_architecture := _changed_architecture(job, manifest):
+        changed.append(changed_architecture)
+    recorded = manifest.data.get("fingerprint")
     if recorded != job.data.manifest.fingerprint:
         changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})")
     if changed:
@@ -102,6 +108,16 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
         if entry is not None and hashlib.sha256(text[: entry.size]).hexdigest() != entry.sha256:
             found.append(f"{layout.metrics} is not what it was when step {newest} was saved: it was edited or damaged")
     return [f"warning: {sentence}; the run is continued with it" for sentence in found]
+
+
+def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
+    """Say how the decoder differs from the one that the run began with."""
+    now = job.card.architecture
+    known = {field.name: str(manifest.architecture.get(field.name, "")) for field in dataclasses.fields(now)}
+    before = Architecture(**known) if known["name"] else STOCK
+    if (before.name, before.source_sha256) == (now.name, now.source_sha256):
+        return None
+    return f"the decoder ({before} -> {now}; {now.departure or before.departure})"
 
 
 def session_record(job: Job, from_step: int) -> dict[str, Any]:

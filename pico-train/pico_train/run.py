@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from pico_contract.layout import RunLayout
 from pico_contract.observer import Held, ObservedRun
 from pydantic import Field, model_validator
 
-from pico_train.checkpoint import CheckpointConfig, ModelCard, initial_geometry, initial_weights
+from pico_train.architecture import checked_architecture
+from pico_train.checkpoint import CheckpointConfig, ModelCard
 from pico_train.compilation import compiles
 from pico_train.config import Operation, Section, validate
 from pico_train.data.order import RowOrder
@@ -29,10 +30,12 @@ from pico_train.disk import DiskConfig
 from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
 from pico_train.hub import HubConfig
+from pico_train.inherit import check_source, complete_geometry, inherited_token_ids, load_source
 from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
 from pico_train.microbatch import MICROBATCH_GRADIENTS
+from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.execution import carry_out
 from pico_train.model.hf import load_weights
@@ -116,7 +119,13 @@ class RunConfig(Section):
     hub: Operation[HubConfig] = HubConfig()
     """Pushing checkpoints to the Hugging Face hub."""
     init_from: str | None = None
-    """Start from the weights of RUN@STEP or of a Hugging Face directory; null starts from `seed.init`."""
+    """Start from the weights of RUN@STEP or of a Hugging Face directory, which also has the geometry that `model` does
+    not give; null starts from `seed.init`."""
+
+    @classmethod
+    def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fill in what follows from what is given: the geometry of the model that `init_from` names."""
+        return complete_geometry(raw)
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -231,15 +240,17 @@ class Job:
         if saved is not None:
             load_weights(model, saved.weights)
         elif self.config.init_from is not None:
-            _load_initial(model, self.config)
+            load_source(model, self.config.init_from)
         else:
             model.init_weights(lambda name: generator(self.config.seed.init, "init", name))
         if not self.sharded:  # else whole layers go to the device one at a time
             model = model.to(self.runtime.device)
         method = build_method(self.config.method)
         if saved is not None:
-            method.load_state_dict(saved.method_tensors, saved.method_scalars)
+            saved.restore_method(method)
         parameters = method.prepare(model, self.data, self.config.seed.method)
+        if saved is not None:
+            saved.check_method(method)
         if saved is None:
             check_no_decay(self.config.optimizer, parameters)
         if self.sharded:
@@ -302,14 +313,17 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         _check_method(config, method)
     if config.init_from is not None and not config.layout.manifest.is_file():
         with saying_where(source):
-            _check_geometry(config, initial_geometry(config.init_from))
+            check_source(config.init_from, config.model)
     with saying_where(source):
         runtime = Runtime(config.train.device, config.train.timeout_minutes)
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
-    with torch.device("meta"), saying_where(f"{source}: snapshot.modules"):
-        modules = observed_modules(Decoder(config.model), config.snapshot.modules)
+    with saying_where(source):
+        architecture = checked_architecture(config.model, config.hub.repo)
+        token_ids = {**data.manifest.special_tokens, **inherited_token_ids(config.layout, config.init_from)}
+    with saying_where(f"{source}: snapshot.modules"):
+        modules = observed_modules(on_meta(config.model), config.snapshot.modules)
     with saying_where(source):
         live = open_observers(config.observe, _observed_run(config, modules, method), config.train.steps)
     return Job(
@@ -330,7 +344,13 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
         compiled=compiled,
-        card=ModelCard(config.name, config.model, data.tokenizer_path, data.manifest.special_tokens),
+        card=ModelCard(
+            config.name,
+            config.model,
+            data.tokenizer_path,
+            token_ids,
+            architecture,
+        ),
         observer=Observer(
             config=config.snapshot,
             layout=config.layout,
@@ -387,23 +407,3 @@ def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, sourc
             f"{source}: {what}, but {data.path} has no validation rows for the probe; prepare it with a validation"
             " split or set snapshot.every=0 and observe=[]"
         )
-
-
-def _load_initial(model: Decoder, config: RunConfig) -> None:
-    assert config.init_from is not None
-    _check_geometry(config, initial_geometry(config.init_from))
-    try:
-        load_weights(model, initial_weights(config.init_from))
-    except ValueError as error:
-        raise UserError(f'init_from "{config.init_from}": {error}') from None
-
-
-def _check_geometry(config: RunConfig, found: DecoderConfig) -> None:
-    free = {"max_position_embeddings", "initializer_range"}
-    differing = [
-        f"model.{f.name} is {getattr(config.model, f.name)} but there {getattr(found, f.name)}"
-        for f in dataclasses.fields(found)
-        if f.name not in free and getattr(found, f.name) != getattr(config.model, f.name)
-    ]
-    if differing:
-        raise UserError(f'init_from "{config.init_from}" has another geometry: {"; ".join(differing)}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pico_contract import codec
@@ -58,6 +59,11 @@ class Session:
 
     def __post_init__(self) -> None:
         self.published, self.saved_at = self.manifest.step, self.resumed_at
+
+    @cached_property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of an update, a token."""
+        return flops_per_token(self.job.config.model, self.job.seq_len)
 
     @property
     def flops_available(self) -> float | None:
@@ -137,9 +143,7 @@ class Session:
         pace = self.reporter.update(row["step"], row["loss"], row["tokens"])
         row["tokens_per_second"] = round(pace, 1)
         if self.flops_available is not None:
-            row["mfu"] = round(
-                pace * flops_per_token(self.job.config.model, self.job.seq_len) / self.flops_available, 4
-            )
+            row["mfu"] = round(pace * self.flops_per_token / self.flops_available, 4)
         if self._logs(row["step"]):
             self.metrics.append(row)
             self.mirrors.row(row)

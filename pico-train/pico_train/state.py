@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from pico_contract.errors import DamagedError, UserError, in_one_line
+from pico_contract.layout import METHOD_TENSORS, OPTIMIZER
 from torch import nn
 
 from pico_train.method.base import Method
+from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
+from pico_train.model.stock import difference, shapes_of
 from pico_train.optim import load_optimizer_tensors, optimizer_tensors
 from pico_train.shares import all_gathered, gathered
+
+
+def effective_weights(method: Method, model: Decoder) -> dict[str, torch.Tensor]:
+    """Ask `method` for the weights of the plain decoder, and check that they are all of its tensors and no others.
+
+    Raises:
+        UserError: a tensor is missing, unknown or of another shape; names it and the method's class.
+    """
+    weights = dict(method.effective_weights(model))
+    problem = difference(shapes_of(weights), shapes_of(dict(on_meta(model.config).named_parameters())))
+    if problem is not None:
+        raise UserError(
+            f"{type(method).__name__}.effective_weights should give the tensors of the plain decoder, but {problem}"
+        )
+    return weights
 
 
 @dataclass
@@ -46,7 +67,7 @@ class TrainState:
         What is sharded is put together by all processes, for the main one alone unless `everywhere`.
         """
         tensors, scalars = self.method.state_dict()
-        weights = {name: tensor.detach() for name, tensor in self.method.effective_weights(self.model)}
+        weights = {name: tensor.detach() for name, tensor in effective_weights(self.method, self.model).items()}
         return SavedState(
             weights=all_gathered(weights, everywhere=everywhere),
             optimizer=all_gathered(optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere),
@@ -63,10 +84,9 @@ class TrainState:
         cannot disturb training. Where parameters are sharded it is a copy, which all processes put together, and only
         that of the main process has values: the others' lies on the meta device.
         """
-        with torch.device("meta"):
-            decoder = Decoder(self.model.config)
-        effective = self.method.effective_weights(self.model)
-        weights = {name: gathered(tensor.detach(), tensor.device) for name, tensor in effective}
+        decoder = on_meta(self.model.config)
+        effective = effective_weights(self.method, self.model)
+        weights = {name: gathered(tensor.detach(), tensor.device) for name, tensor in effective.items()}
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
 
@@ -80,6 +100,10 @@ class SavedState:
     method_tensors: dict[str, torch.Tensor]
     method_scalars: dict[str, Any]
     counters: dict[str, Any]
+    stepped: list[str] | None = None
+    """Parameters that the optimizer had state of, as recorded beside it; None in checkpoints that do not say."""
+    place: Path | None = None
+    """Directory `state/` that it was read from."""
 
     def copied(self) -> SavedState:
         """The same with tensors of its own on CPU, which the next update does not change."""
@@ -89,7 +113,42 @@ class SavedState:
         )
         return SavedState(weights, optimizer, method, self.method_scalars, self.counters)
 
+    def restore_method(self, method: Method) -> None:
+        """Give `method` its state; DamagedError where the method cannot read what was saved."""
+        try:
+            method.load_state_dict(self.method_tensors, self.method_scalars)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if self.place is None:
+                raise
+            raise DamagedError(
+                f"{type(method).__name__} cannot read its state in {self.place} ({in_one_line(error)})"
+            ) from error
+
+    def check_method(self, method: Method) -> None:
+        """DamagedError where the tensors that `method` now has are not those that it was given, by name and shape."""
+        if self.place is None:
+            return
+        problem = difference(shapes_of(self.method_tensors), shapes_of(method.state_dict()[0]), "this method's")
+        if problem is not None:
+            raise DamagedError(f"{self.place / METHOD_TENSORS}: {problem}")
+
     def restore_optimizer(self, state: TrainState, *, drop_unknown: bool = False) -> None:
-        """Give `state` (freshly built around this object's weights and method state) its optimizer and counters."""
-        load_optimizer_tensors(state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown)
+        """Give `state` (freshly built around this object's weights and method state) its optimizer and counters.
+
+        Raises:
+            DamagedError: state of an unknown parameter or of another shape, or none of one that had been stepped.
+        """
+        file = "the optimizer's state" if self.place is None else str(self.place / OPTIMIZER)
+        try:
+            load_optimizer_tensors(state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown)
+        except DamagedError as error:
+            raise DamagedError(f"{file}: {error}") from None
+        missing = sorted(set(self.stepped or ()) - set(stepped(self.optimizer)))
+        if missing:
+            raise DamagedError(f'{file}: the state of "{missing[0]}" is missing')
         state.counters = Counters(**self.counters)
+
+
+def stepped(optimizer: Mapping[str, torch.Tensor]) -> list[str]:
+    """List the parameters that `optimizer` (parameter.entry -> tensor) has state of."""
+    return sorted({name.rpartition(".")[0] for name in optimizer})

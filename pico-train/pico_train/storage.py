@@ -14,6 +14,7 @@ from pico_contract.schema import CheckpointManifest, RowMap, SnapshotManifest, T
 from torch import nn
 
 from pico_train.microbatch import MICROBATCH_GRADIENTS
+from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder
 from pico_train.run import Job
 from pico_train.snapshot import DTYPES, observed_extra
@@ -131,8 +132,7 @@ class Storage:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        with torch.device("meta"):
-            return Decoder(self.job.config.model)
+        return on_meta(self.job.config.model)
 
     @cached_property
     def _weights(self) -> dict[str, torch.Tensor]:

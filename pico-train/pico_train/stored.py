@@ -11,6 +11,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.trust import require_trust
 
 from pico_train.config import load, read_yaml
+from pico_train.data.sources import in_full
 from pico_train.run import RunConfig
 
 
@@ -26,7 +27,7 @@ def load_stored(layout: RunLayout, overrides: Sequence[str] = (), *, trust: bool
         raise DamagedError(f"{layout.config} {problem}")
     raw = read_yaml(layout.config)
     require_trust([raw.get("method"), raw.get("observe")], layout.config, trust)
-    return load(RunConfig, layout.config, overrides)
+    return load(RunConfig, layout.config, in_full(overrides, raw))
 
 
 def is_stored(path: Path) -> bool:

@@ -14,6 +14,7 @@ from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
 from pico_train.optim import build_optimizer, check_no_decay, optimizer_tensors
 from pico_train.run import Job, build_method
+from pico_train.state import effective_weights
 
 Shapes = Mapping[str, torch.Tensor]
 State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
@@ -70,6 +71,7 @@ def _phase(job: Job, state: State | None) -> Phase:
         model, method, given = _built(job, state, "meta")
     except RuntimeError:  # the method looks at values, which shapes have not
         model, method, given = _built(job, state, "cpu")
+    effective_weights(method, model)
     parameters = {
         name: nn.Parameter(torch.empty_like(parameter, device="meta", requires_grad=False))
         for name, parameter in given.items()

@@ -117,6 +117,8 @@ class RunManifest(Manifest):
     sessions: list[dict[str, Any]]  # one per start: host, processes, micro-batch, device, precision, packages, commit
     message: str = ""  # why it stopped or failed, in one sentence
     digests: dict[str, str] = field(default_factory=dict)  # file name -> sha256: config.yaml, probe.safetensors
+    architecture: dict[str, Any] = field(default_factory=dict)  # name of the class, and of our own its source's sha256
+    stock: bool = True  # whether checkpoints are Hugging Face models that transformers opens and computes
 
     @classmethod
     def checked(cls, manifest: Self, path: Path) -> Self:
@@ -236,12 +238,18 @@ class EvaluationManifest(Manifest):
 
 @dataclass(kw_only=True)
 class SplitInfo:
-    """Counts of one split of a data directory; `dropped_tokens` did not fill a last row."""
+    """Counts of one split of a data directory; `dropped_tokens` did not fill a last row.
+
+    `tail` holds their bytes in hex, as rows are stored, so that the fingerprint can be computed anew; `blocks` the
+    sha256 of each block of 64 MiB of the rows. Earlier versions wrote neither.
+    """
 
     rows: int
     tokens: int
     documents: int
     dropped_tokens: int
+    tail: str | None = None
+    blocks: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -258,6 +266,10 @@ class DataManifest(DirectoryManifest):
     special_tokens: dict[str, int]  # eos, pad, mask where they exist
     splits: dict[str, SplitInfo]
     settings: dict[str, Any] = field(default_factory=dict)  # how it was prepared
+    source_files: list[dict[str, Any]] | None = (
+        None  # path, size, mtime_ns, sha256 of what was read; None: not recorded
+    )
+    token_bytes: str = ""  # "exact": ids stand for as many bytes as the text of each document has; "not exact"; unknown
 
 
 def _check_names(names: Iterable[str], where: str) -> None:

@@ -23,7 +23,12 @@ HOMES = {
         "pico_train.data.sources",
         "pico_analyze.table",
     },
-    "tokenizers": {"pico_train.data.prepare", "pico_train.data.tokenizer"},
+    "tokenizers": {
+        "pico_train.data.byte_lengths",
+        "pico_train.data.encoding",
+        "pico_train.data.prepare",
+        "pico_train.data.tokenizer",
+    },
     "transformers": {"pico_train.model.hf"},
     "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub", "pico_train.hub"},
     "safetensors": {"pico_contract.codec"},

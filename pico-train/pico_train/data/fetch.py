@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pico_contract import codec
+from pico_contract.data_directory import data_fingerprint
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
@@ -17,7 +17,8 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.hub import HubRepo
-from pico_train.data.packed import PackedWriter, is_made, smallest_dtype
+from pico_train.data.packed import PackedWriter, smallest_dtype
+from pico_train.data.publish import is_made, publish_data
 from pico_train.data.shards import Listing, Shard
 from pico_train.data.sources import HUB, SourceConfig, documents
 from pico_train.data.tokenizer import load_tokenizer, special_tokens
@@ -62,13 +63,13 @@ def fetch(config: FetchConfig, say: Callable[[str], None] = lambda line: None) -
         ConnectionError: the hub does not answer.
     """
     layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
-    if is_made(config.out, settings):
+    if is_made(config.out, settings, ()) is not None:
         say(f"{config.out} is fetched already; delete it to fetch it again")
         return config.out
     listing = _listing(config, say)
-    with codec.publish(config.out) as draft:
+    with publish_data(config.out, say) as draft:
         manifest = _write(config, listing, DataLayout(draft))
-        manifest.settings = settings
+        manifest.settings, manifest.source_files = settings, []
         codec.seal(draft, manifest, layout.manifest.name)
     for split, info in manifest.splits.items():
         say(f"{split}: {info.rows:,} rows of {listing.row_length}, {info.tokens:,} tokens")
@@ -154,17 +155,18 @@ def _write(config: FetchConfig, listing: Listing, layout: DataLayout) -> DataMan
     codec.write_text(layout.shards("train"), listing.to_json())
     tokens = listing.rows * listing.row_length
     splits = {"train": SplitInfo(rows=listing.rows, tokens=tokens, documents=listing.rows, dropped_tokens=0)}
-    digests = [f"train {listing.digest}"]
+    digests = {"train": listing.digest}
     if config.validation is not None:
-        splits["validation"], digest = _write_validation(config, config.validation, listing.row_length, layout)
-        digests.append(f"validation {digest}")
+        splits["validation"], digests["validation"] = _write_validation(
+            config, config.validation, listing.row_length, layout
+        )
     special: dict[str, int] = {}
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
         codec.write_text(layout.tokenizer, tokenizer.to_str(pretty=True))
         special = special_tokens(tokenizer, config.vocab_size)
     return DataManifest(
-        fingerprint=hashlib.sha256("\n".join([str(listing.row_length - 1), *digests]).encode()).hexdigest(),
+        fingerprint=data_fingerprint(listing.row_length - 1, digests),
         source=f"{HUB}{listing.repo}@{listing.revision}" if listing.repo else str(listing.directory),
         licence=config.licence,
         seq_len=listing.row_length - 1,

@@ -125,6 +125,10 @@ class HubFiles:
         """Begin to download it."""
         self._ask(shard)
 
+    def place(self, shard: Shard) -> Path:
+        """Its path in the cache."""
+        return self._root / shard.file
+
     def _ask(self, shard: Shard) -> Future[Path]:
         with self._lock:
             asked = self._asked.get(shard.file)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from pico_contract import codec
-from pico_contract.directories import check_directory
+from pico_contract.data_directory import BLOCK_BYTES, DTYPES, BlockDigests, verify_data
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
 
+from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
 from pico_train.data.shards import DirectoryFiles, Files, Listing, StreamConfig, StreamedRows
-from pico_train.data.tokenizer import Vocabulary
+from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 
-DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_START_BYTES = 16 * BLOCK_BYTES
+"""Bytes of each split's rows that are compared with data.json when a run begins: 1 GiB, about a second."""
 
 
 def smallest_dtype(vocab_size: int) -> str:
@@ -31,9 +32,8 @@ class PackedRows:
 
     def __init__(self, layout: DataLayout, manifest: DataManifest, split: str) -> None:
         self.n_rows, self.seq_len = manifest.splits[split].rows, manifest.seq_len
-        self._ids = np.memmap(
-            layout.rows(split), dtype=DTYPES[manifest.dtype], mode="r", shape=(self.n_rows, self.seq_len + 1)
-        )
+        self._vocab_size, self._path = manifest.vocab_size, layout.rows(split)
+        self._ids = np.memmap(self._path, dtype=DTYPES[manifest.dtype], mode="r", shape=(self.n_rows, self.seq_len + 1))
         self.size = self._ids.nbytes
         """Bytes of all rows as they are stored."""
         self.blocks: tuple[int, ...] = ()
@@ -46,8 +46,16 @@ class PackedRows:
 
         Raises:
             IndexError: a row id that is not below n_rows.
+            DamagedError: a row holds an id outside the vocabulary: the file was altered.
         """
-        return self._ids[row_ids].astype(np.int64)
+        ids = self._ids[row_ids].astype(np.int64)
+        if ids.size and ids.max() >= self._vocab_size:
+            place = int(np.argmax(ids.max(axis=1) >= self._vocab_size))
+            raise DamagedError(
+                f"{self._path}, row {row_ids[place]} holds the id {ids[place].max()}, outside the vocabulary of"
+                f" {self._vocab_size}: its bytes were altered; prepare the data again"
+            )
+        return ids
 
     def prefetch(self, row_ids: np.ndarray) -> None:
         """They are here already."""
@@ -94,6 +102,18 @@ class PackedData:
         eos = self.manifest.special_tokens.get("eos")
         return Vocabulary(self.path, self.tokenizer_path, eos, self.manifest.vocab_size)
 
+    def token_byte_lengths(self) -> np.ndarray | None:
+        """Bytes of text that each id of the rows stands for, (vocab,) int64; None where the ids do not tell.
+
+        Preparing data compares the sum of these with the bytes of each document. Without such a comparison (ids that
+        others made, data of earlier versions) the kind of the tokenizer decides.
+        """
+        if self.tokenizer_path is None or self.manifest.token_bytes == "not exact":
+            return None
+        tokenizer = load_tokenizer(self.tokenizer_path)
+        is_compared = self.manifest.token_bytes == "exact"
+        return written_byte_lengths(tokenizer) if is_compared else token_byte_lengths(tokenizer)
+
     def split(self, name: str) -> Rows:
         """The rows of split `name` (train, validation); UserError names those that exist."""
         if name not in self.manifest.splits:
@@ -103,6 +123,22 @@ class PackedData:
             return PackedRows(layout, self.manifest, name)
         listing = Listing.read(layout.shards(name))
         return StreamedRows(listing, self._files(listing), self.manifest.vocab_size, DTYPES[self.manifest.dtype])
+
+    def verify_at_start(self) -> str | None:
+        """Compare the bytes with data.json, as a run does when it begins; a notice where only a part was compared.
+
+        Raises:
+            DamagedError: a file was altered, by name.
+        """
+        checked = verify_data(self.path, _START_BYTES)
+        if checked.faults:
+            raise DamagedError(f"{checked.faults[0]}; `pico-train data verify {self.path}` names every fault")
+        if checked.is_whole:
+            return None
+        return (
+            f"{self.path}: {checked.stated} were compared with data.json; `pico-train data verify {self.path}`"
+            " compares all"
+        )
 
     def _files(self, listing: Listing) -> Files:
         if listing.repo is None:
@@ -114,22 +150,6 @@ class PackedData:
         return HubFiles(listing.repo, str(listing.revision), cache, self.stream.cache_gib, largest)
 
 
-def is_made(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether the data directory `out` is there already, made with equal `settings`.
-
-    Raises:
-        UserError: something else lies there, or no directory can be made there.
-    """
-    if not os.path.exists(out):
-        check_directory(out)
-        return False
-    if DataLayout(out).manifest.is_file():
-        if PackedData.open(out).manifest.settings != settings:
-            raise UserError(f"{out} was made with other settings: choose another `out`, or delete it")
-        return True
-    raise UserError(f"{out} exists and is not a data directory: choose another `out`")
-
-
 class PackedWriter:
     """Streams documents into rows of one split; holds less than one row in memory. Leaving its context closes files."""
 
@@ -138,7 +158,7 @@ class PackedWriter:
         self._rows = layout.rows(split).open("wb")
         self._documents = layout.documents(split).open("wb")
         self._rest = np.empty(0, dtype=self._dtype)
-        self._hash = hashlib.sha256()
+        self._hash, self._blocks = hashlib.sha256(), BlockDigests()
         self._n_rows = self._n_documents = self.tokens = 0
 
     def __enter__(self) -> Self:
@@ -158,6 +178,7 @@ class PackedWriter:
         data = stream[: whole * self._row].tobytes()
         self._rows.write(data)
         self._hash.update(data)
+        self._blocks.update(data)
         self._n_rows += whole
         self._rest = stream[whole * self._row :]
 
@@ -165,8 +186,14 @@ class PackedWriter:
         """(counts, sha256 of the stream of ids with the tail that filled no row)."""
         self._rows.close()
         self._documents.close()
-        self._hash.update(self._rest.tobytes())
+        tail = self._rest.tobytes()
+        self._hash.update(tail)
         info = SplitInfo(
-            rows=self._n_rows, tokens=self.tokens, documents=self._n_documents, dropped_tokens=len(self._rest)
+            rows=self._n_rows,
+            tokens=self.tokens,
+            documents=self._n_documents,
+            dropped_tokens=len(self._rest),
+            tail=tail.hex(),
+            blocks=self._blocks.digests(),
         )
         return info, self._hash.hexdigest()

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pico_contract import codec
+from pico_contract.data_directory import data_fingerprint
 from pico_contract.errors import UserError
-from pico_contract.layout import DataLayout
+from pico_contract.layout import TOKENIZER, DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from pico_train.config import Section
-from pico_train.data.packed import PackedData, PackedWriter, is_made, smallest_dtype
-from pico_train.data.sources import Document, SourceConfig, documents
-from pico_train.data.tokenizer import load_tokenizer, pieces, special_tokens, train_tokenizer, vocabulary_size
+from pico_train.data.encoding import DocumentEncoder
+from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
+from pico_train.data.publish import is_made, publish_data, source_records
+from pico_train.data.sources import Document, SourceConfig, documents, local_files, source_remarks
+from pico_train.data.tokenizer import load_tokenizer, special_tokens, train_tokenizer, vocabulary_size
 from pico_train.seeds import derive
-
-_LOT = 1 << 20
-"""Characters (or ids, where a source is tokenised already) encoded at a time."""
 
 
 class TokenizerConfig(Section):
@@ -68,17 +66,36 @@ def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: Non
         UserError: another data directory lies there, the source is unusable, or a split ends up without a row.
     """
     layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
-    if is_made(config.out, settings):
-        say(f"{config.out} is prepared already; delete it to prepare it again")
+    compared = is_made(config.out, settings, _files_read(config))
+    if compared is not None:
+        say(f"{config.out} is prepared already ({compared}); delete it to prepare it again")
         return config.out
+    for source in filter(None, (config.source, config.validation_source)):
+        for remark in source_remarks(source):
+            say(remark)
+    read = source_records(_files_read(config) or [])
     tokenizer = _tokenizer(config)
-    with codec.publish(config.out) as draft:
+    with publish_data(config.out, say) as draft:
         manifest = _write(config, tokenizer, DataLayout(draft))
-        manifest.settings = settings
+        manifest.settings, manifest.source_files = settings, read
         codec.seal(draft, manifest, layout.manifest.name)
     for split, info in manifest.splits.items():
         say(f"{split}: {info.documents} documents, {info.tokens:,} tokens, {info.rows:,} rows of {config.seq_len + 1}")
     return config.out
+
+
+def _files_read(config: PrepareConfig) -> list[Path] | None:
+    """Files of this machine that sources and tokenizer are read from; None where a source is no longer there."""
+    found: list[Path] = []
+    try:
+        for source in filter(None, (config.source, config.validation_source)):
+            found += local_files(source) or []
+    except UserError:
+        return None
+    path = config.tokenizer.path
+    if path is not None:
+        found.append(path / TOKENIZER if path.is_dir() else path)
+    return found
 
 
 def _tokenizer(config: PrepareConfig) -> Tokenizer | None:
@@ -124,23 +141,22 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
         codec.write_text(layout.tokenizer, tokenizer.to_str(pretty=True))
         special = special_tokens(tokenizer, vocab_size)
         vocab_size = max(vocabulary_size(tokenizer), *(i + 1 for i in special.values()))
-    encode = partial(_encoded, tokenizer=tokenizer, eos=special.get("eos"), vocab_size=vocab_size)
+    encoder = DocumentEncoder(tokenizer, special.get("eos"), vocab_size)
     dtype = smallest_dtype(vocab_size)
     wants_validation = config.validation_source is not None or config.validation_fraction > 0
     splits = ("train", "validation") if wants_validation else ("train",)
     with ExitStack() as files:
         writers = {s: files.enter_context(PackedWriter(layout, s, config.seq_len, dtype)) for s in splits}
-        for split, ids in _limited(encode(_source(config), config.source.path), config.max_tokens):
+        for split, ids in _limited(encoder(_source(config), config.source.path), config.max_tokens):
             writers[split].add(ids)
         if config.validation_source is not None:
             held_out = (("validation", document) for document in documents(config.validation_source))
-            for split, ids in encode(held_out, config.validation_source.path):
+            for split, ids in encoder(held_out, config.validation_source.path):
                 writers[split].add(ids)
         closed = {split: writer.close() for split, writer in writers.items()}
     _require_rows(config, {split: info for split, (info, _) in closed.items()})
-    stream = "\n".join([str(config.seq_len), *(f"{split} {digest}" for split, (_, digest) in closed.items())])
     return DataManifest(
-        fingerprint=hashlib.sha256(stream.encode()).hexdigest(),
+        fingerprint=data_fingerprint(config.seq_len, {split: digest for split, (_, digest) in closed.items()}),
         source=config.source.path,
         licence=config.licence,
         seq_len=config.seq_len,
@@ -148,6 +164,7 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
         dtype=dtype,
         special_tokens=special,
         splits={split: info for split, (info, _) in closed.items()},
+        token_bytes=encoder.token_bytes,
     )
 
 
@@ -159,60 +176,6 @@ def _limited(pairs: Iterator[tuple[str, np.ndarray]], max_tokens: int | None) ->
         tokens += len(ids)
         if max_tokens is not None and tokens >= max_tokens:
             return
-
-
-def _encoded(
-    pairs: Iterator[tuple[str, Document]], where: str, tokenizer: Tokenizer | None, eos: int | None, vocab_size: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, token ids) of every document; text ends with eos, documents that came as ids stay as they are."""
-    begun: list[np.ndarray] = []
-    for lot in _lots(_parts(pairs, where, tokenizer)):
-        texts = [content for _, content, _ in lot if isinstance(content, str)]
-        encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False) if tokenizer is not None else ())
-        for split, content, last in lot:
-            if not isinstance(content, str):
-                yield split, _checked(content, where, vocab_size, tokenizer)
-                continue
-            begun.append(np.array(next(encoded).ids, dtype=np.int64))
-            if last:
-                yield split, np.concatenate((*begun, np.array([eos])))
-                begun.clear()
-
-
-Part = tuple[str, Document, bool]
-"""(split, part of a document, whether it is the document's last)."""
-
-
-def _parts(pairs: Iterator[tuple[str, Document]], where: str, tokenizer: Tokenizer | None) -> Iterator[Part]:
-    for split, document in pairs:
-        if not isinstance(document, str):
-            yield split, document, True
-        elif tokenizer is None:
-            raise UserError(f'"{where}" mixes text with token ids: set tokenizer.path')
-        else:
-            *begin, end = pieces(tokenizer, document)
-            yield from ((split, piece, False) for piece in begin)
-            yield split, end, True
-
-
-def _lots(parts: Iterator[Part]) -> Iterator[list[Part]]:
-    lot: list[Part] = []
-    size = 0
-    for part in parts:
-        lot.append(part)
-        size += len(part[1]) + 1
-        if size >= _LOT:
-            yield lot
-            lot, size = [], 0
-    yield lot
-
-
-def _checked(ids: np.ndarray, where: str, vocab_size: int, tokenizer: Tokenizer | None) -> np.ndarray:
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
-    if outside.size:
-        remedy = "set tokenizer.vocab_size" if tokenizer is None else "tokenizer.path is not the tokenizer that made it"
-        raise UserError(f'"{where}" holds the token id {outside[0]}, outside a vocabulary of {vocab_size}: {remedy}')
-    return ids
 
 
 def _require_rows(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:

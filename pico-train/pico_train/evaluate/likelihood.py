@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from pico_contract.errors import UserError
 
-from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, token_byte_lengths
+from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
+from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, pieces
 from pico_train.evaluate.progress import Advance, ignore
 from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
@@ -35,36 +36,57 @@ class TextEncoder:
         self._start = [vocabulary.eos] if start_token == "eos" else []
         self._vocabulary = vocabulary
         self._tokenizer = load_tokenizer(vocabulary.tokenizer) if vocabulary.tokenizer is not None else None
-
-    @property
-    def byte_lengths(self) -> np.ndarray | None:
-        """Bytes of each vocabulary entry, (vocab,) int64; None without a tokenizer."""
-        return None if self._tokenizer is None else token_byte_lengths(self._tokenizer)
+        self._written = written_byte_lengths(self._tokenizer) if self._tokenizer is not None else None
+        self._known = token_byte_lengths(self._tokenizer) if self._tokenizer is not None else None
 
     def settings(self) -> dict[str, Any]:
         """What of this decides a result."""
         path = self._vocabulary.tokenizer
-        start = f"eos (id {self._start[0]})" if self._start else "none; the first id of each text is context only"
+        name = self._vocabulary.start_name
+        start = f"{name} (id {self._start[0]})" if self._start else "none; the first id of each text is context only"
+        counted = {} if self._tokenizer is None or self._known is not None else {"bytes": "of the texts; not of ids"}
         return {
             "start_token": start,
             "tokenizer": hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None,
+            **counted,
         }
 
-    def __call__(self, document: str | np.ndarray) -> np.ndarray:
-        """The start token, where there is one, and the ids of `document` (text, or ids already), (T,) int64.
+    def __call__(self, document: str | np.ndarray, where: str = "a text to evaluate on") -> np.ndarray:
+        """Encode `document` (text, or ids already) after the start token, where there is one: ids (T,) int64.
 
         Raises:
-            UserError: text without a tokenizer, or an id outside the vocabulary.
+            UserError: text without a tokenizer, an id outside the vocabulary, or the name of a special token in a
+                text (named by `where`) that the tokenizer cannot read as text.
         """
         if isinstance(document, str):
             if self._tokenizer is None:
                 raise UserError(
                     f"{self._vocabulary.place} came without a tokenizer, so that no text can be evaluated on it"
                 )
-            document = encode(self._tokenizer, document)
+            document = encode(self._tokenizer, document, where)
         elif document.size and not (document.min() >= 0 and document.max() < self._vocabulary.size):
-            raise UserError(f"a text to evaluate on holds token ids outside the vocabulary of {self._vocabulary.size}")
+            raise UserError(f"{where} holds token ids outside the vocabulary of {self._vocabulary.size}")
         return np.concatenate((np.array(self._start, dtype=np.int64), document))
+
+    def predicted_bytes(self, document: str | np.ndarray, ids: np.ndarray) -> int | None:
+        """Count the bytes of text that `ids[1:]` stand for, where `ids` are this encoder's of `document`.
+
+        Of a text they are its own bytes, less those of its first token where that is context only; of ids they are
+        None unless the tokenizer lets them be told from the ids.
+        """
+        if not isinstance(document, str):
+            return int(self._known[ids[1:]].sum()) if self._known is not None else None
+        total = len(document.encode())
+        return total if self._start or not ids.size else total - self._first_bytes(document, ids, total)
+
+    def _first_bytes(self, text: str, ids: np.ndarray, total: int) -> int:
+        """Bytes of a text up to the end of its first token, which may be a part of a character."""
+        assert self._tokenizer is not None
+        assert self._written is not None
+        if self._written[ids].sum() == total:
+            return int(self._written[ids[0]])
+        encoded = self._tokenizer.encode(pieces(self._tokenizer, text)[0], add_special_tokens=False)
+        return len(text[: encoded.offsets[0][1]].encode())
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from pico_contract.schema import Measured
 from pydantic import Field
 
 from pico_train.config import Section
-from pico_train.data.sources import HUB, Record, SourceConfig, hub_records, hub_subsets, json_records
+from pico_train.data.files import Record, is_json_lines, json_records
+from pico_train.data.sources import HUB, SourceConfig, hub_records, hub_subsets
 from pico_train.evaluate.likelihood import StartToken, TextEncoder, sequence_nll
 from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
@@ -70,7 +71,7 @@ def _records(path: str) -> Iterator[Record]:
     if not folder.is_dir():
         near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
         raise UserError(f"evaluate.blimp.path: there is no directory {path}{near}")
-    return itertools.chain.from_iterable(map(json_records, sorted(folder.glob("*.jsonl"))))
+    return itertools.chain.from_iterable(map(json_records, sorted(filter(is_json_lines, folder.glob("[!.]*")))))
 
 
 def _pair(record: dict[str, Any], where: str) -> MinimalPair:
@@ -117,7 +118,7 @@ def sentence_nll(
 ) -> dict[str, float]:
     """Sentence -> -ln P(sentence), nats. A sentence of several pairs is measured once, and equal ones tie exactly."""
     sentences = distinct_sentences(pairs)
-    ids = [encoder(sentence) for sentence in sentences]
+    ids = [encoder(sentence, f'the sentence "{sentence}"') for sentence in sentences]
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     positions, needed = model.config.max_position_embeddings, len(ids[longest]) - 1
     if needed > positions:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pico_contract.errors import UserError, did_you_mean
 
-from pico_train.data.sources import HUB, JSON_LINES, Document, SourceConfig, documents, hub_documents, hub_subsets
+from pico_train.data.files import is_json_lines
+from pico_train.data.sources import HUB, Document, SourceConfig, documents, hub_documents, hub_subsets
 from pico_train.evaluate.text_perplexity import Sources, TextsConfig
 
 
@@ -58,7 +59,7 @@ class PalomaConfig(TextsConfig):
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.name.endswith(JSON_LINES)) if folder.is_dir() else []
+    return sorted(p for p in folder.glob("[!.]*") if is_json_lines(p)) if folder.is_dir() else []
 
 
 def _documents(files: list[Path]) -> Iterator[Document]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from pico_train.config import Section
 from pico_train.data.packed import PackedData
 from pico_train.data.sources import HUB, documents
-from pico_train.data.tokenizer import Vocabulary, load_tokenizer, token_byte_lengths
+from pico_train.data.tokenizer import Vocabulary
 from pico_train.evaluate.likelihood import TextEncoder
 from pico_train.evaluate.minimal_pairs import (
     BlimpConfig,
@@ -94,7 +94,9 @@ def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
         raise UserError(f"{where} has no validation rows to evaluate on; prepare it with a validation split")
     rows = data.split("validation")
     settings = config.perplexity.settings(rows, model.config.max_position_embeddings)
-    lengths = token_byte_lengths(load_tokenizer(data.tokenizer_path)) if data.tokenizer_path else None
+    lengths = data.token_byte_lengths()
+    if lengths is None:
+        settings["bytes"] = "not counted: the ids of this tokenizer do not tell the bytes of the text"
     size, batch = (settings["rows"], settings["seq_len"]), config.perplexity.batch_size
     return Prepared(
         {**settings, "data": data.manifest.fingerprint},
@@ -148,10 +150,10 @@ TASKS: dict[str, Callable[[Subject, EvaluateConfig], Prepared]] = {
 }
 
 
-def default_tasks(data: PackedData, config: EvaluateConfig) -> list[str]:
+def default_tasks(data: PackedData | None, config: EvaluateConfig) -> list[str]:
     """The tasks that `data` allows and `config` sets up."""
     wanted = {
-        "perplexity": "validation" in data.manifest.splits,
+        "perplexity": data is not None and "validation" in data.manifest.splits,
         "text_perplexity": bool(config.text_perplexity.sources),
         "paloma": config.paloma.path is not None,
         "blimp": config.blimp.path is not None,
@@ -190,6 +192,13 @@ class Place:
     layout: RunLayout
     run: str
     step: int
+    model_sha256: str | None = None
+    """Of the files of a model that no run of ours has made; its results state it."""
+
+    def settings(self, prepared: Prepared) -> dict[str, Any]:
+        """The settings of a task, with the model where its place does not say which."""
+        model = {"model": self.model_sha256} if self.model_sha256 is not None else {}
+        return prepared.settings | model
 
 
 def evaluate(
@@ -218,7 +227,8 @@ def evaluate(
     for task in tasks:
         try:
             prepared = TASKS[task](subject, config)
-            known = stored(place, task, prepared.settings) if read_back is not None else None
+            settings = place.settings(prepared)
+            known = stored(place, task, settings) if read_back is not None else None
             metrics = known if known is not None else _measure(task, prepared, show)
         except (UserError, OSError) as error:
             if failed is None:
@@ -226,7 +236,7 @@ def evaluate(
             failed(f"step {place.step}: {task} is left out, for it cannot be measured: {error}")
             continue
         if known is None:
-            _write(place, task, prepared.settings, metrics)
+            _write(place, task, settings, metrics)
         elif read_back is not None:
             read_back(task)
         results[task] = metrics
@@ -243,11 +253,15 @@ def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measu
     path = place.layout.evaluation(place.step, task, settings_hash(settings))
     try:
         found = codec.read_manifest(path, EvaluationManifest)
-        checkpoint = codec.read_manifest(place.layout.checkpoint(place.step) / MANIFEST, CheckpointManifest)
+        oldest = "" if place.model_sha256 is not None else _checkpoint(place).created
     except DamagedError:
         return None
-    same = found.settings == settings and found.step == place.step and found.created >= checkpoint.created
+    same = found.settings == settings and found.step == place.step and found.created >= oldest
     return found.metrics if same else None
+
+
+def _checkpoint(place: Place) -> CheckpointManifest:
+    return codec.read_manifest(place.layout.checkpoint(place.step) / MANIFEST, CheckpointManifest)
 
 
 def _write(place: Place, task: str, settings: dict[str, Any], metrics: dict[str, Measured]) -> None:

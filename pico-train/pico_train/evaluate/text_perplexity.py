@@ -71,6 +71,7 @@ class Losses:
     nll: np.ndarray
     tokens: np.ndarray
     bytes: int
+    """Of the text that the predicted tokens stand for; 0 where they cannot be counted."""
 
     def metrics(self) -> dict[str, Measured]:
         """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll / tokens).
@@ -112,7 +113,7 @@ def text_perplexity(
     found = {}
     for name, read in sources.items():
         texts = itertools.islice(read(), config.texts)
-        found[name] = _losses(model, map(encoder, texts), encoder.byte_lengths, config.batch_tokens, window, advance)
+        found[name] = _losses(model, _encoded(encoder, texts, name), config.batch_tokens, window, advance)
         if not found[name].tokens.size:
             raise UserError(f'the source "{name}" has no token to predict')
     return _summary(found)
@@ -127,36 +128,41 @@ def _digest(texts: Iterator[Document]) -> dict[str, Any]:
     return {"texts": count, "sha256": digest.hexdigest()}
 
 
-def _losses(
-    model: Decoder,
-    sequences: Iterator[np.ndarray],
-    byte_lengths: np.ndarray | None,
-    batch_tokens: int,
-    window: int,
-    advance: Advance,
-) -> Losses:
+_Encoded = tuple[np.ndarray, int | None]
+"""(ids, bytes of text that all but the first stand for)."""
+
+
+def _encoded(encoder: TextEncoder, texts: Iterator[Document], source: str) -> Iterator[_Encoded]:
+    for number, text in enumerate(texts, start=1):
+        ids = encoder(text, f'text {number} of the source "{source}"')
+        yield ids, encoder.predicted_bytes(text, ids)
+
+
+def _losses(model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int, advance: Advance) -> Losses:
     nll: list[np.ndarray] = [np.zeros(0)]
     tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-    bytes_ = 0
-    for texts in _lots(sequences, _PASSES * batch_tokens):
+    bytes_: list[int | None] = []
+    for lot in _lots(sequences, _PASSES * batch_tokens):
+        texts = [ids for ids, _ in lot]
         windows = [list(_windows(ids, window)) for ids in texts]
         owner = np.repeat(np.arange(len(texts)), [len(of) for of in windows])
         totals = sequence_nll(model, list(itertools.chain.from_iterable(windows)), batch_tokens)
         nll.append(np.bincount(owner, weights=totals, minlength=len(texts)))
         tokens.append(np.array([len(ids) - 1 for ids in texts], dtype=np.int64))
-        bytes_ += sum(int(byte_lengths[ids[1:]].sum()) for ids in texts) if byte_lengths is not None else 0
-        advance(len(texts))
-    return Losses(np.concatenate(nll), np.concatenate(tokens), bytes_)
+        bytes_ += [n_bytes for _, n_bytes in lot]
+        advance(len(lot))
+    known = [n_bytes for n_bytes in bytes_ if n_bytes is not None]
+    return Losses(np.concatenate(nll), np.concatenate(tokens), sum(known) if len(known) == len(bytes_) else 0)
 
 
-def _lots(sequences: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def _lots(sequences: Iterator[_Encoded], size: int) -> Iterator[list[_Encoded]]:
     """Sequences that predict something, in lists of about `size` tokens."""
-    lot: list[np.ndarray] = []
+    lot: list[_Encoded] = []
     tokens = 0
-    for ids in sequences:
+    for ids, n_bytes in sequences:
         if len(ids) < 2:
             continue
-        lot.append(ids)
+        lot.append((ids, n_bytes))
         tokens += len(ids)
         if tokens >= size:
             yield lot

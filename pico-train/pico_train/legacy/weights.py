@@ -7,6 +7,7 @@ checkpoint holds base weights and factors; Llama has one matrix, their sum. Noth
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -24,7 +25,8 @@ from pico_train.checkpoint import ModelCard, write_model
 from pico_train.data.tokenizer import load_tokenizer, special_tokens
 from pico_train.legacy.keys import GEOMETRY
 from pico_train.legacy.modules import earlier_modules
-from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.decoder import DecoderConfig
+from pico_train.model.stock import stock_tensors
 
 PICKLED = "pytorch_model.bin"
 FABRIC = ("fabric_state/checkpoint.pt", "checkpoint.pt")
@@ -160,16 +162,15 @@ def _scale(trained: torch.Tensor | None, raw: Mapping[str, Any], path: Path) -> 
 
 def _check(tensors: Tensors, config: DecoderConfig, path: Path) -> None:
     """Every tensor of the geometry is there in its shape, and no other; names in the sentence are the earlier ones."""
-    with torch.device("meta"):
-        expected = dict(Decoder(config).named_parameters())
+    expected = stock_tensors(dataclasses.asdict(config))
     earlier = {names.canonical(f"{m}.weight"): f"{m}.weight" for m in earlier_modules(config.num_hidden_layers)}
     for name in [*expected, *tensors]:
         if name not in tensors:
             raise DamagedError(f'{path}: the tensor "{earlier[name]}" is missing')
         if name not in expected:
             raise DamagedError(f'{path}: the tensor "{name}" is not one of an earlier Pico decoder of this geometry')
-        if tensors[name].shape != expected[name].shape:
-            shapes = f"{tuple(tensors[name].shape)} where {MODEL_CONFIG} says {tuple(expected[name].shape)}"
+        if tuple(tensors[name].shape) != expected[name]:
+            shapes = f"{tuple(tensors[name].shape)} where {MODEL_CONFIG} says {expected[name]}"
             raise DamagedError(f'{path}: the tensor "{earlier[name]}" has shape {shapes}')
 
 

@@ -1,29 +1,46 @@
-"""What a decoder costs, from its geometry alone: parameters, arithmetic, memory."""
+"""What a decoder costs, counted on the module itself: parameters, arithmetic, memory."""
 
 from __future__ import annotations
 
-from pico_train.model.decoder import DecoderConfig
+import torch
+
+from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.hf import EMBEDDING
+
+_COMPONENTS = {"model.embed_tokens.": "embedding", ".self_attn.": "attention", ".mlp.": "mlp", "lm_head.": "head"}
+"""Part of a parameter's name -> component; norms are told by the name of their module."""
 
 
 def count_parameters(config: DecoderConfig) -> dict[str, int]:
-    """Parameters by component, and in `total`; tied embeddings count once."""
-    width, layers = config.hidden_size, config.num_hidden_layers
-    kv_width = config.num_key_value_heads * config.head_dim
-    embedding = config.vocab_size * width
-    counts = {
-        "embedding": embedding,
-        "attention": layers * (2 * width * width + 2 * width * kv_width),
-        "mlp": layers * 3 * width * config.intermediate_size,
-        "norms": (2 * layers + 1) * width,
-        "head": 0 if config.tie_word_embeddings else embedding,
-    }
-    return {"total": sum(counts.values()), **counts}
+    """Count the parameters of the decoder itself by component, and in `total`; tied embeddings count once.
+
+    `other` is there if the decoder has parameters that belong to none of the components of a Llama.
+    """
+    counts = dict.fromkeys(("total", "embedding", "attention", "mlp", "norms", "head"), 0)
+    for name, parameter in on_meta(config).named_parameters():
+        component = _component(name)
+        counts[component] = counts.get(component, 0) + parameter.numel()
+        counts["total"] += parameter.numel()
+    return counts
+
+
+def _component(name: str) -> str:
+    module = name.split(".")[-2] if "." in name else name
+    if "norm" in module:
+        return "norms"
+    return next((component for part, component in _COMPONENTS.items() if part in name), "other")
+
+
+def on_meta(config: DecoderConfig) -> Decoder:
+    """Build the decoder of shapes alone, without memory for its weights."""
+    with torch.device("meta"):
+        return Decoder(config)
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Parameters that every token is multiplied with: all but norms and the embedding's look-up."""
-    counts = count_parameters(config)
-    return counts["attention"] + counts["mlp"] + config.vocab_size * config.hidden_size
+    """Count the parameters that every token is multiplied with: all matrices but the embedding's look-up."""
+    matrices = on_meta(config).named_parameters(remove_duplicate=False)  # a tied head multiplies as well
+    return sum(p.numel() for name, p in matrices if p.dim() > 1 and name != EMBEDDING)
 
 
 def flops_per_token(config: DecoderConfig, seq_len: int) -> int:

@@ -11,19 +11,31 @@ from typing import Any
 import torch
 
 from pico_train.model.decoder import Decoder, DecoderConfig
+from pico_train.model.stock import STOCK, STOCK_CLASS, Architecture, architecture_of, difference, shapes_of
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
+SpecialTokens = Mapping[str, int | list[int]]
+"""Role (bos, eos, pad, mask) -> id; several ids where a model ends a text with any of them."""
 
-def hf_config(config: DecoderConfig, special_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM.
+OWN_MODEL_TYPE = "pico-decoder"
+"""Model type of what no stock class computes: transformers does not know it, and opens no such checkpoint."""
+_ARCHITECTURE = "pico_architecture"
+
+
+def hf_config(
+    config: DecoderConfig, special_tokens: SpecialTokens, architecture: Architecture = STOCK
+) -> dict[str, Any]:
+    """config.json of a LlamaForCausalLM; or of an `architecture` that is not one, which says so.
 
     transformers 4 reads `rope_theta` and `torch_dtype`, transformers 5 `rope_parameters` and `dtype`: both are there.
     Token ids are explicit, since the class defaults (1, 2) mean other tokens here. `special_tokens`: eos, pad, mask.
     """
+    own = None if architecture.is_stock else architecture
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [STOCK_CLASS if own is None else own.name.rpartition(".")[2]],
+        "model_type": "llama" if own is None else OWN_MODEL_TYPE,
+        **({_ARCHITECTURE: own.record()} if own is not None else {}),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -45,33 +57,41 @@ def hf_config(config: DecoderConfig, special_tokens: Mapping[str, int]) -> dict[
         "use_cache": True,
         "dtype": "float32",
         "torch_dtype": "float32",
-        **_token_ids(special_tokens),
+        **_token_id_keys(special_tokens),
     }
 
 
-def generation_config(special_tokens: Mapping[str, int]) -> dict[str, Any]:
+def generation_config(special_tokens: SpecialTokens) -> dict[str, Any]:
     """generation_config.json: only what a generator must know of the tokens."""
-    return {"_from_model_config": True, **_token_ids(special_tokens)}
+    return {"_from_model_config": True, **_token_id_keys(special_tokens)}
 
 
-def tokenizer_config(config: DecoderConfig, special_tokens: Mapping[str, int], tokenizer: Path) -> dict[str, Any]:
+def tokenizer_config(config: DecoderConfig, special_tokens: SpecialTokens, tokenizer: Path) -> dict[str, Any]:
     """tokenizer_config.json for the tokenizer.json at `tokenizer`, with a class name that transformers 4 knows."""
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     words = {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
-    named = {role: words.get(token) for role, token in special_tokens.items()}
-    tokens = {"bos_token": named.get("eos"), "eos_token": named.get("eos"), "pad_token": named.get("pad")}
+    named = {f"{role}_token": words.get(_first(token)) for role, token in _token_ids(special_tokens).items()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        **{key: word for key, word in tokens.items() if word is not None},
+        **{key: word for key, word in named.items() if word is not None},
     }
 
 
-def _token_ids(special_tokens: Mapping[str, int]) -> dict[str, int | None]:
+def _token_ids(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
+    """Ids by role; a text begins after the end of another where there is no token of its own for that."""
     eos = special_tokens.get("eos")
-    return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": special_tokens.get("pad")}
+    return {"bos": special_tokens.get("bos", _first(eos)), "eos": eos, "pad": special_tokens.get("pad")}
+
+
+def _token_id_keys(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
+    return {f"{role}_token_id": token for role, token in _token_ids(special_tokens).items()}
+
+
+def _first(ids: int | list[int] | None) -> int | None:
+    return ids[0] if isinstance(ids, list) else ids
 
 
 def config_from_hf(raw: Any) -> DecoderConfig:
@@ -84,10 +104,11 @@ def config_from_hf(raw: Any) -> DecoderConfig:
     if not isinstance(raw, Mapping):
         raise ValueError(f"it holds a {type(raw).__name__} where an object is expected")
     raw = {key: value for key, value in raw.items() if value is not None}
-    if raw.get("model_type") != "llama":
+    if raw.get("model_type") not in ("llama", OWN_MODEL_TYPE):
         raise ValueError(f'model_type is "{raw.get("model_type")}"; only "llama" is supported')
-    if (raw.get("architectures") or ["LlamaForCausalLM"]) != ["LlamaForCausalLM"]:
-        raise ValueError(f'architectures is {raw["architectures"]}; only ["LlamaForCausalLM"] is supported')
+    is_llama = raw["model_type"] == "llama"
+    if is_llama and (raw.get("architectures") or [STOCK_CLASS]) != [STOCK_CLASS]:
+        raise ValueError(f'architectures is {raw["architectures"]}; only ["{STOCK_CLASS}"] is supported')
     _refuse_unsupported(raw)
     _refuse_wrong_types(raw)
     rope = raw.get("rope_parameters") or {}
@@ -109,7 +130,40 @@ def config_from_hf(raw: Any) -> DecoderConfig:
         raise ValueError(f"the key {error} is missing") from None
     if raw.get("head_dim") not in (None, config.head_dim):
         raise ValueError(f"head_dim is {raw['head_dim']}; only hidden_size / num_attention_heads is supported")
+    _refuse_other_architecture(config, STOCK if is_llama else _recorded_architecture(raw))
     return config
+
+
+def refuse_own_model(raw: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the model of a config.json is not one that transformers computes."""
+    if raw.get("model_type") == OWN_MODEL_TYPE:
+        own = _recorded_architecture(raw)
+        raise ValueError(f"{own} computes this model and no class of transformers does: {own.departure}")
+
+
+def _recorded_architecture(raw: Mapping[str, Any]) -> Architecture:
+    known = [field.name for field in dataclasses.fields(Architecture)]
+    try:
+        return Architecture(**{key: str(value) for key, value in raw[_ARCHITECTURE].items() if key in known})
+    except (KeyError, AttributeError):
+        raise ValueError(f"{_ARCHITECTURE} is missing or not an object") from None
+
+
+def _refuse_other_architecture(config: DecoderConfig, recorded: Architecture) -> None:
+    here = architecture_of(config)
+    if (here.name, here.source_sha256) != (recorded.name, recorded.source_sha256):
+        why = here.departure or recorded.departure or "its source differs"
+        raise ValueError(f"it is a model of {recorded}, but this decoder is {here}: {why}")
+
+
+_UNSUPPORTED = {
+    "attention_bias": "biases",
+    "mlp_bias": "biases",
+    "sliding_window": "attention windows",
+    "quantization_config": "quantised weights",
+    "rope_interleaved": "interleaved rotary embeddings",
+}
+"""Key of config.json that asks for what this decoder lacks, where it is set -> the name of that."""
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
@@ -120,9 +174,13 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind != "default":
             raise ValueError(f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported')
-    for key in ("attention_bias", "mlp_bias"):
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(f"{key} sets partial_rotary_factor; this decoder rotates the whole of each head")
+    for key, feature in _UNSUPPORTED.items():
         if raw.get(key):
-            raise ValueError(f"{key} is true; this decoder has no biases")
+            raise ValueError(f"{key} is {json.dumps(raw[key])}; this decoder has no {feature}")
+    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not 1; this decoder rotates the whole of each head")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f'hidden_act is "{raw["hidden_act"]}"; only "silu" is supported')
 
@@ -150,16 +208,20 @@ def load_weights(model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign:
         if not torch.equal(head, given[EMBEDDING]):
             raise ValueError(f'"{HEAD}" differs from "{EMBEDDING}", but tie_word_embeddings is true')
     expected = dict(model.named_parameters())
-    for name in [*expected, *given]:
-        if name not in given:
-            raise ValueError(f'the tensor "{name}" is missing')
-        if name not in expected:
-            raise ValueError(f'the tensor "{name}" is not one of this model\'s')
-        if given[name].shape != expected[name].shape:
-            shapes = f"{tuple(given[name].shape)} where {tuple(expected[name].shape)} is expected"
-            raise ValueError(f'the tensor "{name}" has shape {shapes}')
-    if model.config.tie_word_embeddings:
-        given[HEAD] = given[EMBEDDING]
+    problem = difference(shapes_of(given), shapes_of(expected))
+    if problem is not None:
+        raise ValueError(problem)
+    for name, tensor in given.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f'the tensor "{name}" is {str(tensor.dtype).removeprefix("torch.")}, not floating-point')
+    owners = {id(parameter): name for name, parameter in expected.items()}
+    shared = {
+        name: owners[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in expected
+    }
+    given |= {name: given[owner] for name, owner in shared.items()}
     model.load_state_dict(given, strict=True, assign=assign)
-    if assign and model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    for name, owner in shared.items() if assign else ():  # which gave each name a parameter of its own
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, model.get_parameter(owner))

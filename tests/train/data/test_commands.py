@@ -64,10 +64,12 @@ def test_prepare_makes_what_the_file_says_and_counts_it(command: Command, recipe
 def test_prepare_a_second_time_says_so(command: Command, recipe: Path) -> None:
     command("prepare", recipe)
     code, out, _ = command("prepare", recipe)
-    assert (code, out) == (0, "packed is prepared already; delete it to prepare it again\ndata in packed\n")
+    compared = "packed is prepared already (its source has not changed since, by size and time)"
+    assert (code, out) == (0, f"{compared}; delete it to prepare it again\ndata in packed\n")
     code, _, err = command("prepare", recipe, "seq_len=8")
     assert code == 2
-    assert err == "pico-train: packed was made with other settings: choose another `out`, or delete it\n"
+    other = "packed was made with other settings (seq_len 16 -> 8)"
+    assert err == f"pico-train: {other}: choose another `out`, or delete it\n"
 
 
 def test_prepare_takes_overrides_with_and_without_a_file(command: Command, recipe: Path, tmp_path: Path) -> None:
@@ -76,6 +78,48 @@ def test_prepare_takes_overrides_with_and_without_a_file(command: Command, recip
     overrides = ["source=words.txt", "out=bare", "seq_len=8", "tokenizer.vocab_size=280", "validation_fraction=0"]
     assert command("prepare", *overrides)[0] == 0
     assert list(PackedData.open(tmp_path / "bare").manifest.splits) == ["train"]
+
+
+SPLIT = 'source.separator="\\n\\n"'
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (None, ["source=words.txt", SPLIT]),
+        (None, [SPLIT, "source=words.txt"]),
+        (None, ["source={path: words.txt}", SPLIT]),
+        (None, ["source.path=words.txt", SPLIT]),
+        ("source: words.txt\n", [SPLIT]),
+        ("source: other.txt\n", [SPLIT, "source=words.txt"]),
+        ("source: {path: words.txt}\n", [SPLIT]),
+    ],
+)
+def test_a_short_source_takes_a_separator(
+    command: Command, recipe: Path, tmp_path: Path, text: str | None, overrides: list[str]
+) -> None:
+    (tmp_path / "short.yaml").write_text(text or "")
+    file = [] if text is None else ["short.yaml"]
+    others = ["out=short", "seq_len=8", "tokenizer.vocab_size=280", "validation_fraction=0"]
+    code, _, err = command("prepare", *file, *overrides, *others)
+    assert (code, err) == (0, "")
+    assert PackedData.open(tmp_path / "short").manifest.splits["train"].documents == 50
+
+
+def test_verify_and_show_take_a_data_directory(command: Command, recipe: Path, tmp_path: Path) -> None:
+    command("prepare", recipe)
+    code, out, err = command("verify", "packed")
+    assert (code, err) == (0, "")
+    assert out.startswith("packed: every byte compared, ")
+    code, out, _ = command("show", "packed", "--rows", 1)
+    assert code == 0
+    assert out.startswith("packed: data of words.txt (licence: public domain), made ")
+    rows = np.memmap(tmp_path / "packed" / "train.rows.bin", "<u2", "r+")
+    rows[0] ^= 1
+    code, out, err = command("verify", "packed")
+    assert (code, out) == (2, "")
+    assert err.startswith("pico-train: packed/train.rows.bin does not have the sha256")
+    assert command("verify", "nowhere")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from pico_contract.schema import DataManifest
 from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
 
 
-def packed(root: Path, documents: list[list[int]], seq_len: int, dtype: str = "uint16") -> tuple[PackedData, str]:
+def packed(
+    root: Path, documents: list[list[int]], seq_len: int, dtype: str = "uint16", vocab_size: int = 10
+) -> tuple[PackedData, str]:
     layout = DataLayout(root)
     writer = PackedWriter(layout, "train", seq_len, dtype)
     for document in documents:
@@ -29,7 +31,7 @@ def packed(root: Path, documents: list[list[int]], seq_len: int, dtype: str = "u
         source="test",
         licence="none",
         seq_len=seq_len,
-        vocab_size=10,
+        vocab_size=vocab_size,
         dtype=dtype,
         special_tokens={},
         splits={"train": info},
@@ -76,7 +78,7 @@ def test_a_row_beyond_the_last_is_an_error(small: PackedData) -> None:
 def test_the_smallest_type_that_holds_every_id(vocab_size: int, dtype: str, tmp_path: Path) -> None:
     assert smallest_dtype(vocab_size) == dtype
     last = vocab_size - 1
-    data, _ = packed(tmp_path, [[last, 0, last]], 2, dtype)
+    data, _ = packed(tmp_path, [[last, 0, last]], 2, dtype, vocab_size)
     assert data.split("train").take(np.array([0])).tolist() == [[last, 0, last]]
     assert DataLayout(tmp_path).rows("train").stat().st_size == 3 * {"uint16": 2, "uint32": 4}[dtype]
 

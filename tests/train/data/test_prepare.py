@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pico_contract.errors import UserError
 from pico_contract.layout import DataLayout
 from pico_train.data import prepare as preparing
 from pico_train.data.packed import PackedData
-from pico_train.data.prepare import prepare, show
+from pico_train.data.prepare import show
 from pico_train.data.tokenizer import load_tokenizer
 
 from .conftest import Make, settings
@@ -185,32 +184,6 @@ def test_the_held_out_documents_of_a_seed_never_change(make: Make, tmp_path: Pat
     lines.write_text("\n".join(json.dumps({"input_ids": [i] * 9}) for i in range(40)))
     data = make(lines, validation_fraction=0.3)
     assert stream_of(data, "validation")[::9] == HELD_OUT
-
-
-def test_what_is_prepared_already_is_kept(make: Make, source: dict[str, str], tmp_path: Path) -> None:
-    data = make(source)
-    before = {path: path.stat().st_mtime_ns for path in data.path.iterdir()}
-    said: list[str] = []
-    prepare(settings(source, data.path, {}), said.append)
-    assert {path: path.stat().st_mtime_ns for path in data.path.iterdir()} == before
-    assert said == [f"{data.path} is prepared already; delete it to prepare it again"]
-
-
-@pytest.mark.parametrize("change", [{"seq_len": 4}, {"seed": 3}, {"tokenizer": {"vocab_size": 290}}])
-def test_other_settings_do_not_overwrite_data(make: Make, source: dict[str, str], change: dict[str, Any]) -> None:
-    data = make(source)
-    before = contents(data)
-    with pytest.raises(UserError, match="was made with other settings: choose another `out`, or delete it"):
-        make(source, **change)
-    assert contents(data) == before
-
-
-def test_a_directory_of_another_kind_is_not_overwritten(make: Make, source: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="exists and is not a data directory"):
-        make(source)
-    assert (tmp_path / "packed" / "thesis.tex").read_text() == "years of work"
 
 
 def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(

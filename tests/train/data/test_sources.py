@@ -45,7 +45,7 @@ def parquet(path: Path, **columns: list[Any]) -> Path:
 @pytest.mark.parametrize("separator", ["\n%%\n", "§", "%"])
 def test_a_text_file_parts_at_the_separator(tmp_path: Path, separator: str) -> None:
     (tmp_path / "a.txt").write_bytes(separator.join([*TEXTS, "", " \n", "end\r\n"]).encode())
-    assert read(tmp_path / "a.txt", separator=separator) == [*TEXTS, "end\r\n"]
+    assert read(tmp_path / "a.txt", separator=separator) == [*TEXTS, "end\n"]
 
 
 @pytest.mark.parametrize("separator", [None, ""])

@@ -15,10 +15,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pico_contract.errors import UserError
 from pico_train.data import tokenizer as tokenizing
+from pico_train.data.byte_lengths import written_byte_lengths
 from pico_train.data.tokenizer import load_tokenizer, pieces, special_tokens, token_byte_lengths, train_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .conftest import Make
+from .kinds import KINDS
 
 SAMPLE = ["the king's crown falls  and\n\nthe queen weeps: 1603 — naïve Łódź 王\n"] * 20
 AROUND_SPACES = st.text(alphabet="ab'sL王ń9.,-_\n\t \u00a0\u0301", max_size=60)
@@ -93,9 +95,42 @@ def test_pieces_are_short_where_there_are_spaces(trained: Tokenizer) -> None:
     assert len(parts) == 8
 
 
-def test_documents_of_other_tokenizers_stay_whole(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(sentence_piece(tmp_path, ["</s>"]))
-    assert len(pieces(tokenizer, "the king " * 50_000)) == 1
+LONG = {
+    "words": "the king's crown, falls 1603 ",
+    "lines": "crown\n",
+    "chinese": "\u738b\u540e\uff0c\u738b\u51a0\u843d\u4e0b\u3002",
+    "combining": "e\u0301a\u0301 ",
+    "one word": "ab1\u738b",
+}
+
+
+@pytest.mark.parametrize("text", LONG)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_documents_have_the_ids_of_the_whole(kind: str, text: str, tmp_path: Path) -> None:
+    KINDS[kind]().save(str(tmp_path / "tokenizer.json"))
+    tokenizer, long = load_tokenizer(tmp_path), LONG[text] * 40
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizing, "_PIECE", 50)
+        parts = pieces(tokenizer, long)
+    assert "".join(parts) == long
+    ids = [i for part in parts for i in tokenizer.encode(part, add_special_tokens=False).ids]
+    assert ids == tokenizer.encode(long, add_special_tokens=False).ids
+    if kind in ("byte level", "llama 3") and text != "one word":
+        assert len(parts) > 3
+
+
+def test_text_without_any_seam_is_cut_all_the_same(monkeypatch: pytest.MonkeyPatch, trained: Tokenizer) -> None:
+    """A token at most is lost at each cut; of other tokenizers a cut would add spaces, and they keep it whole."""
+    monkeypatch.setattr(tokenizing, "_PIECE", 50)
+    monkeypatch.setattr(tokenizing, "_LONGEST", 200)
+    text = "king" * 500
+    parts = pieces(trained, text)
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 250
+    ids = [i for part in parts for i in trained.encode(part).ids]
+    assert 0 <= len(ids) - len(trained.encode(text).ids) <= 2 * len(parts)
+    assert pieces(KINDS["sentencepiece, space first"](), text) == [text]
+    assert pieces(KINDS["byte level, space first"](), text) == [text]
 
 
 def test_an_existing_tokenizer_is_taken_from_a_file_or_a_directory(
@@ -138,7 +173,7 @@ def with_gap(tokenizer: Tokenizer, path: Path) -> Path:
     """The tokenizer with its last id moved up, as where added tokens leave ids free."""
     raw = json.loads(tokenizer.to_str())
     raw["model"]["vocab"]["<|late|>"] = 320
-    raw["added_tokens"].append({**raw["added_tokens"][0], "id": 320, "content": "<|late|>"})
+    raw["added_tokens"].append({**raw["added_tokens"][0], "id": 320, "content": "<|late|>", "special": False})
     path.write_text(json.dumps(raw))
     return path
 
@@ -151,7 +186,7 @@ def test_gaps_among_the_ids_count_for_the_vocabulary(make: Make, tmp_path: Path)
     data = make(tmp_path / "text.txt", tokenizer={"path": str(tmp_path / "gap.json"), "vocab_size": 400})
     assert data.manifest.vocab_size == 321
     assert 320 in data.split("train").take(np.array([0]))
-    assert len(token_byte_lengths(load_tokenizer(data.path))) == 321
+    assert len(written_byte_lengths(load_tokenizer(data.path))) == 321
 
 
 def test_a_tokenizer_without_end_of_text_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -194,11 +229,12 @@ def test_byte_lengths_add_up_to_the_bytes_of_the_text(trained: Tokenizer, text: 
     assert lengths[:3].tolist() == [0, 0, 0]
 
 
-def test_byte_lengths_of_spaces_bytes_and_added_words(tmp_path: Path) -> None:
+def test_written_lengths_of_spaces_bytes_and_added_words(tmp_path: Path) -> None:
     """As SentencePiece writes them: the first word brings a space that the text does not have."""
     tokenizer = load_tokenizer(sentence_piece(tmp_path, ["</s>"]))
+    assert token_byte_lengths(tokenizer) is None
     tokenizer.add_tokens([AddedToken("Łódź", special=False)])
-    lengths = token_byte_lengths(tokenizer)
+    lengths = written_byte_lengths(tokenizer)
     for word, length in {"\u2581king": 5, "s": 1, "ö": 2, "<0xE7>": 1, "</s>": 0, "Łódź": 7}.items():
         assert lengths[tokenizer.token_to_id(word)] == length, word
     ids = tokenizer.encode("the kings王").ids

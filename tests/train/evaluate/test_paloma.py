@@ -126,6 +126,6 @@ def test_what_is_wrong_is_named_before_training(data: PackedData, tmp_path: Path
     (folder / "gab").mkdir()
     assert "gab holds no .jsonl or .jsonl.gz file, nor does its directory val" in refused(data, folder)
     (folder / "gab" / "val.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100)[:20])
-    assert "val.jsonl.gz is no whole gzip file" in refused(data, folder)
+    assert "val.jsonl.gz is not a whole gzip file" in refused(data, folder)
     (folder / "gab" / "val.jsonl.gz").write_bytes(gzip.compress(b'{"txt": "a"}\n'))
     assert 'line 1 has no field "text"; did you mean "txt"' in refused(data, folder)

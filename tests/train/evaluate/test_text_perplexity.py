@@ -116,7 +116,7 @@ def test_texts_that_came_as_ids(decoder: Decoder, data: PackedData, sources: dic
     as_ids, as_text = (measured(decoder, data, {"a": p})[1] for p in (str(path), sources["short"]))
     assert as_ids == as_text
     path.write_text('{"input_ids": [280]}')
-    with pytest.raises(UserError, match="token ids outside the vocabulary of 280"):
+    with pytest.raises(UserError, match='text 1 of the source "a" holds token ids outside the vocabulary of 280'):
         measured(decoder, data, {"a": str(path)})
 
 
