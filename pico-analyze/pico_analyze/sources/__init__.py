@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pico_contract.errors import DamagedError, UserError, did_you_mean
+from pico_contract.errors import UserError, did_you_mean
 
 MICROBATCH_GRADIENTS = "microbatch_gradients"
 """The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is (...)."""
@@ -103,12 +101,3 @@ def no_step(place: object, step: int, steps: Sequence[int], damaged: Mapping[int
 def no_module(place: object, kind: str, module: str, known: Iterable[str]) -> UserError:
     """`place` holds no `kind` of `module`, with the nearest that it does hold."""
     return UserError(f'{place} has no {kind} of the module "{module}"{did_you_mean(module, known)}')
-
-
-def stamp(paths: Iterable[Path]) -> str:
-    """sha256 of the paths, sizes and times of files: it changes with them, and does not cost reading them."""
-    try:
-        found = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise DamagedError(f"{error.filename} cannot be read ({error.strerror})") from None
-    return hashlib.sha256(repr(found).encode()).hexdigest()
