@@ -34,6 +34,7 @@ FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
 _CODE = (
     "circuits",
     "components",
+    "damage",
     "decompositions",
     "item",
     "linalg",

@@ -10,7 +10,8 @@ STATUSES = {
     "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance; or a "
     "single micro-batch, which has no spread",
     "no_signal": "the estimate of the squared gradient is not positive: so few micro-batches do not tell it from noise",
-    "missing": "the step does not hold what was asked for, or its file is not readable",
+    "missing": "the step does not hold what was asked for",
+    "damaged": "the file that holds it is not readable, or its bytes are not those that were written",
     "non_finite": "the tensor, or the result, holds NaN or infinity",
 }
 """Status of the measurement table -> what it means; `ok` needs no words."""

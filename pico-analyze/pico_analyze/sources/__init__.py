@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 MICROBATCH_GRADIENTS = "microbatch_gradients"
 """The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is (...)."""
@@ -14,13 +14,19 @@ KINDS = ("weights", "gradients", "activations", MICROBATCH_GRADIENTS)
 SPLITS = ("train", "val")
 
 
+class NotObservedError(DamagedError):
+    """What a number needs was never observed, though everything that was is intact."""
+
+
 class Source(Protocol):
     """A series of observed steps of one model.
 
-    Four attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
-    results are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of
-    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None;
-    and `terms` (`CountsTerms`), without which nothing is measured of gradients of micro-batches.
+    Further attributes are used if a source has them: `fingerprint` (see `pico_analyze.cache`), without which results
+    are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of any run
+    that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None; `terms`
+    (`CountsTerms`), without which nothing is measured of gradients of micro-batches; `origin`, what it was opened from,
+    which tells it from another of the same name; `notes`, sentences on what was left out of it, and why; and
+    `is_lost(step, kind)`, whether a damaged file may have held that kind.
     """
 
     @property

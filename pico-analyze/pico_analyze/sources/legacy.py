@@ -102,6 +102,10 @@ class LegacyRun:
         """sha256 of the file that holds `kind` of `step`; errors as `tensor`."""
         return self._checked.sha256(self._path(step, kind, self._split(step, kind, split)))
 
+    def is_lost(self, step: int, kind: str) -> bool:
+        """Whether a file of `kind` of a step is there, whatever can be read of it."""
+        return any(self._path(step, kind, split).is_file() for split in SPLITS)
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs; files are opened again by their paths."""
         return {name: value for name, value in vars(self).items() if name != "_file"}
