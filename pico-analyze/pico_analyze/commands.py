@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
-from pico_contract.errors import UserError, did_you_mean
-from pico_contract.layout import AnalysisLayout, RunLayout
+from pico_contract.errors import UserError
+from pico_contract.layout import AnalysisLayout
 from pico_contract.names import parse
 
+from pico_analyze.analysis_place import measured, note_on_place, place, record_owner
 from pico_analyze.config import AnalysisConfig, load, to_yaml
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     layout = place(run, config.name, config.out)
+    for note in [*_notes(run), *note_on_place(run, config.name, layout, config.out)]:
+        say(f"note: {note}")
     frame = table.joined(_tables(run, other, config, layout, say))
+    record_owner(layout, run)
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
@@ -78,20 +82,6 @@ def _tables(
     return tables
 
 
-def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where an analysis is kept: RUN/analysis/NAME; for what other programs wrote ./analysis/SOURCE/NAME.
-
-    With `out` it is OUT/analysis/NAME for either. Nothing is ever written into what another program wrote.
-    """
-    from pico_analyze.sources.run import Run
-
-    if out is not None:
-        return RunLayout(out).analysis(name)
-    if isinstance(source, Run):
-        return source.layout.analysis(name)
-    return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
-
-
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     """Write the report of an analysis that was measured before, with the figures that its configuration names.
 
@@ -104,16 +94,6 @@ def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     run = open_source(path)
     layout = measured(run, name, out)
     return _write_report(run, table.read(layout.table), layout, load(layout.config))
-
-
-def measured(run: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where the analysis `name` of a run lies; UserError with the nearest name where there is no such table."""
-    layout = place(run, name, out)
-    if not layout.table.is_file():
-        known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
-        near = did_you_mean(name, known) or ": run pico-analyze run first"
-        raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
-    return layout
 
 
 def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
@@ -165,8 +145,14 @@ def holdings(path: Path) -> list[str]:
     for kind in KINDS:
         lines += _lines_of_kind(run, kind)
     lines += _low_rank_lines(run)
+    lines += [f"note: {note}" for note in _notes(run)]
     lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
     return lines
+
+
+def _notes(run: Source) -> list[str]:
+    """What a source says of what was left out of it."""
+    return list(getattr(run, "notes", ()))
 
 
 def _progress_of(run: Source) -> str:

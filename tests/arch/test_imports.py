@@ -25,7 +25,7 @@ HOMES = {
     },
     "tokenizers": {"pico_train.data.prepare", "pico_train.data.tokenizer"},
     "transformers": {"pico_train.model.hf"},
-    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub", "pico_train.hub"},
+    "huggingface_hub": {"pico_analyze.sources.hub_store", "pico_train.data.hub", "pico_train.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {
         "pico_analyze.table",
@@ -44,6 +44,7 @@ HOMES = {
     },
     "matplotlib": {
         "pico_analyze.canvas",
+        "pico_analyze.fonts",
         "pico_analyze.figures",
         "pico_analyze.plot",
         "pico_analyze.plot_arms",
@@ -55,13 +56,14 @@ HOMES = {
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
     "rich": {"pico_train.report", "pico_analyze.commands"},
-    "yaml": {"pico_train.config", "pico_analyze.config", "pico_analyze.sources.legacy"},
+    "yaml": {"pico_train.config", "pico_analyze.analysis_place", "pico_analyze.config", "pico_analyze.sources.legacy"},
 }
 """External package -> the only modules that may import it, at module level or inside a function."""
 
 FOREIGN = {
     "pico_analyze.sources.legacy": {"training_config.yaml", "checkpoints", "step_"},
     "pico_train.legacy.weights": {"pytorch_model.bin"},
+    "pico_analyze.sources.formats": {"adapter_model.safetensors", "adapter_config.json"},
 }
 """Reader of a foreign format -> the names that it knows of that format, some of which happen to be ours too."""
 
@@ -112,6 +114,7 @@ MAY_NOT_IMPORT = {
     "pico_train": {"pico_analyze"},
     "pico_analyze": {"pico_train", "accelerate", "datasets"},
     "pico_analyze.canvas": {"torch"},
+    "pico_analyze.fonts": {"torch"},
     "pico_analyze.plot": {"torch"},
     "pico_analyze.plot_arms": {"torch"},
     "pico_analyze.plot_layers": {"torch"},
