@@ -40,7 +40,7 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
         return open_hub(str(path), disk_gib)
     folder = Path(path)
     if folder.is_file():
-        raise UserError(f"{folder} is a file: name the folder that it lies in, {folder.parent}")
+        raise UserError(f"{folder} is a file: name the folder that it lies in")
     if RunLayout(folder).manifest.is_file() or not (folder.is_dir() or glob.has_magic(str(path))):
         return open_run(folder)
     if is_legacy(folder):
