@@ -21,7 +21,7 @@ from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_analyze.cache import Cache, merged, pending
 from pico_analyze.comparison import Comparison, between_layers, comparison
 from pico_analyze.comparison import check as check_comparison
-from pico_analyze.components import UPDATES, check, fitting, plan
+from pico_analyze.components import UPDATES, check, plan
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
 from pico_analyze.reading import Place, Work
@@ -32,7 +32,6 @@ from pico_analyze.table import from_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPONENTS = ("*_proj", "ov_circuit", "lora_update")
 Todo = tuple[int, Work, Mapping[str, Metric]]
 """A work item by its place, with the steps and the metrics that are still to be measured."""
 
@@ -64,8 +63,8 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (see `plan`); "*_proj", "ov_circuit" and, of low-rank runs,
-            "lora_update" by default, every module of a model that calls none of its own "*_proj".
+        components: globs over module names, and circuits (see `plan`); by default every matrix of the layers,
+            "ov_circuit" and, of low-rank runs, "lora_update".
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
@@ -256,8 +255,8 @@ def _work(
         raise UserError(f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read')
     modules = {of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in held.items()}
     every = list(dict.fromkeys(chain(*modules.values())))
-    components = components or (COMPONENTS if fitting(COMPONENTS[0], every) else ["*"])
-    check(components, every)
+    if components is not None:
+        check(components, every)
     items = []
     for (kind, split), by_step in held.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps

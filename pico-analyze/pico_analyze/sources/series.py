@@ -9,6 +9,7 @@ earlier Pico code become the former. Other tensors (norms, biases, masks, packed
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -135,6 +136,16 @@ class Series:
         if damages:
             raise damages[0]
         return {}
+
+    def model_at(self, step: int) -> Mapping[str, Any]:
+        """Geometry by the config.json of one step; that of the series where the step has none that can be read."""
+        with contextlib.suppress(DamagedError):
+            return geometry(self.models[step].config()) or self.model
+        return self.model
+
+    def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Every stored tensor of `step` with its shape, also those that are not offered as modules."""
+        return {names.canonical(stored.name): stored.shape for stored in self.models[step].stored()}
 
     def check(self) -> None:
         """Read the headers of every step now, and note in `damaged` those that cannot be read."""
