@@ -8,7 +8,7 @@ another family, add the names of its projections and, where its projections are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -119,27 +119,38 @@ _LIKE_A_PROJECTION = re.compile(
 """Names by which a projection of attention is recognised where no layout fits it."""
 
 
-def layouts(modules: Iterable[str], known: Iterable[Layout], roles: Iterable[Role]) -> dict[str, Layout]:
+def layouts(modules: Iterable[str], known: Iterable[Layout], roles: Sequence[Role]) -> dict[str, Layout]:
     """Module that owns an attention or MLP -> its layout, for each of `modules` of which all `roles` are there.
+
+    A layout of which every role is there goes before one of which only `roles` are: parts of names of one family are
+    whole names of another.
 
     Args:
         known: `ATTENTIONS` or `MLPS`; the first that fits counts.
     """
-    held, roles = dict.fromkeys(modules), tuple(roles)
+    held = dict.fromkeys(modules)
     found: dict[str, Layout] = {}
+    taken: set[str] = set()
     by_last: dict[str, list[Layout]] = {}
     for layout in known:
         by_last.setdefault(layout.names[roles[0]].rpartition(".")[2], []).append(layout)
-    for module in held:
-        for layout in by_last.get(module.rpartition(".")[2], ()):
-            owner = module.removesuffix(f".{layout.names[roles[0]]}")
-            if (
-                owner not in found
-                and owner != module
-                and all(f"{owner}.{layout.names[role]}" in held for role in roles)
-            ):
-                found[owner] = layout
-    return found
+    for whole in (True, False):
+        for module in held:
+            for layout in by_last.get(module.rpartition(".")[2], ()) if module not in taken else ():
+                owner = module.removesuffix(f".{layout.names[roles[0]]}")
+                needed = layout.names if whole else roles
+                if owner != module and all(f"{owner}.{layout.names[role]}" in held for role in needed):
+                    found.setdefault(owner, layout)
+                    taken.add(module)
+    return {owner: layout for module in held for owner, layout in _owner_in(module, found, roles[0])}
+
+
+def _owner_in(module: str, found: Mapping[str, Layout], role: Role) -> Iterator[tuple[str, Layout]]:
+    """The owner whose projection `module` is, so that owners keep the order of modules."""
+    for parts in (1, 2):
+        owner = module.rsplit(".", parts)[0]
+        if owner in found and f"{owner}.{found[owner].names[role]}" == module:
+            yield owner, found[owner]
 
 
 def division_of(model: Mapping[str, Any], owner: str, layout: Layout) -> Division | None:
