@@ -119,6 +119,14 @@ _LIKE_A_PROJECTION = re.compile(
 """Names by which a projection of attention is recognised where no layout fits it."""
 
 
+_NORM = re.compile(r"(?:^|\.)((?:q|k|query|key|qk)_?(?:layer_?)?(?:norm|ln))\b")
+
+
+def query_key_norms(tensors: Iterable[str]) -> list[str]:
+    """What the norms of queries and keys are called, such as `q_norm`; [] of a model that has none."""
+    return list(dict.fromkeys(found[1] for name in tensors if (found := _NORM.search(name))))
+
+
 def layouts(modules: Iterable[str], known: Iterable[Layout], roles: Sequence[Role]) -> dict[str, Layout]:
     """Module that owns an attention or MLP -> its layout, for each of `modules` of which all `roles` are there.
 

@@ -40,12 +40,16 @@ class Circuit:
     over: Callable[[Source, str, int, int], Change] | None = None
     of_projection: bool = False  # several in a layer, each named behind its projection
 
-    def owners(self, modules: Iterable[str], kind: str) -> list[str]:
-        """The modules of a model that have the circuit, such as `model.layers.0.self_attn`, by what `kind` holds."""
+    def owners(self, modules: Iterable[str], kind: str) -> dict[str, Layout | None]:
+        """The modules that have the circuit, such as `model.layers.0.self_attn`, with the layout of what lies in them.
+
+        Args:
+            modules: those of which `kind` is there. Activations of the first role are enough: weights give the rest.
+        """
         if not self.known:
             ending = ".lora_B"
-            return [name.removesuffix(ending) for name in modules if name.endswith(ending)]
-        return list(layouts(modules, self.known, self.roles[:1] if kind == "activations" else self.roles))
+            return {name.removesuffix(ending): None for name in modules if name.endswith(ending)}
+        return dict(layouts(modules, self.known, self.roles[:1] if kind == "activations" else self.roles))
 
 
 def ov_circuit(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:

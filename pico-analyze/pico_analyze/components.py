@@ -11,8 +11,8 @@ from typing import Any
 from pico_contract import names
 from pico_contract.errors import UserError, did_you_mean, nearest
 
-from pico_analyze.architectures import division_of, layouts, unrecognised
-from pico_analyze.circuits import CIRCUITS, UPDATES
+from pico_analyze.architectures import Layout, division_of, unrecognised
+from pico_analyze.circuits import CIRCUITS, UPDATES, Circuit
 from pico_analyze.linalg import Matrix
 from pico_analyze.low_rank import Change
 from pico_analyze.sources import Source
@@ -130,22 +130,38 @@ def available(circuit: str, kind: str, modules: Sequence[str], model: Mapping[st
         return [], []
     owners = made.owners(modules, kind)
     if not made.heads:
-        return owners, []
-    lacking = {owner: reason for owner in owners if (reason := _lacks(owner, circuit, modules, model))}
+        return list(owners), [] if owners else [_nowhere(made)]
+    lacking = {owner: reason for owner, layout in owners.items() if (reason := _lacks(owner, layout, model))}
     strange = [] if kind == "activations" else unrecognised(modules, owners)
-    reasons = [
-        *lacking.values(),
-        *(f"{_within(name)} is a projection of attention in an unknown layout" for name in strange),
-    ]
+    reasons = [*lacking.values(), *(f"the layout of {_within(name)} is not known" for name in strange)]
+    if not owners and not strange:
+        reasons = [_nowhere(made)]
     return [owner for owner in owners if owner not in lacking], list(dict.fromkeys(reasons))
 
 
-def _lacks(owner: str, circuit: str, modules: Sequence[str], model: Mapping[str, Any]) -> str | None:
+def left_out(circuits: Iterable[str], modules: Mapping[str, Sequence[str]], model: Mapping[str, Any]) -> list[str]:
+    """A sentence for each of `circuits` that some attention or MLP of the model should have and has not, and why.
+
+    Args:
+        modules: kind -> those of which it is there.
+    """
+    found = []
+    for circuit in dict.fromkeys(circuits):
+        made = CIRCUITS[circuit]
+        kind = next((kind for kind in modules if kind in made.kinds), None)
+        if made.known and kind is not None:
+            reasons = available(circuit, kind, modules[kind], model)[1]
+            found += [f"{circuit} is left out: {reason}" for reason in reasons]
+    return found
+
+
+def _nowhere(circuit: Circuit) -> str:
+    return f"no module has the projections that it is made of ({' and '.join(circuit.roles)})"
+
+
+def _lacks(owner: str, layout: Layout | None, model: Mapping[str, Any]) -> str | None:
     """Why an attention has no circuits, None where it has them."""
-    made = CIRCUITS[circuit]
-    below = [name for name in modules if name.startswith(f"{owner}.")]
-    layout = layouts(below, made.known, made.roles[:1])[owner]
-    if layout.is_fused("value") and division_of(model, owner, layout) is None:
+    if layout is not None and layout.is_fused("value") and division_of(model, owner, layout) is None:
         fused = f"{_within(owner)}.{layout.names['value']}".removeprefix(".")
         return f"query, key and value are one matrix ({fused}), and no model_type in config.json says how it is divided"
     if heads_of(model, owner) is None:

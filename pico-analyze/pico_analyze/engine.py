@@ -24,6 +24,7 @@ from pico_analyze.comparison import check as check_comparison
 from pico_analyze.components import UPDATES, check, plan
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
+from pico_analyze.omissions import report_omissions
 from pico_analyze.reading import Place, Work
 from pico_analyze.selection import Steps, choose_base, choose_steps
 from pico_analyze.sources import KINDS, SPLITS, Source
@@ -91,6 +92,7 @@ def measure(
 
     Warns:
         DamagedWarning: once for each part of the runs that is not readable; its rows have status `missing`.
+        OmittedWarning: once for each reason why a circuit that `components` name is not measured.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
     chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
@@ -274,6 +276,7 @@ def _work(
             Work(run, unit, kind, split, at, base, references, compared.other, compared.draws, formed)
             for unit, references in paired
         ]
+    report_omissions(run, components, {kind: found for (kind, _), found in modules.items()}, not items)
     return items
 
 
