@@ -71,7 +71,10 @@ def _of_config(run: str | list[str]) -> str:
 
 
 def record_owner(layout: AnalysisLayout, source: Source) -> None:
-    """Write which source an analysis is of."""
+    """Write which source an analysis is of; one inside the run itself needs no record."""
+    run = getattr(source, "layout", None)
+    if run is not None and run.root in layout.root.parents:
+        return
     write_text(layout.source, json.dumps({"name": source.name, "origin": origin(source)}, indent=2) + "\n")
 
 

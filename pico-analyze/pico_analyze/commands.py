@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def _tables(
 ) -> list[pd.DataFrame]:
     """What is measured, part by part."""
     from pico_analyze.engine import measure
+    from pico_analyze.omissions import omissions
     from pico_analyze.parts import held, parts_of, steps_of
 
     steps = steps_of(config, run, say)
@@ -79,6 +81,8 @@ def _tables(
             chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with _progress(say) as progress:
                 tables.append(measure_part(run, *chosen, progress))
+    for sentence in dict.fromkeys(chain(*(omissions(run, part.components) for part in parts_of(config)))):
+        say(f"note: {sentence}")
     return tables
 
 
@@ -132,19 +136,20 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
 
 def holdings(path: Path) -> list[str]:
     """What a source holds, as lines: status, geometry, steps, kinds by split with their modules, what is damaged."""
+    from pico_analyze.omissions import described
     from pico_analyze.sources import KINDS
+    from pico_analyze.sources.model_config import describe
     from pico_analyze.sources.open import open_source
 
     run = open_source(path)
-    geometry = ", ".join(f"{key} {value}" for key, value in run.model.items())
     lines = [
         f"run {run.name}{_progress_of(run)}",
-        f"model: {geometry}",
+        f"model: {describe(run.model)}",
         f"observed steps ({len(run.steps)}): {', '.join(map(str, run.steps))}",
     ]
     for kind in KINDS:
         lines += _lines_of_kind(run, kind)
-    lines += _low_rank_lines(run)
+    lines += [*described(run), *_low_rank_lines(run)]
     lines += [f"note: {note}" for note in _notes(run)]
     lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
     return lines

@@ -20,11 +20,12 @@ from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_analyze.cache import Cache, merged, pending
 from pico_analyze.comparison import Comparison, between_layers, comparison
 from pico_analyze.comparison import check as check_comparison
-from pico_analyze.components import UPDATES, check, fitting, plan
+from pico_analyze.components import UPDATES, check, plan
 from pico_analyze.damage import Damage, warn_of
 from pico_analyze.damage import DamagedWarning as DamagedWarning
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
+from pico_analyze.omissions import report_omissions
 from pico_analyze.reading import Place, Work
 from pico_analyze.selection import Steps, choose_base, choose_steps
 from pico_analyze.sources import KINDS, SPLITS, Source
@@ -33,7 +34,6 @@ from pico_analyze.table import from_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPONENTS = ("*_proj", "ov_circuit", "lora_update")
 Todo = tuple[int, Work, Mapping[str, Metric]]
 """A work item by its place, with the steps and the metrics that are still to be measured."""
 
@@ -61,8 +61,8 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (see `plan`); "*_proj", "ov_circuit" and, of low-rank runs,
-            "lora_update" by default, every module of a model that calls none of its own "*_proj".
+        components: globs over module names, and circuits (see `plan`); by default every matrix of the layers,
+            "ov_circuit" and, of low-rank runs, "lora_update".
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
@@ -88,15 +88,14 @@ def measure(
         UserError: a name or step that is not known (with the nearest), an empty list, or nothing to measure.
 
     Warns:
-        DamagedWarning: once for each part of the runs that cannot be read or was altered, of status `damaged`.
+        DamagedWarning, OmittedWarning: once for each part that cannot be read or was altered, or lacks a circuit.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
     chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
     items = _asked(run, components, steps, kinds, splits, compared, window, form_circuits)
     check_comparison(items, chosen)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
-        kept = None if cache is None else Cache(cache, run)
-        numbers, damage, sentences = _measured(items, chosen, workers, kept, progress)
+        numbers, damage, sentences = _measured(items, chosen, workers, Cache(cache, run) if cache else None, progress)
     warn_of(sentences)
     return _table(run.name, items, chosen, numbers, damage)
 
@@ -109,7 +108,8 @@ def _table(
     damage: Mapping[int, Damage],
 ) -> pd.DataFrame:
     lost = [damage.get(index, Damage()).and_lost(item) for index, item in enumerate(items)]
-    frame = from_rows(chain(*(rows(item, metrics, *of) for item, *of in zip(items, numbers, lost, strict=True))))
+    every = zip(items, numbers, lost, strict=True)
+    frame = from_rows(chain(*(rows(item, metrics, at, damaged) for item, at, damaged in every)))
     if frame.empty:
         raise UserError(f'nothing to measure in run "{run}": no such metric of such kinds and components')
     return frame
@@ -256,8 +256,8 @@ def _work(
         raise UserError(f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read')
     modules = {of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in held.items()}
     every = list(dict.fromkeys(chain(*modules.values())))
-    components = components or (COMPONENTS if fitting(COMPONENTS[0], every) else ["*"])
-    check(components, every)
+    if components is not None:
+        check(components, every)
     items = []
     for (kind, split), by_step in held.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
@@ -275,6 +275,7 @@ def _work(
             Work(run, unit, kind, split, at, base, references, compared.other, compared.draws, formed)
             for unit, references in paired
         ]
+    report_omissions(run, components, {kind: found for (kind, _), found in modules.items()}, not items)
     return items
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
+from pico_analyze.sources.model_config import geometry as geometry
+
 MICROBATCH_GRADIENTS = "microbatch_gradients"
 """The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is (...)."""
 KINDS = ("weights", "gradients", "activations", MICROBATCH_GRADIENTS)
@@ -66,27 +68,10 @@ class CountsTerms(Protocol):
         """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step holds none."""
 
 
-_GEOMETRY = {
-    "hidden_size": ("d_model", "n_embd"),
-    "intermediate_size": ("activation_hidden_dim", "n_inner", "ffn_dim"),
-    "num_hidden_layers": ("n_layers", "n_layer"),
-    "num_attention_heads": ("attention_n_heads", "n_head"),
-    "num_key_value_heads": ("attention_n_kv_heads",),
-    "head_dim": (),
-    "vocab_size": (),
-    "tie_word_embeddings": (),
-}
-
-
-def geometry(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a foreign model configuration says of the shape, under Hugging Face's usual names; the rest is dropped."""
-    found = {name: [config[key] for key in (name, *others) if key in config] for name, others in _GEOMETRY.items()}
-    first = {name: values[0] for name, values in found.items() if values}
-    return {name: value for name, value in first.items() if isinstance(value, bool) or _is_count(value)}
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+def model_at(source: Source, step: int) -> Mapping[str, Any]:
+    """The geometry at one step: of models that others trained, each step has a configuration of its own."""
+    at = getattr(source, "model_at", None)
+    return source.model if at is None else at(step)
 
 
 def check_kind(kind: str) -> None:

@@ -65,10 +65,9 @@ class Model:
             raise DamagedError(f"{self.place} holds no floating-point matrix")
         return found
 
-    @property
-    def stacked(self) -> list[str]:
-        """Names of the floating-point tensors of three and more dimensions, which are not offered as modules."""
-        return [n for n, one in self._stored.items() if len(one.shape) > 2 and one.dtype in _FLOATS]
+    def stored(self) -> list[Stored]:
+        """Every tensor, also those that are not offered as modules; errors as `modules`."""
+        return list(self._stored.values())
 
     def read(self, module: str) -> torch.Tensor | None:
         """The matrix of a module in its stored dtype, float8 dequantised to float32; None if there is none.

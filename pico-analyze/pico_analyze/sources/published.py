@@ -185,6 +185,10 @@ class PublishedRun(HubSeries):
             raise no_module(file.place, kind, name, self.modules(step, kind, split))
         return tensor
 
+    def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Every stored tensor of `step` with its shape; of what was observed the names alone are known."""
+        return super().tensors(step) if step in self.models else dict.fromkeys(self.modules(step, "weights"), ())
+
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
         """Changes whenever the file that holds `kind` of `step` does; errors as `tensor`."""
         if kind == "weights" and step in self.models:

@@ -7,6 +7,7 @@ tensors (norms, biases, masks) are not offered.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -134,6 +135,16 @@ class Series:
             raise damages[0]
         return {}
 
+    def model_at(self, step: int) -> Mapping[str, Any]:
+        """Geometry by the config.json of one step; that of the series where the step has none that can be read."""
+        with contextlib.suppress(DamagedError, KeyError):
+            return geometry(self.models[step].config()) or self.model
+        return self.model
+
+    def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Every stored tensor of `step` with its shape, also those that are not offered as modules."""
+        return {names.canonical(stored.name): stored.shape for stored in self.models[step].stored()}
+
     def check(self) -> None:
         """Read the headers of every step now. Those that cannot be read are damaged; other formats are left out."""
         unread: list[str] = []
@@ -149,8 +160,6 @@ class Series:
             why = next((sentence for found in self.damaged.values() for sentence in found), None) or unread[0]
             raise UserError(f"no step of {self.name} can be read: {why}")
         self.notes += [f"left out: {sentence}" for sentence in unread]
-        if stacked := self.models[self.steps[-1]].stacked:
-            self.notes.append(f"left out, since they are no matrices: {_listed(stacked)}")
 
     def tokens(self, step: int) -> int | None:
         """Training tokens as the name of the step says them; None if it does not."""
@@ -208,7 +217,3 @@ class Series:
 
     def _modules(self, step: int) -> Mapping[str, Matrix]:
         return self.models[step].modules
-
-
-def _listed(names_: Sequence[str]) -> str:
-    return ", ".join(names_[:4]) + (f" and {len(names_) - 4} more" if len(names_) > 4 else "")

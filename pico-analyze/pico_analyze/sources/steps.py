@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pico_contract.errors import UserError
 
-UPDATES, TOKENS, CHECKPOINTS, EPOCHS = "updates", "tokens", "checkpoints", "epochs"
+UPDATES, TOKENS, CHECKPOINTS, EPOCHS = "updates", "tokens", "saved checkpoints", "epochs"
 _LARGEST = 2**63 - 1
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 # A number ends where neither a letter, nor a digit, nor another number follows: `step_2024-05` says no step 2024.
@@ -82,10 +82,12 @@ def read_name(name: str) -> StepName | None:
     if not numbers and (padded := _PADDED.search(rest)) and not _DAY.fullmatch(padded[1]):
         numbers[UPDATES] = _value(name, padded[1], "")
         spans.append(padded.span())
-    unit = next((unit for unit in _FIELDS if unit in numbers), None)
-    if unit is None:
+    counted = next((unit for unit in _FIELDS if unit in numbers), None)
+    if counted is None:
         return None
-    return StepName(name, numbers[unit], unit, numbers.get(TOKENS), _without(rest, spans), _pattern(name, rest, spans))
+    return StepName(
+        name, numbers[counted], counted, numbers.get(TOKENS), _without(rest, spans), _pattern(name, rest, spans)
+    )
 
 
 def _value(name: str, digits: str, suffix: str) -> int:
