@@ -35,6 +35,7 @@ FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
 _CODE = (
     "circuits",
     "components",
+    "damage",
     "decompositions",
     "item",
     "linalg",
@@ -47,6 +48,7 @@ _CODE = (
 )
 """What a number depends on: modules and packages of this package."""
 _ALONE = "alone"
+_LONGEST_NAME = 120  # 143 bytes are allowed on eCryptfs, of which the endings and the draft's prefix need some
 
 Kept = dict[str, dict[str, Any]]
 """Content -> metric -> one list of fields for each key of the unit, or None where the metric does not apply."""
@@ -136,7 +138,7 @@ class Cache:
     def _path(self, work: Work) -> Path:
         unit = work.unit
         parts = (work.kind, work.split, unit.circuit, unit.module)
-        return self.root / (quote(" ".join(part for part in parts if part), safe=" ") + ".jsonl")
+        return self.root / f"{_file_name(' '.join(part for part in parts if part))}.jsonl"
 
     def _content(self, source: Source, work: Work, step: int) -> str | None:
         """Of a step of a source; None where it lacks the unit."""
@@ -157,6 +159,14 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"{path} is damaged and left out ({error}): computed again", CacheWarning, stacklevel=3)
             return {}
+
+
+def _file_name(text: str) -> str:
+    """A text as the name of a file: what is too long for some file system is cut and ends with a hash of the whole."""
+    name = quote(text, safe=" ")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _header(lines: str) -> dict[str, Any]:

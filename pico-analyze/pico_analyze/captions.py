@@ -10,7 +10,8 @@ STATUSES = {
     "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance; or a "
     "single micro-batch, which has no spread",
     "no_signal": "the estimate of the squared gradient is not positive: so few micro-batches do not tell it from noise",
-    "missing": "the step does not hold what was asked for, or its file is not readable",
+    "missing": "the step does not hold what was asked for",
+    "damaged": "the file that holds it is not readable, or its bytes are not those that were written",
     "non_finite": "the tensor, or the result, holds NaN or infinity",
 }
 """Status of the measurement table -> what it means; `ok` needs no words."""
@@ -63,7 +64,9 @@ _COMPONENTS = {
     "ov_circuit_joined": "the OV circuits of all heads side by side",
     "ov_induced_change": "how one step of gradient descent changes the OV circuit of a head, to first order",
     "ov_induced_change_joined": "the induced changes of all heads side by side",
-    "qk_circuit": "what a head compares positions by, at distance 0: Q transposed times K of that head",
+    "qk_circuit": "what a head compares positions by, at distance 0: Q transposed times K of that head. In models that "
+    "normalise queries and keys (q_norm and k_norm, as Qwen3, OLMo 2 and Gemma 3) it is not the score: there each "
+    "query and key is divided by its norm and multiplied by gains, which are not part of the circuit",
     "mlp_path": "the MLP with all gates open: down times up",
     "lora_update": "the scaled product of a projection's low-rank factors: what the running cycle has added to the "
     "base so far, and at the step of a restart all that the cycle which ended there added. It grows within a cycle and "

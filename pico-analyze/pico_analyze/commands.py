@@ -7,16 +7,18 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
 from pico_contract.directories import check_directory
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.names import parse
 from pico_contract.terminal import one_line
 
+from pico_analyze.analysis_place import measured, note_on_place, place, record_owner
 from pico_analyze.code_record import code_record
 from pico_analyze.config import AnalysisConfig, load, to_yaml
 
@@ -50,7 +52,10 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
         raise UserError(f"{source}: metrics: {error}") from None
     layout = place(run, config.name, config.out)
     check_directory(layout.root)
+    for note in [*_notes(run), *note_on_place(run, config.name, layout, config.out)]:
+        say(f"note: {note}")
     frame = table.joined(_tables(run, other, config, layout, say))
+    record_owner(layout, run)
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
@@ -63,6 +68,7 @@ def _tables(
 ) -> list[pd.DataFrame]:
     """What is measured, part by part."""
     from pico_analyze.engine import measure
+    from pico_analyze.omissions import omissions
     from pico_analyze.parts import held, parts_of, steps_of
 
     steps = steps_of(config, run, say)
@@ -82,21 +88,9 @@ def _tables(
             chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with _progress(say) as progress:
                 tables.append(measure_part(run, *chosen, progress))
+    for sentence in dict.fromkeys(chain(*(omissions(run, part.components) for part in parts_of(config)))):
+        say(f"note: {sentence}")
     return tables
-
-
-def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where an analysis is kept: RUN/analysis/NAME; for what other programs wrote ./analysis/SOURCE/NAME.
-
-    With `out` it is OUT/analysis/NAME for either. Nothing is ever written into what another program wrote.
-    """
-    from pico_analyze.sources.run import Run
-
-    if out is not None:
-        return RunLayout(out).analysis(name)
-    if isinstance(source, Run):
-        return source.layout.analysis(name)
-    return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
 
 
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:
@@ -111,16 +105,6 @@ def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     run = open_source(path)
     layout = measured(run, name, out)
     return _write_report(run, table.read(layout.table), layout, load(layout.config))
-
-
-def measured(run: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where the analysis `name` of a run lies; UserError with the nearest name where there is no such table."""
-    layout = place(run, name, out)
-    if not layout.table.is_file():
-        known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
-        near = did_you_mean(name, known) or ": run pico-analyze run first"
-        raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
-    return layout
 
 
 def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
@@ -179,21 +163,28 @@ def _sum_of(result: Audit, hashes: bool) -> str:
 
 def holdings(path: Path) -> list[str]:
     """What a source holds, as lines: status, geometry, steps, kinds by split with their modules, what is damaged."""
+    from pico_analyze.omissions import described
     from pico_analyze.sources import KINDS
+    from pico_analyze.sources.model_config import describe
     from pico_analyze.sources.open import open_source
 
     run = open_source(path)
-    geometry = ", ".join(f"{key} {value}" for key, value in run.model.items())
     lines = [
         f"run {run.name}{_progress_of(run)}",
-        f"model: {geometry}",
+        f"model: {describe(run.model)}",
         f"observed steps ({len(run.steps)}): {', '.join(map(str, run.steps))}",
     ]
     for kind in KINDS:
         lines += _lines_of_kind(run, kind)
-    lines += _low_rank_lines(run)
+    lines += [*described(run), *_low_rank_lines(run)]
+    lines += [f"note: {note}" for note in _notes(run)]
     lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
     return lines
+
+
+def _notes(run: Source) -> list[str]:
+    """What a source says of what was left out of it."""
+    return list(getattr(run, "notes", ()))
 
 
 def _progress_of(run: Source) -> str:

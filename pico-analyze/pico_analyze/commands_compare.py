@@ -11,7 +11,7 @@ from pico_contract.directories import check_directory
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout
 
-from pico_analyze.commands import measured
+from pico_analyze.analysis_place import measured
 
 if TYPE_CHECKING:
     from pico_analyze.compare import Arm

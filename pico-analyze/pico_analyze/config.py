@@ -224,10 +224,16 @@ def _names_a_source(source: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.suffix in _MODEL_FILES:
+        raise UserError(f"{path} is a file: name the folder that it lies in")
     if not path.exists():
         near = [p.name for p in path.parent.iterdir() if _is_choice(p)] if path.parent.is_dir() else []
         raise UserError(f"there is neither a run nor a configuration file {path}{did_you_mean(path.name, near)}")
     return strict_yaml.read_mapping(path)
+
+
+_MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
+"""Endings of what people name in place of the folder around it."""
 
 
 def _is_choice(path: Path) -> bool:

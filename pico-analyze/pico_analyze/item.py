@@ -13,6 +13,7 @@ from pico_contract.errors import UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
+from pico_analyze.damage import DAMAGED, Damage
 from pico_analyze.metrics import ENTRY, Metric
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.single import Outcome
@@ -44,10 +45,14 @@ Numbers = dict[str, list[Measured] | None]
 
 @dataclass
 class Result:
-    """What was measured of a work item, and a sentence for each step, or step of references, that is not readable."""
+    """What was measured of a work item, and sentences on what was not.
+
+    `damages` are of steps that are not readable, `lost` of such references, `gaps` of what was not observed.
+    """
 
     at: dict[Place, Numbers] = field(default_factory=dict)
     damages: dict[int, str] = field(default_factory=dict)
+    gaps: dict[int, str] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
 
 
@@ -91,7 +96,7 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     work = work if pairs else replace(work, references={})
     loader = Loader(work, spectral)
     references = References(loader, any(metric.needs == "sample" for metric in pairs.values()))
-    result = Result(damages=loader.damages, lost=references.damages)
+    result = Result(damages=loader.damages, gaps=loader.gaps, lost=references.damages)
     for batch in loader.batches():
         if spectral:
             decompose([one for _, inputs in batch for one in inputs])
@@ -107,12 +112,18 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     return result
 
 
-def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers]) -> Iterator[Row]:
-    """Rows of the table, step by step; `missing` for each metric that applies where a place is not in `at`."""
+def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers], damage: Damage) -> Iterator[Row]:
+    """Rows of the table, step by step, for each metric that applies.
+
+    The status of what is not in `at` is `damaged` if a file of `damage` was needed for it, else `missing`.
+    """
+    chosen = chosen_for(work, metrics)
+    known = {name: [numbers[name] for numbers in at.values() if name in numbers] for name in chosen}
+    hidden = damage.hides(work)
     applied = {
         name: metric
-        for name, metric in chosen_for(work, metrics).items()
-        if any(numbers.get(name) is not None for numbers in at.values())
+        for name, metric in chosen.items()
+        if any(numbers is not None for numbers in known[name]) or (not known[name] and hidden)
     }
     for step in work.steps:
         pairs = work.references.get(step, ())
@@ -122,6 +133,8 @@ def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers])
                     place = index - (reference.shift if reference else 0)
                     numbers = at.get(Place(step, reference), {}).get(name)
                     measured = numbers[place] if numbers and place >= 0 else Measured(None, "missing")
+                    if measured.status == "missing" and damage.concerns(work, step, reference):
+                        measured = measured._replace(status=DAMAGED)
                     if place >= 0:
                         yield _row(work, step, key, name, metric, measured, reference)
 

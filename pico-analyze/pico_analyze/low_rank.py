@@ -17,7 +17,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_analyze import linalg
 from pico_analyze.decompositions import REAL
 from pico_analyze.linalg import Matrix, Product
-from pico_analyze.sources import Source
+from pico_analyze.sources import NotObservedError, Source
 
 MERGED_AS_SUMMED = 1e-3
 """How far merges may be from the products of what they merged, in sizes of those: TF32 rounds by 2^-11."""
@@ -55,14 +55,16 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
 
     Raises:
         UserError: the module is not low-rank at one of the two steps.
-        DamagedError: a file is not readable, or a restart in the window was not observed.
+        DamagedError: a file is not readable.
+        NotObservedError: a restart in the window was not observed.
     """
     steps = [step for step in source.steps if start < step <= end]
     merged = [found for step in steps if (found := _merged(source, module, step))]
     before, after = _running(source, module, start), _running(source, module, end)
     base = source.tensor(start, "weights", names.base(module))
     if not explains(merged, base, source.tensor(end, "weights", names.base(module))):
-        raise DamagedError(f"between step {start} and step {end} factors were merged at a step that was not observed")
+        between = f"between step {start} and step {end}"
+        raise NotObservedError(f"{between} factors were merged at a step that was not observed")
     summed = [*merged, after, Product(-before.left, before.right)]
     return Change(
         Product(torch.cat([one.left.to(REAL) for one in summed], 1), torch.cat([one.right.to(REAL) for one in summed])),

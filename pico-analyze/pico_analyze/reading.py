@@ -18,7 +18,7 @@ from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
 from pico_analyze.low_rank import base_dtypes
 from pico_analyze.sample import Sample
-from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
+from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, NotObservedError, Source
 
 _BATCH_BYTES = 2 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
@@ -143,6 +143,7 @@ class Loader:
     work: Work
     spectral: bool
     damages: dict[int, str] = field(default_factory=dict)
+    gaps: dict[int, str] = field(default_factory=dict)
     kept: dict[int, list[Inputs]] = field(default_factory=dict)
     _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
     _largest: dict[int, list[float]] = field(default_factory=dict)
@@ -230,7 +231,8 @@ class Loader:
         try:
             yield
         except DamagedError as error:
-            self.damages[step] = f"step {step} is left out in part: {error}"
+            noted = self.gaps if isinstance(error, NotObservedError) else self.damages
+            noted[step] = f"step {step} is left out in part: {error}"
         except UserError:
             pass  # the request was checked before
 

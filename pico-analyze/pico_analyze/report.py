@@ -22,6 +22,7 @@ from pico_analyze import canvas, captions
 from pico_analyze.figures import drawn
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources import Source
+from pico_analyze.sources.model_config import describe
 from pico_analyze.subject import between, spoken, unit_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def fill(template: str, **values: Any) -> str:
 def facts(source: Source) -> list[tuple[str, str]]:
     """What the run is, as (what, value): from run.json where the source has one, else what any source can say."""
     manifest = getattr(source, "manifest", None)
-    geometry = ", ".join(f"{key} {_plain(value)}" for key, value in source.model.items())
+    geometry = describe(source.model)
     steps = f"{len(source.steps)}: {', '.join(map(str, source.steps))}"
     if manifest is None:
         return [("model", geometry), ("observed steps", steps)]

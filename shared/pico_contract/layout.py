@@ -191,6 +191,11 @@ class AnalysisLayout:
         return self.root / "code.json"
 
     @property
+    def source(self) -> Path:
+        """What the analysis was measured of."""
+        return self.root / "source.json"
+
+    @property
     def parts(self) -> Path:
         """Steps measured while training that are not yet in the table."""
         return self.root / "parts"

@@ -239,7 +239,7 @@ def test_what_could_not_be_read_is_tried_again(layout: RunLayout, kept: Path) ->
         with pytest.warns(DamagedWarning, match="step 2"):
             frame = measure(open_run(layout.root), ["cka", "per"], ["v_proj"], kinds=["activations"], cache=kept)
         similar = frame[frame["metric"] == "cka"]
-        assert set(similar["status"]) == {"missing"}
+        assert set(similar["status"]) == {"damaged"}
     file.write_bytes(whole)
     frame = measure(open_run(layout.root), ["cka", "per"], ["v_proj"], kinds=["activations"], cache=kept)
     assert set(frame["status"]) == {"ok"}

@@ -129,10 +129,10 @@ def test_a_step_that_cannot_be_read_has_no_update_and_begins_none(layout: RunLay
         frame = measure(open_run(layout.root), ["per"], ["v_proj"], kinds=["weights", "updates"])
     assert len(caught) == 1
     weights = frame[frame["kind"] == "weights"]
-    assert weights.groupby("step")["status"].first().to_dict() == {0: "ok", 1: "missing", 2: "ok"}
+    assert weights.groupby("step")["status"].first().to_dict() == {0: "ok", 1: "damaged", 2: "ok"}
     updates = frame[frame["kind"] == "updates"]
     found = updates[["step", "reference_step", "status"]].drop_duplicates().to_numpy().tolist()
-    assert found == [[1, 0, "missing"], [2, 0, "ok"]]
+    assert found == [[1, 0, "damaged"], [2, 0, "ok"]]
 
 
 def test_similarity_to_the_step_before(new_run: Callable[..., Run]) -> None:

@@ -166,7 +166,7 @@ def test_a_file_that_is_not_readable_is_named_and_the_rest_measured(root: Path, 
         table = measure(run, ["per"], ["v_proj"], splits=["val"])
     spoilt = (table["kind"] == "activations") & (table["step"] == 10)
     assert spoilt.sum() == 2
-    assert set(table["status"][spoilt]) == {"missing"}
+    assert set(table["status"][spoilt]) == {"damaged"}
     assert set(table["status"][~spoilt]) == {"ok"}
 
 

@@ -226,7 +226,7 @@ def test_a_damaged_file_of_factors_costs_them_alone(tmp_path: Path) -> None:
     status = frame[frame["kind"] == "weights"].groupby(["component", "step"])["status"].first()
     assert status["self_attn.q_proj", 6] == "ok"
     assert set(frame.loc[frame["kind"] == "updates", "status"]) == {"ok"}
-    assert status["self_attn.q_proj.lora_update", 6] == "missing"
+    assert status["self_attn.q_proj.lora_update", 6] == "damaged"
     assert status["self_attn.q_proj.lora_update", 5] == "ok"
 
 

@@ -30,7 +30,7 @@ HOMES = {
         "pico_train.data.tokenizer",
     },
     "transformers": {"pico_train.model.hf"},
-    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub", "pico_train.hub"},
+    "huggingface_hub": {"pico_analyze.sources.hub_store", "pico_train.data.hub", "pico_train.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {
         "pico_analyze.table",
@@ -49,6 +49,7 @@ HOMES = {
     },
     "matplotlib": {
         "pico_analyze.canvas",
+        "pico_analyze.fonts",
         "pico_analyze.figures",
         "pico_analyze.plot",
         "pico_analyze.plot_arms",
@@ -67,6 +68,7 @@ HOMES = {
 FOREIGN = {
     "pico_analyze.sources.legacy": {"training_config.yaml", "checkpoints", "step_"},
     "pico_train.legacy.weights": {"pytorch_model.bin"},
+    "pico_analyze.sources.formats": {"adapter_model.safetensors", "adapter_config.json"},
 }
 """Reader of a foreign format -> the names that it knows of that format, some of which happen to be ours too."""
 
@@ -124,6 +126,7 @@ MAY_NOT_IMPORT = {
     "pico_train": {"pico_analyze"},
     "pico_analyze": {"pico_train", "accelerate", "datasets"},
     "pico_analyze.canvas": {"torch"},
+    "pico_analyze.fonts": {"torch"},
     "pico_analyze.plot": {"torch"},
     "pico_analyze.plot_arms": {"torch"},
     "pico_analyze.plot_layers": {"torch"},
