@@ -35,6 +35,7 @@ _CODE = (
     "circuits",
     "components",
     "decompositions",
+    "inputs",
     "item",
     "linalg",
     "low_rank",

@@ -62,7 +62,7 @@ def ov_induced_change(source: Source, module: str, step: int, kind: str, split: 
     weights = [source.tensor(step, "weights", name) for name in (o, v)]
     gradients = [source.tensor(step, kind, name, split) for name in (o, v)]
     heads = zip(*_output_and_value(source, *weights), *_output_and_value(source, *gradients), strict=True)
-    return [Product(torch.cat([d_o, o], dim=1), torch.cat([v, d_v])) for o, v, d_o, d_v in heads]
+    return [Product.sum_of(Product(d_o, v), Product(o, d_v)) for o, v, d_o, d_v in heads]
 
 
 def ov_circuit_joined(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:

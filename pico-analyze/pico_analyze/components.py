@@ -71,6 +71,10 @@ class Unit:
         """Whether its keys are of different layers, to be compared with one another."""
         return self.circuit is None and len(self.keys) > 1
 
+    def holds_effective_weights(self, kind: str) -> bool:
+        """Whether it is made of effective weights, merged from a base if low-rank, and not of factors."""
+        return kind in ("weights", UPDATES) and (self.circuit is None or not CIRCUITS[self.circuit].of_projection)
+
     def reads(self, kind: str) -> tuple[str, ...]:
         """The stored kinds that a measurement of `kind` depends on."""
         stored = "weights" if kind == UPDATES else kind

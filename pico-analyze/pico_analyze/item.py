@@ -13,10 +13,11 @@ from pico_contract.errors import UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
+from pico_analyze.inputs import Inputs, decompose
 from pico_analyze.metrics import ENTRY, Metric
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.reading import Inputs, Loader, Place, Reference, References, Work, decompose
+from pico_analyze.reading import Loader, Place, Reference, References, Work
 
 _ENTRY_UNITS = {"weights": "1", "gradients": "nats per unit of weight", "activations": "1", UPDATES: "1"}
 _ANY_SHAPE = ("matrix", "update", "micro_batches")

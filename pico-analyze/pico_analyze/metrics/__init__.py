@@ -56,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "spectral_entropy": Metric(single.spectral_entropy, 1, _ALL, "spectrum", "nats", "[0, ln k]"),
     "heavy_tail_exponent": Metric(single.heavy_tail_exponent, 1, _ALL, "spectrum", "exponent", "(1, inf)"),
     "heavy_tail_ks": Metric(single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]"),
+    "heavy_tail_count": Metric(single.heavy_tail_count, 1, _ALL, "spectrum", "eigenvalues", "[2, k]"),
     "frobenius_norm": Metric(single.frobenius_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "nuclear_norm": Metric(single.nuclear_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "spectral_norm": Metric(single.spectral_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
@@ -80,7 +81,7 @@ METRICS: dict[str, Metric] = {
         noise.gradient_norm_squared, 1, _MICRO_BATCHES, "micro_batches", "nats^2", "(-inf, inf)"
     ),
     "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
-    "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "(-inf, 1]"),
+    "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "[-1, 1]"),
     "cka_rbf": Metric(pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}),
     "svcca": Metric(pair.svcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"variance": 0.99}),
     "pwcca": Metric(pair.pwcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),

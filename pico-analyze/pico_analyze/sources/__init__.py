@@ -19,9 +19,10 @@ SPLITS = ("train", "val")
 class Source(Protocol):
     """A series of observed steps of one model.
 
-    Four attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
+    Five attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
     results are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of
-    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None;
+    any run that has as many rows; `positions` (`KnowsPositions`), without which each row of activations counts as a
+    sequence of its own; `at_once`, the number of steps whose files fit where they are fetched to, or None;
     and `terms` (`CountsTerms`), without which nothing is measured of gradients of micro-batches.
     """
 
@@ -60,6 +61,14 @@ class CountsTerms(Protocol):
 
     def terms(self, step: int, split: str | None) -> Sequence[int]:
         """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step holds none."""
+
+
+@runtime_checkable
+class KnowsPositions(Protocol):
+    """A source that knows how many positions of each probe row its activations hold."""
+
+    def positions(self, step: int) -> int:
+        """Rows of activations that belong to one probe row, one after the other, at `step`; 1 if not recorded."""
 
 
 _GEOMETRY = {
