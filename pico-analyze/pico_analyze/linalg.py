@@ -3,9 +3,10 @@
 Everything is computed in float64 on CPU and judged by what the stored precision can have done. A matrix stored with
 unit roundoff u (half the eps of its dtype) and least subnormal eta is W + E with |E_ij| <= u |W_ij| + eta / 2. So, by
 Weyl's inequality, every singular value is known to within u ||W||_F + sqrt(m n) eta / 2, the `storage_error`. The
-float64 decomposition adds max(m, n) 2^-52 s_max. A singular value at or below the larger of the two, `Spectrum.tol`, cannot be
-told from zero. Errors of sums and differences add, scalars multiply them, and a product of stored factors O V has
-u (||O||_F ||V||_2 + ||O||_2 ||V||_F). This is a worst case, 7 to 46 times the true error, and it grows with the width.
+float64 decomposition adds max(m, n) 2^-52 s_max. A singular value at or below the larger of the two, `Spectrum.tol`,
+cannot be told from zero. Errors of sums and differences add, scalars multiply them, and a product of stored factors
+O V has u (||O||_F ||V||_2 + ||O||_2 ||V||_F). This is a worst case, 7 to 46 times the true error, and it grows with the
+width.
 Source: Golub & Van Loan, Matrix Computations, sec. 2.7 (rounding) and 8.6 (perturbed singular values).
 
 Where squares are summed, entries whose fourth powers would leave the range of float64 are scaled first by a power of
@@ -187,9 +188,17 @@ def storage_error(matrix: Matrix, *merged: torch.dtype) -> float:
         return _entry_error(norm(matrix), matrix.shape, (matrix.dtype, *merged))
     if matrix.terms:
         return sum(storage_error(term, *merged) for term in matrix.terms)
-    left, right = matrix.left, matrix.right
-    of_left = storage_error(left, *merged) * spectral_norm(right)
-    return abs(matrix.scale) * (of_left + spectral_norm(left) * storage_error(right, *merged))
+    (left, left_norm), (right, right_norm) = (_factor_error(factor, merged) for factor in (matrix.left, matrix.right))
+    return abs(matrix.scale) * (left * right_norm + left_norm * right)
+
+
+def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> tuple[float, float]:
+    """The `storage_error` of a factor and its 2-norm, both from its smaller Gram matrix: exact for large values."""
+    scaled, exponent = normalized_entries(factor)
+    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
+    squares = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0)
+    size, largest = (times_power(math.sqrt(square), exponent) for square in (squares.sum(), squares[-1]))
+    return _entry_error(size, factor.shape, (factor.dtype, *merged)), largest
 
 
 def _entry_error(size: float, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> float:
@@ -231,7 +240,7 @@ def _times_power(x: torch.Tensor, exponent: int) -> torch.Tensor:
 
 def times_power(value: float, exponent: int) -> float:
     """value * 2^exponent; infinite where float64 ends."""
-    return float(_times_power(torch.tensor([value], dtype=REAL), exponent))
+    return float(_times_power(torch.tensor([value], dtype=REAL), exponent)) if exponent else value
 
 
 def difference(new: Matrix, old: Matrix) -> Matrix:
@@ -258,14 +267,6 @@ def norm(matrix: Matrix) -> float:
     scaled, exponent = normalized(matrix)
     dense = _batch([scaled]) if isinstance(scaled, Product) else scaled
     return times_power(float(torch.linalg.vector_norm(dense)), exponent)
-
-
-def spectral_norm(matrix: torch.Tensor) -> float:
-    """s_max of a finite matrix, from the smaller Gram matrix: exact for the largest, and faster than a spectrum."""
-    scaled, exponent = normalized_entries(matrix)
-    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
-    square = torch.linalg.eigvalsh(tall.T @ tall)[-1].clamp(min=0)
-    return times_power(float(square.sqrt()), exponent)
 
 
 def is_finite(matrix: Matrix) -> bool:

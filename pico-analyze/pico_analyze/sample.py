@@ -166,7 +166,7 @@ class Sample:
             last = others.kthvalue(k, dim=1, keepdim=True).values
             resolution = self._distance_resolution
             nearer, tied = others < last - resolution, (others - last).abs() <= resolution
-            share = (k - nearer.sum(dim=1)) / tied.sum(dim=1)
+            share = (k - nearer.sum(dim=1)).to(REAL) / tied.sum(dim=1)
             self._kept["neighbours", k] = nearer.to(REAL) + tied * share[:, None]
         return self._kept["neighbours", k]
 
