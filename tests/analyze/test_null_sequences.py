@@ -1,4 +1,4 @@
-"""Several positions of a probe row: whole rows are permuted, estimates leave pairs within a row out, p is calibrated."""
+"""Several positions of a probe row: whole rows are permuted, pairs within a row left out, and p is calibrated."""
 
 from __future__ import annotations
 
@@ -51,12 +51,15 @@ def test_sequences_are_permuted_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cka", "cka_debiased", "procrustes", "mutual_knn"])
 def test_p_of_independent_samples_is_calibrated(name: str) -> None:
-    """5 of 100 independent pairs have p <= 0.05, 13 at most in 99.9% of cases; permuted by rows, most of them have."""
+    """5 of 100 independent pairs have p <= 0.05, 13 at most in 99.9% of cases; permuted by rows, most of them have.
+
+    The mean of p is 0.525, more where draws tie with what is observed, as counts of neighbours do.
+    """
     fn = partial(METRICS[name].fn, **METRICS[name].parameters)
     samples = [(dependent(2 * case, 16, 8, 4), dependent(2 * case + 1, 16, 8, 4)) for case in range(100)]
     p = [permutation_null(fn, x, y, 19, seed).p for seed, (x, y) in enumerate(samples)]
     assert sum(one <= 0.05 for one in p) <= 13
-    assert 0.42 < np.mean(p) < 0.63
+    assert 0.42 < np.mean(p) < 0.7
     naive = [(Sample.of(x.matrix), Sample.of(y.matrix)) for x, y in samples[:20]]
     by_rows = [permutation_null(fn, x, y, 19, seed).p for seed, (x, y) in enumerate(naive)]
     assert sum(one <= 0.05 for one in by_rows) >= 15
