@@ -188,13 +188,19 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
         return Outcome(None, "non_finite")
     if metric.arity == 1:
         return _outcome(metric, metric.fn(getattr(given, metric.needs), **metric.parameters))
-    same = None if metric.needs == "matrix" else 1  # entries need the same shape, samples the same rows
-    if reference is None or reference.matrix.shape[:same] != given.matrix.shape[:same]:
+    if reference is None or not _comparable(metric, given, reference):
         return Outcome(None, "missing")
     if not reference.finite:
         return Outcome(None, "non_finite")
     matrices = getattr(given, metric.needs), getattr(reference, metric.needs)
     return _outcome(metric, metric.fn(*matrices, **metric.parameters))
+
+
+def _comparable(metric: Metric, given: Inputs, reference: Inputs) -> bool:
+    """Whether two matrices belong together: entries need the same shape, samples the same rows of the same probe."""
+    if metric.needs == "matrix":
+        return given.matrix.shape == reference.matrix.shape
+    return (given.matrix.shape[0], given.positions) == (reference.matrix.shape[0], reference.positions)
 
 
 def _outcome(metric: Metric, result: Any) -> Outcome:

@@ -62,15 +62,13 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     return Change(Product.sum_of(*merged, after, before.times(-1)), base.to(REAL) + before.dense())
 
 
-def base_dtypes(source: Source, owner: str, step: int) -> list[torch.dtype]:
-    """The dtypes in which the bases of low-rank modules are stored, where merges are rounded.
-
-    Those of `owner` and of the modules within it; [] if none of them is low-rank.
-    """
-    suffix = names.lora_B("").removesuffix(".weight")
-    low_rank = [one.removesuffix(suffix) for one in source.modules(step, "weights") if one.endswith(suffix)]
-    within = [module for module in low_rank if f"{module}.".startswith(f"{owner}.")]
-    return [source.tensor(step, "weights", names.base(module)).dtype for module in within]
+def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch.dtype]:
+    """The dtypes in which the bases of those of `modules` that are low-rank are stored: merges are rounded there."""
+    if not modules:
+        return []
+    held = {*source.modules(step, "weights")}
+    low_rank = [module for module in modules if names.lora_B(module).removesuffix(".weight") in held]
+    return [source.tensor(step, "weights", names.base(module)).dtype for module in low_rank]
 
 
 def _running(source: Source, module: str, step: int) -> Product:

@@ -113,11 +113,9 @@ class Loader:
     def _merged_in(self, *steps: int) -> list[torch.dtype]:
         """The dtypes that the unit's effective weights were merged in: they are no more exact than their base."""
         work = self.work
-        if not work.unit.holds_effective_weights(work.kind):
-            return []
+        modules = work.unit.effective_weights(work.kind)
         with self._noting(steps[-1]):
-            owners = dict.fromkeys(key.module for key in work.unit.keys)
-            return [dtype for at in steps for owner in owners for dtype in base_dtypes(work.source, owner, at)]
+            return [dtype for at in steps for dtype in base_dtypes(work.source, modules, at)]
         return []
 
     def _over_window(self, start: int, step: int) -> list[Inputs]:
@@ -128,11 +126,14 @@ class Loader:
 
     def _loaded(self, step: int) -> list[Inputs]:
         matrices = self._read(step)
-        terms, positions = self._terms(step), self._positions(step)
         merged = self._merged_in(step) if matrices else []
-        if not merged:
+        if merged:
+            return [Inputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged)) for m in matrices]
+        with self._noting(step):
+            terms, positions = self._terms(step), self._positions(step)
+            _check_rows(matrices, positions)
             return [Inputs(matrix, matrix.dtype, terms=terms, positions=positions) for matrix in matrices]
-        return [Inputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged)) for m in matrices]
+        return []
 
     def _positions(self, step: int) -> int:
         """Rows of activations of each probe row at a step."""
@@ -167,6 +168,12 @@ class Loader:
             self.damages[step] = f"step {step} is left out in part: {error}"
         except UserError:
             pass  # the request was checked before
+
+
+def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
+    for matrix in matrices:
+        if matrix.shape[0] % positions:
+            raise DamagedError(f"the row map has {positions} positions a row, which {matrix.shape[0]} rows cannot have")
 
 
 @dataclass

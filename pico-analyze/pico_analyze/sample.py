@@ -6,6 +6,7 @@ Shapes: a sample is (rows, width), its core (rows, k).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,6 +34,7 @@ class Sample:
     matrix: Matrix  # (rows, width), as stored
     positions: int = 1
     _kept: dict[tuple[str, float], torch.Tensor] = field(default_factory=dict, repr=False)
+    _numbers: dict[str, float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, matrix: Matrix, positions: int = 1) -> Sample:
@@ -120,8 +122,24 @@ class Sample:
 
     @cached_property
     def frame(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, r) and (r, r): the basis's directions made orthonormal to rounding, and their coordinates in these."""
-        return tuple(torch.linalg.qr(self.basis.left))
+        """(rows, r) and (r, width), whose product x is: the basis's directions, made orthonormal, and loadings."""
+        left, values, right = self.basis
+        directions, triangle = torch.linalg.qr(left)
+        return directions, triangle @ (values[:, None] * right)
+
+    @cached_property
+    def with_sequences(self) -> torch.Tensor:
+        """(rows, sequences): inner products of each row with the sum of the rows of each sequence."""
+        return self.core @ self._by_sequence.sum(dim=1).T
+
+    @cached_property
+    def within_sequences(self) -> torch.Tensor:
+        """(sequences, positions, positions): the Gram matrix of the rows of each sequence."""
+        return self._by_sequence @ self._by_sequence.mT
+
+    @property
+    def _by_sequence(self) -> torch.Tensor:
+        return self.core.unflatten(0, (self.sequences, self.positions))
 
     @property
     def angle_error(self) -> float:
@@ -156,6 +174,12 @@ class Sample:
             self._kept["rbf", bandwidth] = kernel - means - means[:, None] + means.mean()
         return self._kept["rbf", bandwidth]
 
+    def once(self, name: str, make: Callable[[Sample], float]) -> float:
+        """`make` of this sample, computed once; it must not depend on the order of sequences."""
+        if name not in self._numbers:
+            self._numbers[name] = make(self)
+        return self._numbers[name]
+
     def neighbours(self, k: int) -> torch.Tensor:
         """(rows, rows): how probable it is that column j is among the k other rows nearest to row i.
 
@@ -182,10 +206,21 @@ class Sample:
         matrix = self.matrix.left if isinstance(self.matrix, Product) else self.matrix
         return torch.unique(matrix.to(REAL), dim=0, return_inverse=True)[1]
 
+    @cached_property
+    def distinct(self) -> int:
+        """How many different rows there are."""
+        return int(self.classes.max()) + 1
+
 
 def distinct_rows(a: Sample, b: Sample) -> int:
     """How many different pairs of corresponding rows two samples have: they span one dimension fewer at most."""
     return len(torch.unique(a.classes * a.rows + b.classes))
+
+
+def fills_all_rows(directions: int, a: Sample, b: Sample) -> bool:
+    """Whether so many directions are all that the distinct rows of two samples can have."""
+    fewest = max(a.distinct, b.distinct)  # pairs are at least as many
+    return directions >= fewest - 1 and directions >= distinct_rows(a, b) - 1
 
 
 def cross(a: Sample, b: Sample) -> float:
@@ -195,16 +230,6 @@ def cross(a: Sample, b: Sample) -> float:
     if _wide(a) or _wide(b):
         return float((a.gram * b.gram).sum())
     return float((a.core.T @ b.core).square().sum())
-
-
-def inner_of_products(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
-    """<a^T b, c^T d>, the sum of the products of corresponding entries, by the smaller of its two forms.
-
-    Shapes: a (n, k), b (n, l), c (m, k), d (m, l).
-    """
-    if max(len(a), len(c)) < max(a.shape[1], b.shape[1]):
-        return float(((a @ c.T) * (b @ d.T)).sum())
-    return float(((a.T @ b) * (c.T @ d)).sum())
 
 
 def _wide(sample: Sample) -> bool:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import linalg, measure, open_run
+from pico_analyze.components import Unit
 from pico_analyze.engine import DamagedWarning
-from pico_analyze.low_rank import cumulative_lora_update, explains
+from pico_analyze.low_rank import base_dtypes, cumulative_lora_update, explains
 from pico_analyze.sources.run import Run
 from pico_contract import names
 from pico_contract.errors import DamagedError, UserError
@@ -119,6 +120,19 @@ def test_an_update_is_no_more_exact_than_the_base_that_merges_are_rounded_in(tmp
     largest = max(float(torch.linalg.svdvals(weight)[0]) for weight in weights)
     assert int((change > 48 * EPS * largest).sum()) == 48
     assert rows["value"]["self_attn.q_proj"] <= rows["value"][f"self_attn.q_proj.{CUMULATIVE}"] == 8
+
+
+def test_effective_weights_are_no_more_exact_than_the_base_they_were_merged_in(tmp_path: Path) -> None:
+    """Of q_proj, which is low-rank, and of circuits that are made of it; v_proj and o_proj are not."""
+    run = open_run(write_low_rank_run(tmp_path / "low", Plan(base=torch.bfloat16)).root)
+    frame = measure(run, ["numerical_rank"], ["q_proj", "v_proj"], steps=[4])
+    rows = frame[(frame["layer"] == 0) & (frame["kind"] == "weights")].groupby("component").first()
+    assert rows["dtype"].to_dict() == {"self_attn.q_proj": "bfloat16", "self_attn.v_proj": "float32"}
+    for circuit, dtypes in (("qk_circuit", [torch.bfloat16]), ("ov_circuit", []), ("lora_update", [])):
+        made_of = Unit(circuit, "model.layers.0.self_attn", ()).effective_weights("weights")
+        assert base_dtypes(run, made_of, 4) == dtypes
+    size = float(run.tensor(4, "weights", Q_PROJ).double().norm())
+    assert rows["tol"]["self_attn.q_proj"] == pytest.approx(2**-8 * size, rel=1e-6)
 
 
 def test_the_table_says_of_which_window_and_judges_by_the_largest_of_what_is_summed(run: Run) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pico_analyze import measure, open_run
+from pico_analyze.engine import DamagedWarning
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.null import Null, permutation_null
 from pico_analyze.metrics.pair import cka, cka_debiased
@@ -148,3 +149,10 @@ def test_the_row_map_of_a_run_says_which_rows_belong_together(
     assert row["value"] == pytest.approx(cka_debiased(x, y).value, rel=1e-9)
     null = {row_["p"] for _, row_ in frame[frame["step"] == 2].iterrows()}
     assert min(null) == 1 / 20, "a sample and itself"
+
+
+def test_a_row_map_that_the_rows_cannot_have_is_damage(several: Callable[[RowMap], Run]) -> None:
+    run = several(RowMap(rule="every", positions=[0, 1, 2, 3, 4], probe_rows=3))
+    with pytest.warns(DamagedWarning, match="the row map has 5 positions a row, which 12 rows cannot have"):
+        frame = measure(run, ["cka", "per"], ["q_proj"], kinds=["weights", "activations"])
+    assert frame.groupby("kind")["status"].unique().apply(list).to_dict() == {"weights": ["ok"]}

@@ -107,10 +107,29 @@ class _Reordered(Sample):
     def basis(self) -> Basis:
         return self.original.basis._replace(left=self.original.basis.left[self.order])
 
+    @property
+    def _sequence_order(self) -> torch.Tensor:
+        return self.order[:: self.positions] // self.positions
+
+    @cached_property
+    def with_sequences(self) -> torch.Tensor:
+        return self.original.with_sequences[self.order[:, None], self._sequence_order]
+
+    @cached_property
+    def within_sequences(self) -> torch.Tensor:
+        return self.original.within_sequences[self._sequence_order]
+
+    @property
+    def distinct(self) -> int:
+        return self.original.distinct
+
+    def once(self, name: str, make: Callable[[Sample], float]) -> float:
+        return self.original.once(name, make)
+
     @cached_property
     def frame(self) -> tuple[torch.Tensor, torch.Tensor]:
-        directions, coordinates = self.original.frame
-        return directions[self.order], coordinates
+        directions, loadings = self.original.frame
+        return directions[self.order], loadings
 
     @cached_property
     def squared_distances(self) -> torch.Tensor:

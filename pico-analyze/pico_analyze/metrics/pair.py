@@ -14,8 +14,8 @@ import torch
 from pico_analyze.decompositions import left_vectors
 from pico_analyze.linalg import Matrix, difference, inner, norm, normalized
 from pico_analyze.metrics.single import Outcome, bounded
-from pico_analyze.metrics.unbiased import FEWEST_SEQUENCES, unbiased_hsic
-from pico_analyze.sample import Sample, cross, distinct_rows
+from pico_analyze.metrics.unbiased import FEWEST_SEQUENCES, own_hsic, unbiased_hsic
+from pico_analyze.sample import Sample, cross, fills_all_rows
 
 _EQUAL = 1e-12
 """Correlations that differ by no more are equal: they are computed to about 1e-15 times the root of their number."""
@@ -43,7 +43,7 @@ def cka_debiased(x: Sample, y: Sample) -> Outcome:
     """
     if x.sequences < FEWEST_SEQUENCES:
         return Outcome(None, "n_less_than_d")
-    own_x, own_y = unbiased_hsic(x, x), unbiased_hsic(y, y)
+    own_x, own_y = own_hsic(x), own_hsic(y)
     if own_x <= x.rounding or own_y <= y.rounding:
         return Outcome(None, "zero")
     return bounded(unbiased_hsic(x, y) / (own_x * own_y) ** 0.5, -1, 1)
@@ -91,11 +91,11 @@ def pwcca(x: Sample, y: Sample) -> Outcome:
     """
     if refused := _refused(x, y, len(x.basis.values), len(y.basis.values)):
         return refused
-    frame, coordinates = x.frame
-    turn, correlations = left_vectors(frame.T @ y.frame[0])
+    directions, loadings = x.frame
+    turn, correlations = left_vectors(directions.T @ y.frame[0])
     if _some_repeat(correlations, max(x.angle_error, y.angle_error) ** 2):
         return Outcome(None, "not_unique")
-    weights = (turn.T @ coordinates @ (x.basis.values[:, None] * x.basis.right)).abs().sum(dim=1)
+    weights = (turn.T @ loadings).abs().sum(dim=1)
     return bounded(float(weights @ correlations.clamp(max=1) / weights.sum()), 0, 1)
 
 
@@ -162,7 +162,7 @@ def _refused(x: Sample, y: Sample, of_x: int, of_y: int) -> Outcome | None:
     """Why the subspaces of so many leading directions of two samples cannot be compared."""
     if without := _without_direction(x, y):
         return without
-    if max(of_x, of_y) >= distinct_rows(x, y) - 1:
+    if fills_all_rows(max(of_x, of_y), x, y):
         return Outcome(None, "n_less_than_d")
     unique = x.is_unique(of_x) and y.is_unique(of_y)
     return None if unique else Outcome(None, "not_unique")

@@ -1,13 +1,13 @@
 """The unbiased estimator of HSIC, for rows that are independent and for rows that come in dependent sequences.
 
-Shapes: n rows, B sequences of Q rows each (n = B Q), k the width of a sample's core.
+Shapes: n rows, B sequences of Q rows each (n = B Q). K = x x^T and L = y y^T are the Gram matrices.
 """
 
 from __future__ import annotations
 
 import torch
 
-from pico_analyze.sample import Sample, cross, inner_of_products
+from pico_analyze.sample import Sample, cross
 
 FEWEST_SEQUENCES = 4
 """The estimator's fourth-order term is over four different sequences."""
@@ -20,45 +20,42 @@ def unbiased_hsic(x: Sample, y: Sample) -> float:
     rows of one sequence depend on each other, so that their products do not average out. With one row a sequence this
     is eq. 5 of Song et al. 2012, "Feature selection via dependence maximization".
 
-    Columns are centred, so that a row's sum of K over other sequences is that over its own, negated. No n x n matrix is
-    formed.
+    Columns are centred, so that a row's sum of K over other sequences is that over its own, negated.
     """
     n, q = x.rows, x.positions
-    s, t = _sums(x), _sums(y)  # (B, k)
-    own_x, own_y = _with_own_sequence(x, s), _with_own_sequence(y, t)  # (n,)
-    sizes_x, sizes_y = s.square().sum(dim=1), t.square().sum(dim=1)  # (B,)
-    rows, mixed, sums = _inners(x, y, s, t)
+    rows = x.self_cross if x is y else cross(x, y)  # sum of K_ij L_ij over all i, j
+    own_x, own_y = _with_own_sequence(x), _with_own_sequence(y)  # (n,)
+    sizes_x, sizes_y = (own.unflatten(0, (-1, q)).sum(dim=1) for own in (own_x, own_y))  # (B,): |sum of a sequence|^2
+    mixed, sums = _over_sequences(x, y, rows)
     two = rows - _within_sequences(x, y)
     three = 2 * float(own_x @ own_y) - mixed
     four = float(sizes_x.sum() * sizes_y.sum()) - 6 * float(sizes_x @ sizes_y) + 2 * sums
     return two - 2 * three / (n - 2 * q) + four / ((n - 2 * q) * (n - 3 * q))
 
 
-def _sums(x: Sample) -> torch.Tensor:
-    """(B, k): the sum of the rows of each sequence."""
-    return x.core if x.positions == 1 else _by_sequence(x).sum(dim=1)
+def own_hsic(x: Sample) -> float:
+    """`unbiased_hsic` of a sample and itself, computed once."""
+    return x.once("hsic", lambda sample: unbiased_hsic(sample, sample))
 
 
-def _by_sequence(x: Sample) -> torch.Tensor:
-    return x.core.unflatten(0, (x.sequences, x.positions))  # (B, Q, k)
-
-
-def _with_own_sequence(x: Sample, sums: torch.Tensor) -> torch.Tensor:
-    """(n,): the inner product of each row with the sum of its sequence."""
-    return x.diagonal if x.positions == 1 else (x.core * sums.repeat_interleave(x.positions, 0)).sum(dim=1)
-
-
-def _inners(x: Sample, y: Sample, s: torch.Tensor, t: torch.Tensor) -> tuple[float, float, float]:
-    """<X^T Y, X^T Y>, <X^T Y, S^T T> and <S^T T, S^T T> of the rows and of the sums."""
-    rows = x.self_cross if x is y else cross(x, y)
-    if x.positions == 1:
-        return rows, rows, rows
-    return rows, inner_of_products(x.core, y.core, s, t), inner_of_products(s, t, s, t)
+def _with_own_sequence(x: Sample) -> torch.Tensor:
+    """(n,): the sum of K_ij over the rows j of the sequence of row i."""
+    return x.diagonal if x.positions == 1 else x.within_sequences.sum(dim=2).flatten()
 
 
 def _within_sequences(x: Sample, y: Sample) -> float:
     """The sum of K_ij L_ij over rows i, j of one sequence."""
     if x.positions == 1:
         return float(x.diagonal @ y.diagonal)
-    a, b = _by_sequence(x), _by_sequence(y)
-    return float(((a @ a.mT) * (b @ b.mT)).sum())
+    return float((x.within_sequences * y.within_sequences).sum())
+
+
+def _over_sequences(x: Sample, y: Sample, rows: float) -> tuple[float, float]:
+    """The sum over all rows i and sequences b of K_ib L_ib, K_ib the sum of K_ij over the rows j of b; and the sum of
+    K_ab L_ab over all pairs of sequences. With one row a sequence both are `rows`.
+    """
+    if x.positions == 1:
+        return rows, rows
+    of_x, of_y = x.with_sequences, y.with_sequences  # (n, B)
+    between_x, between_y = (of.unflatten(0, (x.sequences, x.positions)).sum(dim=1) for of in (of_x, of_y))
+    return float((of_x * of_y).sum()), float((between_x * between_y).sum())
