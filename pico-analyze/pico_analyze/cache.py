@@ -37,6 +37,7 @@ _CODE = (
     "components",
     "damage",
     "decompositions",
+    "inputs",
     "item",
     "linalg",
     "low_rank",

@@ -6,7 +6,10 @@ STATUSES = {
     "zero": "the tensor is zero, or has no variance, so that the definition gives 0 or nothing",
     "rank_deficient": "a singular value is not above the rounding of the stored precision, so that a condition number "
     "would measure noise; the effective condition number and the numerical rank say what can be said",
-    "n_less_than_d": "too few rows for the definition: observe more probe rows or positions",
+    "within_rounding": "the tensor is not zero, but no more than rounding to the stored precision can have done",
+    "not_unique": "several answers fit the definition equally: canonical correlations that repeat, which leaves their "
+    "weights open, or directions of one size of which only some are to be taken",
+    "n_less_than_d": "too few distinct rows, or too few sequences, for the definition: observe more probe rows",
     "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance; or a "
     "single micro-batch, which has no spread",
     "no_signal": "the estimate of the squared gradient is not positive: so few micro-batches do not tell it from noise",
@@ -21,14 +24,18 @@ _METRICS = {
     "effective_rank": "how many directions a matrix uses, as if they were all of one size",
     "condition_number": "how many times larger the largest stretch is than the smallest; 1 is best conditioned",
     "effective_condition_number": "as the condition number, over what is above rounding",
-    "numerical_rank": "directions above the rounding of the stored precision",
+    "numerical_rank": "directions above the worst that rounding to the stored precision can have done, which grows "
+    "with the width: comparable at one shape and dtype only",
     "stable_rank": "near 1 one direction dominates",
     "participation_ratio": "how many directions hold most of the squared norm; the largest count more than in the "
     "effective rank",
     "spectral_entropy": "0 where one direction holds all, highest where all are of one size",
     "heavy_tail_exponent": "smaller where few directions stand out ever further; worth reading only where the fit is "
-    "good",
-    "heavy_tail_ks": "how far the largest eigenvalues are from a power law: small where the exponent means something",
+    "good and of many values. The fit takes the two-sided distance: it is not comparable with the packages powerlaw "
+    "and plfit, which take the one-sided distance and cap the exponent",
+    "heavy_tail_ks": "how far the largest eigenvalues are from a power law (two-sided distance): small where the "
+    "exponent means something",
+    "heavy_tail_count": "how many eigenvalues lie in the tail that the power law is fitted to",
     "frobenius_norm": "the size of the whole tensor",
     "nuclear_norm": "the sum of its singular values, which grows with size and with rank",
     "spectral_norm": "the size of its largest direction",
@@ -54,7 +61,7 @@ _METRICS = {
     "pwcca": "how much of the step's sample a linear map of the reference explains, large directions counting most",
     "procrustes": "1 where a rotation and a scale turn one sample into the other",
     "subspace_overlap": "the share of the largest directions that is common to both",
-    "mutual_knn": "how many of a row's nearest neighbours stay its nearest",
+    "mutual_knn": "how many of a row's nearest neighbours stay its nearest; rows that tie count by expectation",
     "cosine": "1 where two tensors point the same way, 0 where they are at right angles, -1 where they are opposite",
     "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }

@@ -80,7 +80,7 @@ def ov_induced_change(source: Source, module: str, step: int, kind: str, split: 
     gradients = [attention.rows(role, kind, split) for role in ("output", "value")]
     of_both = (_output_and_value(attention, output, value) for output, value in (weights, gradients))
     heads = zip(*chain(*of_both), strict=True)
-    return [Product(torch.cat([d_o, o], dim=1), torch.cat([v, d_v])) for o, v, d_o, d_v in heads]
+    return [Product.sum_of(Product(d_o, v), Product(o, d_v)) for o, v, d_o, d_v in heads]
 
 
 def ov_circuit_joined(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:

@@ -231,7 +231,7 @@ def _low_rank_lines(run: Source) -> list[str]:
 
 
 def known_metrics() -> list[str]:
-    """A line for each metric: name, arity, kinds, unit, range and source."""
+    """A line for each metric: name, arity, kinds, unit, range, source, and what it cannot be compared with."""
     from pico_analyze.metrics import METRICS
 
     width = max(map(len, METRICS))
@@ -240,7 +240,8 @@ def known_metrics() -> list[str]:
 
 def _line_of_metric(name: str, metric: Metric) -> str:
     of = "one matrix" if metric.arity == 1 else "a pair"
-    return f"{name}  {of} of {'|'.join(metric.kinds)}; {metric.unit}, {metric.range}; {source_of(metric)}"
+    line = f"{name}  {of} of {'|'.join(metric.kinds)}; {metric.unit}, {metric.range}; {source_of(metric)}"
+    return f"{line}; {metric.caution}" if metric.caution else line
 
 
 def source_of(metric: Metric) -> str:

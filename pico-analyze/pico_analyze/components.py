@@ -35,6 +35,10 @@ _ORDER = (  # of a layer, as the forward pass goes
 )
 
 
+_PROJECTIONS = {"ov": ("v_proj", "o_proj"), "qk": ("q_proj", "k_proj"), "mlp": ("up_proj", "down_proj")}
+"""What circuits are made of, by the first part of their names; those of low-rank factors are not among them."""
+
+
 @dataclass(frozen=True)
 class Key:
     """Which thing a row of the table is about."""
@@ -77,6 +81,14 @@ class Unit:
     def spans_layers(self) -> bool:
         """Whether its keys are of different layers, to be compared with one another."""
         return self.circuit is None and len(self.keys) > 1
+
+    def effective_weights(self, kind: str) -> list[str]:
+        """The modules whose effective weights it is made of, which are merged from a base where they are low-rank."""
+        if kind not in ("weights", UPDATES):
+            return []
+        if self.circuit is None:
+            return [key.module for key in self.keys]
+        return [f"{self.module}.{part}" for part in _PROJECTIONS.get(self.circuit.partition("_")[0], ())]
 
     def reads(self, kind: str) -> tuple[str, ...]:
         """The stored kinds that a measurement of `kind` depends on."""

@@ -134,7 +134,7 @@ class AnalysisConfig(Section):
     across: Literal["layers"] | None = None
     """layers: similarities between the layers of each step instead of between steps."""
     null: Literal["permutation"] | None = None
-    """permutation: what each similarity of samples is where the reference's rows are in any order."""
+    """permutation: what each similarity of samples is where the reference's probe rows are in any order."""
     null_draws: int = Field(99, ge=2)
     """Orders of the rows; each similarity is computed as many times more."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"

@@ -73,7 +73,7 @@ def measure(
         across: "layers" for similarities of each layer to every earlier one of the same step instead. Circuits are left
             out, since heads do not correspond across layers.
         null: "permutation" for `null_mean`, `null_sd` and `p` of each similarity of samples, over `null_draws` orders
-            of the reference's rows, seeded by what is compared; it costs `null_draws` similarities more.
+            of the reference's probe rows (all positions of one together), seeded by what is compared; it costs as many.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
         form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D a head, are formed.

@@ -14,10 +14,11 @@ from pico_contract.errors import UserError
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
 from pico_analyze.damage import DAMAGED, Damage
+from pico_analyze.inputs import Inputs, decompose
 from pico_analyze.metrics import ENTRY, Metric
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.reading import Inputs, Loader, Place, Reference, References, Work, decompose
+from pico_analyze.reading import Loader, Place, Reference, References, Work
 
 _ENTRY_UNITS = {"weights": "1", "gradients": "nats per unit of weight", "activations": "1", UPDATES: "1"}
 _ANY_SHAPE = ("matrix", "update", "micro_batches")
@@ -200,13 +201,19 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
         return Outcome(None, "non_finite")
     if metric.arity == 1:
         return _outcome(metric, metric.fn(getattr(given, metric.needs), **metric.parameters))
-    same = None if metric.needs == "matrix" else 1  # entries need the same shape, samples the same rows
-    if reference is None or reference.matrix.shape[:same] != given.matrix.shape[:same]:
+    if reference is None or not _comparable(metric, given, reference):
         return Outcome(None, "missing")
     if not reference.finite:
         return Outcome(None, "non_finite")
     matrices = getattr(given, metric.needs), getattr(reference, metric.needs)
     return _outcome(metric, metric.fn(*matrices, **metric.parameters))
+
+
+def _comparable(metric: Metric, given: Inputs, reference: Inputs) -> bool:
+    """Whether two matrices belong together: entries need the same shape, samples the same rows of the same probe."""
+    if metric.needs == "matrix":
+        return given.matrix.shape == reference.matrix.shape
+    return (given.matrix.shape[0], given.positions) == (reference.matrix.shape[0], reference.positions)
 
 
 def _outcome(metric: Metric, result: Any) -> Outcome:

@@ -1,8 +1,16 @@
 """Spectra, ranks, centring, and the one policy on precision and tolerance.
 
-Everything is computed in float64 on CPU and judged with the precision that was stored: a singular value counts as zero
-when it is at most tol = max(m, n) * eps(storage dtype) * s_max (Golub & Van Loan, Matrix Computations, sec. 5.4.1, as
-in numpy's matrix_rank, but with the eps of the dtype in which the matrix was kept, since that is where it was rounded).
+Everything is computed in float64 on CPU and judged by what the stored precision can have done. A matrix stored with
+unit roundoff u (half the eps of its dtype) and least subnormal eta is W + E with |E_ij| <= u |W_ij| + eta / 2. So, by
+Weyl's inequality, every singular value is known to within u ||W||_F + sqrt(m n) eta / 2, the `storage_error`. The
+float64 decomposition adds max(m, n) 2^-52 s_max. A singular value at or below the larger of the two, `Spectrum.tol`,
+cannot be told from zero. Errors of sums and differences add, scalars multiply them, and a product of stored factors
+O V has u (||O||_F ||V||_2 + ||O||_2 ||V||_F). This is a worst case, 7 to 46 times the true error, and it grows with the
+width.
+Source: Golub & Van Loan, Matrix Computations, sec. 2.7 (rounding) and 8.6 (perturbed singular values).
+
+Where squares are summed, entries whose fourth powers would leave the range of float64 are scaled first by a power of
+two (`normalized`), which rounds nothing.
 
 Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product; a sample is (rows, width).
 """
@@ -22,6 +30,9 @@ import torch
 from pico_analyze.decompositions import REAL, singular_values
 from pico_analyze.power_law import PowerLaw, fit
 
+_SAFE_EXPONENT = 64
+"""Magnitudes from 2^-64 to 2^64 are left as they are: fourth powers of products of two such are within float64."""
+
 
 def coarser(*dtypes: torch.dtype) -> torch.dtype:
     """The one of the floating-point `dtypes` with the largest eps: what is made of several is as exact as that."""
@@ -30,10 +41,23 @@ def coarser(*dtypes: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Product:
-    """The matrix left @ right, (m, r) by (r, n), kept as its factors: r is small and m x n never needs to be formed."""
+    """The matrix scale * left @ right, (m, r) by (r, n), kept as its factors: r is small and m x n is never formed."""
 
     left: torch.Tensor  # (m, r)
     right: torch.Tensor  # (r, n)
+    scale: float = 1.0
+    terms: tuple[Product, ...] = ()
+    """The products that this is the sum of, if it is a sum: their factors are what was stored, and rounded."""
+
+    @classmethod
+    def sum_of(cls, *terms: Product) -> Product:
+        """The sum of products of one shape, as one product of their factors side by side."""
+        left = torch.cat([term.scale * term.left.to(REAL) for term in terms], dim=1)
+        return cls(left, torch.cat([term.right.to(REAL) for term in terms]), terms=terms)
+
+    def times(self, factor: float) -> Product:
+        """The product multiplied by a scalar."""
+        return Product(self.left, self.right, factor * self.scale, tuple(term.times(factor) for term in self.terms))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,11 +65,13 @@ class Product:
 
     @property
     def dtype(self) -> torch.dtype:
-        return coarser(self.left.dtype, self.right.dtype)
+        """The coarsest dtype in which a factor is stored."""
+        stored = [term.dtype for term in self.terms] or [self.left.dtype, self.right.dtype]
+        return coarser(*stored)
 
     def dense(self) -> torch.Tensor:
         """(m, n) float64."""
-        return self.left.to(REAL) @ self.right.to(REAL)
+        return self.scale * (self.left.to(REAL) @ self.right.to(REAL))
 
 
 Matrix = torch.Tensor | Product
@@ -69,14 +95,14 @@ class MicroBatches(NamedTuple):
 class Spectrum:
     """Singular values of a matrix of `shape` stored as `dtype`; those beyond len(values) are exactly zero.
 
-    `scale` is the s_max that rounding is relative to, where that is not the matrix's own: for a difference of two
-    matrices, s_max of the larger operand.
+    `rounding` is the `storage_error` of the matrix if it is not that of a plain matrix of this dtype: of products and
+    differences, and of weights that were merged in a coarser dtype.
     """
 
     values: torch.Tensor  # (<= k,) float64, descending
     shape: tuple[int, int]
     dtype: torch.dtype
-    scale: float | None = None
+    rounding: float | None = None
 
     @property
     def full_rank(self) -> int:
@@ -87,10 +113,20 @@ class Spectrum:
         return float(self.values[0])
 
     @cached_property
+    def relative(self) -> torch.Tensor:
+        """The singular values in units of the largest, which is not zero."""
+        return self.values / self.largest
+
+    @cached_property
+    def norm(self) -> float:
+        """sqrt(sum s^2)."""
+        return norm(self.values)
+
+    @cached_property
     def tol(self) -> float:
         """At or below this a singular value counts as zero."""
-        scale = self.largest if self.scale is None else self.scale
-        return max(self.shape) * torch.finfo(self.dtype).eps * scale
+        stored = _entry_error(self.norm, self.shape, (self.dtype,)) if self.rounding is None else self.rounding
+        return max(stored, max(self.shape) * torch.finfo(REAL).eps * self.largest)
 
     @cached_property
     def significant(self) -> torch.Tensor:
@@ -105,7 +141,8 @@ class Spectrum:
     @cached_property
     def power_law(self) -> PowerLaw | None:
         """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all equal."""
-        return fit(2 * self.nonzero.log())
+        found = fit(2 * (self.nonzero / self.largest).log())
+        return found and found._replace(least=found.least * self.largest * self.largest)
 
 
 def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
@@ -120,28 +157,96 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
         groups[tuple(matrix.shape), inner, matrix.dtype].append(index)
     found: dict[int, Spectrum] = {}
     for indices in groups.values():
-        values = singular_values(_batch([matrices[i] for i in indices]), matrices[indices[0]].dtype)
-        for index, row in zip(indices, values, strict=True):
+        scaled, exponents = zip(*(normalized(matrices[i]) for i in indices), strict=True)
+        values = singular_values(_batch(scaled), matrices[indices[0]].dtype)
+        for index, row, exponent in zip(indices, values, exponents, strict=True):
             matrix = matrices[index]
-            found[index] = Spectrum(row, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
+            rounding = storage_error(matrix) if isinstance(matrix, Product) else None
+            shape = matrix.shape[0], matrix.shape[1]
+            found[index] = Spectrum(_times_power(row, exponent), shape, matrix.dtype, rounding)
     return [found[i] for i in range(len(matrices))]
 
 
-def _batch(matrices: list[Matrix]) -> torch.Tensor:
+def _batch(matrices: Sequence[Matrix]) -> torch.Tensor:
     """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and shape."""
     if not isinstance(matrices[0], Product):
         return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
     products = [m for m in matrices if isinstance(m, Product)]
     left = torch.linalg.qr(torch.stack([p.left for p in products]).to(REAL), mode="r").R  # (b, <= r, r)
     right = torch.linalg.qr(torch.stack([p.right for p in products]).to(REAL).mT, mode="r").R  # (b, <= r, r)
-    return left @ right.mT
+    scales = torch.tensor([p.scale for p in products], dtype=REAL)
+    return scales[:, None, None] * (left @ right.mT)
+
+
+def storage_error(matrix: Matrix, *merged: torch.dtype) -> float:
+    """The largest 2-norm of what rounding to the stored dtype can have added to a finite matrix.
+
+    Args:
+        merged: dtypes that the matrix, or the factors of a product, went through before they were stored.
+    """
+    if not isinstance(matrix, Product):
+        return _entry_error(norm(matrix), matrix.shape, (matrix.dtype, *merged))
+    if matrix.terms:
+        return sum(storage_error(term, *merged) for term in matrix.terms)
+    (left, left_norm), (right, right_norm) = (_factor_error(factor, merged) for factor in (matrix.left, matrix.right))
+    return abs(matrix.scale) * (left * right_norm + left_norm * right)
+
+
+def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> tuple[float, float]:
+    """The `storage_error` of a factor and its 2-norm, both from its smaller Gram matrix: exact for large values."""
+    scaled, exponent = normalized_entries(factor)
+    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
+    squares = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0)
+    size, largest = (times_power(math.sqrt(square), exponent) for square in (squares.sum(), squares[-1]))
+    return _entry_error(size, factor.shape, (factor.dtype, *merged)), largest
+
+
+def _entry_error(size: float, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> float:
+    """u ||W||_F + sqrt(m n) eta / 2 for ||W||_F = `size`, with the largest u and the largest eta of the dtypes."""
+    unit_roundoff = max(torch.finfo(dtype).eps for dtype in dtypes) / 2
+    least_subnormal = max(_least_subnormal(dtype) for dtype in dtypes)
+    return unit_roundoff * size + math.sqrt(math.prod(shape)) / 2 * least_subnormal
+
+
+def _least_subnormal(dtype: torch.dtype) -> float:
+    of = torch.finfo(dtype)
+    return of.smallest_normal * of.eps
+
+
+def normalized(matrix: Matrix) -> tuple[Matrix, int]:
+    """The matrix in float64 divided by a power of two, 2^e, and e, which is 0 unless its entries are extreme."""
+    if not isinstance(matrix, Product):
+        return normalized_entries(matrix)
+    left, of_left = normalized_entries(matrix.left)
+    right, of_right = normalized_entries(matrix.right)
+    return Product(left, right, matrix.scale), of_left + of_right
+
+
+def normalized_entries(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`normalized` for a plain tensor of finite entries."""
+    dense = x.to(REAL)
+    largest = max(map(abs, map(float, dense.aminmax()))) if dense.numel() else 0.0
+    exponent = math.frexp(largest)[1]
+    return (dense, 0) if abs(exponent) <= _SAFE_EXPONENT else (_times_power(dense, -exponent), exponent)
+
+
+def _times_power(x: torch.Tensor, exponent: int) -> torch.Tensor:
+    """x * 2^exponent, rounded once."""
+    if exponent == 0:
+        return x
+    with np.errstate(over="ignore", under="ignore"):
+        return torch.from_numpy(np.ldexp(x.numpy(), exponent))
+
+
+def times_power(value: float, exponent: int) -> float:
+    """value * 2^exponent; infinite where float64 ends."""
+    return float(_times_power(torch.tensor([value], dtype=REAL), exponent)) if exponent else value
 
 
 def difference(new: Matrix, old: Matrix) -> Matrix:
     """new - old in float64; of products as a product of their stacked factors, (m, 2r) by (2r, n)."""
     if isinstance(new, Product) and isinstance(old, Product):
-        left = torch.cat([new.left.to(REAL), -old.left.to(REAL)], dim=1)
-        return Product(left, torch.cat([new.right.to(REAL), old.right.to(REAL)]))
+        return Product.sum_of(new, old.times(-1))
     if isinstance(new, Product) or isinstance(old, Product):
         raise TypeError("a product and a plain matrix have no difference here")
     return new.to(REAL) - old.to(REAL)
@@ -151,7 +256,7 @@ def inner(a: Matrix, b: Matrix) -> float:
     """Sum of the products of corresponding entries, of two matrices or two products of one shape."""
     if isinstance(a, Product) and isinstance(b, Product):
         left, right = a.left.to(REAL).T @ b.left.to(REAL), a.right.to(REAL) @ b.right.to(REAL).T
-        return float((left * right).sum())
+        return a.scale * b.scale * float((left * right).sum())
     if isinstance(a, Product) or isinstance(b, Product):
         raise TypeError("a product and a plain matrix have no inner product here")
     return float((a.to(REAL) * b.to(REAL)).sum())
@@ -159,21 +264,19 @@ def inner(a: Matrix, b: Matrix) -> float:
 
 def norm(matrix: Matrix) -> float:
     """Euclidean norm of the entries; of a product from its core."""
-    dense = _batch([matrix]) if isinstance(matrix, Product) else matrix.to(REAL)
-    return float(torch.linalg.vector_norm(dense))
-
-
-def largest(matrix: Matrix) -> float:
-    """s_max of a finite matrix, from the smaller Gram matrix: exact for the largest, and faster than a spectrum."""
-    core = _batch([matrix])[0]
-    core = core if core.shape[0] >= core.shape[1] else core.T
-    return float(torch.linalg.eigvalsh(core.T @ core)[-1].clamp(min=0).sqrt())
+    scaled, exponent = normalized(matrix)
+    dense = _batch([scaled]) if isinstance(scaled, Product) else scaled
+    return times_power(float(torch.linalg.vector_norm(dense)), exponent)
 
 
 def is_finite(matrix: Matrix) -> bool:
     """Whether no entry (of either factor) is NaN or infinite: so if their sum is, else each is looked at."""
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
-    return all(math.isfinite(part.sum()) or bool(torch.isfinite(part).all()) for part in parts)
+    return all(_all_finite(part.to(REAL) if part.dtype.itemsize == 1 else part) for part in parts)
+
+
+def _all_finite(x: torch.Tensor) -> bool:
+    return math.isfinite(x.sum()) or bool(torch.isfinite(x).all())
 
 
 def entries(matrix: torch.Tensor) -> torch.Tensor:

@@ -24,12 +24,10 @@ MERGED_AS_SUMMED = 1e-3
 
 
 class Change(NamedTuple):
-    """What a projection changed by over a window, and what that is judged by."""
+    """What a projection changed by over a window."""
 
     matrix: Product
     start: torch.Tensor  # (m, n) float64: what it was at the start of the window
-    dtype: torch.dtype  # the coarsest in which a factor is stored
-    scale: float  # `linalg.Spectrum.scale`
 
 
 def lora_update(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -38,9 +36,8 @@ def lora_update(source: Source, module: str, step: int, kind: str, split: str | 
     At the step of a restart it is what that merged, the whole update of the cycle that ended there. Zero (status
     `zero`) where a cycle begins without a restart: at initialisation and at the end of a full-rank warm start.
 
-    Judged, as every product here, relative to its own s_max with the eps of the dtype in which the factors are stored:
-    they, and not the product, are what was rounded, each entry relative to itself. A full-rank matrix of the same
-    update, W(t2) - W(t1), also carries the rounding of W, which is relative to the s_max of W.
+    It is judged, like every product, by the rounding of its stored factors (`linalg.storage_error`). A full-rank matrix
+    of the same update, W(t2) - W(t1), also carries the rounding of W, which is relative to the size of W.
     """
     return [_merged(source, module, step) or _running(source, module, step)]
 
@@ -49,9 +46,8 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     """W(end) - W(start) through factors, (m, n): the sum of what every restart in (start, end] merged and of the
     running update at `end`, less the running update at `start`, as one product of all these factors side by side.
 
-    From a step at which B is zero to the k-th restart after it the rank is at most k * r. The tolerance is relative to
-    the s_max of the largest of the summed updates, as that of a difference is to its larger operand, with the eps of
-    the factors' storage dtype: the base and its rounding play no part.
+    From a step at which B is zero to the k-th restart after it the rank is at most k * r. The tolerance is the sum of
+    those of the summed updates: the base and its rounding play no part.
 
     Raises:
         UserError: the module is not low-rank at one of the two steps.
@@ -65,20 +61,16 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     if not explains(merged, base, source.tensor(end, "weights", names.base(module))):
         between = f"between step {start} and step {end}"
         raise NotObservedError(f"{between} factors were merged at a step that was not observed")
-    summed = [*merged, after, Product(-before.left, before.right)]
-    return Change(
-        Product(torch.cat([one.left.to(REAL) for one in summed], 1), torch.cat([one.right.to(REAL) for one in summed])),
-        base.to(REAL) + before.dense(),
-        linalg.coarser(*(one.dtype for one in summed)),
-        max(linalg.largest(one) if linalg.is_finite(one) else 0.0 for one in summed),
-    )
+    return Change(Product.sum_of(*merged, after, before.times(-1)), base.to(REAL) + before.dense())
 
 
-def base_dtypes(source: Source, module: str, step: int) -> list[torch.dtype]:
-    """That in which the base of a low-rank module is stored, where merges are rounded; [] where `module` has none."""
-    if names.lora_B(module).removesuffix(".weight") not in source.modules(step, "weights"):
+def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch.dtype]:
+    """The dtypes in which the bases of those of `modules` that are low-rank are stored: merges are rounded there."""
+    if not modules:
         return []
-    return [source.tensor(step, "weights", names.base(module)).dtype]
+    held = {*source.modules(step, "weights")}
+    low_rank = [module for module in modules if names.lora_B(module).removesuffix(".weight") in held]
+    return [source.tensor(step, "weights", names.base(module)).dtype for module in low_rank]
 
 
 def _running(source: Source, module: str, step: int) -> Product:
@@ -86,7 +78,7 @@ def _running(source: Source, module: str, step: int) -> Product:
     left, right, scale = (
         source.tensor(step, "weights", name(module)) for name in (names.lora_B, names.lora_A, names.lora_scale)
     )
-    return Product(scale.to(REAL) * left.to(REAL), right)
+    return Product(left, right, float(scale))
 
 
 def _merged(source: Source, module: str, step: int) -> Product | None:

@@ -165,8 +165,8 @@ def measured(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def _null(p: pd.Series) -> str:
     """How many similarities a permutation null leaves standing."""
     return (
-        f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the rows of the "
-        f"reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would by chance"
+        f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the probe rows "
+        f"of the reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would by chance"
     )
 
 

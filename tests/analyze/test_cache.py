@@ -25,7 +25,7 @@ from pico_contract.layout import MANIFEST, SNAPSHOT_WEIGHTS, RunLayout, observed
 
 WEIGHTS = {"components": ["*_proj"], "kinds": ["weights"]}
 SHARING = ["per", "stable_rank", "gini", "cka", "cka_debiased", "cosine"]  # one decomposition of a matrix serves all
-OF_A_STEP = 14 + 14 + 14 + 8 + 8  # weights, gradients and activations of val; circuits of weights and activations
+OF_A_STEP = 14 + 14 + 14 + 3 * (8 + 8)  # weights, gradients, activations of val; circuits with their factors
 
 
 @pytest.fixture

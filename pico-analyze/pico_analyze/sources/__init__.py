@@ -25,7 +25,8 @@ class Source(Protocol):
 
     Further attributes are used if a source has them: `fingerprint` (see `pico_analyze.cache`), without which results
     are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of any run
-    that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None; `terms`
+    that has as many rows; `positions` (`KnowsPositions`), without which each row of activations counts as a sequence of
+    its own; `at_once`, the number of steps whose files fit where they are fetched to, or None; `terms`
     (`CountsTerms`), without which nothing is measured of gradients of micro-batches; `origin`, what it was opened from,
     which tells it from another of the same name; `notes`, sentences on what was left out of it, and why; and
     `is_lost(step, kind)`, whether a damaged file may have held that kind.
@@ -66,6 +67,14 @@ class CountsTerms(Protocol):
 
     def terms(self, step: int, split: str | None) -> Sequence[int]:
         """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step holds none."""
+
+
+@runtime_checkable
+class KnowsPositions(Protocol):
+    """A source that knows how many positions of each probe row its activations hold."""
+
+    def positions(self, step: int) -> int:
+        """Rows of activations that belong to one probe row, one after the other, at `step`; 1 if not recorded."""
 
 
 def model_at(source: Source, step: int) -> Mapping[str, Any]:

@@ -134,6 +134,12 @@ class Run:
         found = {"row map": json.dumps(vars(rows))} if rows is not None else {}
         return {"probe": self._probe, **found} if self._probe else found
 
+    def positions(self, step: int) -> int:
+        """Rows of activations that belong to one probe row, as the row map of the snapshot says."""
+        snapshot = self._snapshots.get(step)
+        rows = snapshot.row_map if snapshot is not None else None
+        return max(len(rows.positions), 1) if rows is not None else 1
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: manifests as read here; files are opened again by their paths."""
         return {name: value for name, value in vars(self).items() if name != "_file"}
