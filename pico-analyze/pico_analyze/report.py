@@ -59,7 +59,6 @@ class Cell:
     text: str
     value: float | None = None
     of: str = ""
-    strong: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,15 @@ HOMES = {
         "pico_analyze.plot_spectra",
         "pico_analyze.distributions",
         "pico_analyze.spectra",
+        "pico_analyze.arms",
         "pico_analyze.compare",
+        "pico_analyze.compare_notes",
+    },
+    "scipy": {
+        "pico_analyze.statistics.counts",
+        "pico_analyze.statistics.intervals",
+        "pico_analyze.statistics.outliers",
+        "pico_analyze.statistics.power",
     },
     "matplotlib": {
         "pico_analyze.canvas",
@@ -55,7 +63,7 @@ HOMES = {
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
     "rich": {"pico_train.report", "pico_analyze.commands"},
-    "yaml": {"pico_train.config", "pico_analyze.config", "pico_analyze.sources.legacy"},
+    "yaml": {"pico_train.config", "pico_analyze.config", "pico_analyze.run_facts", "pico_analyze.sources.legacy"},
 }
 """External package -> the only modules that may import it, at module level or inside a function."""
 
@@ -100,6 +108,7 @@ MAY_IMPORT = {
         "pico_analyze.metrics",
         "pico_contract.errors",
     },
+    "pico_analyze.statistics": {"numpy", "scipy", "pico_analyze.statistics"},
     "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.power_law"},
     "pico_analyze.sample": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.linalg"},
     "pico_analyze.decompositions": {"torch"},
