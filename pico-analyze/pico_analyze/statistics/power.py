@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 from scipy import optimize, stats
 
 from pico_analyze.statistics.intervals import LEVEL
@@ -12,6 +14,7 @@ POWER = 0.8
 """Power aimed at, unless another is asked for."""
 _MOST_RUNS = 1_000_000
 _LARGEST_EFFECT = 1e4
+_NODES = 200  # of the average over Welch's degrees of freedom
 
 
 def power(effect: float, runs: int, paired: bool = True, level: float = LEVEL) -> float:
@@ -20,18 +23,21 @@ def power(effect: float, runs: int, paired: bool = True, level: float = LEVEL) -
     Args:
         effect: the true difference in standard deviations: of the paired differences, or of each arm if not `paired`.
         runs: pairs, or runs of each arm; at least 2.
-        paired: Student's t of the pairs; otherwise of two arms with as many runs and the same scatter.
+        paired: Student's t of the pairs; otherwise Welch's t of two arms with as many runs and the same scatter.
         level: confidence of the interval that would leave out 0.
+
+    Welch's degrees of freedom are (n - 1) / (b^2 + (1 - b)^2) for a share b of the first arm in the two variances. It
+    has a Beta((n - 1) / 2, (n - 1) / 2) distribution, independent of t, over which the power is averaged.
 
     Source: Cohen 1988, "Statistical power analysis for the behavioral sciences", section 2.2, without approximation.
     """
     if runs < 2:
         raise ValueError("a t test needs at least two runs")
-    df = runs - 1 if paired else 2 * runs - 2
-    shift = abs(effect) * math.sqrt(runs if paired else runs / 2)
-    critical = stats.t.ppf((1 + level) / 2, df)
-    beyond = stats.nct.sf(critical, df, shift)
-    return float(beyond + stats.t.sf(critical, df)) if shift == 0 else float(beyond + _opposite(critical, df, shift))
+    if paired:
+        return float(_beyond(stats.t.ppf((1 + level) / 2, runs - 1), runs - 1, abs(effect) * math.sqrt(runs)))
+    share = stats.beta.ppf((np.arange(_NODES) + 0.5) / _NODES, (runs - 1) / 2, (runs - 1) / 2)
+    critical = stats.t.ppf((1 + level) / 2, (runs - 1) / (share**2 + (1 - share) ** 2))
+    return float(np.mean(_beyond(critical, 2 * runs - 2, abs(effect) * math.sqrt(runs / 2))))
 
 
 def detectable_effect(runs: int, paired: bool = True, goal: float = POWER, level: float = LEVEL) -> float:
@@ -63,7 +69,8 @@ def runs_needed(effect: float, paired: bool = True, goal: float = POWER, level: 
     return high
 
 
-def _opposite(critical: float, df: int, shift: float) -> float:
-    """Return the probability of a significant difference in the wrong direction; 0 where it underflows."""
-    found = float(stats.nct.cdf(-critical, df, shift))
-    return found if math.isfinite(found) else 0.0
+def _beyond(critical: Any, df: int, shift: float) -> Any:
+    """Return the probability of |t| > `critical` for a noncentral t."""
+    if shift == 0:
+        return 2 * stats.t.sf(critical, df)
+    return stats.nct.sf(critical, df, shift) + np.nan_to_num(stats.nct.cdf(-critical, df, shift))
