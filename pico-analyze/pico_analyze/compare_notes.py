@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ def _why(arm: Arm, unit: Unit) -> str:
     bits = ", and their numbers are identical to the last bit" if unit.identical else ""
     first = arm.facts[unit.runs[0]]
     if unit.why == "parent":
-        return f"began from one pretrained model ({first.parent}){bits}; seeds of fine-tuning are not independent runs"
+        model = Path(str(first.parent)).name
+        return f"began from one pretrained model ({model}){bits}; seeds of fine-tuning are not independent runs"
     if unit.why == "seeds":
         seeds = ", ".join(f"{name} {seed}" for name, seed in first.seeds.items())
         return f"have the same seeds ({seeds}){bits}"
@@ -89,10 +91,11 @@ def _inference(baseline: ArmValues, arm: ArmValues, differences: pd.DataFrame) -
     """Say how the interval of one arm's difference was computed and what it can find."""
     rows = differences[differences["arm"] == arm.arm.name]
     pairing = pair(baseline, arm)
-    yield _pairing(baseline, arm, pairing)
+    runs = min(rows["baseline_runs"].iloc[0], rows["arm_runs"].iloc[0])
+    if runs > 1 or pairing.pairs:
+        yield _pairing(baseline, arm, pairing)
     if rows["status"].eq("mixed").any():
         return
-    runs = min(rows["baseline_runs"].iloc[0], rows["arm_runs"].iloc[0])
     if runs < 2:
         yield (
             f'"{arm.arm.name}" less "{baseline.arm.name}": with one run no interval is claimed, since a difference may '

@@ -14,6 +14,7 @@ _HASH = re.compile(r"[0-9a-f]{32,}")
 _LONGEST = 60
 _OBSERVATION = "snapshot."
 """Keys that change what is observed of a run, and not the run."""
+_DONE = ("finished", "")
 _START = ("init_from", "parent")
 
 
@@ -32,6 +33,7 @@ def confounds(arms: Sequence[Arm]) -> list[str]:
         *(sentence for arm in arms for sentence in _mixture(arm)),
         *(sentence for arm in others for sentence in _between(baseline, arm)),
         *_unread(arms),
+        *_unfinished(arms),
         *_equal_amounts(arms),
         *(sentence for arm in arms for sentence in _listed_within(arm)),
         *(sentence for arm in others for sentence in _surroundings(baseline, arm)),
@@ -72,6 +74,16 @@ def _unread(arms: Sequence[Arm]) -> Iterator[str]:
             f"No configuration is recorded of {_listing(silent)}: in what the runs differ beyond their geometry cannot "
             "be checked."
         )
+
+
+def _unfinished(arms: Sequence[Arm]) -> Iterator[str]:
+    for arm in arms:
+        early = [f"{one.name} ({one.status} at step {one.step})" for one in arm.facts if one.status not in _DONE]
+        if early:
+            yield (
+                f'{len(early)} of {len(arm.runs)} runs of "{arm.name}" did not finish: {_listing(early)}. What they '
+                "share with the others is compared; that they stopped is an outcome too."
+            )
 
 
 def _equal_amounts(arms: Sequence[Arm]) -> Iterator[str]:
@@ -147,7 +159,7 @@ def _distinct(facts: Sequence[RunFacts], key: str) -> list[str]:
 def _in_words(baseline: Arm, arm: Arm, keys: Sequence[str]) -> str:
     parts = []
     for key in keys:
-        theirs, ours = (_listing([_short(text) for text in _distinct(one.facts, key)]) for one in (arm, baseline))
+        theirs, ours = (" and ".join(_short(text) for text in _distinct(one.facts, key)) for one in (arm, baseline))
         parts.append(f"{key} ({theirs} instead of {ours})")
     return ", ".join(parts)
 

@@ -164,7 +164,8 @@ def _null(p: pd.Series) -> str:
     """How many similarities a permutation null leaves standing."""
     return (
         f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the rows of the "
-        f"reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would by chance"
+        f"reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would in the mean over "
+        "experiments, and mostly together, since all share their rows"
     )
 
 

@@ -15,7 +15,7 @@ from pico_analyze.sources import Source
 NOT_COMPARED = (
     *("name", "runs_dir", "data.path", "data.stream", "seed", "observe", "checkpoint", "disk", "evaluate", "log"),
     *("hub", "train.micro_batch", "train.compile", "train.activation_checkpointing", "train.device", "train.sharding"),
-    *("train.threads", "train.hours", "train.margin_minutes"),
+    *("train.threads", "train.hours", "train.margin_minutes", "train.timeout_minutes"),
 )
 """Keys of config.yaml that say how a run is carried out, not what it is (CONTRACT.md, section 3), and the seeds. What
 a session really used of them (device, precision, threads) is in run.json and is compared from there."""
@@ -40,6 +40,8 @@ class RunFacts:
         method: name of the training method, empty where it is not recorded.
         parent: the pretrained model that it began from, without a step; None where it began from its own seed.
         parameters: their number, None where it is not recorded.
+        status: `finished`, `running`, `stopped` or `failed`; empty where it is not recorded.
+        step: the newest step that was saved.
         problem: why config.yaml could not be read, in a sentence; empty where it could or is not there.
     """
 
@@ -51,6 +53,8 @@ class RunFacts:
     method: str = ""
     parent: str | None = None
     parameters: int | None = None
+    status: str = ""
+    step: int | None = None
     problem: str = ""
 
     @property
@@ -84,6 +88,8 @@ def read_facts(run: Source) -> RunFacts:
         method=str(manifest.method),
         parent=_pretrained(getattr(manifest, "parent", None)),
         parameters=dict(getattr(manifest, "parameters", {})).get("total"),
+        status=getattr(manifest, "status", ""),
+        step=getattr(manifest, "step", None),
         problem=problem,
     )
 

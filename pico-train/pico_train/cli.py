@@ -36,7 +36,8 @@ def run(config: Config, overrides: Overrides = None) -> None:
         outcome = train(_load(config, overrides), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
         _fail("interrupted; what was saved before stays", 130)
-    leave()
+    finally:
+        leave()
     if _process_number() == 0:
         _say(outcome.message or f"finished at step {outcome.step}")
     if outcome.status == "stopped":
@@ -84,8 +85,12 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint of a run: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands import evaluate_run
+    from pico_train.console import progress_on_stderr
 
-    _say(evaluate_run(run, step, tasks.split(",") if tasks else None, overrides or [], again=again))
+    names = tasks.split(",") if tasks else None
+    with progress_on_stderr() as progress:
+        result = evaluate_run(run, step, names, overrides or [], again=again, progress=progress)
+    _say(result)
 
 
 @app.command()

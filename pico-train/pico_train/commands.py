@@ -22,6 +22,7 @@ from pico_train.data.prepare import show
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 from pico_train.disk import in_units
 from pico_train.distributed import Runtime
+from pico_train.evaluate.progress import ShowProgress, hidden
 from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.keep import Removal, removals, remove
 from pico_train.model.decoder import Decoder
@@ -178,12 +179,19 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
 
 
 def evaluate_run(
-    run: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = (), *, again: bool = False
+    run: Path,
+    step: int | None,
+    tasks: list[str] | None,
+    overrides: Sequence[str] = (),
+    *,
+    again: bool = False,
+    progress: ShowProgress = hidden,
 ) -> str:
     """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
 
     One that is there already under the same settings is read back, unless it is to be measured `again`. The packed
-    data are opened for the task `perplexity` alone; all others need the checkpoint and its tokenizer.
+    data are opened for the task `perplexity` alone; all others need the checkpoint and its tokenizer. `progress` is
+    called with each task that is measured.
 
     Raises:
         UserError: an override changes what the run is, the data are not those of the run, or what `evaluate` and
@@ -200,7 +208,8 @@ def evaluate_run(
     subject = Subject(decoder, vocabulary, config.train.seq_len or _probe_seq_len(layout), data)
     known: list[str] = []
     read_back = None if again else known.append
-    results = evaluate(subject, config.evaluation, Place(layout, config.name, chosen), wanted, read_back=read_back)
+    place = Place(layout, config.name, chosen)
+    results = evaluate(subject, config.evaluation, place, wanted, read_back=read_back, show=progress)
     note = f" (measured before under the same settings: {', '.join(known)}; --again repeats)" if known else ""
     return f"step {chosen}: {in_one_line(results)}{note}"
 

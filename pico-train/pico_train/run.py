@@ -304,7 +304,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         with saying_where(source):
             _check_geometry(config, initial_geometry(config.init_from))
     with saying_where(source):
-        runtime = Runtime(config.train.device)
+        runtime = Runtime(config.train.device, config.train.timeout_minutes)
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)

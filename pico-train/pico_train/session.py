@@ -127,7 +127,7 @@ class Session:
 
     def tells(self, step: int) -> bool:
         """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line on the console."""
-        return self._logs(step) or step % self.job.config.log.console_every == 0
+        return self._logs(step) or self.reporter.is_due(step)
 
     def log(self, row: dict[str, Any]) -> None:
         """One update, told to the console and, when due, to metrics.jsonl."""

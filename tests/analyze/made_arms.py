@@ -24,6 +24,8 @@ class Manifest:
     seeds: dict[str, int]
     data: dict[str, Any] = field(default_factory=lambda: {"fingerprint": "f", "order": "shuffled"})
     method: str = "plain"
+    status: str = "finished"
+    step: int = 10
     parent: str | None = None
     parameters: dict[str, int] = field(default_factory=lambda: {"total": 100})
     sessions: list[dict[str, Any]] = field(default_factory=list)

@@ -217,3 +217,9 @@ def test_a_source_without_config_yaml_says_so(tmp_path: Path) -> None:
     assert not facts.configured
     assert facts.problem == ""
     assert facts.configuration["data.fingerprint"] == "f"
+
+
+def test_runs_that_did_not_finish_are_named(arms: list[Arm]) -> None:
+    run: Any = arms[1].runs[2]
+    run.manifest.status, run.manifest.step = "failed", 7
+    assert any(one.startswith('1 of 3 runs of "b" did not finish: b2 (failed at step 7).') for one in said(arms))

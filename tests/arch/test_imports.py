@@ -62,7 +62,7 @@ HOMES = {
     },
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
-    "rich": {"pico_train.report", "pico_analyze.commands"},
+    "rich": {"pico_train.console", "pico_train.report", "pico_analyze.commands"},
     "yaml": {"pico_train.config", "pico_analyze.config", "pico_analyze.run_facts", "pico_analyze.sources.legacy"},
 }
 """External package -> the only modules that may import it, at module level or inside a function."""

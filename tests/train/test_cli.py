@@ -69,7 +69,7 @@ def started(place: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def test_a_life_in_commands(command: Run, place: Path) -> None:
     code, out, err = command("run", "tiny.yaml", "log.console_every=5")
     assert (code, err) == (0, "")
-    assert re.search(r"^step 5/10  loss \d\.\d{4}  [\d,]+ tokens/s$", out, re.M)
+    assert re.search(r"^step 5/10  loss \d\.\d{4}  [\d,]+ tokens/s  \d:\d\d:\d\d left$", out, re.M)
     assert re.search(r"^step 8: perplexity: loss \d", out, re.M)
     assert out.endswith("finished at step 10\n")
     assert command("run", "tiny.yaml") == (0, "runs/tiny is finished (step 10); there is nothing to do\n", "")
@@ -184,7 +184,7 @@ def test_a_running_run_speaks_at_once_keeps_others_out_and_stops_in_good_order(
     child = started("run", "long.yaml", "log.console_every=1")
     line = first_line(child, "step 3/100000 ")
     assert child.poll() is None, "a line arrives while the run goes on: it was flushed"
-    assert re.fullmatch(r"step 3/100000  loss \d+\.\d{4}  [\d,]+ tokens/s\n", line)
+    assert re.fullmatch(r"step 3/100000  loss \d+\.\d{4}  [\d,]+ tokens/s  .*\d:\d\d:\d\d left\n", line)
     code, _, err = command("run", "long.yaml")
     assert code == 2
     assert err.startswith(f"pico-train: runs/tiny is being written by process {child.pid} on ")

@@ -23,6 +23,7 @@ from pico_train.config import Section
 from pico_train.data.sources import Document, SourceConfig, documents
 from pico_train.evaluate.likelihood import StartToken, TextEncoder, sequence_nll
 from pico_train.evaluate.perplexity import LARGEST_LOSS, token_metrics
+from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
 
 _PASSES = 16
@@ -92,7 +93,12 @@ def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[s
 
 
 def text_perplexity(
-    model: Decoder, sources: Sources, config: TextsConfig, encoder: TextEncoder, window: int
+    model: Decoder,
+    sources: Sources,
+    config: TextsConfig,
+    encoder: TextEncoder,
+    window: int,
+    advance: Advance = ignore,
 ) -> dict[str, Measured]:
     """Perplexity on `sources` in windows of `window` predicted tokens.
 
@@ -106,7 +112,7 @@ def text_perplexity(
     found = {}
     for name, read in sources.items():
         texts = itertools.islice(read(), config.texts)
-        found[name] = _losses(model, map(encoder, texts), encoder.byte_lengths, config.batch_tokens, window)
+        found[name] = _losses(model, map(encoder, texts), encoder.byte_lengths, config.batch_tokens, window, advance)
         if not found[name].tokens.size:
             raise UserError(f'the source "{name}" has no token to predict')
     return _summary(found)
@@ -122,7 +128,12 @@ def _digest(texts: Iterator[Document]) -> dict[str, Any]:
 
 
 def _losses(
-    model: Decoder, sequences: Iterator[np.ndarray], byte_lengths: np.ndarray | None, batch_tokens: int, window: int
+    model: Decoder,
+    sequences: Iterator[np.ndarray],
+    byte_lengths: np.ndarray | None,
+    batch_tokens: int,
+    window: int,
+    advance: Advance,
 ) -> Losses:
     nll: list[np.ndarray] = [np.zeros(0)]
     tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
@@ -134,6 +145,7 @@ def _losses(
         nll.append(np.bincount(owner, weights=totals, minlength=len(texts)))
         tokens.append(np.array([len(ids) - 1 for ids in texts], dtype=np.int64))
         bytes_ += sum(int(byte_lengths[ids[1:]].sum()) for ids in texts) if byte_lengths is not None else 0
+        advance(len(texts))
     return Losses(np.concatenate(nll), np.concatenate(tokens), bytes_)
 
 
