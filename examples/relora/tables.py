@@ -161,7 +161,11 @@ def signature_table(signatures: pd.DataFrame, every: int) -> Iterator[str]:
     yield "|---|---|---|---|"
     for arm, rows in signatures.groupby("arm", sort=False):
         at = rows.set_index("step")
-        after = at.loc[[step for step in at.index if step > 1 and step % every == 1], "first"].max()
+        following = [step for step in at.index if step > 1 and step % every == 1]
+        if not following:
+            yield _line([arm, "no merge within the run", "", ""])
+            continue
+        after = at.loc[following, "first"].max()
         before = at.loc[every - 1]
         losses = f"{before['loss']:.3f}, {at.loc[every, 'loss']:.3f}"
         yield _line([arm, losses, f"{before['moved']:.3g}", f"{after:,.1f}"])

@@ -111,6 +111,8 @@ def test_signatures_of_the_faults_are_numbers_of_a_table(module: dict[str, Modul
     moves = [1.0, 1.1, 1.2, 50.0, 1.0, 1.0, 70.0]  # a merge every 3 updates
     rows = [{"arm": "relora", "step": s, "loss": 5 - s / 10, "moved": s, "first": moves[s - 1]} for s in steps]
     assert list(module["tables"].signature_table(pd.DataFrame(rows), 3))[2:] == ["| relora | 4.800, 4.700 | 2 | 70.0 |"]
+    short = list(module["tables"].signature_table(pd.DataFrame(rows), 7))
+    assert short[2:] == ["| relora | no merge within the run |  |  |"]
 
 
 def test_arms_differ_from_the_baseline_in_the_method_alone(module: dict[str, ModuleType], tmp_path: Path) -> None:
