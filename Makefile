@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-gpu bench-observe bench-relora golden notebook clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-gpu bench-observe bench-relora bench-verdicts golden notebook clean
 
 install: $(STAMP)
 
@@ -50,6 +50,9 @@ bench-relora: install
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
+
+bench-verdicts: install
+	$(BIN)/python benchmarks/verdicts.py
 
 golden: install
 	$(BIN)/python tests/golden/make.py

@@ -106,11 +106,21 @@ _FIGURES = {
     "colours, at a few steps from left to right: a block of one colour beside the slope is layers in a row that say "
     "much the same. White: a layer with itself, or, where the order matters, with a later one. Hatched: no value.",
     "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
-    "run: where the bands overlap, the arms differ no more than seeds do.",
-    "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below, a "
-    "dot where the interval over runs leaves out 0. Single dots are what chance gives; a field of them is not.",
+    "run. Bands show the runs there are and are no intervals: whether they overlap decides nothing, least of all where "
+    "runs are paired by seeds.",
+    "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below.",
     "heads": "The same, head by head: a row that differs within a layer is a head of its own kind.",
 }
+
+
+_DOTS = (
+    "A dot: the difference is not 0 by a max-t test at 0.05 that is adjusted for all cells of this map and keeps runs "
+    "whole. If nothing differed, a map would have any dot in at most 5% of experiments."
+)
+_NO_DOTS = (
+    "No cell is marked: a test adjusted for all cells needs 6 pairs, or 4 runs in each arm, to reach 0.05. Colours are "
+    "sizes of differences, which seeds alone give too."
+)
 
 
 def meaning(status: str) -> str:
@@ -126,6 +136,11 @@ def reading(metric: str) -> str:
 def component(name: str) -> str:
     """What a component is that is made of several matrices; empty for a plain module."""
     return _COMPONENTS.get(name.rpartition(".")[2], "")
+
+
+def marks(reachable: bool) -> str:
+    """Say what the dots of a map of differences are, or why it has none; `reachable` if its test can reach 0.05."""
+    return _DOTS if reachable else _NO_DOTS
 
 
 def how_to_read(form: str, metric: str | None = None) -> str:

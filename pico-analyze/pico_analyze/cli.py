@@ -89,17 +89,21 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="comma-separated, to draw; a few telling ones by default")] = None,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
     out: Annotated[Path, typer.Option(help="directory for table, figures and report")] = Path("comparison"),
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option(help="of the bootstrap, and of permutations where they are sampled")] = 0,
+    interval: Annotated[
+        str, typer.Option(help="student: over pairs of equal seeds, else Welch's; bootstrap: from 10 runs an arm on")
+    ] = "student",
 ) -> None:
     """Differences between arms, from the tables that `run` wrote: paired by step, with intervals over seeds.
 
-    An interval needs at least two runs in either arm (three or more are better); with one, none is claimed.
+    First comes what differs between the arms beyond what was meant, from config.yaml and run.json. An interval needs at
+    least two runs in either arm (three or more are better); with one, none is claimed.
     """
     from pico_analyze.commands_compare import compare_runs, parse_groups
 
     chosen = metric.split(",") if metric else None
     groups = parse_groups(group or [])
-    paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed)
+    paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed, interval)
     for note in notes:
         _say(f"note: {note}", err=True)
     for path in paths:

@@ -60,7 +60,6 @@ class Cell:
     text: str
     value: float | None = None
     of: str = ""
-    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,8 @@ def _null(p: pd.Series) -> str:
     """How many similarities a permutation null leaves standing."""
     return (
         f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the probe rows "
-        f"of the reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would by chance"
+        f"of the reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would in the mean "
+        "over experiments, and mostly together, since all share their rows"
     )
 
 

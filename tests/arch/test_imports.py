@@ -45,7 +45,15 @@ HOMES = {
         "pico_analyze.plot_spectra",
         "pico_analyze.distributions",
         "pico_analyze.spectra",
+        "pico_analyze.arms",
         "pico_analyze.compare",
+        "pico_analyze.compare_notes",
+    },
+    "scipy": {
+        "pico_analyze.statistics.counts",
+        "pico_analyze.statistics.intervals",
+        "pico_analyze.statistics.outliers",
+        "pico_analyze.statistics.power",
     },
     "matplotlib": {
         "pico_analyze.canvas",
@@ -114,6 +122,7 @@ MAY_IMPORT = {
         "pico_analyze.metrics",
         "pico_contract.errors",
     },
+    "pico_analyze.statistics": {"numpy", "scipy", "pico_analyze.statistics"},
     "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.power_law"},
     "pico_analyze.sample": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.linalg"},
     "pico_analyze.decompositions": {"torch"},
