@@ -64,8 +64,7 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (see `plan`); by default every matrix of the layers,
-            "ov_circuit" and, of low-rank runs, "lora_update".
+        components: globs over module names, and circuits; by default those that `plan` names.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
@@ -91,8 +90,8 @@ def measure(
         UserError: a name or step that is not known (with the nearest), an empty list, or nothing to measure.
 
     Warns:
-        DamagedWarning: once for each part of the runs that is not readable; its rows have status `missing`.
-        OmittedWarning: once for each reason why a circuit that `components` name is not measured.
+        DamagedWarning: for each part of the runs that is not readable; its rows have status `missing`.
+        OmittedWarning: for each reason why a circuit that `components` name is not measured.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
     chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
