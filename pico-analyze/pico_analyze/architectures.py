@@ -110,7 +110,7 @@ _BY_MODEL_TYPE = {
 }
 _BY_PATH = {"gpt_neox": _BY_GROUP}
 """Divisions by a part of the module's name, where no configuration says the family."""
-_TRANSPOSED = ("c_attn", "c_fc")
+TRANSPOSED = ("c_attn", "c_fc")
 """Fused or widening matrices that GPT-2 stores as (in, out), with all others of the same attention or MLP."""
 _TRANSPOSING = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LIKE_A_PROJECTION = re.compile(
@@ -187,14 +187,12 @@ def divided(fused: torch.Tensor, division: Division, heads: Heads) -> dict[Role,
     return {role: part.flatten(0, 1) for role, part in zip(division.order, parts, strict=True)}
 
 
-def is_transposed(model: Mapping[str, Any], owner: str, name: str, weight: torch.Tensor) -> bool:
-    """Whether a family stores the matrix `name`, and those beside it, as (in, out): GPT-2's Conv1D."""
-    if name not in _TRANSPOSED:
-        return False
+def is_transposed(model: Mapping[str, Any], owner: str, weight: torch.Tensor) -> bool:
+    """Whether a matrix called as in `TRANSPOSED` is stored as (in, out), with those beside it: GPT-2's Conv1D."""
     shape = stack_of(model, owner)
     if "model_type" in shape:
         return shape["model_type"] in _TRANSPOSING
-    return weight.shape[0] == shape.get("hidden_size") != weight.shape[1]
+    return weight.shape[0] < weight.shape[1]  # it widens, so that the smaller side is what it reads
 
 
 def unrecognised(modules: Iterable[str], owners: Iterable[str]) -> list[str]:

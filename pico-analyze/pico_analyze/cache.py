@@ -29,10 +29,11 @@ from pico_analyze.components import UPDATES
 from pico_analyze.item import Measured, Numbers, Result, chosen_for, has_null, places, seeded_by
 from pico_analyze.metrics import METRICS, Metric
 from pico_analyze.reading import Place, Reference, Work
-from pico_analyze.sources import Source
+from pico_analyze.sources import Source, model_at
 
 FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
 _CODE = (
+    "architectures",
     "circuits",
     "components",
     "damage",
@@ -43,6 +44,7 @@ _CODE = (
     "low_rank",
     "metrics",
     "power_law",
+    "projections",
     "reading",
     "sample",
     "sources",
@@ -181,7 +183,7 @@ def _fingerprint(source: Source, kinds: Sequence[str], split: str | None, step: 
         found = [source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds]
     except UserError:
         return None
-    return _digest([sorted(map(list, source.model.items())), found])
+    return _digest([sorted(map(list, model_at(source, step).items())), sorted(map(list, source.model.items())), found])
 
 
 def _digest(of: Any) -> str:

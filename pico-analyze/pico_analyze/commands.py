@@ -15,7 +15,7 @@ from pico_contract.codec import write_text
 from pico_contract.directories import check_directory
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout, RunLayout
-from pico_contract.names import parse
+from pico_contract.names import parse, stack_prefixes
 from pico_contract.terminal import one_line
 
 from pico_analyze.analysis_place import measured, note_on_place, place, record_owner
@@ -196,12 +196,16 @@ def _progress_of(run: Source) -> str:
 
 
 def _lines_of_kind(run: Source, kind: str) -> list[str]:
+    from pico_analyze.components import component_of
+
     steps: dict[str | None, list[int]] = {}
     components: dict[str | None, dict[str, None]] = {}
     for step in run.steps:
         for split in run.splits(step, kind):
             steps.setdefault(split, []).append(step)
-            found = {parse(name).component: None for name in run.modules(step, kind, split)}
+            modules = run.modules(step, kind, split)
+            prefixes = stack_prefixes(modules)
+            found = dict.fromkeys(component_of(name, prefixes) for name in modules)
             components[split] = components.get(split, {}) | found
     return [
         f"{kind}{f' ({split})' if split else ''} at {len(at)} steps: {', '.join(components[split])}"

@@ -145,7 +145,7 @@ def available(circuit: str, kind: str, modules: Sequence[str], model: Mapping[st
         return list(owners), [] if owners else [_nowhere(made)]
     lacking = {owner: reason for owner, layout in owners.items() if (reason := _lacks(owner, layout, model))}
     strange = [] if kind == "activations" else unrecognised(modules, owners)
-    reasons = [*lacking.values(), *(f"the layout of {_within(name)} is not known" for name in strange)]
+    reasons = [*lacking.values(), *(f"the layout of {component_of(name)} is not known" for name in strange)]
     if not owners and not strange:
         reasons = [_nowhere(made)]
     return [owner for owner in owners if owner not in lacking], list(dict.fromkeys(reasons))
@@ -174,12 +174,11 @@ def _nowhere(circuit: Circuit) -> str:
 def _lacks(owner: str, layout: Layout | None, model: Mapping[str, Any]) -> str | None:
     """Why an attention has no circuits, None where it has them."""
     if layout is not None and layout.is_fused("value") and division_of(model, owner, layout) is None:
-        fused = f"{_within(owner)}.{layout.names['value']}".removeprefix(".")
+        fused = f"{component_of(owner)}.{layout.names['value']}".removeprefix(".")
         return f"query, key and value are one matrix ({fused}), and no model_type in config.json says how it is divided"
     if heads_of(model, owner) is None:
-        return (
-            f"config.json does not give the number of heads of {_within(owner) or 'the layers'} (num_attention_heads)"
-        )
+        of = component_of(owner) or "the layers"
+        return f"config.json does not give the number of heads of {of} (num_attention_heads)"
     return None
 
 
@@ -230,7 +229,7 @@ def check(components: Sequence[str], modules: Sequence[str]) -> None:
 
 
 def _module_unit(name: str, prefixes: Mapping[str, str]) -> Unit:
-    return Unit(None, name, (Key(_within(name, prefixes), names.parse(name).layer, None, name),))
+    return Unit(None, name, (Key(component_of(name, prefixes), names.parse(name).layer, None, name),))
 
 
 def _circuit_units(
@@ -238,18 +237,22 @@ def _circuit_units(
 ) -> list[Unit]:
     """A circuit of each module in `chosen`, named behind what it lies in where `owners` lie in several places."""
     made = CIRCUITS[circuit]
-    of_several = made.of_projection or len({_within(owner, prefixes) for owner in owners}) > 1
+    of_several = made.of_projection or len({component_of(owner, prefixes) for owner in owners}) > 1
     units = []
     for owner in chosen:
-        component = f"{_within(owner, prefixes)}.{circuit}".removeprefix(".") if of_several else circuit
+        component = f"{component_of(owner, prefixes)}.{circuit}".removeprefix(".") if of_several else circuit
         layer, heads = names.parse(f"{owner}.weight").layer, heads_of(model, owner)
         numbers = range(heads.queries) if made.heads == "each" and heads else [None]
         units.append(Unit(circuit, owner, tuple(Key(component, layer, head, owner) for head in numbers)))
     return units
 
 
-def _within(module: str, prefixes: Mapping[str, str] | None = None) -> str:
-    """The component of a module, behind what tells its stack apart; "" for a layer itself."""
+def component_of(module: str, prefixes: Mapping[str, str] | None = None) -> str:
+    """The component of a module, behind what tells its stack apart; "" for a layer itself.
+
+    Args:
+        prefixes: `names.stack_prefixes` of the model's modules.
+    """
     found = names.parse(f"{module}.weight")
     parts = ((prefixes or {}).get(found.stack, ""), found.component.removesuffix("weight").removesuffix("."))
     return ".".join(part for part in parts if part)

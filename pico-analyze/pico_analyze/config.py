@@ -118,8 +118,8 @@ class AnalysisConfig(Section):
     metrics: list[str] | None = None
     """Names that `pico-analyze metrics` lists, or module:attribute of a function of your own; all by default."""
     components: list[str] | None = None
-    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit; docs/components.md); projections,
-    OV and low-rank updates by default."""
+    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit; docs/components.md);
+    matrices of the layers, OV and low-rank updates by default."""
     steps: Steps | None = None
     """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
     kinds: Kinds | None = None

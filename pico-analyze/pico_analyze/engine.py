@@ -61,8 +61,7 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (see `plan`); by default every matrix of the layers,
-            "ov_circuit" and, of low-rank runs, "lora_update".
+        components: globs over module names, and circuits; by default those that `plan` names.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.

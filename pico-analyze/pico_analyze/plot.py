@@ -5,6 +5,8 @@ What has no value leaves a gap, and a line below the figure says how many there 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,8 +37,9 @@ from pico_analyze.canvas import (
 )
 from pico_analyze.subject import OVERVIEW, Subject, subjects
 
+_Style = Literal["-", "--", ":", "-."]
 _HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
-_STYLES = ("-", "--", ":", "-.")  # of the lines of one stack of layers, beside those of another
+_STYLES: tuple[_Style, ...] = ("-", "--", ":", "-.")  # of the lines of one stack of layers, beside those of another
 
 
 def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
@@ -111,7 +114,7 @@ def _stack(component: str, own: str) -> str | None:
     return component.removesuffix(f".{own}") if component.endswith(f".{own}") else None
 
 
-def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: str = "-") -> None:
+def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Style = "-") -> None:
     values = by_layer(table)
     if draw_sentence(axes, table, values):
         return

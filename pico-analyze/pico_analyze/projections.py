@@ -14,6 +14,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_analyze.architectures import (
     ATTENTIONS,
     MLPS,
+    TRANSPOSED,
     Layout,
     Role,
     divided,
@@ -102,4 +103,6 @@ def _layout(source: Source, module: str, step: int, known: Sequence[Layout], rol
 
 
 def _is_transposed(source: Source, module: str, name: str, step: int) -> bool:
-    return is_transposed(source.model, module, name, source.tensor(step, "weights", f"{module}.{name}"))
+    if name not in TRANSPOSED:
+        return False
+    return is_transposed(source.model, module, source.tensor(step, "weights", f"{module}.{name}"))
