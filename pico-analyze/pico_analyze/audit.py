@@ -125,7 +125,8 @@ def _check_sealed(run: AuditedRun, result: Audit, directory: Path, kind: type[An
 
 def _check_evaluations(run: AuditedRun, result: Audit) -> None:
     """Find evaluations that do not parse or whose digest, step, run or settings are not those of their place."""
-    paths = [(step, p) for step in codec.listed_steps(run.layout.evaluations) for p in _results_of(run, step)]
+    steps = codec.listed_steps(run.layout.evaluations)
+    paths: list[tuple[int | None, Path]] = [(step, path) for step in steps for path in _results_of(run, step)]
     if run.layout.reference.is_file():
         paths.append((None, run.layout.reference))
     for step, path in paths:

@@ -81,7 +81,7 @@ def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
     Such a text begins with =, +, -, @, a tab or a carriage return. Reading the CSV back, drop an apostrophe before one
     of these; the Parquet file holds every text as it is.
     """
-    return frame.assign(**{name: _harmless(column) for name, column in frame.items() if _is_text(column)})
+    return frame.assign(**{str(name): _harmless(column) for name, column in frame.items() if _is_text(column)})
 
 
 def _is_text(column: pd.Series) -> bool:
