@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from pico_contract.directories import make_directory
 from pico_contract.errors import DamagedError, failed_write, naming
+from pico_contract.interrupts import unfinished
 from pico_contract.layout import MANIFEST, is_leftover, name_before, parse_step, replaced, step_name, temporary
 from pico_contract.schema import DirectoryManifest, FileEntry, Manifest
 
@@ -69,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
     make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with naming(draft, path):
+        with unfinished(), naming(draft, path):
             yield draft
             _sync_file(draft)
             draft.replace(path)
@@ -98,7 +99,7 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     draft = temporary(final, tag)
     make_directory(final.parent)
     try:
-        with naming(draft, final):
+        with unfinished(), naming(draft, final):
             draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
