@@ -154,7 +154,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-            yield executor
+            try:
+                yield executor
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)  # else an interruption waits for the whole queue
+                raise
     finally:
         torch.set_num_threads(threads)
 

@@ -94,7 +94,8 @@ def _harmless(column: pd.Series) -> pd.Series:
 
 def _cell(text: str) -> str:
     # The writer does not quote a carriage return, which would end the row.
-    return f"{"'" if text.startswith(_FORMULA) else ''}{text}".replace("\r", "\\r")
+    mark = "'" if text.startswith(_FORMULA) else ""
+    return mark + text.replace("\r", "\\r")
 
 
 def write_part(frame: pd.DataFrame, path: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from pico_contract.directories import make_directory
 from pico_contract.errors import DamagedError, failed_write, naming
 from pico_contract.files import sha256_file as sha256_file
+from pico_contract.interrupts import unfinished
 from pico_contract.layout import MANIFEST, is_leftover, name_before, replaced, temporary
 from pico_contract.schema import DirectoryManifest, FileEntry
 from pico_contract.verify import damage as damage
@@ -65,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
     make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with naming(draft, path):
+        with unfinished(), naming(draft, path):
             yield draft
             _sync_file(draft)
             draft.replace(path)
@@ -94,7 +95,7 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     draft = temporary(final, tag)
     make_directory(final.parent)
     try:
-        with naming(draft, final):
+        with unfinished(), naming(draft, final):
             draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
