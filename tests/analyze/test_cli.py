@@ -88,7 +88,7 @@ def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Com
     found = set(read(layout.analysis("default").table)["metric"])
     assert found == {name for name, metric in METRICS.items() if held & set(metric.kinds)}
     assert (layout.analysis("default").figures / "overview.png").is_file()
-    assert len(out.splitlines()) == 3 + 1 + 3 * 3 + 1 + 1
+    assert len(out.splitlines()) == 4 + 1 + 3 * 3 + 1 + 1
 
 
 def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
