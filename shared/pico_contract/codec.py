@@ -17,9 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pico_contract.directories import make_directory
+from pico_contract import directories, interrupts
 from pico_contract.errors import DamagedError, failed_write, naming
-from pico_contract.interrupts import unfinished
 from pico_contract.layout import MANIFEST, is_leftover, name_before, parse_step, replaced, step_name, temporary
 from pico_contract.schema import DirectoryManifest, FileEntry, Manifest
 
@@ -67,10 +66,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is left.
     """
-    make_directory(path.parent)
+    directories.make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with unfinished(), naming(draft, path):
+        with interrupts.unfinished(), naming(draft, path):
             yield draft
             _sync_file(draft)
             draft.replace(path)
@@ -97,9 +96,9 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
-    make_directory(final.parent)
+    directories.make_directory(final.parent)
     try:
-        with unfinished(), naming(draft, final):
+        with interrupts.unfinished(), naming(draft, final):
             draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
@@ -196,9 +195,8 @@ def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = 
 
 def listed_steps(parent: Path) -> list[int]:
     """Steps that have a directory below `parent`, intact or not, ascending; [] when `parent` does not exist."""
-    if not parent.is_dir():
-        return []
-    steps = (parse_step(path.name) for path in parent.iterdir() if path.is_dir())
+    paths = parent.iterdir() if parent.is_dir() else ()
+    steps = (parse_step(path.name) for path in paths if path.is_dir())
     return sorted(step for step in steps if step is not None)
 
 
