@@ -75,6 +75,8 @@ def _status(place: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            return None  # a parent is a link that leads to itself, and is named instead
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{shorten(str(place), 300)} cannot be a directory: {reason}") from None
 
@@ -85,7 +87,7 @@ def _check_place(path: Path, place: Path, status: os.stat_result) -> None:
         status = _target_status(place, what)
     if not stat.S_ISDIR(status.st_mode):
         raise UserError(f"{what} is not a directory: choose another place, or remove what lies there")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not os.access(place, os.W_OK | os.X_OK) and place.exists():  # it may have gone with another process's lock
         raise UserError(f"{what} is not writable: choose another directory, or change its permissions")
 
 

@@ -7,6 +7,7 @@ once, because an exception there may be swallowed or crash the library that is b
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -58,6 +59,9 @@ class Program:
             if signal.getsignal(number) in _DEFAULTS:  # nohup and background jobs ignore some: so do we
                 signal.signal(number, self._on_signal)
         sys.unraisablehook = self._on_unraisable
+        # Registered first, called last: the interpreter then restores the default of every handler but SIG_IGN, and
+        # takes a second or more to take large libraries apart.
+        atexit.register(_ignore_signals)
         try:
             load()()
             self._code = 0
@@ -107,8 +111,7 @@ class Program:
 
     def _leave(self) -> NoReturn:
         number = self._number or signal.SIGINT
-        for ignored in SIGNALS:
-            signal.signal(ignored, signal.SIG_IGN)
+        _ignore_signals()
         what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         with suppress(Exception):  # a stream may be closed, or in the middle of a write
             sys.stdout.flush()
@@ -122,6 +125,11 @@ class Program:
         words = sys.argv[1:]
         two, one = " ".join(words[:2]), " ".join(words[:1])
         return self._advice.get(two) or self._advice.get(one) or self._advice[""]
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _exit_code(end: SystemExit) -> int:

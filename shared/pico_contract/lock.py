@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -141,9 +142,9 @@ def read_lock(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is not a file.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is not a file, as a lock is: remove what lies there")
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is not a file, as a lock is: remove what lies there")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

@@ -156,11 +156,26 @@ def test_a_non_finite_loss_is_one_sentence_and_exit_1(command: Run, place: Path)
 
 
 def test_a_failing_disk_is_one_sentence_and_exit_1(command: Run, place: Path) -> None:
-    (place / "runs/tiny").mkdir(parents=True)
-    (place / "runs/tiny/metrics.jsonl").symlink_to("/dev/full")
-    code, _, err = command("run", "tiny.yaml")
+    (place / "failing.py").write_text(
+        "from pico_train.method.plain import Plain\n\n\n"
+        "class Failing(Plain):\n"
+        "    def begin_step(self, step):\n"
+        "        raise OSError(5, 'Input/output error', 'somewhere')\n"
+    )
+    code, _, err = command("run", "tiny.yaml", "method.name=failing:Failing")
     assert code == 1
-    assert err.splitlines()[-1].startswith("pico-train: [Errno ")
+    assert err.splitlines()[-1].startswith(
+        "pico-train: [Errno 5] Input/output error: 'somewhere'; what was saved before"
+    )
+
+
+@pytest.mark.parametrize("name", ["link", "link/below", "file"])
+def test_a_place_for_runs_that_cannot_be_is_one_sentence_and_exit_2(command: Run, place: Path, name: str) -> None:
+    (place / "link").symlink_to("/nowhere")
+    (place / "file").write_text("")
+    code, _, err = command("run", "tiny.yaml", f"runs_dir={name}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "/tiny cannot be made: " in err
 
 
 def test_processes_that_cannot_be_joined_do_not_each_train(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
