@@ -40,7 +40,7 @@ class Ending:
     problem: str | None
 
 
-def in_process(program: str, arguments: Sequence[str], seconds: float = 30.0) -> Ending:
+def in_process(program: str, arguments: Sequence[str], seconds: float = 120.0) -> Ending:
     """Run `pico-train` or `pico-analyze` in this process (the main thread of it)."""
     main = importlib.import_module(f"{program.replace('-', '_')}.cli").main
     err = io.StringIO()

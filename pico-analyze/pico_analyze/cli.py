@@ -151,19 +151,17 @@ def metrics() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1.
-
-    Ctrl-C is typer's: exit 130.
-    """
-    from pico_contract.errors import UserError
+    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1."""
+    from pico_contract.directories import exit_code_of
+    from pico_contract.errors import UserError, sentence_of
 
     _see_users_modules()
     try:
         app(prog_name="pico-analyze")
     except UserError as error:
-        _fail(str(error), UserError.exit_code)
+        _fail(sentence_of(error), UserError.exit_code)
     except OSError as error:
-        _fail(str(error), 1)
+        _fail(sentence_of(error), exit_code_of(error))
 
 
 def _see_users_modules() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from pico_contract.codec import utc_now
 from pico_contract.provenance import code_references, code_state, module_digests
 
 from pico_analyze.config import AnalysisConfig
@@ -15,7 +14,6 @@ def code_record(config: AnalysisConfig) -> dict[str, Any]:
     """The code that measures: versions, the commit and what differs from it, and the user's own modules."""
     code = code_state("pico_analyze")
     return {
-        "measured": utc_now(),
         "packages": {name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")},
         "commit": code.commit,
         "dirty": code.dirty,

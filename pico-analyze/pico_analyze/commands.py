@@ -60,7 +60,8 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     write_text(layout.config, to_yaml(config))
     write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
     figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
-    return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
+    files = [layout.table, layout.table_csv, layout.config, layout.code]
+    return [*files, *figures, _write_report(run, frame, layout, config)]
 
 
 def _tables(

@@ -148,10 +148,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-            yield executor
+        yield executor
     finally:
+        executor.shutdown(cancel_futures=True)  # else an interruption waits for the whole queue
         torch.set_num_threads(threads)
 
 

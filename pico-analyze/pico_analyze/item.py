@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from pico_contract.errors import UserError
+from pico_contract.errors import UserError, in_one_line
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
@@ -200,7 +200,7 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
     if not given.finite:
         return Outcome(None, "non_finite")
     if metric.arity == 1:
-        return _outcome(metric, metric.fn(getattr(given, metric.needs), **metric.parameters))
+        return _outcome(metric, _value(metric, getattr(given, metric.needs)))
     if reference is None or not _comparable(metric, given, reference):
         return Outcome(None, "missing")
     if not reference.finite:
@@ -214,6 +214,17 @@ def _comparable(metric: Metric, given: Inputs, reference: Inputs) -> bool:
     if metric.needs == "matrix":
         return given.matrix.shape == reference.matrix.shape
     return (given.matrix.shape[0], given.positions) == (reference.matrix.shape[0], reference.positions)
+
+
+def _value(metric: Metric, argument: Any) -> Any:
+    """What a metric makes of `argument`; a failure of a user's own function (it has no range) names it."""
+    try:
+        return metric.fn(argument, **metric.parameters)
+    except Exception as error:
+        if metric.range or isinstance(error, UserError):
+            raise
+        name = getattr(metric.fn, "__qualname__", repr(metric.fn))
+        raise UserError(f'the metric "{name}" failed: {in_one_line(error)}') from error
 
 
 def _outcome(metric: Metric, result: Any) -> Outcome:

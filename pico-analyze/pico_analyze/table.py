@@ -78,8 +78,8 @@ def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
 def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with an apostrophe before each text that a spreadsheet would take for a formula; numbers are untouched.
 
-    Such a text begins with =, +, -, @, a tab or a carriage return. Reading the CSV back, drop an apostrophe before one
-    of these; the Parquet file holds every text as it is.
+    Such a text begins with =, +, -, @, a tab or a carriage return, which is written as \\r. Reading the CSV back, drop
+    an apostrophe before one of these; the Parquet file holds every text as it is.
     """
     return frame.assign(**{str(name): _harmless(column) for name, column in frame.items() if _is_text(column)})
 
@@ -89,7 +89,13 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _harmless(column: pd.Series) -> pd.Series:
-    return column.map(lambda one: f"'{one}" if isinstance(one, str) and one.startswith(_FORMULA) else one)
+    return column.map(lambda one: _cell(one) if isinstance(one, str) else one)
+
+
+def _cell(text: str) -> str:
+    # The writer does not quote a carriage return, which would end the row.
+    mark = "'" if text.startswith(_FORMULA) else ""
+    return mark + text.replace("\r", "\\r")
 
 
 def write_part(frame: pd.DataFrame, path: Path) -> None:

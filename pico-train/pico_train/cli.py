@@ -38,8 +38,8 @@ def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> No
 
     try:
         outcome = train(_load(config, overrides, trust), source=str(config))
-    except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
-        _fail("interrupted; what was saved before stays", 130)
+    except KeyboardInterrupt:  # the second Ctrl-C
+        _fail("interrupted; what was saved before stays: run the same command again to continue", 130)
     finally:
         leave()
     if process_of()[0] == 0:
@@ -224,16 +224,18 @@ def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data direc
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit 2, a failure one sentence and exit 1."""
-    from pico_contract.errors import UserError
+    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure one sentence and exit 1."""
+    from pico_contract.directories import exit_code_of
+    from pico_contract.errors import UserError, sentence_of
 
     _see_users_modules()
     try:
         app(prog_name="pico-train")
     except UserError as error:
-        _fail(str(error), UserError.exit_code)
+        _fail(sentence_of(error), UserError.exit_code)
     except OSError as error:
-        _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
+        remedy = "what was saved before stays: mend the cause and run the same command again"
+        _fail(f"{sentence_of(error)}; {remedy}", exit_code_of(error))
     except Exception as error:
         from pico_train.distributed import is_peers
         from pico_train.failure import NonFiniteError

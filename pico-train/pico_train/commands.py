@@ -230,7 +230,10 @@ def _probe_seq_len(layout: RunLayout) -> int | None:
     """Tokens that a row of the run predicts, where its probe is there."""
     if not layout.probe.is_file():
         return None
-    return codec.read_tensors(layout.probe)["tokens"].shape[1] - 1
+    shape = codec.TensorFile(layout.probe).shape("tokens")
+    if len(shape) != 2:
+        raise DamagedError(f"{layout.probe}: its tokens are not rows")
+    return shape[1] - 1
 
 
 def _data_of_run(layout: RunLayout, config: RunConfig) -> PackedData:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pico_contract import codec, strict_yaml
-from pico_contract.errors import DamagedError
+from pico_contract.errors import DamagedError, in_one_line
 from pico_contract.layout import DataLayout, RunLayout
 from pico_contract.schema import DataManifest, EvaluationManifest, RunManifest
 from pico_contract.terminal import one_line
@@ -50,14 +50,19 @@ def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest],
         "pipeline_tag": "text-generation",
         "tags": ["pico-train", "llama", "learning-dynamics"],
     }
-    sections = [
-        ("Model", _table(("", ""), _geometry(manifest))),
-        ("Data", _table(("", ""), _data(manifest, config))),
-        ("Recipe", _table(("", ""), _recipe(manifest, config))),
-        ("Evaluations", _evaluations(evaluations)),
-        *ending,
-    ]
-    parts = [f"---\n{strict_yaml.dump(front)}---\n", f"# {manifest.name}\n", _summary(manifest, held)]
+    try:
+        sections = [
+            ("Model", _table(("", ""), _geometry(manifest))),
+            ("Data", _table(("", ""), _data(manifest, config))),
+            ("Recipe", _table(("", ""), _recipe(manifest, config))),
+            ("Evaluations", _evaluations(evaluations)),
+            *ending,
+        ]
+        summary = _summary(manifest, held)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        where = f"{layout.manifest} and {layout.config}"
+        raise DamagedError(f"{where} do not say what a model card says ({in_one_line(error)})") from None
+    parts = [f"---\n{strict_yaml.dump(front)}---\n", f"# {_text(manifest.name)}\n", summary]
     return "\n".join([*parts, *(f"## {title}\n\n{body}\n" for title, body in sections)])
 
 

@@ -206,7 +206,7 @@ def method_class(config: MethodConfig) -> type[Method]:
         raise UserError(f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}')
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise UserError(f'method.name is "{config.name}", which cannot be imported: {error}') from None
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f'method.name is "{config.name}", which is not a Method (pico_train.method.base)')

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pico_contract.directories import make_directory
+from pico_contract import directories, interrupts
 from pico_contract.errors import DamagedError, failed_write, naming
 from pico_contract.files import sha256_file as sha256_file
 from pico_contract.layout import MANIFEST, is_leftover, name_before, replaced, temporary
@@ -62,10 +62,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is left.
     """
-    make_directory(path.parent)
+    directories.make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with naming(draft, path):
+        with interrupts.unfinished(), naming(draft, path):
             yield draft
             _sync_file(draft)
             draft.replace(path)
@@ -92,9 +92,9 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
-    make_directory(final.parent)
+    directories.make_directory(final.parent)
     try:
-        with naming(draft, final):
+        with interrupts.unfinished(), naming(draft, final):
             draft.mkdir()
             on_stage("temporary_created", final)
             yield draft

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,17 @@ from pico_contract.errors import UserError, shorten
 
 LONGEST_NAME = 228
 """Bytes of a name; file systems allow 255, and a directory is written under a longer temporary name."""
+MISTAKES = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EINVAL,
+    errno.EISDIR,
+)
+"""Errors of a path that was named by mistake; others are failures of the system."""
 _ATTEMPTS = 100
 
 
@@ -25,6 +37,11 @@ def check_directory(path: Path) -> None:
             _check_place(path, place, status)
             return
         _check_name(place)
+
+
+def exit_code_of(error: OSError) -> int:
+    """2 where a path was named that cannot exist, 1 for a failure of the system."""
+    return UserError.exit_code if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
 
 
 def make_directory(path: Path) -> bool:
@@ -44,6 +61,10 @@ def make_directory(path: Path) -> bool:
                 return False
         except FileNotFoundError:
             pass  # another process removed a parent meanwhile
+        except OSError as error:
+            if error.errno not in MISTAKES:
+                raise
+            raise UserError(f"{shorten(str(path), 300)} cannot be made: {error.strerror}") from None
     raise UserError(f"{shorten(str(path), 300)} cannot be made: choose another directory")
 
 
@@ -54,6 +75,8 @@ def _status(place: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            return None  # a parent is a link that leads to itself, and is named instead
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{shorten(str(place), 300)} cannot be a directory: {reason}") from None
 
@@ -64,7 +87,7 @@ def _check_place(path: Path, place: Path, status: os.stat_result) -> None:
         status = _target_status(place, what)
     if not stat.S_ISDIR(status.st_mode):
         raise UserError(f"{what} is not a directory: choose another place, or remove what lies there")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not os.access(place, os.W_OK | os.X_OK) and place.exists():  # it may have gone with another process's lock
         raise UserError(f"{what} is not writable: choose another directory, or change its permissions")
 
 

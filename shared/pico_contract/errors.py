@@ -16,6 +16,9 @@ _LONGEST_WORD = 200
 """Nothing longer resembles a name, and comparing takes time that grows with the square of the length."""
 
 
+_LONGEST_SENTENCE = 4_000
+
+
 class UserError(Exception):
     """A mistake that its reader can mend: one sentence, shown on stderr without a traceback; exit code 2."""
 
@@ -47,6 +50,12 @@ def shorten(text: str, limit: int = 100) -> str:
     if len(plain) <= limit and len(text) <= 4 * limit:
         return plain
     return f"{plain[: limit - 40]}... ({len(text):,} characters)"
+
+
+def sentence_of(error: BaseException) -> str:
+    """The text of an error for stderr, cut in the middle where it quotes something very long."""
+    text, half = str(error), _LONGEST_SENTENCE // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} [...] {text[-half:]}"
 
 
 def in_one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from pico_contract.directories import make_directory
 from pico_contract.errors import UserError
+from pico_contract.interrupts import unfinished
 from pico_contract.layout import takeover, temporary
 
 STALE_SECONDS = 900.0
@@ -38,6 +40,7 @@ class RunLock:
         """The sentence to print when a stale lock was taken over, else None."""
         self._last_beat = 0.0
         self._made_directory = False
+        self._held = contextlib.ExitStack()
 
     def acquire(self) -> None:
         """Take the lock.
@@ -46,6 +49,7 @@ class RunLock:
             LockHeldError: a live process holds it.
             UserError: the directory cannot be made or written, or something other than a file has the lock's name.
         """
+        self._held.enter_context(unfinished())
         while not self._try_create():
             holder = read_lock(self.path)
             if holder is None:
@@ -79,7 +83,11 @@ class RunLock:
     def release(self) -> None:
         """Give the lock back; harmless when it is no longer ours. A directory that was made for the lock, and that
         nothing was written to, goes with it."""
-        holder = read_lock(self.path)
+        self._held.close()
+        try:
+            holder = read_lock(self.path)
+        except (OSError, UserError):
+            return  # what cannot be read is not ours
         if holder is not None and holder.get("token") == self.token:
             self.path.unlink(missing_ok=True)
             if self._made_directory:
@@ -134,9 +142,9 @@ def read_lock(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is not a file.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is not a file, as a lock is: remove what lies there")
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is not a file, as a lock is: remove what lies there")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

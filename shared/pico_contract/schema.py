@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pico_contract.errors import DamagedError
+from pico_contract.errors import DamagedError, shorten
 from pico_contract.files import is_plain_name
 from pico_contract.typed_json import build, non_finite
 
@@ -75,12 +75,11 @@ class Manifest:
             raise DamagedError(f"{path} is not valid JSON ({error})") from None
         if not isinstance(raw, dict) or raw.get("format") != cls.FORMAT:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {found!r}')
+            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {shorten(repr(found))}')
         version = raw.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
-            raise DamagedError(
-                f"{path} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}: update pico-contract"
-            )
+            reads = f"this version reads 1 to {FORMAT_VERSION}: update pico-contract"
+            raise DamagedError(f"{path} has format_version {shorten(repr(version))}; {reads}")
         place = non_finite(raw, str(path))
         if place is not None:
             raise DamagedError(place)
@@ -125,7 +124,9 @@ class RunManifest(Manifest):
         """Refuse steps that no run reaches, for which names and lists would be made."""
         for key in ("step", "total_steps"):
             if not 0 <= getattr(manifest, key) < 1 << 63:
-                raise DamagedError(f"{path}: {key} should be from 0 to 2^63 but is {getattr(manifest, key)}")
+                raise DamagedError(
+                    f"{path}: {key} should be from 0 to 2^63 but is {shorten(repr(getattr(manifest, key)))}"
+                )
         return manifest
 
 
@@ -275,4 +276,6 @@ class DataManifest(DirectoryManifest):
 def _check_names(names: Iterable[str], where: str) -> None:
     odd = next((name for name in names if not is_plain_name(name)), None)
     if odd is not None:
-        raise DamagedError(f"{where} names {odd!r}: only plain names of files in the same directory are allowed")
+        raise DamagedError(
+            f"{where} names {shorten(repr(odd))}: only plain names of files in the same directory are allowed"
+        )

@@ -35,9 +35,7 @@ _CORE_SCHEMA = {
     "null": re.compile(r"null|Null|NULL|~|"),
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
     "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
-    "float": re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-    ),
+    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
     "str": re.compile(r".*", re.DOTALL),
 }
 """Type -> the plain scalars that have it; the first that matches wins. Section 10.3.2 of the specification."""
@@ -96,8 +94,8 @@ def parse(text: str, name: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - text.rfind("\n", 0, error.position)
-        what = f"the character U+{error.character:04X} is not allowed"
-        raise UserError(f"{name} is not valid YAML: line {line}, column {column}: {what}") from None
+        where = f"{name} is not valid YAML: line {line}, column {column}"
+        raise UserError(f"{where}: the character U+{error.character:04X} is not allowed") from None
     except yaml.MarkedYAMLError as error:
         context = f"{error.context}: " if error.context else ""
         mark = error.problem_mark or error.context_mark

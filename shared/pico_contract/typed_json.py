@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from pico_contract.errors import DamagedError
+from pico_contract.errors import DamagedError, shorten
 
 
 def non_finite(raw: Any, where: str) -> str | None:
@@ -38,12 +38,12 @@ def build(kind: Any, raw: Any, where: str) -> Any:
         return float(raw)
     if isinstance(kind, type) and type(raw) is kind:
         return raw
-    raise DamagedError(f"{where} should be {getattr(kind, '__name__', kind)} but is {raw!r}")
+    raise DamagedError(f"{where} should be {getattr(kind, '__name__', kind)} but is {shorten(repr(raw))}")
 
 
 def _build_dataclass(kind: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
-        raise DamagedError(f"{where} should be an object but is {raw!r}")
+        raise DamagedError(f"{where} should be an object but is {shorten(repr(raw))}")
     hints = typing.get_type_hints(kind)
     values = {}
     for item in dataclasses.fields(kind):

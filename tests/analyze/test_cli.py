@@ -88,7 +88,7 @@ def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Com
     found = set(read(layout.analysis("default").table)["metric"])
     assert found == {name for name, metric in METRICS.items() if held & set(metric.kinds)}
     assert (layout.analysis("default").figures / "overview.png").is_file()
-    assert len(out.splitlines()) == 3 + 1 + 3 * 3 + 1 + 1
+    assert len(out.splitlines()) == 4 + 1 + 3 * 3 + 1 + 1
 
 
 def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
@@ -148,7 +148,7 @@ def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -
     ("arguments", "sentence"),
     [
         (["metrics=[giny]"], 'RUN: metrics: there is no metric "giny"; did you mean "gini"?'),
-        (["metrcs=[gini]"], 'the command line: unknown key "metrcs"; did you mean "metrics"?'),
+        (["metrcs=[gini]"], 'the command line: unknown key "metrcs" at the top level; did you mean "metrics"?'),
         (["steps=[5]"], "the run has no step 5; the nearest is 2"),
         (["steps={start: 50}"], "no observed step lies in {'start': 50}; the run has 0, 1, 2"),
         (["components=[ov_circut]"], 'there is no component "ov_circut"; did you mean "ov_circuit"?'),
@@ -156,7 +156,7 @@ def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -
         (["reference=7"], "the reference step 7 is not in the run; the nearest is 2"),
         (
             ["kinds=[weight]"],
-            "kinds.0: input should be 'weights', 'gradients', 'activations', 'microbatch_gradients' or 'updates'",
+            "kinds.0: should be 'weights', 'gradients', 'activations', 'microbatch_gradients' or 'updates'",
         ),
         (["metrics=[per]", "components=[v_proj]", "figures.metrics=[gini]"], 'the table has no metric "gini"'),
     ],

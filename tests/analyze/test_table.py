@@ -84,7 +84,7 @@ def test_a_text_that_a_spreadsheet_would_compute_is_harmless_in_the_csv_alone(te
     frame = table.from_rows([row(run=text, value=-1.5, step=3)])
     table.write(frame, layout)
     twin = pd.read_csv(layout.table_csv, dtype=table.SCHEMA)
-    assert (twin["run"][0], twin["value"][0], twin["step"][0]) == (f"'{text}", -1.5, 3)
+    assert (twin["run"][0], twin["value"][0], twin["step"][0]) == ("'" + text.replace("\r", "\\r"), -1.5, 3)
     pd.testing.assert_frame_equal(table.read(layout.table), frame, check_exact=True)
 
 

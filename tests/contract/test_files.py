@@ -23,7 +23,7 @@ def test_a_name_that_leads_elsewhere_is_not_plain(name: str) -> None:
     assert not is_plain_name(name)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "..a", "a b", "\u4e2d.json", ".hidden", "-rf", "a:b"])
+@pytest.mark.parametrize("name", ["model.safetensors", "..a", "a b", "\u4e2d.json", ".hidden", "-rf", "ab:c"])
 def test_a_name_of_the_same_directory_is_plain(name: str) -> None:
     assert is_plain_name(name)
 

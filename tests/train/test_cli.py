@@ -156,11 +156,26 @@ def test_a_non_finite_loss_is_one_sentence_and_exit_1(command: Run, place: Path)
 
 
 def test_a_failing_disk_is_one_sentence_and_exit_1(command: Run, place: Path) -> None:
-    (place / "occupied").write_text("a file where the runs should be")
-    code, _, err = command("run", "tiny.yaml", "runs_dir=occupied")
-    assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("pico-train: [Errno ")
-    assert "occupied" in err
+    (place / "failing.py").write_text(
+        "from pico_train.method.plain import Plain\n\n\n"
+        "class Failing(Plain):\n"
+        "    def begin_step(self, step):\n"
+        "        raise OSError(5, 'Input/output error', 'somewhere')\n"
+    )
+    code, _, err = command("run", "tiny.yaml", "method.name=failing:Failing")
+    assert code == 1
+    assert err.splitlines()[-1].startswith(
+        "pico-train: [Errno 5] Input/output error: 'somewhere'; what was saved before"
+    )
+
+
+@pytest.mark.parametrize("name", ["link", "link/below", "file"])
+def test_a_place_for_runs_that_cannot_be_is_one_sentence_and_exit_2(command: Run, place: Path, name: str) -> None:
+    (place / "link").symlink_to("/nowhere")
+    (place / "file").write_text("")
+    code, _, err = command("run", "tiny.yaml", f"runs_dir={name}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "/tiny cannot be made: " in err
 
 
 def test_processes_that_cannot_be_joined_do_not_each_train(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +233,10 @@ def test_a_second_interrupt_ends_at_once(started: Callable[..., subprocess.Popen
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    assert (child.returncode, err) == (130, "pico-train: interrupted; what was saved before stays\n")
+    assert (child.returncode, err) == (
+        130,
+        "pico-train: interrupted; what was saved before stays: run the same command again to continue\n",
+    )
     assert not (place / "runs" / "tiny" / "run.lock").exists()
 
 

@@ -126,6 +126,6 @@ def test_a_model_card_shows_names_as_text(finished: RunLayout) -> None:
     finished.manifest.write_text(manifest.to_json())
     card = model_readme(finished, "user/name", {})
     assert "<script>" not in card
-    assert "](" not in card.partition("## Use")[0].replace("`m   ![i](http://c)`", "")
-    assert "# x\\n# Forged &#60;script&#62;&#91;a&#93;(http://b)" in card
-    assert "| order | shuffled &#124; y\\n&#124; z |" in card
+    assert "](" not in card.partition("## Use")[0].replace("`m    ![i](http://c)`", "")
+    assert "# x&#92;n# Forged &#60;script&#62;&#91;a&#93;(http://b)" in card
+    assert "| order | shuffled &#124; y&#92;n&#124; z |" in card

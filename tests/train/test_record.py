@@ -96,7 +96,7 @@ def test_changed_code_is_said_in_one_line(
     train(config, quiet=True)
     shutil.rmtree(config.layout.checkpoint(4))
     monkeypatch.setattr(record, "code_state", lambda package: now)
-    assert [line for line in resumed(config, capsys) if "changed" in line] == SAID[kind]
+    assert [line for line in resumed(config, capsys) if " changed: " in line] == SAID[kind]
     found = [(one["commit"], one["dirty"], one["difference"]) for one in sessions(config.layout)]
     assert found == [(one.commit, one.dirty, one.difference) for one in (before, now)]
 

@@ -134,5 +134,5 @@ def _load(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise UserError(f'the metric "{reference}" cannot be loaded ({error})') from None
