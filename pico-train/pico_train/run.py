@@ -248,10 +248,12 @@ class Job:
         if not self.sharded:  # else whole layers go to the device one at a time
             model = model.to(self.runtime.device)
         method = build_method(self.config.method)
-        if saved is not None:
-            saved.restore_method(method)
-        parameters = method.prepare(model, self.data, self.config.seed.method)
-        if saved is not None:
+        if saved is None:
+            parameters = method.prepare(model, self.data, self.config.seed.method)
+        else:
+            with saved.reading_method(method):
+                method.load_state_dict(saved.method_tensors, saved.method_scalars)
+                parameters = method.prepare(model, self.data, self.config.seed.method)
             saved.check_method(method)
         if saved is None:
             check_no_decay(self.config.optimizer, parameters)
