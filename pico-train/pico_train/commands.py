@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import MODEL_CONFIG, TOKENIZER, RunLayout
+from pico_contract.layout import TOKENIZER, RunLayout
 from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
 from pico_contract.terminal import one_line
@@ -27,7 +26,7 @@ from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, i
 from pico_train.generation import Sampling, continue_ids, require_utf8
 from pico_train.keep import Removal, removals, remove
 from pico_train.model.decoder import Decoder
-from pico_train.model_folder import load_model
+from pico_train.model_folder import load_model, read_token_ids, start_token
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.stored import load_stored
@@ -207,7 +206,10 @@ def evaluate_run(
         raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
     data = _data_of_run(layout, config) if tasks is None or "perplexity" in tasks else None
     wanted = tasks if tasks is not None else default_tasks(data, config.evaluation) if data is not None else []
-    decoder, vocabulary = decoder.to(Runtime(config.train.device).device), _vocabulary(layout.checkpoint(chosen))
+    decoder, vocabulary = (
+        decoder.to(Runtime(config.train.device).device),
+        _vocabulary(layout.checkpoint(chosen), decoder),
+    )
     subject = Subject(decoder, vocabulary, config.train.seq_len or _probe_seq_len(layout), data)
     known: list[str] = []
     read_back = None if again else known.append
@@ -217,13 +219,12 @@ def evaluate_run(
     return f"step {chosen}: {in_one_line(results)}{note}"
 
 
-def _vocabulary(checkpoint: Path) -> Vocabulary:
-    """As the data that the run was trained on had it."""
-    config = json.loads((checkpoint / MODEL_CONFIG).read_text(encoding="utf-8"))
+def _vocabulary(checkpoint: Path, decoder: Decoder) -> Vocabulary:
+    """As the data that the run was trained on had it; or as the model that the run started from."""
+    name, start = start_token(read_token_ids(checkpoint))
     tokenizer = checkpoint / TOKENIZER
-    return Vocabulary(
-        checkpoint, tokenizer if tokenizer.is_file() else None, config.get("eos_token_id"), config["vocab_size"]
-    )
+    known = tokenizer if tokenizer.is_file() else None
+    return Vocabulary(checkpoint, known, start, decoder.config.vocab_size, start_name=name)
 
 
 def _probe_seq_len(layout: RunLayout) -> int | None:
@@ -267,7 +268,8 @@ def generate_text(
     layout, chosen, decoder = open_checkpoint(run, step)
     directory = layout.checkpoint(chosen)
     tokenizer = load_tokenizer(directory)
-    eos = json.loads((directory / MODEL_CONFIG).read_text(encoding="utf-8")).get("eos_token_id")
-    ids = encode(tokenizer, prompt, "the prompt").tolist() or ([] if eos is None else [eos])
+    token_ids = read_token_ids(directory)
+    _, start = start_token(token_ids)
+    ids = encode(tokenizer, prompt, "the prompt").tolist() or ([] if start is None else [start])
     sampling = Sampling(tokens, temperature, top_k, top_p, seed)
-    return continue_ids(decoder, tokenizer.decode, ids, sampling, eos, f"{run}, step {chosen}")
+    return continue_ids(decoder, tokenizer.decode, ids, sampling, token_ids.get("eos"), f"{run}, step {chosen}")

@@ -22,7 +22,7 @@ from pico_train.evaluate.progress import ShowProgress, hidden
 from pico_train.evaluate.tasks import EvaluateConfig, Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.generation import Sampling, continue_ids, require_utf8
 from pico_train.model.decoder import Decoder
-from pico_train.model_folder import load_model, read_token_ids
+from pico_train.model_folder import load_model, read_token_ids, start_token
 
 
 class ModelDataConfig(Section):
@@ -143,14 +143,9 @@ def evaluate_folder(
 
 def _vocabulary(folder: Path, decoder: Decoder) -> Vocabulary:
     """The model's own tokenizer and tokens; texts begin after its bos where it has one, else after its eos."""
-    ids, tokenizer = read_token_ids(folder), folder / TOKENIZER
-    return Vocabulary(
-        folder,
-        tokenizer if tokenizer.is_file() else None,
-        _first(ids.get("bos", ids.get("eos"))),
-        decoder.config.vocab_size,
-        start_name="bos" if "bos" in ids else "eos",
-    )
+    (name, start), tokenizer = start_token(read_token_ids(folder)), folder / TOKENIZER
+    known = tokenizer if tokenizer.is_file() else None
+    return Vocabulary(folder, known, start, decoder.config.vocab_size, start_name=name)
 
 
 def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
@@ -189,10 +184,6 @@ def generate_from_folder(folder: Path, prompt: str, sampling: Sampling) -> str:
     """
     require_utf8(prompt)
     tokenizer, ids = load_tokenizer(folder), read_token_ids(folder)
-    start, end = _first(ids.get("bos", ids.get("eos"))), _first(ids.get("eos"))
+    start, end = start_token(ids)[1], ids.get("eos")
     fed = tokenizer.encode(prompt).ids or ([] if start is None else [start])
     return continue_ids(load_model(folder), tokenizer.decode, fed, sampling, end, str(folder))
-
-
-def _first(ids: int | list[int] | None) -> int | None:
-    return ids[0] if isinstance(ids, list) else ids

@@ -33,10 +33,10 @@ def continue_ids(
     decode: Callable[[list[int]], str],
     ids: Sequence[int],
     sampling: Sampling,
-    eos: int | None,
+    eos: int | list[int] | None,
     where: str,
 ) -> str:
-    """Draw tokens that follow `ids`, up to `eos`, and `decode` all of them.
+    """Draw tokens that follow `ids`, up to `eos` (any of several), and `decode` all of them.
 
     Raises:
         UserError: there is no id to begin with, or prompt and new tokens exceed the positions; names `where`.

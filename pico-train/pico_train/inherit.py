@@ -14,9 +14,10 @@ from pico_contract.layout import RunLayout
 
 from pico_train.checkpoint import check_initial_tensors, initial_geometry, initial_token_ids, initial_weights
 from pico_train.config import read_yaml
+from pico_train.data.tokenizer import Vocabulary
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import SpecialTokens, load_weights
-from pico_train.model_folder import read_token_ids
+from pico_train.model_folder import read_token_ids, start_token
 
 _FREE = ("max_position_embeddings", "initializer_range")
 """Keys of the geometry on which no weight depends."""
@@ -87,6 +88,22 @@ def inherited_token_ids(layout: RunLayout, source: str | None) -> SpecialTokens:
         return {}
     steps = codec.listed_steps(layout.checkpoints) if layout.manifest.is_file() else []
     return read_token_ids(layout.checkpoint(steps[0])) if steps else initial_token_ids(source)
+
+
+def own_vocabulary(vocabulary: Vocabulary, token_ids: SpecialTokens) -> Vocabulary:
+    """Let texts begin after the start token that the model's own configuration names, not after that of the data."""
+    name, start = start_token(token_ids)
+    return dataclasses.replace(vocabulary, eos=start, start_name=name)
+
+
+def differing_ends(data: SpecialTokens, own: SpecialTokens) -> str | None:
+    """Say where the data end their documents with another token than the model that a run started from."""
+    theirs, ends = data.get("eos"), own.get("eos")
+    if theirs is None or theirs in (ends if isinstance(ends, list) else [ends]):
+        return None
+    return (
+        f"documents of the data end with id {theirs}, while the model that the run started from ends texts with {ends}"
+    )
 
 
 def _equal(given: Any, found: Any) -> bool:

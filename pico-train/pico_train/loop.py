@@ -190,7 +190,7 @@ def _evaluate(session: Session, step: int) -> None:
 
     def on_main() -> None:
         config = job.config.evaluation
-        subject = Subject(model, job.data.vocabulary, job.seq_len, job.data)
+        subject = Subject(model, job.vocabulary, job.seq_len, job.data)
         place, tasks = Place(job.layout, job.config.name, step), default_tasks(job.data, config)
         results = evaluate(
             subject, config, place, tasks, failed=session.reporter.say, show=session.reporter.show_evaluation(step)

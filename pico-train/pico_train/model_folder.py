@@ -58,6 +58,16 @@ def read_token_ids(folder: Path) -> SpecialTokens:
     return found
 
 
+def start_token(token_ids: SpecialTokens) -> tuple[str, int | None]:
+    """Return role and id of the token that texts begin after: bos, or eos if that is the same or the only one."""
+    bos, eos = (_first(token_ids.get(role)) for role in ("bos", "eos"))
+    return ("eos", eos) if bos in (None, eos) else ("bos", bos)
+
+
+def _first(ids: int | list[int] | None) -> int | None:
+    return ids[0] if isinstance(ids, list) else ids
+
+
 def check_tensors(folder: Path, config: DecoderConfig) -> None:
     """Check that the tensors in `folder` are those of a decoder of geometry `config`, by name, shape and type.
 

@@ -19,6 +19,7 @@ from pico_contract.schema import RunManifest
 
 from pico_train.checkpoint import load_checkpoint, newest_intact
 from pico_train.disk import check_room, telling_room
+from pico_train.inherit import differing_ends
 from pico_train.keep import thin
 from pico_train.pusher import open_pusher
 from pico_train.record import (
@@ -233,7 +234,7 @@ def _write_probe(job: Job) -> None:
 
 def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list[str]:
     if newest is None:
-        return []
+        return list(filter(None, [differing_ends(job.data.manifest.special_tokens, job.card.special_tokens)]))
     notices = [f"continuing {job.layout.root} from step {newest}"]
     changed = []
     if len(manifest.sessions) > 1:

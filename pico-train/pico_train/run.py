@@ -26,11 +26,12 @@ from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, Rows
 from pico_train.data.reader import Batch, Reader
 from pico_train.data.shards import StreamConfig
+from pico_train.data.tokenizer import Vocabulary
 from pico_train.disk import DiskConfig
 from pico_train.distributed import Runtime
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
 from pico_train.hub import HubConfig
-from pico_train.inherit import check_source, complete_geometry, inherited_token_ids, load_source
+from pico_train.inherit import check_source, complete_geometry, inherited_token_ids, load_source, own_vocabulary
 from pico_train.live import Live, ObserveConfig, open_observers
 from pico_train.method import METHODS
 from pico_train.method.base import Method
@@ -228,6 +229,7 @@ class Job:
     precision: str
     compiled: bool
     card: ModelCard
+    vocabulary: Vocabulary
     observer: Observer
     live: Live
 
@@ -246,10 +248,12 @@ class Job:
         if not self.sharded:  # else whole layers go to the device one at a time
             model = model.to(self.runtime.device)
         method = build_method(self.config.method)
-        if saved is not None:
-            saved.restore_method(method)
-        parameters = method.prepare(model, self.data, self.config.seed.method)
-        if saved is not None:
+        if saved is None:
+            parameters = method.prepare(model, self.data, self.config.seed.method)
+        else:
+            with saved.reading_method(method):
+                method.load_state_dict(saved.method_tensors, saved.method_scalars)
+                parameters = method.prepare(model, self.data, self.config.seed.method)
             saved.check_method(method)
         if saved is None:
             check_no_decay(self.config.optimizer, parameters)
@@ -351,6 +355,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             token_ids,
             architecture,
         ),
+        vocabulary=own_vocabulary(data.vocabulary, token_ids),
         observer=Observer(
             config=config.snapshot,
             layout=config.layout,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,16 +114,17 @@ class SavedState:
         )
         return SavedState(weights, optimizer, method, self.method_scalars, self.counters)
 
-    def restore_method(self, method: Method) -> None:
-        """Give `method` its state; DamagedError where the method cannot read what was saved."""
+    @contextmanager
+    def reading_method(self, method: Method) -> Iterator[None]:
+        """Name the file if `method` cannot build from what was saved; errors of a rebuild pass through."""
         try:
-            method.load_state_dict(self.method_tensors, self.method_scalars)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DamagedError) as error:
             if self.place is None:
                 raise
-            raise DamagedError(
-                f"{type(method).__name__} cannot read its state in {self.place} ({in_one_line(error)})"
-            ) from error
+            why = str(error) if isinstance(error, DamagedError) else in_one_line(error)
+            file = self.place / METHOD_TENSORS
+            raise DamagedError(f"{file}: {type(method).__name__} cannot build from this state ({why})") from error
 
     def check_method(self, method: Method) -> None:
         """DamagedError where the tensors that `method` now has are not those that it was given, by name and shape."""

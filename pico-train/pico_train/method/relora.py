@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pico_contract import names
-from pico_contract.errors import UserError
+from pico_contract.errors import DamagedError, UserError
 from torch import nn
 
 from pico_train.config import Section
@@ -189,8 +189,9 @@ class ReLoRA(Method):
     def _replace(self, model: Decoder, name: str, rank: int) -> None:
         """A low-rank layer around the weight of the plain one, or as it was saved."""
         ours, saved = self.config, self.saved
+        plain = model.get_parameter(f"{name}.weight")
         layer = LowRankLinear(
-            saved.get(names.base(name), model.get_parameter(f"{name}.weight")).to(_device(model)),
+            self._saved_as(names.base(name), plain).to(_device(model)),
             rank,
             ours.alpha,
             ours.dropout,
@@ -201,12 +202,20 @@ class ReLoRA(Method):
         self.layers[name] = layer
         with torch.no_grad():
             if layer.lora_gain is not None and names.lora_gain(name) in saved:
-                layer.lora_gain.copy_(saved[names.lora_gain(name)])
+                layer.lora_gain.copy_(self._saved_as(names.lora_gain(name), layer.lora_gain))
             if names.lora_A(name) in saved:
-                layer.lora_A.weight.copy_(saved[names.lora_A(name)])
-                layer.lora_B.weight.copy_(saved[names.lora_B(name)])
+                layer.lora_A.weight.copy_(self._saved_as(names.lora_A(name), layer.lora_A.weight))
+                layer.lora_B.weight.copy_(self._saved_as(names.lora_B(name), layer.lora_B.weight))
             elif ours.init != "zeros" or self.since > ours.warm_start_steps:
                 layer.draw_A(self._draws(name))
+
+    def _saved_as(self, key: str, like: torch.Tensor) -> torch.Tensor:
+        """Return the saved tensor `key`, or `like` where there is none; DamagedError where their shapes differ."""
+        tensor = self.saved.get(key, like)
+        if tensor.shape != like.shape:
+            shapes = f"{tuple(tensor.shape)} where {tuple(like.shape)} is expected"
+            raise DamagedError(f'the tensor "{key}" has shape {shapes}')
+        return tensor
 
     def _draws(self, name: str) -> torch.Generator:
         return generator(self.seed, "lora_A", name, self.since)

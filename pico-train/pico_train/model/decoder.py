@@ -320,11 +320,12 @@ class Decoder(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        eos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
     ) -> torch.Tensor:
         """Continue `input_ids` (B, T) by up to `max_new_tokens`, decoding with a key-value cache.
 
-        Temperature 0 is greedy. After `eos_token_id` a row repeats it; generation ends when every row has met it.
+        Temperature 0 is greedy. After `eos_token_id` (any of several) a row repeats it; generation ends when every row
+        has met one.
 
         Raises:
             ValueError: an empty prompt, prompt and new tokens exceed `max_position_embeddings`, or a temperature,
@@ -343,8 +344,8 @@ class Decoder(nn.Module):
             logits = self.lm_head(self.model(fed, cache)[:, -1]).float()  # (B, V)
             fed = _sample(logits, temperature, top_k, top_p, draws)
             if eos_token_id is not None:
-                fed = torch.where(ended[:, None], eos_token_id, fed)
-                ended |= fed[:, 0] == eos_token_id
+                fed = torch.where(ended[:, None], input_ids[:, -1:], fed)
+                ended |= torch.isin(fed[:, 0], torch.tensor(eos_token_id, device=fed.device))
             input_ids = torch.cat((input_ids, fed), dim=1)
             if bool(ended.all()):
                 break
