@@ -254,6 +254,16 @@ class SplitInfo:
 
 
 @dataclass(kw_only=True)
+class SourceFile:
+    """One file that data were made of, as it was then."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
 class DataManifest(DirectoryManifest):
     """data.json: the packed rows of a data directory and where they came from."""
 
@@ -267,9 +277,7 @@ class DataManifest(DirectoryManifest):
     special_tokens: dict[str, int]  # eos, pad, mask where they exist
     splits: dict[str, SplitInfo]
     settings: dict[str, Any] = field(default_factory=dict)  # how it was prepared
-    source_files: list[dict[str, Any]] | None = (
-        None  # path, size, mtime_ns, sha256 of what was read; None: not recorded
-    )
+    source_files: list[SourceFile] | None = None  # of this machine; None where they were not recorded
     token_bytes: str = ""  # "exact": ids stand for as many bytes as the text of each document has; "not exact"; unknown
 
 
