@@ -181,9 +181,9 @@ def divided(fused: torch.Tensor, division: Division, heads: Heads) -> dict[Role,
     rows, total = fused.shape[0], heads.queries + 2 * heads.groups
     if rows % total or heads.queries % blocks or heads.groups % blocks:
         raise ValueError(f"{rows} rows are not those of {heads.queries} heads and {heads.groups} key-value heads")
-    share = rows // total // blocks
-    counts: dict[Role, int] = {"query": heads.queries, "key": heads.groups, "value": heads.groups}
-    parts = fused.unflatten(0, (blocks, -1)).split([counts[role] * share for role in division.order], dim=1)
+    head_dim, (queries, groups) = rows // total, heads
+    counts: dict[Role, int] = {"query": queries // blocks, "key": groups // blocks, "value": groups // blocks}
+    parts = fused.unflatten(0, (blocks, -1)).split([counts[role] * head_dim for role in division.order], dim=1)
     return {role: part.flatten(0, 1) for role, part in zip(division.order, parts, strict=True)}
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pico_contract import names
@@ -108,17 +109,17 @@ def plan(components: Sequence[str] | None, kind: str, modules: Iterable[str], mo
     modules = sorted(modules, key=_place)
     circuits: dict[str, list[str]] = {}
     chosen = set(of_layers(modules)) if components is None else set()
+    prefixes = names.stack_prefixes(modules)
     for component in DEFAULT_CIRCUITS if components is None else components:
         circuit, where = circuit_of(component)
         if circuit is None:
-            chosen.update(fitting(component, modules))
+            chosen.update(fitting(component, modules, prefixes))
         else:
             circuits.setdefault(circuit, []).append(where)
-    prefixes = names.stack_prefixes(modules)
     units = [_module_unit(name, prefixes) for name in modules if name in chosen]
     for circuit, places in circuits.items():
         owners, _ = available(circuit, kind, modules, model)
-        there = {owner for where in places for owner in fitting(where, owners)}
+        there = {owner for where in places for owner in fitting(where, owners, prefixes)}
         units += _circuit_units(circuit, [owner for owner in owners if owner in there], owners, model, prefixes)
     return units
 
@@ -207,25 +208,26 @@ def _place(module: str) -> tuple[float, int, str]:
     return math.inf if name.layer is None else name.layer, inside, module
 
 
-def fitting(pattern: str, modules: Iterable[str]) -> list[str]:
-    """Modules that fit a glob, [] where none does."""
-    try:
-        return names.match(pattern, modules)
-    except UserError:
-        return []
+def fitting(pattern: str, modules: Iterable[str], prefixes: Mapping[str, str] | None = None) -> list[str]:
+    """Modules whose names fit a glob, or whose components in the table do; [] where none does."""
+    return [
+        name
+        for name in modules
+        if names.fits(pattern, name) or (prefixes and fnmatchcase(component_of(name, prefixes), pattern))
+    ]
 
 
 def check(components: Sequence[str], modules: Sequence[str]) -> None:
     """Raise UserError for a component that is neither a circuit nor a pattern that fits one of `modules`."""
+    prefixes = names.stack_prefixes(modules)
     for component in components:
         circuit, where = circuit_of(component)
-        if circuit is not None and where != "*":
-            names.match(where, CIRCUITS[circuit].owners(modules, "activations"))
-        if circuit is not None or fitting(component, modules):
+        owners = modules if circuit is None else list(CIRCUITS[circuit].owners(modules, "activations"))
+        if fitting(where, owners, prefixes) or (where == "*" and circuit is not None):
             continue
-        if nearest(component, CIRCUITS):
+        if circuit is None and nearest(component, CIRCUITS):
             raise UserError(f'there is no component "{component}"{did_you_mean(component, CIRCUITS)}')
-        names.match(component, modules)
+        names.match(where, owners)
 
 
 def _module_unit(name: str, prefixes: Mapping[str, str]) -> Unit:

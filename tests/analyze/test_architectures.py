@@ -7,6 +7,7 @@ forward pass. Its QK circuit gives the scores before the softmax where no rotati
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from pico_analyze.circuits import OV
 from pico_analyze.components import Unit, plan
 from pico_analyze.projections import attention_at
 from pico_analyze.sources import Source
+from pico_contract import codec
 from torch import nn
 
 from .families import FAMILIES, VOCABULARY, saved
@@ -131,3 +133,45 @@ def test_qk_circuit_gives_the_scores_at_distance_0(
         factor = (scores * expected).sum() / expected.square().sum()
         torch.testing.assert_close(scores, factor * expected, rtol=1e-4, atol=1e-4)
         assert factor > 0.1
+
+
+HEADS, GROUPS, WIDTH = 4, 2, 3
+
+
+def by_group(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The queries of a group of heads, its key, its value; then those of the next group."""
+    queries, keys, values = query.chunk(GROUPS), key.chunk(GROUPS), value.chunk(GROUPS)
+    return torch.cat([torch.cat(group) for group in zip(queries, keys, values, strict=True)])
+
+
+def stacked(*parts: torch.Tensor) -> torch.Tensor:
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(
+    ("config", "owner", "fused", "output", "fuse"),
+    [
+        ({"model_type": "hf_olmo", "n_kv_heads": 2}, "model.transformer.blocks.0", "att_proj", "attn_out", stacked),
+        ({"model_type": "openelm", "num_kv_heads": 2}, "transformer.layers.0.attn", "qkv_proj", "out_proj", stacked),
+        ({"model_type": "dbrx", "attn_config": {"kv_n_heads": 2}}, "h.0.attn", "Wqkv", "out_proj", stacked),
+        ({"model_type": "internlm2", "num_key_value_heads": 2}, "model.layers.0.attention", "wqkv", "wo", by_group),
+        (
+            {"model_type": "chatglm", "multi_query_attention": True, "multi_query_group_num": 2},
+            *("transformer.encoder.layers.0.self_attention", "query_key_value", "dense", stacked),
+        ),
+        ({"model_type": "RefinedWeb", "n_head_kv": 2}, "h.0.self_attention", "query_key_value", "dense", by_group),
+    ],
+)
+def test_fused_projections_of_families_outside_transformers_are_divided_as_they_are_fused(
+    config: dict[str, Any], owner: str, fused: str, output: str, fuse: Any, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(rows * WIDTH, 10, generator=generator) for rows in (HEADS, GROUPS, GROUPS))
+    tensors = {f"{owner}.{fused}.weight": fuse(query, key, value), f"{owner}.{output}.weight": query.T.contiguous()}
+    folder = tmp_path / "m" / "step1"
+    folder.mkdir(parents=True)
+    codec.save_tensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": HEADS} | config))
+    attention = attention_at(open_source(tmp_path / "m"), owner, 1, OV)
+    for role, expected in (("query", query), ("key", key), ("value", value), ("output", query.T)):
+        assert torch.equal(attention.rows(role, "weights"), expected), role  # type: ignore[arg-type]

@@ -107,6 +107,16 @@ def test_a_model_of_its_own_kind_everywhere_says_nothing(tmp_path: Path) -> None
     assert said(path, tmp_path) == []
 
 
+def test_a_circuit_of_one_stack_is_chosen_by_its_name_in_the_table(tmp_path: Path) -> None:
+    saved("bart", tmp_path / "m" / "step1")
+    name = "decoder.encoder_attn.ov_circuit"
+    table = measure(open_source(tmp_path / "m"), ["per"], [name])
+    assert set(table["component"]) == {name}
+    assert set(table["head"]) == set(range(4))
+    with pytest.raises(UserError, match=r'"middle\.self_attn" matches no module'):
+        measure(open_source(tmp_path / "m"), ["per"], ["middle.self_attn.ov_circuit"])
+
+
 @pytest.mark.parametrize("circuit", ["ov_circuit", "qk_circuit"])
 @pytest.mark.parametrize("changed", [{"num_attention_heads": 4}, {"num_attention_heads": 1}])
 def test_a_step_with_other_heads_than_the_last_has_no_circuits(

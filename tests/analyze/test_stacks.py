@@ -98,6 +98,22 @@ def test_spectra_and_distributions_name_the_stack(models: Callable[..., Path]) -
         assert set(frame["component"]) == {"encoder.self_attn.q_proj", "decoder.self_attn.q_proj"}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "sides"),
+    [
+        ("encoder.self_attn.q_proj", {"encoder"}),
+        ("decoder.self_attn.*", {"decoder"}),
+        ("model.decoder.layers.1.*", {"decoder"}),
+        ("q_proj", {"encoder", "decoder"}),
+    ],
+)
+def test_components_are_chosen_by_the_names_of_the_table_as_well(
+    pattern: str, sides: set[str], models: Callable[..., Path]
+) -> None:
+    table = measure(open_source(models(STACKS["BART"])), ["per"], [pattern])
+    assert {component.split(".")[0] for component in table["component"]} == sides
+
+
 def test_across_layers_compares_layers_of_one_stack(models: Callable[..., Path]) -> None:
     table = measure(open_source(models(STACKS["BART"])), ["cosine"], steps=[1], across="layers")
     sides = table[["module", "reference_module"]].map(lambda name: name.split(".")[1])
