@@ -43,6 +43,7 @@ _CODE = (
     "power_law",
     "reading",
     "sample",
+    "scaling",
     "sources",
 )
 """What a number depends on: modules and packages of this package."""
