@@ -47,6 +47,7 @@ _CODE = (
     "projections",
     "reading",
     "sample",
+    "scaling",
     "sources",
 )
 """What a number depends on: modules and packages of this package."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from pico_analyze import linalg
 from pico_analyze.sample import Sample
+from pico_analyze.scaling import times_power
 
 
 @dataclass(eq=False)
@@ -69,8 +70,10 @@ class Inputs:
 
     def judged(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
         """The matrix's spectrum, its tolerance that of how the matrix was stored."""
-        rounding = spectrum.rounding if self.rounding is None else self.rounding
-        return linalg.Spectrum(spectrum.values, spectrum.shape, self.dtype, rounding)
+        rounding = spectrum.rounding
+        if self.rounding is not None:
+            rounding = times_power(self.rounding, -spectrum.exponent)
+        return replace(spectrum, dtype=self.dtype, rounding=rounding)
 
     @property
     def bytes(self) -> int:

@@ -29,9 +29,7 @@ import torch
 
 from pico_analyze.decompositions import REAL, singular_values
 from pico_analyze.power_law import PowerLaw, fit
-
-_SAFE_EXPONENT = 64
-"""Magnitudes from 2^-64 to 2^64 are left as they are: fourth powers of products of two such are within float64."""
+from pico_analyze.scaling import normalized_entries, times_power, times_powers
 
 
 def coarser(*dtypes: torch.dtype) -> torch.dtype:
@@ -96,13 +94,15 @@ class Spectrum:
     """Singular values of a matrix of `shape` stored as `dtype`; those beyond len(values) are exactly zero.
 
     `rounding` is the `storage_error` of the matrix if it is not that of a plain matrix of this dtype: of products and
-    differences, and of weights that were merged in a coarser dtype.
+    differences, and of weights that were merged in a coarser dtype. `values` and `rounding` are in units of 2^exponent,
+    which is 1 unless s_max lies at the ends of float64.
     """
 
     values: torch.Tensor  # (<= k,) float64, descending
     shape: tuple[int, int]
     dtype: torch.dtype
     rounding: float | None = None
+    exponent: int = 0
 
     @property
     def full_rank(self) -> int:
@@ -118,20 +118,25 @@ class Spectrum:
         return self.values / self.largest
 
     @cached_property
-    def norm(self) -> float:
-        """sqrt(sum s^2)."""
-        return norm(self.values)
+    def tol(self) -> float:
+        """At or below this a singular value counts as zero, in the unit of the entries."""
+        return self.in_unit_of_entries(self._tol)
 
     @cached_property
-    def tol(self) -> float:
-        """At or below this a singular value counts as zero."""
-        stored = _entry_error(self.norm, self.shape, (self.dtype,)) if self.rounding is None else self.rounding
+    def _tol(self) -> float:
+        stored = self.rounding
+        if stored is None:
+            stored = _entry_error(norm(self.values), self.shape, (self.dtype,), self.exponent)
         return max(stored, max(self.shape) * torch.finfo(REAL).eps * self.largest)
+
+    def in_unit_of_entries(self, value: float) -> float:
+        """A number in units of 2^exponent as what it is; 0 or infinite where float64 ends."""
+        return times_power(value, self.exponent)
 
     @cached_property
     def significant(self) -> torch.Tensor:
-        """The singular values above `tol`."""
-        return self.values[self.values > self.tol]
+        """The singular values above the tolerance."""
+        return self.values[self.values > self._tol]
 
     @cached_property
     def nonzero(self) -> torch.Tensor:
@@ -160,11 +165,16 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
         scaled, exponents = zip(*(normalized(matrices[i]) for i in indices), strict=True)
         values = singular_values(_batch(scaled), matrices[indices[0]].dtype)
         for index, row, exponent in zip(indices, values, exponents, strict=True):
-            matrix = matrices[index]
-            rounding = storage_error(matrix) if isinstance(matrix, Product) else None
-            shape = matrix.shape[0], matrix.shape[1]
-            found[index] = Spectrum(_times_power(row, exponent), shape, matrix.dtype, rounding)
+            found[index] = _spectrum(matrices[index], row, exponent)
     return [found[i] for i in range(len(matrices))]
+
+
+def _spectrum(matrix: Matrix, values: torch.Tensor, exponent: int) -> Spectrum:
+    """Of singular values in units of 2^exponent, which is kept only where float64 does not hold them otherwise."""
+    if exponent and -1000 < math.frexp(float(values[0]))[1] + exponent < 1000:
+        values, exponent = times_powers(values, exponent), 0
+    rounding = storage_error(matrix, unit=exponent) if isinstance(matrix, Product) else None
+    return Spectrum(values, (matrix.shape[0], matrix.shape[1]), matrix.dtype, rounding, exponent)
 
 
 def _batch(matrices: Sequence[Matrix]) -> torch.Tensor:
@@ -178,33 +188,41 @@ def _batch(matrices: Sequence[Matrix]) -> torch.Tensor:
     return scales[:, None, None] * (left @ right.mT)
 
 
-def storage_error(matrix: Matrix, *merged: torch.dtype) -> float:
+def storage_error(matrix: Matrix, *merged: torch.dtype, unit: int = 0) -> float:
     """The largest 2-norm of what rounding to the stored dtype can have added to a finite matrix.
 
     Args:
         merged: dtypes that the matrix, or the factors of a product, went through before they were stored.
+        unit: the result is in units of 2^unit.
     """
     if not isinstance(matrix, Product):
-        return _entry_error(norm(matrix), matrix.shape, (matrix.dtype, *merged))
+        scaled, exponent = normalized_entries(matrix)
+        size = float(torch.linalg.vector_norm(scaled))
+        return times_power(_entry_error(size, matrix.shape, (matrix.dtype, *merged), exponent), exponent - unit)
     if matrix.terms:
-        return sum(storage_error(term, *merged) for term in matrix.terms)
-    (left, left_norm), (right, right_norm) = (_factor_error(factor, merged) for factor in (matrix.left, matrix.right))
-    return abs(matrix.scale) * (left * right_norm + left_norm * right)
+        return sum(storage_error(term, *merged, unit=unit) for term in matrix.terms)
+    left, left_norm, of_left = _factor_error(matrix.left, merged)
+    right, right_norm, of_right = _factor_error(matrix.right, merged)
+    error = abs(matrix.scale) * (left * right_norm + left_norm * right)
+    return times_power(error, of_left + of_right - unit)
 
 
-def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> tuple[float, float]:
-    """The `storage_error` of a factor and its 2-norm, both from its smaller Gram matrix: exact for large values."""
+def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> tuple[float, float, int]:
+    """The `storage_error` of a factor and its 2-norm in units of 2^e, and e; from its smaller Gram matrix."""
     scaled, exponent = normalized_entries(factor)
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
     squares = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0)
-    size, largest = (times_power(math.sqrt(square), exponent) for square in (squares.sum(), squares[-1]))
-    return _entry_error(size, factor.shape, (factor.dtype, *merged)), largest
+    error = _entry_error(math.sqrt(squares.sum()), factor.shape, (factor.dtype, *merged), exponent)
+    return error, math.sqrt(squares[-1]), exponent
 
 
-def _entry_error(size: float, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> float:
-    """u ||W||_F + sqrt(m n) eta / 2 for ||W||_F = `size`, with the largest u and the largest eta of the dtypes."""
+def _entry_error(size: float, shape: Sequence[int], dtypes: Sequence[torch.dtype], exponent: int = 0) -> float:
+    """u ||W||_F + sqrt(m n) eta / 2 for ||W||_F = `size`, with the largest u and the largest eta of the dtypes.
+
+    Both in units of 2^exponent.
+    """
     unit_roundoff = max(torch.finfo(dtype).eps for dtype in dtypes) / 2
-    least_subnormal = max(_least_subnormal(dtype) for dtype in dtypes)
+    least_subnormal = times_power(max(map(_least_subnormal, dtypes)), -exponent)
     return unit_roundoff * size + math.sqrt(math.prod(shape)) / 2 * least_subnormal
 
 
@@ -220,27 +238,6 @@ def normalized(matrix: Matrix) -> tuple[Matrix, int]:
     left, of_left = normalized_entries(matrix.left)
     right, of_right = normalized_entries(matrix.right)
     return Product(left, right, matrix.scale), of_left + of_right
-
-
-def normalized_entries(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`normalized` for a plain tensor of finite entries."""
-    dense = x.to(REAL)
-    largest = max(map(abs, map(float, dense.aminmax()))) if dense.numel() else 0.0
-    exponent = math.frexp(largest)[1]
-    return (dense, 0) if abs(exponent) <= _SAFE_EXPONENT else (_times_power(dense, -exponent), exponent)
-
-
-def _times_power(x: torch.Tensor, exponent: int) -> torch.Tensor:
-    """x * 2^exponent, rounded once."""
-    if exponent == 0:
-        return x
-    with np.errstate(over="ignore", under="ignore"):
-        return torch.from_numpy(np.ldexp(x.numpy(), exponent))
-
-
-def times_power(value: float, exponent: int) -> float:
-    """value * 2^exponent; infinite where float64 ends."""
-    return float(_times_power(torch.tensor([value], dtype=REAL), exponent)) if exponent else value
 
 
 def difference(new: Matrix, old: Matrix) -> Matrix:
@@ -267,6 +264,12 @@ def norm(matrix: Matrix) -> float:
     scaled, exponent = normalized(matrix)
     dense = _batch([scaled]) if isinstance(scaled, Product) else scaled
     return times_power(float(torch.linalg.vector_norm(dense)), exponent)
+
+
+def norm_ratio(a: Matrix, b: Matrix) -> float | None:
+    """||a||_F / ||b||_F, within float64 even if the norms are not; None for b of zero."""
+    (of_a, exponent_a), (of_b, exponent_b) = normalized(a), normalized(b)
+    return times_power(norm(of_a) / norm(of_b), exponent_a - exponent_b) if norm(of_b) > 0 else None
 
 
 def is_finite(matrix: Matrix) -> bool:

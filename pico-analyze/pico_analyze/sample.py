@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pico_analyze.decompositions import REAL, Basis, basis
-from pico_analyze.linalg import Matrix, Product, normalized, storage_error, times_power
+from pico_analyze.linalg import Matrix, Product, normalized, storage_error
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ class Sample:
     @cached_property
     def noise(self) -> float:
         """The largest 2-norm of what rounding to the stored dtype can have added, in the units of `x`."""
-        return times_power(storage_error(self.matrix), -self._normalized[1])
+        return storage_error(self.matrix, unit=self._normalized[1])
 
     @cached_property
     def diagonal(self) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from pico_analyze.decompositions import left_vectors
-from pico_analyze.linalg import Matrix, difference, inner, norm, normalized
+from pico_analyze.linalg import Matrix, difference, inner, norm, norm_ratio, normalized
 from pico_analyze.metrics.single import Outcome, bounded
 from pico_analyze.metrics.unbiased import FEWEST_SEQUENCES, own_hsic, unbiased_hsic
 from pico_analyze.sample import Sample, cross, fills_all_rows
@@ -191,5 +191,5 @@ def relative_distance(x: Matrix, y: Matrix) -> Outcome:
 
     Source: Golub & Van Loan, Matrix Computations, sec. 2.3 (relative error in a norm).
     """
-    size = norm(y)
-    return Outcome(None, "zero") if size == 0 else Outcome(norm(difference(x, y)) / size)
+    ratio = norm_ratio(difference(x, y), y)
+    return Outcome(None, "zero") if ratio is None else Outcome(ratio)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Spectrum, Update, norm, normalized_entries, sorted_magnitudes
+from pico_analyze.linalg import Spectrum, Update, norm, norm_ratio, sorted_magnitudes
 from pico_analyze.power_law import PowerLaw
 from pico_analyze.sample import Sample
+from pico_analyze.scaling import normalized_entries
 
 FEWEST_FOR_A_TAIL = 50
 """Values that a power law is fitted to, at least: the rule of thumb of Clauset et al. 2009 for a reliable estimate."""
@@ -168,12 +169,12 @@ def _tail(spectrum: Spectrum) -> PowerLaw | Outcome:
 
 def nuclear_norm(spectrum: Spectrum) -> Outcome:
     """sum(s); in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
-    return Outcome(float(spectrum.values.sum()))
+    return Outcome(spectrum.in_unit_of_entries(float(spectrum.values.sum())))
 
 
 def spectral_norm(spectrum: Spectrum) -> Outcome:
     """s_1; in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
-    return Outcome(spectrum.largest)
+    return Outcome(spectrum.in_unit_of_entries(spectrum.largest))
 
 
 def frobenius_norm(spectrum: Spectrum) -> Outcome:
@@ -181,7 +182,7 @@ def frobenius_norm(spectrum: Spectrum) -> Outcome:
 
     Source: Horn & Johnson, Matrix Analysis, sec. 5.6.
     """
-    return Outcome(spectrum.norm)
+    return Outcome(spectrum.in_unit_of_entries(norm(spectrum.values)))
 
 
 def max_abs(x: torch.Tensor) -> Outcome:
@@ -293,8 +294,7 @@ def update_to_weight_ratio(update: Update) -> Outcome:
     """||W(t2) - W(t1)||_F / ||W(t1)||_F over the window of the update; in [0, inf), a ratio. None where W(t1) is zero.
 
     Over a single step 1e-3 is a common rule of thumb; over a longer window it is at most about the sum over its steps.
-    Of a circuit it is taken of the product, from its factors.
     Source: You et al. 2017, "Large batch training of convolutional networks", sec. 4 (the ratio, inverted).
     """
-    start = norm(update.start)
-    return Outcome(norm(update.change) / start) if start > 0 else Outcome(None, "zero")
+    ratio = norm_ratio(update.change, update.start)
+    return Outcome(None, "zero") if ratio is None else Outcome(ratio)
