@@ -93,7 +93,7 @@ def values_of(arm: Arm, metrics: Sequence[str] | None = None) -> ArmValues:
         keys = [rows[column] for column in ("step", *CELL, "unit")]
         series.append(rows["value"].groupby(keys, dropna=False, sort=False).agg(strict_mean))
         fractional.append((rows["value"] % 1 > 0).groupby(keys, dropna=False, sort=False).any())
-    by_run = pd.concat(series, axis=1, join="inner", keys=range(len(series)))
+    by_run = pd.concat(series, axis=1, join="inner", keys=range(len(series))).replace([np.inf, -np.inf], np.nan)
     telling = pd.concat(fractional, axis=1, join="inner").any(axis=1)
     units = _units(arm, by_run.to_numpy(dtype=float)[telling.to_numpy()])
     means = [by_run[list(unit.runs)].mean(axis=1, skipna=False) for unit in units]

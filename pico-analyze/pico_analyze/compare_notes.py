@@ -135,9 +135,9 @@ def _sensitivity(arm: ArmValues, baseline: ArmValues, runs: int, paired: bool) -
     many = f"{runs} pairs" if paired else f"{runs} runs in each arm"
     degree = " Two runs leave one degree of freedom: the interval is very wide." if runs == 2 else ""
     return (
-        f'"{arm.arm.name}" less "{baseline.arm.name}": with {many} a true difference of {effect:.2g} standard '
-        f"deviations {of} is found in {statistics.POWER:.0%} of experiments, a smaller one less often; an interval "
-        f"that includes 0 does not show that there is no difference.{degree}"
+        f'"{arm.arm.name}" less "{baseline.arm.name}": {many} find a true difference of {effect:.2g} standard '
+        f"deviations {of} in {statistics.POWER:.0%} of experiments, a smaller one less often; an interval that "
+        f"includes 0 does not show that there is no difference.{degree}"
     )
 
 

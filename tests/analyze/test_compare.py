@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from pico_analyze.arms import Arm
 from pico_analyze.compare import COLUMNS, compare, curves
+from pico_analyze.compare_notes import notes
 from pico_contract.errors import UserError
 from scipy import stats
 
@@ -161,6 +162,17 @@ def test_steps_that_not_every_run_has_are_left_out() -> None:
     a, b = arm("a", 0.0, steps=(0, 5, 10, 20)), arm("b", 0.0, steps=(0, 10, 30))
     found = compare([a, b])
     assert sorted(found["step"].dropna().unique()) == [0, 10]
+
+
+@pytest.mark.parametrize("runs", [2, 7])
+def test_an_infinite_value_is_a_missing_one(runs: int) -> None:
+    a, b = arm("a", *np.linspace(0.1, 0.3, runs)), arm("b", *np.linspace(1.1, 1.6, runs))
+    b.tables[1] = table(lambda step, layer, head: np.inf if (step, layer) == (10, 1) else 2.1 + step)
+    found = compare([a, b])
+    assert set(found.loc[found["difference"].isna(), "layer"]) == {1}
+    assert set(found.loc[found["difference"].isna(), "status"]) == {"missing"}
+    assert (found["status"] == "ok").sum() == 8
+    assert "4 differences have no value, since a run has none there." in notes([a, b], found)
 
 
 def test_several_arms_are_each_compared_with_the_first() -> None:

@@ -120,13 +120,13 @@ def test_how_runs_were_paired_and_which_were_left_out_is_said() -> None:
 
 def test_what_so_few_runs_can_find_is_said() -> None:
     words = said(arm("a", 0.1, 0.2, 0.4), arm("b", 1.1, 1.3, 1.6))
-    assert (
-        "with 3 pairs a true difference of 3.3 standard deviations of the paired differences is found in 80%" in words
-    )
+    assert "3 pairs find a true difference of 3.3 standard deviations of the paired differences in 80%" in words
     words = said(arm("a", 0.1, 0.2), arm("b", 1.1, 1.3))
-    assert "with 2 pairs a true difference of 12 standard" in words
+    assert "2 pairs find a true difference of 12 standard" in words
     assert "Two runs leave one degree of freedom" in words
     assert "needs 6 pairs, or 4 runs in each arm, to reach 0.05" in words
+    words = said(arm("a", 0.1, 0.2, 0.4, 0.6), arm("b", 1.1, 1.3, 1.6, 1.7, seeds=(6, 7, 8, 9)))
+    assert "4 runs in each arm find a true difference of 2.5 standard deviations of an arm in 80%" in words
 
 
 def test_no_sentence_counts_what_chance_would_give() -> None:
