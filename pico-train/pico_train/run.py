@@ -336,25 +336,12 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         runtime=runtime,
         data=data,
         rows=rows,
-        order=RowOrder(
-            n_rows=rows.n_rows,
-            batch_size=config.train.batch_size,
-            fingerprint=data.manifest.fingerprint,
-            seed=config.seed.data,
-            shuffle=config.data.order == "shuffled",
-            blocks=rows.blocks,
-        ),
+        order=_row_order(config, data, rows),
         seq_len=seq_len,
         micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
         compiled=compiled,
-        card=ModelCard(
-            config.name,
-            config.model,
-            data.tokenizer_path,
-            token_ids,
-            architecture,
-        ),
+        card=ModelCard(config.name, config.model, data.tokenizer_path, token_ids, architecture),
         vocabulary=own_vocabulary(data.vocabulary, token_ids),
         observer=Observer(
             config=config.snapshot,
@@ -366,6 +353,17 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             micro_batch=micro_batch,
         ),
         live=live,
+    )
+
+
+def _row_order(config: RunConfig, data: PackedData, rows: Rows) -> RowOrder:
+    return RowOrder(
+        n_rows=rows.n_rows,
+        batch_size=config.train.batch_size,
+        fingerprint=data.manifest.fingerprint,
+        seed=config.seed.data,
+        shuffle=config.data.order == "shuffled",
+        blocks=rows.blocks,
     )
 
 
