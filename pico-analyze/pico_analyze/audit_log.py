@@ -53,8 +53,9 @@ def _gaps(rows: Sequence[Row]) -> Iterator[str]:
             continue
         if stride > usual:
             yield f"nothing between step {before} and step {step}, with {usual} in between as usual"
-        if new.get("tokens", 0) < old.get("tokens", 0):
-            yield f"tokens fall from {old['tokens']} at step {before} to {new['tokens']} at {step}"
+        earlier, later = old.get("tokens", 0), new.get("tokens", 0)
+        if later < earlier:
+            yield f"tokens fall from {earlier} at step {before} to {later} at {step}"
 
 
 def _usual(strides: Sequence[int]) -> int:

@@ -76,6 +76,7 @@ LOG: dict[str, Callable[[list[str]], list[str]]] = {
     "has a row more": lambda lines: [*lines, lines[-1].replace('"step": 4', '"step": 5')],
     "has another loss": lambda lines: [lines[0].replace('"loss": ', '"loss": 1'), *lines[1:]],
     "has another rate": lambda lines: [*lines[:3], lines[3].replace('"lr": 0', '"lr": 1')],
+    "lacks a key": lambda lines: [*lines[:3], lines[3].replace('"tokens"', '"tokenz"')],
     "has another space": lambda lines: [lines[0].replace(": ", ":  ", 1), *lines[1:]],
 }
 
