@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-observe bench-relora bench-gpu golden notebook clean
+.PHONY: install demo test test-slow check bench bench-analyze bench-evaluate bench-gpu bench-observe bench-relora bench-verdicts golden notebook clean
 
 install: $(STAMP)
 
@@ -48,9 +48,11 @@ bench-relora: install
 	$(BIN)/python benchmarks/relora.py
 	$(BIN)/python benchmarks/relora.py --shape small --rounds 5
 
-# For one GPU, under seven minutes; without one, tiny sizes show that the script works.
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
+
+bench-verdicts: install
+	$(BIN)/python benchmarks/verdicts.py
 
 golden: install
 	$(BIN)/python tests/golden/make.py

@@ -1,9 +1,10 @@
-"""What benchmarks/gpu.py measures on whole runs: saving, observing, and going on after a stop."""
+"""What observing, saving and resuming a run cost on one device; the part of gpu.py that needs pico-train's packages."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,103 +22,118 @@ from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.loop import apply_update, compute_gradients
 from pico_train.model.decoder import DecoderConfig
 from pico_train.optim import clip_gradients, gradient_norm
-from pico_train.run import RunConfig, build
+from pico_train.run import Job, RunConfig, build
 from pico_train.snapshot import FromTraining
 
-PROBE_ROWS, BATCH = 8, 8
+PROBE_ROWS = 8
+BATCH_ROWS = 8
+UPDATES = 6
 
 
-def run_in(root: Path, shape: DecoderConfig, seq_len: int, device: str, **changes: Any) -> RunConfig:
-    """Configure a run on random tokens in `root`."""
-    source, out = root / "tokens.jsonl", root / "data"
-    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(64, seq_len + 1)).tolist()
-    source.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+def run_config(root: Path, name: str, config: DecoderConfig, seq_len: int, **train_keys: Any) -> RunConfig:
+    """Configure a run on random tokens in `root`, which are prepared once."""
+    source = root / "tokens.jsonl"
+    if not source.is_file():
+        rows = np.random.default_rng(0).integers(config.vocab_size, size=(4 * BATCH_ROWS * UPDATES, seq_len + 1))
+        source.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows.tolist()))
     prepared = {
         "source": {"path": str(source)},
-        "out": str(out),
+        "out": str(root / "data"),
         "seq_len": seq_len,
-        "tokenizer": {"vocab_size": shape.vocab_size},
+        "tokenizer": {"vocab_size": config.vocab_size},
         "validation_fraction": 0.2,
     }
-    config = {
-        "name": "bench",
+    raw = {
+        "name": name,
         "runs_dir": str(root / "runs"),
-        "model": dataclasses.asdict(shape),
-        "data": {"path": str(prepare(validate(PrepareConfig, prepared, "bench")))},
-        "train": {"steps": 4, "batch_size": BATCH, "device": device, "compile": "off"},
+        "model": dataclasses.asdict(config),
+        "data": {"path": str(prepare(validate(PrepareConfig, prepared, "gpu.py")))},
+        "train": {"steps": UPDATES, "batch_size": BATCH_ROWS, **train_keys},
         "optimizer": {"lr": 1e-4},
-        "snapshot": {"probe_rows": PROBE_ROWS},
-        "checkpoint": {"every": 2},
-        "log": {"mfu": "off"},
-        **changes,
+        "schedule": {"warmup_steps": 0},
+        "snapshot": {"every": 0, "probe_rows": PROBE_ROWS},
+        "checkpoint": {"every": UPDATES // 2},
     }
-    return validate(RunConfig, config, "bench")
+    return validate(RunConfig, raw, "gpu.py")
 
 
-def saving(shape: DecoderConfig, seq_len: int, device: str) -> dict[str, Any]:
-    """Time what an update, a checkpoint and a snapshot cost: what training waits for, and what is written beside it."""
+def snapshot_cost(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
+    """Time a snapshot (weights, train and probe gradients, activations, written and flushed) in updates."""
     with tempfile.TemporaryDirectory() as folder:
-        job = build(run_in(Path(folder), shape, seq_len, device))
+        job = build(run_config(Path(folder), "snapshot", config, seq_len))
         state = job.build_state(None)
 
-        def update() -> None:
+        def gradients() -> None:
             compute_gradients(job, state, state.counters.step + 1)
-            clip_gradients(state.parameters, 1.0, gradient_norm(state.parameters))
 
-        def step() -> None:
-            gradients = compute_gradients(job, state, state.counters.step + 1)
-            apply_update(state, gradients, 1.0)
+        def update() -> None:
+            done = compute_gradients(job, state, state.counters.step + 1)
+            clip_gradients(state.parameters, job.config.optimizer.grad_clip, gradient_norm(state.parameters))
+            apply_update(state, done, 1.0)
 
-        step()
-        seconds = {"update": timed(step), "state_to_cpu": timed(lambda: state.capture().copied())}
-        saved = state.capture().copied()
-        seconds["checkpoint_written"] = timed(lambda: save_checkpoint(job.layout, saved, job.card))
-        update()
-        writes: list[Callable[[], object]] = []
-
-        def observe() -> None:
+        def snapshot() -> None:
             pending = job.observer.observe(state)
             assert pending is not None
-            gradients = job.observer.train_gradients(state.parameters)
-            pending.finish(FromTraining(gradients, {}, "", False), writes.append)
+            seen = FromTraining(pending.observer.train_gradients(state.parameters), {}, "", False)
+            pending.finish(seen, lambda write: write())
 
-        seconds["snapshot_observed"] = timed(observe)
-        seconds["snapshot_written"] = timed(lambda: [write() for write in writes])
-        size = sum(path.stat().st_size for path in job.layout.root.rglob("*") if path.is_file())
-        job.reader.close()
-    result = {f"{name}_s": round(value, 3) for name, value in seconds.items()}
-    waits = seconds["state_to_cpu"], seconds["snapshot_observed"]
-    return {
-        **result,
-        "waits_in_updates": [round(wait / seconds["update"], 2) for wait in waits],
-        "bytes": size,
-        "batch": BATCH,
-        "probe_rows": PROBE_ROWS,
-    }
+        step = timed(job, update)
+        gradients()
+        taken = timed(job, snapshot)
+    return {"update_s": round(step, 4), "snapshot_s": round(taken, 4), "in_updates": round(taken / step, 2)}
 
 
-def continuing(shape: DecoderConfig, seq_len: int, device: str) -> dict[str, Any]:
-    """Compare the last weights of a run with those of the same run, set back to its second update and continued."""
-    narrow = dataclasses.replace(shape, hidden_size=96, intermediate_size=384) if device == "cuda" else shape
+def checkpoint_cost(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
+    """Time a checkpoint with its optimizer state: what training waits for, and what is written beside it."""
     with tempfile.TemporaryDirectory() as folder:
-        config = run_in(Path(folder), narrow, seq_len, device, snapshot={"every": 0})
-        train(config, quiet=True)
-        last = config.layout.checkpoint(4)
-        whole = codec.read_tensors(last / MODEL_WEIGHTS)
-        last.rename(config.layout.root / "aside")
-        train(config, quiet=True)
-        again = codec.read_tensors(last / MODEL_WEIGHTS)
+        job = build(run_config(Path(folder), "checkpoint", config, seq_len))
+        state = job.build_state(None)
+        done = compute_gradients(job, state, 1)
+        apply_update(state, done, 1.0)
+        began = time.perf_counter()
+        held = state.capture().copied()
+        waited = time.perf_counter() - began
+        save_checkpoint(job.layout, held, job.card)
+        written = time.perf_counter() - began - waited
+        size = sum(path.stat().st_size for path in job.layout.checkpoints.rglob("*") if path.is_file())
+    return {"copied_s": round(waited, 3), "written_s": round(written, 3), "gib": round(size / 2**30, 2)}
+
+
+def resume_identity(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
+    """Compare a run that was stopped half way and continued with one that was not, bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        whole = run_config(root, "whole", config, seq_len)
+        again = run_config(root, "again", config, seq_len)
+        parts = run_config(root, "parts", config, seq_len)
+        for one in (whole, again):
+            train(one, quiet=True)
+        train(parts, quiet=True)
+        # What a kill after the first checkpoint leaves: nothing of the second.
+        for path in sorted(parts.layout.checkpoint(UPDATES).rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        parts.layout.checkpoint(UPDATES).rmdir()
+        train(parts, quiet=True)
+        weights = [codec.read_tensors(one.layout.checkpoint(UPDATES) / MODEL_WEIGHTS) for one in (whole, again, parts)]
     return {
-        "bit_identical": all(torch.equal(whole[name], again[name]) for name in whole),
-        "largest_difference": max(float((whole[name] - again[name]).abs().max()) for name in whole),
+        "two_runs_equal": largest_difference(weights[0], weights[1]) == 0,
+        "resumed_equals_whole": largest_difference(weights[0], weights[2]) == 0,
+        "largest_difference": largest_difference(weights[0], weights[2]),
     }
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Return seconds until the device is done as well."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest difference of an entry of two models of the same names."""
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def timed(job: Job, work: Callable[[], None]) -> float:
+    """Median seconds of `work` with the device finished, after one to warm up."""
+    taken = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        if job.runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
