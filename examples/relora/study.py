@@ -18,6 +18,7 @@ from pathlib import Path
 import faults
 import figures
 import results
+import tables
 from pico_contract.errors import UserError
 from pico_contract.lock import LockHeldError
 from pico_train import train
@@ -72,24 +73,28 @@ def report(setting: str, runs: Sequence[Planned], out: Path, pairs: Path | None,
     out.mkdir(parents=True, exist_ok=True)
     if pairs is not None:
         results.minimal_pairs(done, pairs)
-    tables = {
+    found = {
         "losses": results.losses(done),
         "evaluations": results.evaluations(done),
         "dynamics": results.dynamics(done),
         "costs": results.costs(done),
     }
     signatures = {arm: arm_config(setting, arm, out / "faults", [*faults.OVERRIDES, *overrides]) for arm in faults.ARMS}
-    tables["signatures"] = faults.signatures(signatures)
-    for name, table in tables.items():
+    found["signatures"] = faults.signatures(signatures)
+    for name, table in found.items():
         table.to_csv(out / f"{name}.csv", index=False)
     says = {arm: about["says"] for arm, about in read_arms()["arms"].items()}
     last = done[0].config.train.steps
-    lines = results.summary(tables["evaluations"], tables["dynamics"], tables["costs"], says, last)
+    lines = [
+        *tables.summary(found["evaluations"], found["dynamics"], found["costs"], says, last),
+        "\n### signatures of the faults\n",
+        *tables.signature_table(found["signatures"], faults.EVERY),
+    ]
     (out / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     made = [
-        figures.loss_curves(tables["losses"], tables["evaluations"], out / "losses.png"),
-        figures.dynamics_curves(tables["dynamics"], out / "dynamics.png"),
-        figures.fault_signatures(tables["signatures"], faults.EVERY, out / "faults.png"),
+        figures.loss_curves(found["losses"], found["evaluations"], out / "losses.png"),
+        figures.dynamics_curves(found["dynamics"], out / "dynamics.png"),
+        figures.fault_signatures(found["signatures"], faults.EVERY, out / "faults.png"),
         figures.published_curves(out / "published.png"),
     ]
     for run in done:

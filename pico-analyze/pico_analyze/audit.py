@@ -1,6 +1,7 @@
 """Integrity of a run: what is damaged, missing, repeated or out of line, each finding with the file at fault.
 
-Rests on run.json, metrics.jsonl and the manifests alone, and on the files that these name: a configuration is not read.
+Rests on run.json, metrics.jsonl and the manifests, and on the files that these name. Every file of the run is either
+compared with a recorded sha256 or named as not covered.
 """
 
 from __future__ import annotations
@@ -10,66 +11,35 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import reduce
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pico_contract import codec
 from pico_contract.errors import DamagedError
+from pico_contract.files import read_regular_text
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, step_name
+from pico_contract.metrics_log import read_rows
 from pico_contract.schema import (
     CheckpointManifest,
-    DirectoryManifest,
     EvaluationManifest,
+    Manifest,
     RunManifest,
     SnapshotManifest,
     StateManifest,
+    has_own_digest,
 )
+from pico_contract.verify import EDITED, file_damage
 
+from pico_analyze.audit_data import check_data
+from pico_analyze.audit_log import check_log
+from pico_analyze.audit_rest import check_inputs, check_rest
+from pico_analyze.findings import Audit as Audit
+from pico_analyze.findings import AuditedRun
+from pico_analyze.findings import Finding as Finding
 from pico_analyze.trajectory import walk
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it should be: which check found it, the file at fault, and a sentence."""
-
-    check: str  # damage | missing | duplicate | log | discontinuity
-    path: Path
-    sentence: str
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.path}: {self.sentence}"
-
-
-@dataclass
-class Audit:
-    """What was found, and how much was looked at."""
-
-    findings: list[Finding] = field(default_factory=list)
-    directories: int = 0
-    evaluations: int = 0
-
-
-@dataclass
-class _Run:
-    """The intact directories of a run, by step."""
-
-    layout: RunLayout
-    manifest: RunManifest
-    checkpoints: dict[int, CheckpointManifest]
-    snapshots: dict[int, SnapshotManifest]
-
-    def weights(self, step: int) -> Path | None:
-        """The file that holds the weights of a step."""
-        if step in self.checkpoints:
-            return self.layout.checkpoint(step) / MODEL_WEIGHTS
-        if step in self.snapshots and self.snapshots[step].weights == "snapshot":
-            return self.layout.snapshot(step) / SNAPSHOT_WEIGHTS
-        return None
 
 
 def audit(root: str | Path, hashes: bool = True, progress: Progress | None = None) -> Audit:
@@ -80,17 +50,39 @@ def audit(root: str | Path, hashes: bool = True, progress: Progress | None = Non
     """
     layout = RunLayout(Path(root))
     result = Audit()
-    run = _Run(layout, codec.read_manifest(layout.manifest, RunManifest), {}, {})
-    result.findings += _directories(run, result, hashes)
-    result.findings += _evaluations(run, result)
-    result.findings += [*_missing(run), *_log(run), *_duplicate_files(run)]
+    run = AuditedRun(layout, codec.read_manifest(layout.manifest, RunManifest), hashes)
+    _check_digest(run, result, layout.manifest, run.manifest, run.manifest.heartbeat)
+    _check_directories(run, result)
+    _check_evaluations(run, result)
+    for finding in _missing(run):
+        result.add(finding.check, finding.path, finding.sentence)
+    check_inputs(run, result)
+    check_log(run, result)
+    check_data(run, result)
+    for finding in _duplicate_files(run):
+        result.add(finding.check, finding.path, finding.sentence)
     if hashes:
-        result.findings += _trajectory(run, progress)
+        for finding in _trajectory(run, progress):
+            result.add(finding.check, finding.path, finding.sentence)
+    check_rest(run, result)
     return result
 
 
-def _directories(run: _Run, result: Audit, hashes: bool) -> Iterator[Finding]:
-    """Damage of checkpoints, their state and snapshots; what is intact is added to `run`."""
+def _check_digest(run: AuditedRun, result: Audit, path: Path, manifest: Manifest, written: str) -> None:
+    """Compare the text of a manifest, which was `written` at that time, with the digest that it states."""
+    if not manifest.digest:
+        if run.states_digest(written):
+            result.add("damage", path, "states no digest, though the version that wrote it states one: it was edited")
+        else:
+            result.uncovered[path] = "the version that wrote it recorded no digest"
+        return
+    if run.hashes and not has_own_digest(read_regular_text(path), manifest.digest):
+        result.add("damage", path, EDITED)
+    result.compared.add(path)
+
+
+def _check_directories(run: AuditedRun, result: Audit) -> None:
+    """Find damage of checkpoints, their state and snapshots; what is intact is added to `run`."""
     kinds: tuple[tuple[Path, type[Any], dict[int, Any]], ...] = (
         (run.layout.checkpoints, CheckpointManifest, run.checkpoints),
         (run.layout.snapshots, SnapshotManifest, run.snapshots),
@@ -98,64 +90,72 @@ def _directories(run: _Run, result: Audit, hashes: bool) -> Iterator[Finding]:
     for parent, kind, intact in kinds:
         for step in codec.listed_steps(parent):
             directory = parent / step_name(step)
-            manifest, found = _sealed(directory, kind, step, hashes)
             result.directories += 1
+            before = len(result.findings)
+            manifest = _check_sealed(run, result, directory, kind, step)
             if manifest is not None and manifest.run != run.manifest.name:
-                found.append(Finding("damage", directory / MANIFEST, f'is of the run "{manifest.run}"'))
-            if manifest is not None and not found:
+                result.add("damage", directory / MANIFEST, f'is of the run "{manifest.run}"')
+            if manifest is not None and len(result.findings) == before:
                 intact[step] = manifest
             if kind is CheckpointManifest and run.layout.state(step).is_dir():
-                found += _sealed(run.layout.state(step), StateManifest, step, hashes)[1]
-            yield from found
+                _check_sealed(run, result, run.layout.state(step), StateManifest, step)
 
 
-def _sealed(directory: Path, kind: type[Any], step: int, hashes: bool) -> tuple[Any, list[Finding]]:
-    """The manifest of a directory, None where it is not readable, and every file that is not as the manifest says."""
+def _check_sealed(run: AuditedRun, result: Audit, directory: Path, kind: type[Any], step: int) -> Any:
+    """Compare a directory with its manifest, which is returned, or None where it is not readable."""
+    path = directory / MANIFEST
+    if directory.is_symlink():
+        result.add("damage", directory, "is a link: the directory of a step has to lie in the run itself")
+        return None
     try:
-        manifest = codec.read_manifest(directory / MANIFEST, kind)
+        manifest = codec.read_manifest(path, kind)
     except DamagedError as error:
-        return None, [Finding("damage", directory / MANIFEST, _less(str(error), directory / MANIFEST))]
-    found = [
-        Finding("damage", directory / file, sentence)
-        for file in manifest.files
-        if (sentence := _fault(directory / file, manifest, hashes))
-    ]
+        result.add("damage", path, _less(str(error), path))
+        return None
+    _check_digest(run, result, path, manifest, manifest.created)
+    for file, entry in manifest.files.items():
+        sentence = file_damage(directory / file, entry, hashes=run.hashes)
+        if sentence:
+            result.add("damage", directory / file, sentence)
+        result.compared.add(directory / file)
     if manifest.step != step:
-        found.append(Finding("damage", directory / MANIFEST, f"is of step {manifest.step}"))
-    return manifest, found
+        result.add("damage", path, f"is of step {manifest.step}")
+    return manifest
 
 
-def _fault(path: Path, manifest: DirectoryManifest, hashes: bool) -> str | None:
-    entry = manifest.files[path.name]
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != entry.size:
-        return f"has {size} bytes where its manifest says {entry.size}"
-    if hashes and codec.sha256_file(path) != entry.sha256:
-        return "does not have the sha256 that its manifest says: its bytes were altered"
+def _check_evaluations(run: AuditedRun, result: Audit) -> None:
+    """Find evaluations that do not parse or whose digest, step, run or settings are not those of their place."""
+    steps = codec.listed_steps(run.layout.evaluations)
+    paths: list[tuple[int | None, Path]] = [(step, path) for step in steps for path in _results_of(run, step)]
+    if run.layout.reference.is_file():
+        paths.append((None, run.layout.reference))
+    for step, path in paths:
+        result.evaluations += step is not None
+        try:
+            found = codec.read_manifest(path, EvaluationManifest)
+        except DamagedError as error:
+            result.add("damage", path, _less(str(error), path))
+            continue
+        _check_digest(run, result, path, found, found.created)
+        if step is not None and (sentence := _misplaced(run, step, path, found)):
+            result.add("damage", path, sentence)
+
+
+def _results_of(run: AuditedRun, step: int) -> list[Path]:
+    return sorted((run.layout.evaluations / step_name(step)).glob("*.json"))
+
+
+def _misplaced(run: AuditedRun, step: int, path: Path, found: EvaluationManifest) -> str | None:
+    if (found.step, found.run) != (step, run.manifest.name):
+        return f'is of step {found.step} of the run "{found.run}"'
+    settings = hashlib.sha256(json.dumps(found.settings, sort_keys=True).encode()).hexdigest()[:8]
+    expected = run.layout.evaluation(step, found.task, settings)
+    if path != expected:
+        return f"its task and settings belong to {expected.name}: it was altered or renamed"
     return None
 
 
-def _evaluations(run: _Run, result: Audit) -> Iterator[Finding]:
-    """Evaluations that do not parse, or whose step, run or settings are not those of their place."""
-    for step in codec.listed_steps(run.layout.evaluations):
-        for path in sorted((run.layout.evaluations / step_name(step)).glob("*.json")):
-            result.evaluations += 1
-            try:
-                found = codec.read_manifest(path, EvaluationManifest)
-            except DamagedError as error:
-                yield Finding("damage", path, _less(str(error), path))
-                continue
-            settings = hashlib.sha256(json.dumps(found.settings, sort_keys=True).encode()).hexdigest()[:8]
-            if (found.step, found.run) != (step, run.manifest.name):
-                yield Finding("damage", path, f'is of step {found.step} of the run "{found.run}"')
-            elif path != run.layout.evaluation(step, found.task, settings):
-                name = run.layout.evaluation(step, found.task, settings).name
-                yield Finding("damage", path, f"its task and settings belong to {name}: it was altered or renamed")
-
-
-def _missing(run: _Run) -> Iterator[Finding]:
+def _missing(run: AuditedRun) -> Iterator[Finding]:
     """Steps that run.json and the regular spacing of the others call for, and parts that a manifest calls for."""
     layout, newest = run.layout, run.manifest.step
     if newest not in run.checkpoints and newest not in codec.listed_steps(layout.checkpoints):
@@ -185,52 +185,13 @@ def expected_steps(observed: set[int], newest: int, total: int) -> set[int]:
     regular = observed - {0, total} - powers
     stride = reduce(math.gcd, regular, 0)
     due = {0} | ({total} if newest >= total else set()) if observed else set()
-    if len(regular) < 2:
+    if len(regular) < 2 or newest // stride > 2 * len(observed):  # a schedule that lacks more than it explains
         return due
     due |= set(range(0, newest + 1, stride)) | {power for power in powers if power < min(stride, newest)}
     return due if observed - {total} <= due and len(due - observed) < len(due & observed) else {0}
 
 
-def _log(run: _Run) -> Iterator[Finding]:
-    """Lines of metrics.jsonl that do not parse, steps that repeat or go back, gaps, tokens that fall, a loss that is
-    not finite, and an end before the newest checkpoint."""
-    path = run.layout.metrics
-    if not path.is_file():
-        if run.manifest.step > 0:
-            yield Finding("log", path, f"is missing, though the run is at step {run.manifest.step}")
-        return
-    rows: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows.append((int(row["step"]), row))
-        except (ValueError, KeyError, TypeError):
-            yield Finding("log", path, f"line {number} is not a row with a step")
-    if not rows:
-        return
-    strides = [later - earlier for (earlier, _), (later, _) in pairwise(rows)]
-    usual = max(sorted(set(strides)), key=strides.count, default=1)
-    for (before, old), (step, new), stride in zip(rows[:-1], rows[1:], strides, strict=True):
-        if stride <= 0:
-            yield Finding("log", path, f"step {step} follows step {before}: rows repeat or go back")
-        elif stride > usual > 0:
-            yield Finding(
-                "log", path, f"nothing between step {before} and step {step}, with {usual} in between as usual"
-            )
-        if stride > 0 and new.get("tokens", 0) < old.get("tokens", 0):
-            yield Finding(
-                "log", path, f"tokens fall from {old['tokens']} at step {before} to {new['tokens']} at {step}"
-            )
-    for step, row in rows:
-        loss = row.get("loss")
-        if isinstance(loss, float) and not math.isfinite(loss):
-            yield Finding("log", path, f"the loss of step {step} is {loss}")
-    last = rows[-1][0]
-    if last + max(usual, 1) <= run.manifest.step:
-        yield Finding("log", path, f"ends at step {last}, though the run is at step {run.manifest.step}")
-
-
-def _duplicate_files(run: _Run) -> Iterator[Finding]:
+def _duplicate_files(run: AuditedRun) -> Iterator[Finding]:
     """Observations of one file name that are bit-identical in two steps, by the sha256 of their manifests."""
     seen: dict[tuple[str, str], list[int]] = defaultdict(list)
     for step, manifest in sorted(run.snapshots.items()):
@@ -242,23 +203,26 @@ def _duplicate_files(run: _Run) -> Iterator[Finding]:
             yield Finding("duplicate", run.layout.snapshot(step) / file, f"is bit-identical to that of step {steps[0]}")
 
 
-def _trajectory(run: _Run, progress: Progress | None) -> Iterator[Finding]:
-    paths = {step: path for step in sorted({*run.checkpoints, *run.snapshots}) if (path := run.weights(step))}
+def _trajectory(run: AuditedRun, progress: Progress | None) -> Iterator[Finding]:
+    steps = sorted({*run.checkpoints, *run.snapshots})
+    paths = {step: path for step in steps if (path := _weights(run, step)) is not None}
     for check, step, sentence in walk(paths, _still(run), progress):
         yield Finding(check, paths[step], sentence)
 
 
-def _still(run: _Run) -> set[int]:
+def _weights(run: AuditedRun, step: int) -> Path | None:
+    """The file that holds the weights of a step."""
+    if step in run.checkpoints:
+        return run.layout.checkpoint(step) / MODEL_WEIGHTS
+    if step in run.snapshots and run.snapshots[step].weights == "snapshot":
+        return run.layout.snapshot(step) / SNAPSHOT_WEIGHTS
+    return None
+
+
+def _still(run: AuditedRun) -> set[int]:
     """Updates whose learning rate was 0, which leave the weights as they are."""
-    found = set()
-    if run.layout.metrics.is_file():
-        for line in run.layout.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                found |= {int(row["step"])} if row["lr"] == 0 else set()
-            except (ValueError, KeyError, TypeError):
-                continue  # reported as a line that is not a row
-    return found
+    rows, _ = read_rows(run.layout.metrics)
+    return {row["step"] for row in rows if row.get("lr") == 0}
 
 
 def _less(sentence: str, path: Path) -> str:

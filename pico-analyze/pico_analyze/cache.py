@@ -22,30 +22,37 @@ from urllib.parse import quote
 import torch
 from pico_contract import codec
 from pico_contract.errors import UserError
+from pico_contract.provenance import module_digests
 
 import pico_analyze
 from pico_analyze.components import UPDATES
 from pico_analyze.item import Measured, Numbers, Result, chosen_for, has_null, places, seeded_by
 from pico_analyze.metrics import METRICS, Metric
 from pico_analyze.reading import Place, Reference, Work
-from pico_analyze.sources import Source
+from pico_analyze.sources import Source, model_at
 
 FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
 _CODE = (
+    "architectures",
     "circuits",
     "components",
+    "damage",
     "decompositions",
+    "inputs",
     "item",
     "linalg",
     "low_rank",
     "metrics",
     "power_law",
+    "projections",
     "reading",
     "sample",
+    "scaling",
     "sources",
 )
 """What a number depends on: modules and packages of this package."""
 _ALONE = "alone"
+_LONGEST_NAME = 120  # 143 bytes are allowed on eCryptfs, of which the endings and the draft's prefix need some
 
 Kept = dict[str, dict[str, Any]]
 """Content -> metric -> one list of fields for each key of the unit, or None where the metric does not apply."""
@@ -135,7 +142,7 @@ class Cache:
     def _path(self, work: Work) -> Path:
         unit = work.unit
         parts = (work.kind, work.split, unit.circuit, unit.module)
-        return self.root / (quote(" ".join(part for part in parts if part), safe=" ") + ".jsonl")
+        return self.root / f"{_file_name(' '.join(part for part in parts if part))}.jsonl"
 
     def _content(self, source: Source, work: Work, step: int) -> str | None:
         """Of a step of a source; None where it lacks the unit."""
@@ -158,6 +165,14 @@ class Cache:
             return {}
 
 
+def _file_name(text: str) -> str:
+    """A text as the name of a file: what is too long for some file system is cut and ends with a hash of the whole."""
+    name = quote(text, safe=" ")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
 def _header(lines: str) -> dict[str, Any]:
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
     return {"format": FORMAT, "format_version": FORMAT_VERSION, "code": _code(), "sha256": sha256}
@@ -169,7 +184,7 @@ def _fingerprint(source: Source, kinds: Sequence[str], split: str | None, step: 
         found = [source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds]
     except UserError:
         return None
-    return _digest([sorted(map(list, source.model.items())), found])
+    return _digest([sorted(map(list, model_at(source, step).items())), sorted(map(list, source.model.items())), found])
 
 
 def _digest(of: Any) -> str:
@@ -199,12 +214,15 @@ def _metric_key(name: str, metric: Metric, work: Work) -> str | None:
 
 
 def _file_of(fn: Callable[..., Any]) -> str | None:
-    """sha256 of the file of a function that is its module's; None for closures, cells of a notebook and objects."""
+    """Digest of the source of a function's module and of what that imports from its folder.
+
+    None for closures, cells of a notebook and objects, whose code is not in a file alone.
+    """
     module = inspect.getmodule(fn)
     if module is None or not inspect.isfunction(fn) or getattr(module, fn.__qualname__, None) is not fn:
         return None
-    file = Path(getattr(module, "__file__", None) or "")
-    return codec.sha256_file(file) if file.is_file() else None
+    found = module_digests([module.__name__])
+    return _digest(found) if found else None
 
 
 def pending(

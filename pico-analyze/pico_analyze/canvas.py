@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from pico_contract.codec import replacing
 from pico_contract.errors import UserError
 
+from pico_analyze.fonts import fit_fonts
 from pico_analyze.subject import Subject
 
 FORMATS = ("png", "svg", "pdf")
@@ -219,6 +220,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 def write(figure: Figure, file: BinaryIO, ending: str) -> None:
     """Write the figure as png, svg or pdf into an open file, without a date."""
+    fit_fonts(figure)
     with matplotlib.rc_context(_STYLE):
         figure.savefig(file, format=ending, dpi=_DPI, metadata=_NO_DATE[ending])
 

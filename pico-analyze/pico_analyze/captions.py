@@ -6,11 +6,15 @@ STATUSES = {
     "zero": "the tensor is zero, or has no variance, so that the definition gives 0 or nothing",
     "rank_deficient": "a singular value is not above the rounding of the stored precision, so that a condition number "
     "would measure noise; the effective condition number and the numerical rank say what can be said",
-    "n_less_than_d": "too few rows for the definition: observe more probe rows or positions",
+    "within_rounding": "the tensor is not zero, but no more than rounding to the stored precision can have done",
+    "not_unique": "several answers fit the definition equally: canonical correlations that repeat, which leaves their "
+    "weights open, or directions of one size of which only some are to be taken",
+    "n_less_than_d": "too few distinct rows, or too few sequences, for the definition: observe more probe rows",
     "too_few": "fewer than 50 singular values that differ: a power law's exponent could not be told from chance; or a "
     "single micro-batch, which has no spread",
     "no_signal": "the estimate of the squared gradient is not positive: so few micro-batches do not tell it from noise",
-    "missing": "the step does not hold what was asked for, or its file is not readable",
+    "missing": "the step does not hold what was asked for",
+    "damaged": "the file that holds it is not readable, or its bytes are not those that were written",
     "non_finite": "the tensor, or the result, holds NaN or infinity",
 }
 """Status of the measurement table -> what it means; `ok` needs no words."""
@@ -20,14 +24,18 @@ _METRICS = {
     "effective_rank": "how many directions a matrix uses, as if they were all of one size",
     "condition_number": "how many times larger the largest stretch is than the smallest; 1 is best conditioned",
     "effective_condition_number": "as the condition number, over what is above rounding",
-    "numerical_rank": "directions above the rounding of the stored precision",
+    "numerical_rank": "directions above the worst that rounding to the stored precision can have done, which grows "
+    "with the width: comparable at one shape and dtype only",
     "stable_rank": "near 1 one direction dominates",
     "participation_ratio": "how many directions hold most of the squared norm; the largest count more than in the "
     "effective rank",
     "spectral_entropy": "0 where one direction holds all, highest where all are of one size",
     "heavy_tail_exponent": "smaller where few directions stand out ever further; worth reading only where the fit is "
-    "good",
-    "heavy_tail_ks": "how far the largest eigenvalues are from a power law: small where the exponent means something",
+    "good and of many values. The fit takes the two-sided distance: it is not comparable with the packages powerlaw "
+    "and plfit, which take the one-sided distance and cap the exponent",
+    "heavy_tail_ks": "how far the largest eigenvalues are from a power law (two-sided distance): small where the "
+    "exponent means something",
+    "heavy_tail_count": "how many eigenvalues lie in the tail that the power law is fitted to",
     "frobenius_norm": "the size of the whole tensor",
     "nuclear_norm": "the sum of its singular values, which grows with size and with rank",
     "spectral_norm": "the size of its largest direction",
@@ -53,7 +61,7 @@ _METRICS = {
     "pwcca": "how much of the step's sample a linear map of the reference explains, large directions counting most",
     "procrustes": "1 where a rotation and a scale turn one sample into the other",
     "subspace_overlap": "the share of the largest directions that is common to both",
-    "mutual_knn": "how many of a row's nearest neighbours stay its nearest",
+    "mutual_knn": "how many of a row's nearest neighbours stay its nearest; rows that tie count by expectation",
     "cosine": "1 where two tensors point the same way, 0 where they are at right angles, -1 where they are opposite",
     "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }
@@ -63,7 +71,9 @@ _COMPONENTS = {
     "ov_circuit_joined": "the OV circuits of all heads side by side",
     "ov_induced_change": "how one step of gradient descent changes the OV circuit of a head, to first order",
     "ov_induced_change_joined": "the induced changes of all heads side by side",
-    "qk_circuit": "what a head compares positions by, at distance 0: Q transposed times K of that head",
+    "qk_circuit": "what a head compares positions by, at distance 0: Q transposed times K of that head. In models that "
+    "normalise queries and keys (q_norm and k_norm, as Qwen3, OLMo 2 and Gemma 3) it is not the score: there each "
+    "query and key is divided by its norm and multiplied by gains, which are not part of the circuit",
     "mlp_path": "the MLP with all gates open: down times up",
     "lora_update": "the scaled product of a projection's low-rank factors: what the running cycle has added to the "
     "base so far, and at the step of a restart all that the cycle which ended there added. It grows within a cycle and "
@@ -96,11 +106,21 @@ _FIGURES = {
     "colours, at a few steps from left to right: a block of one colour beside the slope is layers in a row that say "
     "much the same. White: a layer with itself, or, where the order matters, with a later one. Hatched: no value.",
     "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
-    "run: where the bands overlap, the arms differ no more than seeds do.",
-    "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below, a "
-    "dot where the interval over runs leaves out 0. Single dots are what chance gives; a field of them is not.",
+    "run. Bands show the runs there are and are no intervals: whether they overlap decides nothing, least of all where "
+    "runs are paired by seeds.",
+    "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below.",
     "heads": "The same, head by head: a row that differs within a layer is a head of its own kind.",
 }
+
+
+_DOTS = (
+    "A dot: the difference is not 0 by a max-t test at 0.05 that is adjusted for all cells of this map and keeps runs "
+    "whole. If nothing differed, a map would have any dot in at most 5% of experiments."
+)
+_NO_DOTS = (
+    "No cell is marked: a test adjusted for all cells needs 6 pairs, or 4 runs in each arm, to reach 0.05. Colours are "
+    "sizes of differences, which seeds alone give too."
+)
 
 
 def meaning(status: str) -> str:
@@ -116,6 +136,11 @@ def reading(metric: str) -> str:
 def component(name: str) -> str:
     """What a component is that is made of several matrices; empty for a plain module."""
     return _COMPONENTS.get(name.rpartition(".")[2], "")
+
+
+def marks(reachable: bool) -> str:
+    """Say what the dots of a map of differences are, or why it has none; `reachable` if its test can reach 0.05."""
+    return _DOTS if reachable else _NO_DOTS
 
 
 def how_to_read(form: str, metric: str | None = None) -> str:

@@ -1,20 +1,24 @@
 """Circuits: components made of several matrices of one step, as products that are kept as their factors.
 
 Shapes: D hidden_size, I intermediate_size, H query heads, G key-value heads, hd head_dim, P rows of activations.
-Projections are stored (out, in). With grouped queries head h uses key-value head kv(h) = h // (H / G).
+Projections are (out, in), read by `pico_analyze.projections`, which also divides those that a family stores as one
+matrix. With grouped queries head h uses key-value head kv(h) = h // (H / G).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
 from pico_contract.errors import DamagedError
 
+from pico_analyze.architectures import ATTENTIONS, MLPS, Layout, Role, layouts
 from pico_analyze.linalg import Matrix, Product
 from pico_analyze.low_rank import Change, cumulative_lora_update, lora_update
+from pico_analyze.projections import Attention, attention_at, mlp_at
 from pico_analyze.sources import Source
 
 UPDATES = "updates"
@@ -29,11 +33,23 @@ class Circuit:
     """
 
     kinds: tuple[str, ...]
-    anchor: str  # what must lie within its place for the circuit to be had there
+    known: tuple[Layout, ...]  # layouts of what it lies in; () for low-rank projections
+    roles: tuple[Role, ...]  # the projections that it is made of, that first whose activations it can be made of
     load: Callable[[Source, str, int, str, str | None], list[Matrix]] | None
     heads: Literal["each", "joined"] | None = "each"  # None where it is not made of heads
     over: Callable[[Source, str, int, int], Change] | None = None
     of_projection: bool = False  # several in a layer, each named behind its projection
+
+    def owners(self, modules: Iterable[str], kind: str) -> dict[str, Layout | None]:
+        """The modules that have the circuit, such as `model.layers.0.self_attn`, with the layout of what lies in them.
+
+        Args:
+            modules: those of which `kind` is there. Activations of the first role are enough: weights give the rest.
+        """
+        if not self.known:
+            ending = ".lora_B"
+            return {name.removesuffix(ending): None for name in modules if name.endswith(ending)}
+        return dict(layouts(modules, self.known, self.roles[:1] if kind == "activations" else self.roles))
 
 
 def ov_circuit(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -42,12 +58,13 @@ def ov_circuit(source: Source, module: str, step: int, kind: str, split: str | N
     Row-vector convention: x @ OV_h^T is what head h writes to the residual stream where it attends to x alone.
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
     """
-    output = source.tensor(step, "weights", f"{module}.o_proj")  # (D, H * hd)
-    states = source.tensor(step, kind, f"{module}.v_proj", split)
+    attention = attention_at(source, module, step, OV)
+    output = attention.rows("output", "weights")  # (D, H * hd)
+    states = attention.rows("value", kind, split)  # (G * hd, D), or of activations (G * hd, P)
+    heads = zip(*_output_and_value(attention, output, states), strict=True)
     if kind == "weights":
-        return [Product(o, v) for o, v in zip(*_output_and_value(source, output, states), strict=True)]
-    columns, states_by_head = _output_and_value(source, output, states.T)  # H of (D, hd), H of (hd, P)
-    return [Product(v.T, o.T) for o, v in zip(columns, states_by_head, strict=True)]
+        return [Product(o, v) for o, v in heads]
+    return [Product(v.T, o.T) for o, v in heads]
 
 
 def ov_induced_change(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -58,11 +75,12 @@ def ov_induced_change(source: Source, module: str, step: int, kind: str, split: 
     respect to OV_h, which gradients of the two factors do not determine; pico-analyze 1.x called a similar product so
     (`ov_circuit` of gradients).
     """
-    o, v = f"{module}.o_proj", f"{module}.v_proj"
-    weights = [source.tensor(step, "weights", name) for name in (o, v)]
-    gradients = [source.tensor(step, kind, name, split) for name in (o, v)]
-    heads = zip(*_output_and_value(source, *weights), *_output_and_value(source, *gradients), strict=True)
-    return [Product(torch.cat([d_o, o], dim=1), torch.cat([v, d_v])) for o, v, d_o, d_v in heads]
+    attention = attention_at(source, module, step, OV)
+    weights = [attention.rows(role, "weights") for role in ("output", "value")]
+    gradients = [attention.rows(role, kind, split) for role in ("output", "value")]
+    of_both = (_output_and_value(attention, output, value) for output, value in (weights, gradients))
+    heads = zip(*chain(*of_both), strict=True)
+    return [Product.sum_of(Product(d_o, v), Product(o, d_v)) for o, v, d_o, d_v in heads]
 
 
 def ov_circuit_joined(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -76,7 +94,7 @@ def ov_circuit_joined(source: Source, module: str, step: int, kind: str, split: 
     factor. It is what pico-analyze 1.x printed beside the heads.
     """
     products = [one for one in ov_circuit(source, module, step, kind, split) if isinstance(one, Product)]
-    shared = source.model.get("num_key_value_heads", len(products)) if kind == "activations" else len(products)
+    shared = len(products) if kind == "weights" else attention_at(source, module, step, OV).heads.groups
     return [_side_by_side(products, len(products) // shared)]
 
 
@@ -103,12 +121,12 @@ def qk_circuit(source: Source, module: str, step: int, kind: str, split: str | N
     that of Q[h]^T @ R(j - i) @ K[kv(h)] with R a rotation by the distance, so that QK_h is the circuit at distance 0.
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
     """
-    query = source.tensor(step, kind, f"{module}.q_proj")  # (H * hd, D)
-    key = source.tensor(step, kind, f"{module}.k_proj")  # (G * hd, D)
-    heads, group = _heads(source, query.shape[0], key.shape[0])
-    head_dim = query.shape[0] // heads
-    by_head, keys = query.split(head_dim), key.split(head_dim)
-    return [Product(by_head[h].T, keys[h // group]) for h in range(heads)]
+    attention = attention_at(source, module, step, QK)
+    query, key = attention.rows("query", kind), attention.rows("key", kind)  # (H * hd, D), (G * hd, D)
+    group = _group(attention, query.shape[0], key.shape[0])
+    head_dim = query.shape[0] // attention.heads.queries
+    keys = key.split(head_dim)
+    return [Product(q.T, keys[h // group]) for h, q in enumerate(query.split(head_dim))]
 
 
 def mlp_path(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -117,43 +135,42 @@ def mlp_path(source: Source, module: str, step: int, kind: str, split: str | Non
     The MLP itself is x -> down (silu(gate x) * up x), so this is its path with the nonlinearity left out.
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits" (virtual weights).
     """
-    down = source.tensor(step, kind, f"{module}.down_proj")  # (D, I)
-    return [Product(down, source.tensor(step, kind, f"{module}.up_proj"))]  # (I, D)
+    up, down = mlp_at(source, module, step, kind)
+    return [Product(down, up)]
 
 
-def _heads(source: Source, queries: int, keys: int) -> tuple[int, int]:
-    """H, and how many query heads share a key-value head; `queries` and `keys` are the widths of all heads of either.
+def _group(attention: Attention, queries: int, keys: int) -> int:
+    """How many query heads share a key-value head; `queries` and `keys` are the widths of all heads of either.
 
     Raises:
         DamagedError: the model's configuration speaks of other widths.
     """
-    heads = source.model["num_attention_heads"]
-    groups = source.model.get("num_key_value_heads", heads)
+    heads, groups = attention.heads
     if queries % heads or heads % groups or keys * heads != queries * groups:
-        what = f"{heads} heads and {groups} key-value heads"
-        raise DamagedError(f"the configuration of {source.name} has {what}, its matrices are {queries} and {keys} wide")
-    return heads, heads // groups
+        what, name = f"{heads} heads and {groups} key-value heads", attention.source.name
+        raise DamagedError(f"the configuration of {name} has {what}, its matrices are {queries} and {keys} wide")
+    return heads // groups
 
 
 def _output_and_value(
-    source: Source, output: torch.Tensor, value: torch.Tensor
+    attention: Attention, output: torch.Tensor, value: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Of (D, H * hd) and (G * hd, any): O[:, h], H of (D, hd), and V[kv(h)], H of (hd, any)."""
-    heads, group = _heads(source, output.shape[1], value.shape[0])
+    group, heads = _group(attention, output.shape[1], value.shape[0]), attention.heads.queries
     head_dim = output.shape[1] // heads
     values = value.split(head_dim)
     return list(output.split(head_dim, dim=1)), [values[h // group] for h in range(heads)]
 
 
+OV: tuple[Role, ...] = ("value", "output")
+QK: tuple[Role, ...] = ("key", "query")
 CIRCUITS: dict[str, Circuit] = {
-    "ov_circuit": Circuit(("weights", UPDATES, "activations"), "v_proj", ov_circuit),
-    "ov_induced_change": Circuit(("gradients",), "v_proj", ov_induced_change),
-    "ov_circuit_joined": Circuit(("weights", UPDATES, "activations"), "v_proj", ov_circuit_joined, "joined"),
-    "ov_induced_change_joined": Circuit(("gradients",), "v_proj", ov_induced_change_joined, "joined"),
-    "qk_circuit": Circuit(("weights", UPDATES), "k_proj", qk_circuit),
-    "mlp_path": Circuit(("weights", UPDATES), "up_proj", mlp_path, None),
-    "lora_update": Circuit(("weights",), "lora_B", lora_update, None, of_projection=True),
-    "cumulative_lora_update": Circuit(
-        (UPDATES,), "lora_B", None, None, over=cumulative_lora_update, of_projection=True
-    ),
+    "ov_circuit": Circuit(("weights", UPDATES, "activations"), ATTENTIONS, OV, ov_circuit),
+    "ov_induced_change": Circuit(("gradients",), ATTENTIONS, OV, ov_induced_change),
+    "ov_circuit_joined": Circuit(("weights", UPDATES, "activations"), ATTENTIONS, OV, ov_circuit_joined, "joined"),
+    "ov_induced_change_joined": Circuit(("gradients",), ATTENTIONS, OV, ov_induced_change_joined, "joined"),
+    "qk_circuit": Circuit(("weights", UPDATES), ATTENTIONS, QK, qk_circuit),
+    "mlp_path": Circuit(("weights", UPDATES), MLPS, ("up", "down"), mlp_path, None),
+    "lora_update": Circuit(("weights",), (), (), lora_update, None, of_projection=True),
+    "cumulative_lora_update": Circuit((UPDATES,), (), (), None, None, over=cumulative_lora_update, of_projection=True),
 }

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pico_contract.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 _SOURCES = "run directory (also of pico-train 1.x), directory or quoted glob of model folders, or hub:NAME@step*"
 SourcePath = Annotated[Path, typer.Argument(metavar="RUN", help=_SOURCES)]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
 Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
 Out = Annotated[Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
@@ -26,6 +26,9 @@ def run(
     of: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="the run, in place of the one that CONFIG names")
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="import and run the code that a stored analysis/<name>/config.yaml names")
+    ] = False,
 ) -> None:
     """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything.
 
@@ -33,11 +36,12 @@ def run(
     A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
     """
     from pico_analyze.commands import run_analysis
-    from pico_analyze.config import load
+    from pico_analyze.config import check_trust, load
 
-    say = partial(typer.echo, err=True)
+    say = partial(_say, err=True)
+    check_trust(source, trust)
     for path in run_analysis(load(source, overrides or [], of, say), str(source), say):
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -61,7 +65,7 @@ def plot(
 
     metrics, formats = metric.split(",") if metric else None, format.split(",")
     for path in plot_run(run, name, metrics, heads, formats, out, spectra, distributions):
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -69,7 +73,7 @@ def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
     """Write report.html from the table that `run` wrote: one file that opens offline, on a phone and on paper."""
     from pico_analyze.commands import report_run
 
-    typer.echo(report_run(run, name, out))
+    _say(report_run(run, name, out))
 
 
 @app.command()
@@ -85,39 +89,45 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="comma-separated, to draw; a few telling ones by default")] = None,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
     out: Annotated[Path, typer.Option(help="directory for table, figures and report")] = Path("comparison"),
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option(help="of the bootstrap, and of permutations where they are sampled")] = 0,
+    interval: Annotated[
+        str, typer.Option(help="student: over pairs of equal seeds, else Welch's; bootstrap: from 10 runs an arm on")
+    ] = "student",
 ) -> None:
     """Differences between arms, from the tables that `run` wrote: paired by step, with intervals over seeds.
 
-    An interval needs at least two runs in either arm (three or more are better); with one, none is claimed.
+    First comes what differs between the arms beyond what was meant, from config.yaml and run.json. An interval needs at
+    least two runs in either arm (three or more are better); with one, none is claimed.
     """
     from pico_analyze.commands_compare import compare_runs, parse_groups
 
     chosen = metric.split(",") if metric else None
     groups = parse_groups(group or [])
-    paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed)
+    paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed, interval)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        _say(f"note: {note}", err=True)
     for path in paths:
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
 def audit(
-    run: RunPath,
+    run: SourcePath,
     hashes: Annotated[
         bool, typer.Option(help="read every byte: hashes, duplicated steps, jumps of weights; without, sizes alone")
     ] = True,
 ) -> None:
     """Check a run's integrity: damage, missing and duplicated steps, gaps in the log, jumps of the weights.
 
+    Every file is compared with a recorded hash or named as not covered. Of a series of models: duplicated steps.
+
     Exit code 0 when nothing was found, 1 with findings, each a line that names the file at fault.
     """
     from pico_analyze.commands import audit_run
 
-    lines, sound = audit_run(run, hashes, partial(typer.echo, err=True))
+    lines, sound = audit_run(run, hashes, partial(_say, err=True))
     for line in lines:
-        typer.echo(line)
+        _say(line)
     if not sound:
         raise typer.Exit(1)
 
@@ -128,7 +138,7 @@ def inspect(run: SourcePath) -> None:
     from pico_analyze.commands import holdings
 
     for line in holdings(run):
-        typer.echo(line)
+        _say(line)
 
 
 @app.command()
@@ -137,31 +147,37 @@ def metrics() -> None:
     from pico_analyze.commands import known_metrics
 
     for line in known_metrics():
-        typer.echo(line)
+        _say(line)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1.
-
-    Ctrl-C is typer's: exit 130.
-    """
-    from pico_contract.errors import UserError
+    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1."""
+    from pico_contract.directories import exit_code_of
+    from pico_contract.errors import UserError, sentence_of
 
     _see_users_modules()
     try:
         app(prog_name="pico-analyze")
     except UserError as error:
-        _fail(str(error), UserError.exit_code)
+        _fail(sentence_of(error), UserError.exit_code)
     except OSError as error:
-        _fail(str(error), 1)
+        _fail(sentence_of(error), exit_code_of(error))
 
 
 def _see_users_modules() -> None:
-    """A metric named `module:attribute` may lie in the directory that the command is run from."""
+    """Let a metric named `module:attribute` lie in the directory that the command is run from.
+
+    It comes last, so that a file there never takes the place of an installed package.
+    """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
+
+
+def _say(line: object, err: bool = False) -> None:
+    """Print a line, in which names of others cannot control the terminal."""
+    typer.echo(printable(str(line)), err=err)
 
 
 def _fail(sentence: str, code: int) -> None:
-    typer.echo(f"pico-analyze: {sentence}", err=True)
+    _say(f"pico-analyze: {sentence}", err=True)
     sys.exit(code)

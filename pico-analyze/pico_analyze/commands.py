@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.directories import check_directory
+from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout, RunLayout
-from pico_contract.names import parse
+from pico_contract.names import parse, stack_prefixes
+from pico_contract.terminal import one_line
 
+from pico_analyze.analysis_place import measured, note_on_place, place, record_owner
+from pico_analyze.code_record import code_record
 from pico_analyze.config import AnalysisConfig, load, to_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pico_analyze.findings import Audit
     from pico_analyze.metrics import Metric
     from pico_analyze.sources import Source
 
@@ -44,11 +51,17 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
     layout = place(run, config.name, config.out)
+    check_directory(layout.root)
+    for note in [*_notes(run), *note_on_place(run, config.name, layout, config.out)]:
+        say(f"note: {note}")
     frame = table.joined(_tables(run, other, config, layout, say))
+    record_owner(layout, run)
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
+    write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
     figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
-    return [layout.table, layout.table_csv, layout.config, *figures, _write_report(run, frame, layout, config)]
+    files = [layout.table, layout.table_csv, layout.config, layout.code]
+    return [*files, *figures, _write_report(run, frame, layout, config)]
 
 
 def _tables(
@@ -56,6 +69,7 @@ def _tables(
 ) -> list[pd.DataFrame]:
     """What is measured, part by part."""
     from pico_analyze.engine import measure
+    from pico_analyze.omissions import omissions
     from pico_analyze.parts import held, parts_of, steps_of
 
     steps = steps_of(config, run, say)
@@ -75,21 +89,9 @@ def _tables(
             chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with _progress(say) as progress:
                 tables.append(measure_part(run, *chosen, progress))
+    for sentence in dict.fromkeys(chain(*(omissions(run, part.components) for part in parts_of(config)))):
+        say(f"note: {sentence}")
     return tables
-
-
-def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where an analysis is kept: RUN/analysis/NAME; for what other programs wrote ./analysis/SOURCE/NAME.
-
-    With `out` it is OUT/analysis/NAME for either. Nothing is ever written into what another program wrote.
-    """
-    from pico_analyze.sources.run import Run
-
-    if out is not None:
-        return RunLayout(out).analysis(name)
-    if isinstance(source, Run):
-        return source.layout.analysis(name)
-    return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
 
 
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:
@@ -104,16 +106,6 @@ def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     run = open_source(path)
     layout = measured(run, name, out)
     return _write_report(run, table.read(layout.table), layout, load(layout.config))
-
-
-def measured(run: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where the analysis `name` of a run lies; UserError with the nearest name where there is no such table."""
-    layout = place(run, name, out)
-    if not layout.table.is_file():
-        known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
-        near = did_you_mean(name, known) or ": run pico-analyze run first"
-        raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
-    return layout
 
 
 def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
@@ -132,41 +124,68 @@ def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, conf
 
 
 def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
-    """A line for each finding of the audit and one that sums up, and whether the run is sound.
+    """A line for each finding of the audit, for what it did not cover and to sum up, and whether the run is sound.
 
     Raises:
         UserError: no such run.
     """
     from pico_analyze.audit import audit
-    from pico_analyze.sources.run import open_run
+    from pico_analyze.sources.open import open_source
+    from pico_analyze.sources.run import Run, check_run
 
-    root = open_run(path).layout.root
+    if not RunLayout(path).manifest.is_file():
+        source = open_source(path)
+        if not isinstance(source, Run):
+            return _audit_of_series(source)
     with _progress(say, "read") as progress:
-        result = audit(root, hashes, progress)
-    depth = "every byte was read" if hashes else "sizes alone were compared"
-    looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations, {depth}"
+        result = audit(check_run(path).root, hashes, progress)
+    lines = [*map(str, result.findings), *(one_line(f"not covered: {p}: {why}") for p, why in result.uncovered.items())]
+    return [*lines, _sum_of(result, hashes)], not result.findings
+
+
+def _audit_of_series(source: Source) -> tuple[list[str], bool]:
+    from pico_analyze.audit_series import audit_series
+
+    lines = audit_series(source)
+    looked = f"{len(source.steps)} steps, compared with each other by the hashes of their files"
+    found = f"{len(lines)} finding{'s' if len(lines) > 1 else ''} in" if lines else "nothing found in"
+    return [*lines, f"{found} {looked}; no manifest says what they should be"], not lines
+
+
+def _sum_of(result: Audit, hashes: bool) -> str:
+    compared = "every byte was compared with a recorded sha256" if hashes else "the size alone was compared"
+    looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
+    looked += f" {len(result.compared)} files {compared}"
+    if result.uncovered:
+        looked += f"; not covered: {len(result.uncovered)} (named above)"
     count = len(result.findings)
-    last = f"{count} finding{'s' if count > 1 else ''} in {looked}" if result.findings else f"sound: {looked}"
-    return [*map(str, result.findings), last], not result.findings
+    return f"{count} finding{'s' if count > 1 else ''} in {looked}" if count else f"sound: {looked}"
 
 
 def holdings(path: Path) -> list[str]:
     """What a source holds, as lines: status, geometry, steps, kinds by split with their modules, what is damaged."""
+    from pico_analyze.omissions import described
     from pico_analyze.sources import KINDS
+    from pico_analyze.sources.model_config import describe
     from pico_analyze.sources.open import open_source
 
     run = open_source(path)
-    geometry = ", ".join(f"{key} {value}" for key, value in run.model.items())
     lines = [
         f"run {run.name}{_progress_of(run)}",
-        f"model: {geometry}",
+        f"model: {describe(run.model)}",
         f"observed steps ({len(run.steps)}): {', '.join(map(str, run.steps))}",
     ]
     for kind in KINDS:
         lines += _lines_of_kind(run, kind)
-    lines += _low_rank_lines(run)
+    lines += [*described(run), *_low_rank_lines(run)]
+    lines += [f"note: {note}" for note in _notes(run)]
     lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
     return lines
+
+
+def _notes(run: Source) -> list[str]:
+    """What a source says of what was left out of it."""
+    return list(getattr(run, "notes", ()))
 
 
 def _progress_of(run: Source) -> str:
@@ -178,12 +197,16 @@ def _progress_of(run: Source) -> str:
 
 
 def _lines_of_kind(run: Source, kind: str) -> list[str]:
+    from pico_analyze.components import component_of
+
     steps: dict[str | None, list[int]] = {}
     components: dict[str | None, dict[str, None]] = {}
     for step in run.steps:
         for split in run.splits(step, kind):
             steps.setdefault(split, []).append(step)
-            found = {parse(name).component: None for name in run.modules(step, kind, split)}
+            modules = run.modules(step, kind, split)
+            prefixes = stack_prefixes(modules)
+            found = dict.fromkeys(component_of(name, prefixes) for name in modules)
             components[split] = components.get(split, {}) | found
     return [
         f"{kind}{f' ({split})' if split else ''} at {len(at)} steps: {', '.join(components[split])}"
@@ -213,7 +236,7 @@ def _low_rank_lines(run: Source) -> list[str]:
 
 
 def known_metrics() -> list[str]:
-    """A line for each metric: name, arity, kinds, unit, range and source."""
+    """A line for each metric: name, arity, kinds, unit, range, source, and what it cannot be compared with."""
     from pico_analyze.metrics import METRICS
 
     width = max(map(len, METRICS))
@@ -222,7 +245,8 @@ def known_metrics() -> list[str]:
 
 def _line_of_metric(name: str, metric: Metric) -> str:
     of = "one matrix" if metric.arity == 1 else "a pair"
-    return f"{name}  {of} of {'|'.join(metric.kinds)}; {metric.unit}, {metric.range}; {source_of(metric)}"
+    line = f"{name}  {of} of {'|'.join(metric.kinds)}; {metric.unit}, {metric.range}; {source_of(metric)}"
+    return f"{line}; {metric.caution}" if metric.caution else line
 
 
 def source_of(metric: Metric) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pico_contract.codec import write_text
+from pico_contract.directories import check_directory
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout
 
-from pico_analyze.commands import measured
+from pico_analyze.analysis_place import measured
 
 if TYPE_CHECKING:
-    from pico_analyze.compare import Arm
+    from pico_analyze.arms import Arm
 
 
 def parse_groups(groups: Sequence[str]) -> dict[str, list[Path]]:
@@ -40,13 +41,13 @@ def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: 
         UserError: a run that is not there, has no such analysis, or is named twice.
     """
     from pico_analyze import table
-    from pico_analyze.compare import Arm
+    from pico_analyze.arms import Arm
     from pico_analyze.sources.open import open_source
 
     seen: set[Path] = set()
     arms = []
-    alone = {str(path): [path] for path in runs}
-    for label, paths in {**alone, **groups}.items():
+    alone = [(str(path), [path]) for path in runs]
+    for label, paths in [*alone, *groups.items()]:
         sources = [open_source(path) for path in paths]
         layouts = [measured(source, name) for source in sources]
         for path, layout in zip(paths, layouts, strict=True):
@@ -55,15 +56,17 @@ def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: 
                 raise UserError(f"{path} is named twice: a run cannot be compared with itself")
             seen.add(place)
         arms.append(Arm(label, sources, [table.read(layout.table) for layout in layouts]))
-    return _short_names(arms) if not groups else arms
+    return [*_short_names(arms[: len(alone)]), *arms[len(alone) :]]
 
 
 def _short_names(arms: list[Arm]) -> list[Arm]:
-    """Arms of one run each are called as their runs, where those names differ."""
+    """Call arms of one run each as their runs, if no two of those names are equal; by their paths otherwise."""
     from dataclasses import replace
 
     names = [arm.runs[0].name for arm in arms]
-    return [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)] if len(set(names)) > 1 else arms
+    if len(set(names)) < len(names):
+        return arms
+    return [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)]
 
 
 def compare_runs(
@@ -74,12 +77,14 @@ def compare_runs(
     metrics: Sequence[str] | None = None,
     formats: Sequence[str] = ("png",),
     seed: int = 0,
+    interval: str = "student",
 ) -> tuple[list[Path], list[str]]:
     """Compare, and write table, figures and report into `out`; the paths of them, and what to know before believing."""
-    from pico_analyze import canvas, compare, plot_arms, report_arms
+    from pico_analyze import canvas, compare, compare_notes, plot_arms, report_arms
 
+    check_directory(out)
     arms = open_arms(runs, groups, name)
-    differences = compare.compare(arms, seed=seed)
+    differences = compare.compare(arms, seed=seed, interval=interval)
     drawn = report_arms.drawn(arms, metrics)
     layout = AnalysisLayout(out)
     compare.write(differences, layout.table, layout.table_csv)
@@ -93,4 +98,4 @@ def compare_runs(
         for stem, figure in figures.items():
             written += [canvas.save(figure, layout.figures / f"{stem}.{ending}") for ending in formats]
     write_text(layout.report, report_arms.render(arms, differences, metrics))
-    return [*written, layout.report], compare.notes(arms, differences)
+    return [*written, layout.report], compare_notes.notes(arms, differences)

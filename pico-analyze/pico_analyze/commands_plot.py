@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pico_contract.layout import AnalysisLayout
 
-from pico_analyze.commands import measured
+from pico_analyze.analysis_place import measured
 
 if TYPE_CHECKING:
     import pandas as pd

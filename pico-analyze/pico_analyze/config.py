@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pico_contract.errors import UserError, did_you_mean, nearest
-from pico_contract.layout import RunLayout
+from pico_contract import strict_yaml
+from pico_contract.config_errors import describe
+from pico_contract.errors import UserError, did_you_mean, nearest, shorten
+from pico_contract.layout import AnalysisLayout, RunLayout
+from pico_contract.overrides import apply_overrides
+from pico_contract.trust import require_trust
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,7 +33,7 @@ from pico_analyze.selection import REFERENCES
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class StepRange(Section):
@@ -61,14 +65,18 @@ def _step_or_end(value: Any) -> Any:
         isinstance(value, int) and not isinstance(value, bool) and value >= 0
     ):
         return value
-    raise ValueError(f'should be "first", "last", "previous" or a step (it is {value!r})')
+    raise ValueError(f'should be "first", "last", "previous" or a step (it is {_shown(value)})')
 
 
 def _reference(value: Any) -> Any:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or value in REFERENCES:
         return value
-    near = "".join(f', did you mean "{name}"?' for name in nearest(str(value), REFERENCES))
-    raise ValueError(f"should be one of {', '.join(REFERENCES)}, or a step (it is {value!r}{near})")
+    near = "".join(f', did you mean "{name}"?' for name in nearest(str(value)[:100], REFERENCES))
+    raise ValueError(f"should be one of {', '.join(REFERENCES)}, or a step (it is {_shown(value)}{near})")
+
+
+def _shown(value: Any) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False))
 
 
 def _shape_of_steps(value: Any) -> str:
@@ -101,7 +109,7 @@ class AnalysisConfig(Section):
 
     run: Path | list[Path]
     """Run directory (also of pico-train 1.x); folders of models in safetensors, a glob, a list; hub:NAME@step*."""
-    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """The analysis is written to analysis/<name>/ in the run, in place of an earlier one of that name."""
     out: Path | None = None
     """Directory for analysis/<name>/; the run itself, for sources of other programs ./analysis/<source>/<name>/."""
@@ -110,8 +118,8 @@ class AnalysisConfig(Section):
     metrics: list[str] | None = None
     """Names that `pico-analyze metrics` lists, or module:attribute of a function of your own; all by default."""
     components: list[str] | None = None
-    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit; docs/components.md); projections,
-    OV and low-rank updates by default."""
+    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit; docs/components.md);
+    matrices of the layers, OV and low-rank updates by default."""
     steps: Steps | None = None
     """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
     kinds: Kinds | None = None
@@ -126,7 +134,7 @@ class AnalysisConfig(Section):
     across: Literal["layers"] | None = None
     """layers: similarities between the layers of each step instead of between steps."""
     null: Literal["permutation"] | None = None
-    """permutation: what each similarity of samples is where the reference's rows are in any order."""
+    """permutation: what each similarity of samples is where the reference's probe rows are in any order."""
     null_draws: int = Field(99, ge=2)
     """Orders of the rows; each similarity is computed as many times more."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
@@ -166,31 +174,49 @@ def load(
         raw = _converted(raw, source, say)
     if run is not None:
         raw["run"] = str(run)
-    for override in overrides:
-        _apply(raw, override)
+    apply_overrides(raw, overrides, "metrics=[per,gini]")
     if earlier and "run" not in raw:
         raise UserError(f"{source} is of pico-analyze 1.x and names no run: add --run RUN")
     return checked(raw, str(source), overrides)
 
 
+def check_trust(source: Path, trust: bool) -> None:
+    """Refuse the configuration of an earlier analysis, which came with its run, if it names code and `trust` is off.
+
+    Raises:
+        UserError: names the file and the code.
+    """
+    is_stored = source.name == AnalysisLayout(source.parent).config.name and (
+        source.resolve().parent.parent.name == RunLayout(Path()).analysis("any").root.parent.name
+    )
+    if is_stored and source.is_file() and not trust:
+        require_trust(_read(source), source, trust)
+
+
 def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:
-    """`raw` as a configuration; a UserError names `source`, or the override, and the key."""
+    """Check `raw`; a UserError names `source`, or the override, and every key at fault.
+
+    Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an integer.
+    """
+    text = json.dumps(raw, default=str)
     try:
-        return AnalysisConfig.model_validate(raw)
+        return AnalysisConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise UserError(_sentence(error, source, overrides)) from None
+        errors = error.errors(include_url=False)
+        raise UserError(describe(AnalysisConfig, json.loads(text), errors, source, overrides)) from None
 
 
 def _converted(raw: dict[str, Any], source: Path, say: Callable[[str], None]) -> dict[str, Any]:
     try:
         return legacy_config.converted(raw, str(source), source.stem, lambda sentence: say(f"note: {sentence}"))
     except ValidationError as error:
-        raise UserError(_sentence(error, str(source), (), legacy_config.SECTIONS)) from None
+        errors = error.errors(include_url=False)
+        raise UserError(describe(legacy_config.LegacyConfig, raw, errors, str(source))) from None
 
 
 def to_yaml(config: AnalysisConfig) -> str:
-    """The resolved configuration; feeding it back repeats the analysis."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Write the resolved configuration; feeding it back repeats the analysis."""
+    return strict_yaml.dump(config.model_dump(mode="json"))
 
 
 def _names_a_source(source: Path) -> bool:
@@ -198,79 +224,17 @@ def _names_a_source(source: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if path.suffix in _MODEL_FILES:
+        raise UserError(f"{path} is a file: name the folder that it lies in")
+    if not path.exists():
         near = [p.name for p in path.parent.iterdir() if _is_choice(p)] if path.parent.is_dir() else []
         raise UserError(f"there is neither a run nor a configuration file {path}{did_you_mean(path.name, near)}")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} should hold a mapping of keys to values but holds {type(raw).__name__}")
-    return raw
+    return strict_yaml.read_mapping(path)
+
+
+_MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
+"""Endings of what people name in place of the folder around it."""
 
 
 def _is_choice(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml") or RunLayout(path).manifest.is_file()
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not (key and equals):
-        raise UserError(f'"{override}" is not an override: write key=value, for example metrics=[per,gini]')
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError:
-        raise UserError(f'the value of the override "{override}" is not valid YAML') from None
-    *parents, leaf = key.split(".")
-    section = raw
-    for part in parents:
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
-            raise UserError(f'the override "{override}" goes below "{part}", which is a value and not a section')
-    section[leaf] = value
-
-
-def _sentence(
-    error: ValidationError, source: str, overrides: Sequence[str], sections: Mapping[str, type[BaseModel]] | None = None
-) -> str:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for place, part in enumerate(first["loc"]) if (place, part) not in _TAGS]
-    key = ".".join(path)
-    if any(f"{key}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
-        source = "the command line"
-    if first["type"] == "extra_forbidden":
-        parents = ["", *(part for part in path[:-1] if not part.isdigit())]
-        section = (sections or _SECTIONS)[parents[-1]]
-        return f'{source}: unknown key "{key}"{did_you_mean(path[-1], section.model_fields)}'
-    if first["type"] == "missing":
-        return f'{source}: the key "{key}" is missing'
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f" (it is {first['input']!r})"
-    return f"{source}: {key}: {message[:1].lower()}{message[1:]}{given}"
-
-
-_TAGS = ((1, "range"), (1, "list"))  # pydantic names the member of the union `steps` after the key
-_SECTIONS: Mapping[str, type[BaseModel]] = {
-    "": AnalysisConfig,
-    "steps": StepRange,
-    "figures": FiguresConfig,
-    "parts": Part,
-}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which it would drop the first, and knows `null` as a key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key, deep=True) for key in own]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f'the key "{twice[0]}" is given twice', node.start_mark)
-        found = super().construct_mapping(node, deep)
-        if None in found:
-            found["null"] = found.pop(None)  # what YAML makes of the key `null`, which is one of ours
-        return found

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.names import parse
 
 from pico_analyze import linalg
-from pico_analyze.components import Unit, check, fitting, plan
+from pico_analyze.components import Unit, check, plan
 from pico_analyze.sources import Source
 from pico_analyze.spectra import middle_layer, spread
 
-COMPONENTS = ("*_proj",)
 BIN = 0.25
 """Width of a bin, standard deviations."""
 _LEAST_REACH = 5.0
@@ -24,7 +22,7 @@ _LEAST_REACH = 5.0
 
 def distributions(
     source: Source,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] | None = None,
     kind: str = "weights",
     split: str | None = None,
     layers: Sequence[int] | None = None,
@@ -44,15 +42,15 @@ def distributions(
     if not held:
         raise UserError(f'run "{source.name}" has no intact {what} to read')
     modules = source.modules(held[-1], kind, split)
-    if components == COMPONENTS and not fitting(COMPONENTS[0], modules):
-        components = ["*"]
-    check(components, modules)
+    if components is not None:
+        check(components, modules)
     wanted = middle_layer(modules) if layers is None else layers
     units = [u for u in plan(components, kind, modules, source.model) if u.keys[0].layer in wanted and not u.circuit]
     at = spread(held) if steps is None else steps
     frames = [frame for unit in units for frame in _of_unit(source, unit, kind, split, at)]
     if not frames:
-        raise UserError(f'run "{source.name}" has no {what} of {", ".join(components)} in layer {wanted}')
+        of = ", ".join(components or ["the layers"])
+        raise UserError(f'run "{source.name}" has no {what} of {of} in layer {wanted}')
     return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})
 
 
@@ -68,8 +66,8 @@ def _of_unit(source: Source, unit: Unit, kind: str, split: str | None, steps: Se
                 "run": source.name,
                 "kind": kind,
                 "split": split,
-                "component": parse(unit.module).component,
-                "layer": parse(unit.module).layer,
+                "component": unit.keys[0].component,
+                "layer": unit.keys[0].layer,
                 "module": unit.module,
                 "step": step,
                 "centre": centres,

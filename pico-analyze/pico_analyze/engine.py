@@ -7,7 +7,6 @@ all steps of a module run as one batch.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -21,9 +20,12 @@ from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_analyze.cache import Cache, merged, pending
 from pico_analyze.comparison import Comparison, between_layers, comparison
 from pico_analyze.comparison import check as check_comparison
-from pico_analyze.components import UPDATES, check, fitting, plan
+from pico_analyze.components import UPDATES, check, plan
+from pico_analyze.damage import Damage, warn_of
+from pico_analyze.damage import DamagedWarning as DamagedWarning
 from pico_analyze.item import Numbers, Result, measure_item, rows
 from pico_analyze.metrics import Metric, resolve
+from pico_analyze.omissions import report_omissions
 from pico_analyze.reading import Place, Work
 from pico_analyze.selection import Steps, choose_base, choose_steps
 from pico_analyze.sources import KINDS, SPLITS, Source
@@ -32,13 +34,8 @@ from pico_analyze.table import from_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPONENTS = ("*_proj", "ov_circuit", "lora_update")
 Todo = tuple[int, Work, Mapping[str, Metric]]
 """A work item by its place, with the steps and the metrics that are still to be measured."""
-
-
-class DamagedWarning(UserWarning):
-    """Part of a run could not be read; the rest was measured."""
 
 
 def measure(
@@ -64,8 +61,7 @@ def measure(
 
     Args:
         metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
-        components: globs over module names, and circuits (see `plan`); "*_proj", "ov_circuit" and, of low-rank runs,
-            "lora_update" by default, every module of a model that calls none of its own "*_proj".
+        components: globs over module names, and circuits; by default those that `plan` names.
         steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
@@ -76,7 +72,7 @@ def measure(
         across: "layers" for similarities of each layer to every earlier one of the same step instead. Circuits are left
             out, since heads do not correspond across layers.
         null: "permutation" for `null_mean`, `null_sd` and `p` of each similarity of samples, over `null_draws` orders
-            of the reference's rows, seeded by what is compared; it costs `null_draws` similarities more.
+            of the reference's probe rows (all positions of one together), seeded by what is compared; it costs as many.
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
         form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D a head, are formed.
@@ -91,22 +87,28 @@ def measure(
         UserError: a name or step that is not known (with the nearest), an empty list, or nothing to measure.
 
     Warns:
-        DamagedWarning: once for each part of the runs that is not readable; its rows have status `missing`.
+        DamagedWarning, OmittedWarning: once for each part that cannot be read or was altered, or lacks a circuit.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
     chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
     items = _asked(run, components, steps, kinds, splits, compared, window, form_circuits)
     check_comparison(items, chosen)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
-        numbers, damages = _measured(items, chosen, workers, None if cache is None else Cache(cache, run), progress)
-    _warn(damages)
-    return _table(run.name, items, chosen, numbers)
+        numbers, damage, sentences = _measured(items, chosen, workers, Cache(cache, run) if cache else None, progress)
+    warn_of(sentences)
+    return _table(run.name, items, chosen, numbers, damage)
 
 
 def _table(
-    run: str, items: Sequence[Work], metrics: Mapping[str, Metric], numbers: Sequence[Mapping[Place, Numbers]]
+    run: str,
+    items: Sequence[Work],
+    metrics: Mapping[str, Metric],
+    numbers: Sequence[Mapping[Place, Numbers]],
+    damage: Mapping[int, Damage],
 ) -> pd.DataFrame:
-    frame = from_rows(chain(*(rows(item, metrics, at) for item, at in zip(items, numbers, strict=True))))
+    lost = [damage.get(index, Damage()).and_lost(item) for index, item in enumerate(items)]
+    every = zip(items, numbers, lost, strict=True)
+    frame = from_rows(chain(*(rows(item, metrics, at, damaged) for item, at, damaged in every)))
     if frame.empty:
         raise UserError(f'nothing to measure in run "{run}": no such metric of such kinds and components')
     return frame
@@ -133,14 +135,8 @@ def _asked(
         for step in at
         for sentence in source.damaged.get(step, ())
     ]
-    _warn(damages, 4)
+    warn_of(damages, 4)
     return _work(run, components, None if steps is None else at, kinds, splits, compared, window, formed)
-
-
-def _warn(sentences: Sequence[str], level: int = 3) -> None:
-    """To whoever called `measure`, which is `level` calls above."""
-    for sentence in dict.fromkeys(sentences):
-        warnings.warn(sentence, DamagedWarning, stacklevel=level)
 
 
 @contextlib.contextmanager
@@ -152,10 +148,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-            yield executor
+        yield executor
     finally:
+        executor.shutdown(cancel_futures=True)  # else an interruption waits for the whole queue
         torch.set_num_threads(threads)
 
 
@@ -165,8 +162,8 @@ def _measured(
     workers: Executor,
     cache: Cache | None,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[Place, Numbers]], list[str]]:
-    """The numbers of each work item, and a sentence for each step that could not be read.
+) -> tuple[list[dict[Place, Numbers]], dict[int, Damage], list[str]]:
+    """The numbers of each work item, what was damaged of it, and a sentence for each step that could not be read.
 
     What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was under way.
     """
@@ -178,16 +175,19 @@ def _measured(
     ]
     turns = _turns(todo, getattr(items[0].source, "at_once", None) if items else None)
     total = sum(map(len, turns))
-    damages: dict[int, list[str]] = {}
+    sentences: dict[int, list[str]] = {}
+    damage: dict[int, Damage] = {}
     with contextlib.closing(_results(turns, workers)) as results:
         for done, (index, item, result) in enumerate(results, start=1):
             if cache:
                 cache.keep(item, metrics, result)
             parts[index].append(result.at)
-            damages.setdefault(index, []).extend((result.damages | result.lost).values())
+            sentences.setdefault(index, []).extend((result.damages | result.gaps | result.lost).values())
+            damage[index] = damage.get(index, Damage()).and_also(result.damages, result.lost)
             if progress:
                 progress(done, total)
-    return [merged(found) for found in parts], list(chain(*(damages[index] for index in sorted(damages))))
+    listed = list(chain(*(sentences[index] for index in sorted(sentences))))
+    return [merged(found) for found in parts], damage, listed
 
 
 def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
@@ -256,8 +256,8 @@ def _work(
         raise UserError(f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read')
     modules = {of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in held.items()}
     every = list(dict.fromkeys(chain(*modules.values())))
-    components = components or (COMPONENTS if fitting(COMPONENTS[0], every) else ["*"])
-    check(components, every)
+    if components is not None:
+        check(components, every)
     items = []
     for (kind, split), by_step in held.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
@@ -275,6 +275,7 @@ def _work(
             Work(run, unit, kind, split, at, base, references, compared.other, compared.draws, formed)
             for unit, references in paired
         ]
+    report_omissions(run, components, {kind: found for (kind, _), found in modules.items()}, not items)
     return items
 
 

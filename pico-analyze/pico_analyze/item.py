@@ -9,14 +9,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from pico_contract.errors import UserError
+from pico_contract.errors import UserError, in_one_line
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Key
+from pico_analyze.damage import DAMAGED, Damage
+from pico_analyze.inputs import Inputs, decompose
 from pico_analyze.metrics import ENTRY, Metric
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.reading import Inputs, Loader, Place, Reference, References, Work, decompose
+from pico_analyze.reading import Loader, Place, Reference, References, Work
 
 _ENTRY_UNITS = {"weights": "1", "gradients": "nats per unit of weight", "activations": "1", UPDATES: "1"}
 _ANY_SHAPE = ("matrix", "update", "micro_batches")
@@ -44,10 +46,14 @@ Numbers = dict[str, list[Measured] | None]
 
 @dataclass
 class Result:
-    """What was measured of a work item, and a sentence for each step, or step of references, that is not readable."""
+    """What was measured of a work item, and sentences on what was not.
+
+    `damages` are of steps that are not readable, `lost` of such references, `gaps` of what was not observed.
+    """
 
     at: dict[Place, Numbers] = field(default_factory=dict)
     damages: dict[int, str] = field(default_factory=dict)
+    gaps: dict[int, str] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
 
 
@@ -91,7 +97,7 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     work = work if pairs else replace(work, references={})
     loader = Loader(work, spectral)
     references = References(loader, any(metric.needs == "sample" for metric in pairs.values()))
-    result = Result(damages=loader.damages, lost=references.damages)
+    result = Result(damages=loader.damages, gaps=loader.gaps, lost=references.damages)
     for batch in loader.batches():
         if spectral:
             decompose([one for _, inputs in batch for one in inputs])
@@ -107,12 +113,18 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     return result
 
 
-def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers]) -> Iterator[Row]:
-    """Rows of the table, step by step; `missing` for each metric that applies where a place is not in `at`."""
+def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers], damage: Damage) -> Iterator[Row]:
+    """Rows of the table, step by step, for each metric that applies.
+
+    The status of what is not in `at` is `damaged` if a file of `damage` was needed for it, else `missing`.
+    """
+    chosen = chosen_for(work, metrics)
+    known = {name: [numbers[name] for numbers in at.values() if name in numbers] for name in chosen}
+    hidden = damage.hides(work)
     applied = {
         name: metric
-        for name, metric in chosen_for(work, metrics).items()
-        if any(numbers.get(name) is not None for numbers in at.values())
+        for name, metric in chosen.items()
+        if any(numbers is not None for numbers in known[name]) or (not known[name] and hidden)
     }
     for step in work.steps:
         pairs = work.references.get(step, ())
@@ -122,6 +134,8 @@ def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers])
                     place = index - (reference.shift if reference else 0)
                     numbers = at.get(Place(step, reference), {}).get(name)
                     measured = numbers[place] if numbers and place >= 0 else Measured(None, "missing")
+                    if measured.status == "missing" and damage.concerns(work, step, reference):
+                        measured = measured._replace(status=DAMAGED)
                     if place >= 0:
                         yield _row(work, step, key, name, metric, measured, reference)
 
@@ -186,14 +200,31 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
     if not given.finite:
         return Outcome(None, "non_finite")
     if metric.arity == 1:
-        return _outcome(metric, metric.fn(getattr(given, metric.needs), **metric.parameters))
-    same = None if metric.needs == "matrix" else 1  # entries need the same shape, samples the same rows
-    if reference is None or reference.matrix.shape[:same] != given.matrix.shape[:same]:
+        return _outcome(metric, _value(metric, getattr(given, metric.needs)))
+    if reference is None or not _comparable(metric, given, reference):
         return Outcome(None, "missing")
     if not reference.finite:
         return Outcome(None, "non_finite")
     matrices = getattr(given, metric.needs), getattr(reference, metric.needs)
     return _outcome(metric, metric.fn(*matrices, **metric.parameters))
+
+
+def _comparable(metric: Metric, given: Inputs, reference: Inputs) -> bool:
+    """Whether two matrices belong together: entries need the same shape, samples the same rows of the same probe."""
+    if metric.needs == "matrix":
+        return given.matrix.shape == reference.matrix.shape
+    return (given.matrix.shape[0], given.positions) == (reference.matrix.shape[0], reference.positions)
+
+
+def _value(metric: Metric, argument: Any) -> Any:
+    """What a metric makes of `argument`; a failure of a user's own function (it has no range) names it."""
+    try:
+        return metric.fn(argument, **metric.parameters)
+    except Exception as error:
+        if metric.range or isinstance(error, UserError):
+            raise
+        name = getattr(metric.fn, "__qualname__", repr(metric.fn))
+        raise UserError(f'the metric "{name}" failed: {in_one_line(error)}') from error
 
 
 def _outcome(metric: Metric, result: Any) -> Outcome:

@@ -63,15 +63,6 @@ class LegacyConfig(_Section):
     monitoring: LegacyMonitoring = LegacyMonitoring()
 
 
-SECTIONS: Mapping[str, type[BaseModel]] = {
-    "": LegacyConfig,
-    "metrics": LegacyMetric,
-    "components": LegacyComponent,
-    "monitoring": LegacyMonitoring,
-    "wandb": LegacyWandb,
-}
-"""Section -> its keys, for messages; "" is the file itself."""
-
 _NORMS = {"frobenius": "frobenius_norm", "inf": "max_abs", "nuclear": "nuclear_norm"}
 _PAIRS = ("cka", "pwcca")
 _CIRCUIT_OF = {"weights": "ov_circuit", "activations": "ov_circuit", "gradients": "ov_induced_change"}
@@ -105,7 +96,7 @@ def converted(raw: Mapping[str, Any], file: str, stem: str, note: Callable[[str]
         note: called with a sentence for each thing that is not quite what it was.
 
     Raises:
-        ValidationError: an unknown key or a wrong type; `SECTIONS` has the keys.
+        ValidationError: an unknown key or a wrong type.
         UserError: a combination that cannot be measured.
     """
     legacy = LegacyConfig.model_validate(raw)

@@ -20,9 +20,9 @@ from pico_contract.layout import parse_step
 from pico_contract.observer import Held, Observation, ObservedRun
 
 from pico_analyze import table
-from pico_analyze.components import UPDATES, check, fitting, plan
+from pico_analyze.components import UPDATES, check, plan
 from pico_analyze.config import AnalysisConfig, checked, to_yaml
-from pico_analyze.engine import COMPONENTS, DamagedWarning, measure
+from pico_analyze.engine import DamagedWarning, measure
 from pico_analyze.item import defined_for
 from pico_analyze.metrics import Metric, resolve
 from pico_analyze.sources import SPLITS
@@ -51,10 +51,11 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
             raise UserError(f'"{key}" is no option while a run trains; choose from: {", ".join(OPTIONS)}')
     config = checked({"name": "live", **options, "run": str(run.layout.root)}, "analyze")
     metrics = _of_one_step(config)
-    components = config.components or (COMPONENTS if fitting(COMPONENTS[0], run.modules) else ["*"])
+    components = config.components
     factors = [names.lora_B(module).removesuffix(".weight") for module in run.modules] if run.low_rank else []
     possible = [*run.modules, *factors]  # which modules have factors shows when they are observed
-    check(components, possible)
+    if components is not None:
+        check(components, possible)
     held = [
         (kind, split)
         for kind, split in _asked_for(run, config)

@@ -17,19 +17,17 @@ from pico_contract.errors import DamagedError, UserError
 from pico_analyze import linalg
 from pico_analyze.decompositions import REAL
 from pico_analyze.linalg import Matrix, Product
-from pico_analyze.sources import Source
+from pico_analyze.sources import NotObservedError, Source
 
 MERGED_AS_SUMMED = 1e-3
 """How far merges may be from the products of what they merged, in sizes of those: TF32 rounds by 2^-11."""
 
 
 class Change(NamedTuple):
-    """What a projection changed by over a window, and what that is judged by."""
+    """What a projection changed by over a window."""
 
     matrix: Product
     start: torch.Tensor  # (m, n) float64: what it was at the start of the window
-    dtype: torch.dtype  # the coarsest in which a factor is stored
-    scale: float  # `linalg.Spectrum.scale`
 
 
 def lora_update(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -38,9 +36,8 @@ def lora_update(source: Source, module: str, step: int, kind: str, split: str | 
     At the step of a restart it is what that merged, the whole update of the cycle that ended there. Zero (status
     `zero`) where a cycle begins without a restart: at initialisation and at the end of a full-rank warm start.
 
-    Judged, as every product here, relative to its own s_max with the eps of the dtype in which the factors are stored:
-    they, and not the product, are what was rounded, each entry relative to itself. A full-rank matrix of the same
-    update, W(t2) - W(t1), also carries the rounding of W, which is relative to the s_max of W.
+    It is judged, like every product, by the rounding of its stored factors (`linalg.storage_error`). A full-rank matrix
+    of the same update, W(t2) - W(t1), also carries the rounding of W, which is relative to the size of W.
     """
     return [_merged(source, module, step) or _running(source, module, step)]
 
@@ -49,34 +46,31 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     """W(end) - W(start) through factors, (m, n): the sum of what every restart in (start, end] merged and of the
     running update at `end`, less the running update at `start`, as one product of all these factors side by side.
 
-    From a step at which B is zero to the k-th restart after it the rank is at most k * r. The tolerance is relative to
-    the s_max of the largest of the summed updates, as that of a difference is to its larger operand, with the eps of
-    the factors' storage dtype: the base and its rounding play no part.
+    From a step at which B is zero to the k-th restart after it the rank is at most k * r. The tolerance is the sum of
+    those of the summed updates: the base and its rounding play no part.
 
     Raises:
         UserError: the module is not low-rank at one of the two steps.
-        DamagedError: a file is not readable, or a restart in the window was not observed.
+        DamagedError: a file is not readable.
+        NotObservedError: a restart in the window was not observed.
     """
     steps = [step for step in source.steps if start < step <= end]
     merged = [found for step in steps if (found := _merged(source, module, step))]
     before, after = _running(source, module, start), _running(source, module, end)
     base = source.tensor(start, "weights", names.base(module))
     if not explains(merged, base, source.tensor(end, "weights", names.base(module))):
-        raise DamagedError(f"between step {start} and step {end} factors were merged at a step that was not observed")
-    summed = [*merged, after, Product(-before.left, before.right)]
-    return Change(
-        Product(torch.cat([one.left.to(REAL) for one in summed], 1), torch.cat([one.right.to(REAL) for one in summed])),
-        base.to(REAL) + before.dense(),
-        linalg.coarser(*(one.dtype for one in summed)),
-        max(linalg.largest(one) if linalg.is_finite(one) else 0.0 for one in summed),
-    )
+        between = f"between step {start} and step {end}"
+        raise NotObservedError(f"{between} factors were merged at a step that was not observed")
+    return Change(Product.sum_of(*merged, after, before.times(-1)), base.to(REAL) + before.dense())
 
 
-def base_dtypes(source: Source, module: str, step: int) -> list[torch.dtype]:
-    """That in which the base of a low-rank module is stored, where merges are rounded; [] where `module` has none."""
-    if names.lora_B(module).removesuffix(".weight") not in source.modules(step, "weights"):
+def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch.dtype]:
+    """The dtypes in which the bases of those of `modules` that are low-rank are stored: merges are rounded there."""
+    if not modules:
         return []
-    return [source.tensor(step, "weights", names.base(module)).dtype]
+    held = {*source.modules(step, "weights")}
+    low_rank = [module for module in modules if names.lora_B(module).removesuffix(".weight") in held]
+    return [source.tensor(step, "weights", names.base(module)).dtype for module in low_rank]
 
 
 def _running(source: Source, module: str, step: int) -> Product:
@@ -84,7 +78,7 @@ def _running(source: Source, module: str, step: int) -> Product:
     left, right, scale = (
         source.tensor(step, "weights", name(module)) for name in (names.lora_B, names.lora_A, names.lora_scale)
     )
-    return Product(scale.to(REAL) * left.to(REAL), right)
+    return Product(left, right, float(scale))
 
 
 def _merged(source: Source, module: str, step: int) -> Product | None:

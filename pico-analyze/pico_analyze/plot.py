@@ -5,10 +5,13 @@ What has no value leaves a gap, and a line below the figure says how many there 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pico_contract.errors import UserError
 from pico_contract.names import parse
 
@@ -34,7 +37,9 @@ from pico_analyze.canvas import (
 )
 from pico_analyze.subject import OVERVIEW, Subject, subjects
 
+_Style = Literal["-", "--", ":", "-."]
 _HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
+_STYLES: tuple[_Style, ...] = ("-", "--", ":", "-.")  # of the lines of one stack of layers, beside those of another
 
 
 def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
@@ -71,28 +76,45 @@ def head_map(shown: Subject) -> Figure:
 
 
 def overview(frame: pd.DataFrame) -> Figure:
-    """One row: what `OVERVIEW` names over steps, each line the mean over the plain modules of a layer."""
+    """One row: what `OVERVIEW` names over steps, each line the mean over the plain modules of a layer.
+
+    Layers of several stacks (encoder and decoder) are lines of their own, each stack in its own style.
+    """
     shown = [one for one in subjects(frame) if one.between is None]
     if not shown:
         raise UserError(f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}")
     figure = new_figure(1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer")
-    of_modules = [one.rows[_is_plain(one.rows) & one.rows["layer"].notna()] for one in shown]
+    in_stacks = [one.rows.assign(stack=_stacks(one.rows)) for one in shown]
+    of_modules = [rows[rows["stack"].notna() & rows["layer"].notna()] for rows in in_stacks]
     layers = layers_of(pd.concat(of_modules))
+    stacks = list(pd.concat(of_modules)["stack"].unique()) or [""]
     for axes, one, rows in zip(figure.axes, shown, of_modules, strict=True):
-        _draw_lines(axes, rows, layers)
+        for index, stack in enumerate(stacks):
+            _draw_lines(axes, rows[rows["stack"] == stack], layers, _STYLES[index % len(_STYLES)])
         axes.set_title(one.object)
         axes.set_ylabel(one.quantity.replace(" (", "\n("))
     label_below(figure, STEP_AXIS, pd.concat(of_modules))
     layer_bar(figure, layers)
+    if len(stacks) > 1:
+        lines = [Line2D([], [], color="0.25", linestyle=_STYLES[i % len(_STYLES)]) for i in range(len(stacks))]
+        figure.axes[0].legend(lines, stacks, fontsize="small")
     return figure
 
 
-def _is_plain(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of plain modules: circuits are called otherwise than what they lie in."""
-    return rows["component"] == rows["module"].map(lambda module: parse(module).component)
+def _stacks(rows: pd.DataFrame) -> pd.Series:
+    """The name of each row's stack of layers, "" where the component bears none; null for circuits."""
+    names = zip(rows["component"], rows["module"], strict=True)
+    return pd.Series([_stack(component, parse(module).component) for component, module in names], rows.index)
 
 
-def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
+def _stack(component: str, own: str) -> str | None:
+    """What stands before a plain module's name within its layer. Circuits are called otherwise than their module."""
+    if component == own:
+        return ""
+    return component.removesuffix(f".{own}") if component.endswith(f".{own}") else None
+
+
+def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Style = "-") -> None:
     values = by_layer(table)
     if draw_sentence(axes, table, values):
         return
@@ -100,7 +122,7 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int]) -> None:
     steps = [int(step) for step in values.columns]
     for layer, row in zip(values.index.tolist(), values.to_numpy(), strict=True):
         colour = "0.25" if layer == OUTSIDE else colours(layers.index(layer))
-        axes.plot(steps, row, color=colour, marker="o", markersize=2.5, linewidth=1.2)
+        axes.plot(steps, row, color=colour, linestyle=style, marker="o", markersize=2.5, linewidth=1.2)
     scale_steps(axes, steps)
     if is_wide(table, values):
         axes.set_yscale("log")

@@ -28,6 +28,8 @@ from pico_analyze.subject import Subject
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
 _DIVERGING = "RdBu_r"
+ALPHA = 0.05
+"""Level of the max-t test whose cells are marked on a map."""
 _DASHES = ("-", "--", "-.", ":")  # and on paper without colours
 
 
@@ -47,7 +49,7 @@ def overlay(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 
 def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
-    """Layers by steps of an arm's difference from the baseline, a dot where the interval leaves out 0.
+    """Draw an arm's difference from the baseline by layer and step, with a dot where the max-t test reaches 0.05.
 
     The rows are those of `compare.compare`, of one arm, without the means over steps.
     """
@@ -62,10 +64,11 @@ def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
         if draw_sentence(axes, table, values):
             continue
         draw_cells(axes, values, norm=norm, cmap=_DIVERGING)
-        apart = by_layer(table.assign(value=((table["low"] > 0) | (table["high"] < 0)).astype(float)))
+        apart = by_layer(table.assign(value=(table["p_max_t"] <= ALPHA).astype(float)))
         rows, places = np.nonzero(apart.reindex_like(values).to_numpy() == 1)
         axes.plot(places, rows, "ko", markersize=3.5, markeredgecolor="white", markeredgewidth=0.6)
-    value_bar(figure, norm, f"difference of {shown.quantity}", _DIVERGING)
+    dots = f"; dots: max-t p at most {ALPHA}" if shown.rows["p_max_t"].notna().any() else ""
+    value_bar(figure, norm, f"difference of {shown.quantity}{dots}", _DIVERGING)
     figure.supylabel("layer")
     label_below(figure, "observed step", shown.rows)
     return figure

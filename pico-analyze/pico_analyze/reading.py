@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,9 +13,9 @@ from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
 from pico_analyze.components import UPDATES, Unit
+from pico_analyze.inputs import Inputs
 from pico_analyze.low_rank import base_dtypes
-from pico_analyze.sample import Sample
-from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, Source
+from pico_analyze.sources import MICROBATCH_GRADIENTS, CountsTerms, KnowsPositions, NotObservedError, Source
 
 _BATCH_BYTES = 2 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
@@ -61,81 +58,6 @@ class Work:
     formed: bool = False
 
 
-@dataclass(eq=False)
-class Inputs:
-    """What metrics of one matrix are given, under the names of `Metric.needs`, each made once.
-
-    `dtype` is that in which the matrix, or what it is a difference of, is stored; `scale` is `linalg.Spectrum.scale`.
-    `start` is what an update began from; `terms` are those of the loss in each of the micro-batches of a stack.
-    """
-
-    matrix: linalg.Matrix
-    dtype: torch.dtype
-    scale: float | None = None
-    start: linalg.Matrix | None = None
-    terms: Sequence[int] = ()
-
-    @cached_property
-    def finite(self) -> bool:
-        """Whether no entry is NaN or infinite; without it nothing is measured."""
-        return linalg.is_finite(self.matrix)
-
-    @cached_property
-    def stored(self) -> tuple[int, int, str]:
-        """Rows, columns and dtype as the table has them, shared by all numbers of this matrix."""
-        rows, *rest = self.matrix.shape
-        return rows, math.prod(rest), sys.intern(str(self.dtype).removeprefix("torch."))
-
-    @cached_property
-    def spectrum(self) -> linalg.Spectrum:
-        """Of this matrix alone, where `decompose` did not give it with those of others."""
-        return self.judged(linalg.spectra([self.matrix])[0])
-
-    @cached_property
-    def entries(self) -> torch.Tensor:
-        """In float64."""
-        return self.matrix.dense() if isinstance(self.matrix, linalg.Product) else linalg.entries(self.matrix)
-
-    @cached_property
-    def sample(self) -> Sample:
-        """The rows as observations."""
-        return Sample.of(self.matrix)
-
-    @cached_property
-    def update(self) -> linalg.Update:
-        """The change with what it changed."""
-        assert self.start is not None
-        return linalg.Update(self.matrix, self.start)
-
-    @cached_property
-    def micro_batches(self) -> linalg.MicroBatches:
-        """The stack with the terms of each of its gradients."""
-        return linalg.MicroBatches(self.entries, torch.tensor(self.terms, dtype=linalg.REAL))
-
-    def judged(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
-        """The matrix's spectrum, its tolerance that of how the matrix was stored."""
-        return linalg.Spectrum(spectrum.values, spectrum.shape, self.dtype, self.scale)
-
-    @property
-    def bytes(self) -> int:
-        """Of the matrix (or its factors) in float64, and of what it began from."""
-        parts = [self.matrix] if self.start is None else [self.matrix, self.start]
-        return 8 * sum(m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel() for m in parts)
-
-    @property
-    def sample_bytes(self) -> int:
-        """At most this much is made of the matrix as a sample: rows, both sides of the basis, five squares of rows."""
-        rows, width = self.matrix.shape
-        return 8 * (3 * rows * width + 5 * rows**2)
-
-
-def decompose(batch: list[Inputs]) -> None:
-    """Give each finite matrix its spectrum; equal shapes are decomposed together."""
-    finite = [one for one in batch if len(one.matrix.shape) == 2 and one.finite]
-    for one, spectrum in zip(finite, linalg.spectra([one.matrix for one in finite]), strict=True):
-        one.spectrum = one.judged(spectrum)
-
-
 @dataclass
 class Loader:
     """Reads the matrices of a work item, noting the files that are not readable."""
@@ -143,9 +65,9 @@ class Loader:
     work: Work
     spectral: bool
     damages: dict[int, str] = field(default_factory=dict)
+    gaps: dict[int, str] = field(default_factory=dict)
     kept: dict[int, list[Inputs]] = field(default_factory=dict)
     _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
-    _largest: dict[int, list[float]] = field(default_factory=dict)
 
     def batches(self) -> Iterator[list[tuple[int, list[Inputs]]]]:
         """(step, a matrix for each key) of all steps that hold the unit, a memory budget's worth at a time."""
@@ -174,29 +96,50 @@ class Loader:
         pairs = list(zip(self._read(start), self._read(step), strict=False))
         if not pairs or any(before.shape != after.shape for before, after in pairs):
             return []
-        scales = self._scales(start, [old for old, _ in pairs]), self._scales(step, [new for _, new in pairs])
-        return [
-            Inputs(linalg.difference(new, old), linalg.coarser(new.dtype, old.dtype, *bases), max(scale), start=old)
-            for (old, new), bases, *scale in zip(pairs, self._bases(start, step), *scales, strict=True)
-        ]
+        merged = self._merged_in(start, step)
+        return [self._update(old, new, merged) for old, new in pairs]
 
-    def _bases(self, *steps: int) -> list[list[torch.dtype]]:
-        """The dtypes of what each matrix was merged into: effective weights are no more exact than their base."""
-        source, unit = self.work.source, self.work.unit
-        if unit.circuit is None:
-            with self._noting(steps[-1]):
-                return [[dtype for at in steps for dtype in base_dtypes(source, key.module, at)] for key in unit.keys]
-        return [[] for _ in unit.keys]
+    def _update(self, old: linalg.Matrix, new: linalg.Matrix, merged: Sequence[torch.dtype]) -> Inputs:
+        """The difference, each of whose ends was rounded when it was merged and stored."""
+        dtype = linalg.coarser(new.dtype, old.dtype, *merged)
+        error = self._storage_error(old, merged) + self._storage_error(new, merged)
+        return Inputs(linalg.difference(new, old), dtype, error, start=old)
+
+    def _storage_error(self, matrix: linalg.Matrix, merged: Sequence[torch.dtype]) -> float:
+        """0 where no metric asks for it, or where the matrix has no spectrum."""
+        if self.spectral and len(matrix.shape) == 2 and linalg.is_finite(matrix):
+            return linalg.storage_error(matrix, *merged)
+        return 0.0
+
+    def _merged_in(self, *steps: int) -> list[torch.dtype]:
+        """The dtypes that the unit's effective weights were merged in: they are no more exact than their base."""
+        work = self.work
+        modules = work.unit.effective_weights(work.kind)
+        with self._noting(steps[-1]):
+            return [dtype for at in steps for dtype in base_dtypes(work.source, modules, at)]
+        return []
 
     def _over_window(self, start: int, step: int) -> list[Inputs]:
         with self._noting(step):
             found = self.work.unit.change(self.work.source, start, step)
-            return [Inputs(found.matrix, found.dtype, found.scale, start=found.start)]
+            return [Inputs(found.matrix, found.matrix.dtype, start=found.start)]
         return []
 
     def _loaded(self, step: int) -> list[Inputs]:
-        terms = self._terms(step)
-        return [Inputs(matrix, matrix.dtype, terms=terms) for matrix in self._read(step)]
+        matrices = self._read(step)
+        merged = self._merged_in(step) if matrices else []
+        if merged:
+            return [Inputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged)) for m in matrices]
+        with self._noting(step):
+            terms, positions = self._terms(step), self._positions(step)
+            _check_rows(matrices, positions)
+            return [Inputs(matrix, matrix.dtype, terms=terms, positions=positions) for matrix in matrices]
+        return []
+
+    def _positions(self, step: int) -> int:
+        """Rows of activations of each probe row at a step."""
+        source = self.work.source
+        return source.positions(step) if self.work.kind == "activations" and isinstance(source, KnowsPositions) else 1
 
     def _terms(self, step: int) -> Sequence[int]:
         """Of each micro-batch, where the work is a stack of their gradients and the step holds it."""
@@ -204,13 +147,6 @@ class Loader:
         if work.kind != MICROBATCH_GRADIENTS or not isinstance(work.source, CountsTerms):
             return ()
         return work.source.terms(step, work.split)
-
-    def _scales(self, step: int, matrices: list[linalg.Matrix]) -> list[float]:
-        """s_max of each; 0 where no metric asks for it, or where the difference has no spectrum either."""
-        if step not in self._largest:
-            known = [self.spectral and len(m.shape) == 2 and linalg.is_finite(m) for m in matrices]
-            self._largest[step] = [linalg.largest(m) if ok else 0.0 for m, ok in zip(matrices, known, strict=True)]
-        return self._largest[step]
 
     def _read(self, step: int) -> list[linalg.Matrix]:
         """The unit at a step. The start of a later window is kept until the next one, so that it is read once."""
@@ -230,9 +166,16 @@ class Loader:
         try:
             yield
         except DamagedError as error:
-            self.damages[step] = f"step {step} is left out in part: {error}"
+            noted = self.gaps if isinstance(error, NotObservedError) else self.damages
+            noted[step] = f"step {step} is left out in part: {error}"
         except UserError:
             pass  # the request was checked before
+
+
+def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
+    for matrix in matrices:
+        if matrix.shape[0] % positions:
+            raise DamagedError(f"the row map has {positions} positions a row, which {matrix.shape[0]} rows cannot have")
 
 
 @dataclass

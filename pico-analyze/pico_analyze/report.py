@@ -22,6 +22,7 @@ from pico_analyze import canvas, captions
 from pico_analyze.figures import drawn
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources import Source
+from pico_analyze.sources.model_config import describe
 from pico_analyze.subject import between, spoken, unit_of
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ class Cell:
     text: str
     value: float | None = None
     of: str = ""
-    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def fill(template: str, **values: Any) -> str:
 def facts(source: Source) -> list[tuple[str, str]]:
     """What the run is, as (what, value): from run.json where the source has one, else what any source can say."""
     manifest = getattr(source, "manifest", None)
-    geometry = ", ".join(f"{key} {_plain(value)}" for key, value in source.model.items())
+    geometry = describe(source.model)
     steps = f"{len(source.steps)}: {', '.join(map(str, source.steps))}"
     if manifest is None:
         return [("model", geometry), ("observed steps", steps)]
@@ -164,8 +164,9 @@ def measured(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def _null(p: pd.Series) -> str:
     """How many similarities a permutation null leaves standing."""
     return (
-        f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the rows of the "
-        f"reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would by chance"
+        f"of {len(p):,} similarities {int((p <= _UNLIKELY).sum()):,} have p at most {_UNLIKELY}, where the probe rows "
+        f"of the reference are permuted; if nothing were alike, about {round(_UNLIKELY * len(p)):,} would in the mean "
+        "over experiments, and mostly together, since all share their rows"
     )
 
 

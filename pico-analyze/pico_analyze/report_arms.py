@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from pico_analyze import captions, plot_arms
-from pico_analyze.compare import Arm, curves, notes
+from pico_analyze.arms import Arm
+from pico_analyze.compare import curves
+from pico_analyze.compare_notes import notes
 from pico_analyze.report import COLUMNS, Cell, Picture, facts, fill, number, picture
 from pico_analyze.subject import Subject, subjects
 
-_HEADINGS = ("component", "layer", "baseline", "arm", "difference", "relative", "low", "high", "effect size")
+_HEADINGS = (
+    "component",
+    "layer",
+    "baseline",
+    "arm",
+    "difference",
+    "relative",
+    "low",
+    "high",
+    "effect size",
+    "interval",
+)
+_INTERVALS = {"student_pairs": "Student, pairs", "welch": "Welch", "bootstrap": "bootstrap"}
 Rows = list[tuple[str, list[Cell]]]
 
 
@@ -77,7 +92,8 @@ def _part(shown: Subject, differences: pd.DataFrame) -> Part:
         if at_steps.rows.empty:
             continue  # the arm was not measured so
         figure = plot_arms.difference_map(at_steps, COLUMNS)
-        caption = captions.how_to_read("differences")
+        dots = captions.marks(bool(at_steps.rows["p_max_t"].notna().any()))
+        caption = f"{captions.how_to_read('differences')} {dots}"
         pictures.append(picture(f"{shown.stem}_difference_{index}", f"Difference of {arm}", figure, caption))
         rows = differences[(differences["arm"] == arm) & differences["step"].isna()]
         tables.append((f"{arm} less the baseline", _HEADINGS, _rows(select(rows, shown).rows)))
@@ -87,21 +103,29 @@ def _part(shown: Subject, differences: pd.DataFrame) -> Part:
 def _rows(means: pd.DataFrame) -> Rows:
     found = []
     for row in means.to_dict("records"):
-        apart = bool(row["low"] > 0 or row["high"] < 0)
         numbers = [
             _cell(row["layer"], "{:.0f}"),
             _cell(row["baseline_mean"]),
             _cell(row["arm_mean"]),
-            _cell(row["difference"], strong=apart),
+            _cell(row["difference"]),
             _cell(row["relative"], "{:.1%}"),
             *(_cell(row[key]) for key in ("low", "high")),
             _cell(row["effect_size"], "{:.2f}"),
+            Cell(_interval_name(row)),
         ]
         found.append((str(row["component"]), numbers))
     return found
 
 
-def _cell(value: float, form: str = "{:.4g}", strong: bool = False) -> Cell:
+def _interval_name(row: Mapping[Hashable, Any]) -> str:
+    """Name the method of an interval with its degrees of freedom, or say why there is none."""
+    if pd.isna(row["interval"]):
+        return f"none ({row['status']})"
+    name = _INTERVALS[row["interval"]]
+    return name if pd.isna(row["df"]) else f"{name}, df {row['df']:.3g}"
+
+
+def _cell(value: float, form: str = "{:.4g}") -> Cell:
     if pd.isna(value):
         return Cell("\N{EN DASH}")
-    return Cell(number(value, form), float(value), strong=strong)
+    return Cell(number(value, form), float(value))

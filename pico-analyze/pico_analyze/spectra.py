@@ -9,8 +9,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.names import parse
 
 from pico_analyze import linalg
-from pico_analyze.components import Unit, check, fitting, plan
-from pico_analyze.engine import COMPONENTS
+from pico_analyze.components import Unit, check, plan
 from pico_analyze.sources import Source
 
 MOST_STEPS = 6
@@ -19,7 +18,7 @@ MOST_STEPS = 6
 
 def spectra(
     source: Source,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
@@ -35,9 +34,8 @@ def spectra(
     if not held:
         raise UserError(f'run "{source.name}" has no intact weights to read')
     modules = source.modules(held[-1], "weights")
-    if components == COMPONENTS and not fitting(COMPONENTS[0], modules):
-        components = ["*"]
-    check(components, modules)
+    if components is not None:
+        check(components, modules)
     units = plan(components, "weights", modules, source.model)
     wanted = middle_layer(modules) if layers is None else layers
     frames = [
@@ -60,7 +58,8 @@ def spectra(
         for key, found in zip(unit.keys, _decomposed(source, unit, step), strict=False)
     ]
     if not frames:
-        raise UserError(f'run "{source.name}" has no matrices of {", ".join(components)} in layer {wanted}')
+        of = ", ".join(components or ["the layers"])
+        raise UserError(f'run "{source.name}" has no matrices of {of} in layer {wanted}')
     return pd.concat(frames, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
 
 

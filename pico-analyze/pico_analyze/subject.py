@@ -25,6 +25,7 @@ _NAMES = {
     "mutual_knn": "mutual kNN",
     "heavy_tail_exponent": "heavy-tail exponent",
     "heavy_tail_ks": "heavy-tail KS",
+    "heavy_tail_count": "heavy-tail count",
     "near_zero_share": "near-zero share",
     "frobenius_norm": "Frobenius norm",
 }

@@ -40,6 +40,8 @@ SCHEMA: dict[str, str] = {
 }
 _MEASURED = ("value", "status", "unit", "n", "d", "dtype", "tol", "null_mean", "null_sd", "p")
 _BLOCK = 4096  # rows that are Python objects at a time, which take three times as much memory as typed columns
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet computes instead of showing it."""
 KEY = [column for column in SCHEMA if column not in _MEASURED]
 
 
@@ -70,7 +72,30 @@ def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
     """Write table.parquet and its twin table.csv below `layout.root`, each replaced as a whole."""
     write_part(frame, layout.table)
     with replacing(layout.table_csv) as draft:
-        frame.to_csv(draft, index=False)
+        for_spreadsheets(frame).to_csv(draft, index=False)
+
+
+def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with an apostrophe before each text that a spreadsheet would take for a formula; numbers are untouched.
+
+    Such a text begins with =, +, -, @, a tab or a carriage return, which is written as \\r. Reading the CSV back, drop
+    an apostrophe before one of these; the Parquet file holds every text as it is.
+    """
+    return frame.assign(**{str(name): _harmless(column) for name, column in frame.items() if _is_text(column)})
+
+
+def _is_text(column: pd.Series) -> bool:
+    return isinstance(column.dtype, pd.StringDtype) or column.dtype == object
+
+
+def _harmless(column: pd.Series) -> pd.Series:
+    return column.map(lambda one: _cell(one) if isinstance(one, str) else one)
+
+
+def _cell(text: str) -> str:
+    # The writer does not quote a carriage return, which would end the row.
+    mark = "'" if text.startswith(_FORMULA) else ""
+    return mark + text.replace("\r", "\\r")
 
 
 def write_part(frame: pd.DataFrame, path: Path) -> None:

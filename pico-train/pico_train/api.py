@@ -31,5 +31,9 @@ def train(
     """
     if not isinstance(config, RunConfig):
         source, config = str(config), load(RunConfig, Path(config), overrides)
-    with open_session(build(config, source), quiet) as session:
-        return session if isinstance(session, Outcome) else fit(session)
+    job = build(config, source)
+    try:
+        with open_session(job, quiet) as session:
+            return session if isinstance(session, Outcome) else fit(session)
+    finally:
+        job.runtime.close()

@@ -26,7 +26,7 @@ from pico_contract.layout import (
     RunLayout,
     parse_step,
 )
-from pico_contract.schema import CheckpointManifest, StateManifest
+from pico_contract.schema import CheckpointManifest, FileEntry, StateManifest
 from pydantic import Field
 
 from pico_train.config import Section
@@ -62,8 +62,10 @@ class ModelCard:
     architecture: Architecture = STOCK
 
 
-def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Path:
+def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard, metrics: FileEntry | None = None) -> Path:
     """Write checkpoints/step_t for the step in `saved`; it exists for readers once this returns.
+
+    `metrics` is what metrics.jsonl holds up to that step.
 
     Raises:
         OSError: the disk is full or fails; nothing that was saved before is touched.
@@ -78,7 +80,8 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard) -> Pa
         scalars = {"counters": saved.counters, "method": saved.method_scalars, "stepped": stepped(saved.optimizer)}
         codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
         codec.seal(state, StateManifest(step=step))
-        manifest = CheckpointManifest(run=card.run, step=step, tokens=int(saved.counters["tokens"]))
+        tokens = int(saved.counters["tokens"])
+        manifest = CheckpointManifest(run=card.run, step=step, tokens=tokens, metrics=metrics)
         codec.seal(draft, manifest)
     return layout.checkpoint(step)
 

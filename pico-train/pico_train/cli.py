@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from pico_contract.terminal import printable
+
+from pico_train.launcher import process_of
 
 if TYPE_CHECKING:
     from pico_train.run import RunConfig
@@ -23,33 +25,35 @@ app.add_typer(data_app, name="data")
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
+Trust = Annotated[bool, typer.Option("--trust", help="import and run the code that the run's configuration names")]
 ModelPath = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="run, or Hugging Face model directory")]
 Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
     from pico_train.api import train
     from pico_train.distributed import leave
 
     try:
-        outcome = train(_load(config, overrides), source=str(config))
-    except KeyboardInterrupt:  # the second Ctrl-C, or one before training began
-        _fail("interrupted; what was saved before stays", 130)
-    leave()
-    if _process_number() == 0:
+        outcome = train(_load(config, overrides, trust), source=str(config))
+    except KeyboardInterrupt:  # the second Ctrl-C
+        _fail("interrupted; what was saved before stays: run the same command again to continue", 130)
+    finally:
+        leave()
+    if process_of()[0] == 0:
         _say(outcome.message or f"finished at step {outcome.step}")
     if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Parameters, tokens, memory and disk of a run, before its first step."""
     from pico_train.estimate import estimate
 
-    for line in estimate(_load(config, overrides), str(config)):
+    for line in estimate(_load(config, overrides, trust), str(config)):
         _say(line)
 
 
@@ -67,11 +71,12 @@ def prune(
     run: RunPath,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+    trust: Trust = False,
 ) -> None:
     """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation is removed."""
     from pico_train.commands import prune as pruned
 
-    for line in pruned(run, overrides or [], dry_run):
+    for line in pruned(run, overrides or [], dry_run, trust=trust):
         _say(line)
 
 
@@ -82,11 +87,16 @@ def evaluate(
     step: Step = None,
     tasks: Annotated[str | None, typer.Option(help="comma-separated; those that are set up by default")] = None,
     again: Annotated[bool, typer.Option("--again", help="measure also what was measured before")] = False,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a checkpoint of a run, or a Hugging Face Llama: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands_model import evaluate_any
+    from pico_train.console import progress_on_stderr
 
-    _say(evaluate_any(run, step, tasks.split(",") if tasks else None, overrides or [], again=again))
+    names = tasks.split(",") if tasks else None
+    with progress_on_stderr() as progress:
+        result = evaluate_any(run, step, names, overrides or [], again=again, trust=trust, progress=progress)
+    _say(result)
 
 
 @app.command()
@@ -124,6 +134,7 @@ def export(
 def push(
     run: RunPath,
     repo: Annotated[str | None, typer.Option(help="user/name on the hub; that of the run by default")] = None,
+    trust: Trust = False,
 ) -> None:
     """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
     from pico_train.commands import run_layout
@@ -131,7 +142,7 @@ def push(
 
     run_layout(run)
     overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
-    steps = push_run(run, _load(run, overrides).hub, _say)
+    steps = push_run(run, _load(run, overrides, trust).hub, _say)
     _say(f"pushed: {', '.join(map(str, steps)) or 'nothing was missing'}")
 
 
@@ -146,7 +157,7 @@ def convert(
     text, remarks = converted(source, out)
     _say(text.rstrip("\n"))
     for line in remarks:
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
 
 
 @data_app.command()
@@ -189,6 +200,7 @@ def show(
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(min=1, help="update whose rows are shown")] = 1,
     rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
+    trust: Trust = False,
 ) -> None:
     """The very rows that an update reads, ids and text; of a data directory, what it is and its first rows."""
     from pico_train.commands import rows_of_step
@@ -197,7 +209,7 @@ def show(
     if is_data_directory(config):
         lines = describe_data(config, overrides or [], rows)
     else:
-        lines = rows_of_step(_load(config, overrides), str(config), step, rows)
+        lines = rows_of_step(_load(config, overrides, trust), str(config), step, rows)
     for line in lines:
         _say(line)
 
@@ -212,16 +224,18 @@ def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data direc
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit 2, a failure one sentence and exit 1."""
-    from pico_contract.errors import UserError
+    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure one sentence and exit 1."""
+    from pico_contract.directories import exit_code_of
+    from pico_contract.errors import UserError, sentence_of
 
     _see_users_modules()
     try:
         app(prog_name="pico-train")
     except UserError as error:
-        _fail(str(error), UserError.exit_code)
+        _fail(sentence_of(error), UserError.exit_code)
     except OSError as error:
-        _fail(f"{error}; what was saved before stays: mend the cause and run the same command again", 1)
+        remedy = "what was saved before stays: mend the cause and run the same command again"
+        _fail(f"{sentence_of(error)}; {remedy}", exit_code_of(error))
     except Exception as error:
         from pico_train.distributed import is_peers
         from pico_train.failure import NonFiniteError
@@ -232,41 +246,41 @@ def main() -> None:
 
 
 def _see_users_modules() -> None:
-    """A method named `module:attribute` may lie in the directory that the command is run from."""
+    """Let a method named `module:attribute` lie in the directory that the command is run from.
+
+    It comes last, so that a file there never takes the place of an installed package.
+    """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
 
 
-def _load(path: Path, overrides: list[str] | None) -> RunConfig:
+def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     from pico_contract.errors import UserError
     from pico_contract.layout import RunLayout
 
     from pico_train.config import load, read_yaml
     from pico_train.data.sources import in_full
     from pico_train.run import RunConfig
+    from pico_train.stored import is_stored, load_stored
 
+    if is_stored(path):
+        return load_stored(RunLayout(path.parent), overrides or [], trust=trust)
     if not path.is_dir():
         return load(RunConfig, path, in_full(overrides or [], read_yaml(path)))
     # The run that lies there is meant, wherever it was when it was written.
     place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
-    written = RunLayout(path).config
-    config = load(RunConfig, written, [place, *in_full(overrides or [], read_yaml(written))])
+    config = load_stored(RunLayout(path), [place, *(overrides or [])], trust=trust)
     if config.layout.root.name != path.resolve().name:
         raise UserError(f'{path} holds the run "{config.name}": rename the directory to that to go on with it')
     return config
 
 
-def _process_number() -> int:
-    """As torchrun and accelerate launch count, from 0: the first one speaks for all."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def _say(line: Any) -> None:
-    typer.echo(line)
+    typer.echo(printable(str(line)))
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    number = _process_number()
-    who = f" (process {number} of {os.environ['WORLD_SIZE']})" if number else ""
-    typer.echo(f"pico-train{who}: {sentence}", err=True)
+    number, processes = process_of()
+    who = f" (process {number} of {processes})" if number else ""
+    typer.echo(printable(f"pico-train{who}: {sentence}"), err=True)
     sys.exit(code)

@@ -12,15 +12,16 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import TOKENIZER, RunLayout
 from pico_contract.lock import RunLock, is_stale, read_lock
 from pico_contract.schema import CheckpointManifest, RunManifest
+from pico_contract.terminal import one_line
 
 from pico_train.checkpoint import newest_intact
-from pico_train.config import identity, load, read_yaml
+from pico_train.config import identity
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import show
-from pico_train.data.sources import in_full
 from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer
 from pico_train.disk import in_units
 from pico_train.distributed import Runtime
+from pico_train.evaluate.progress import ShowProgress, hidden
 from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.generation import Sampling, continue_ids, require_utf8
 from pico_train.keep import Removal, removals, remove
@@ -28,12 +29,14 @@ from pico_train.model.decoder import Decoder
 from pico_train.model_folder import load_model, read_token_ids, start_token
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.stored import load_stored
 
 
-def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> Iterator[str]:
+def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False, *, trust: bool = False) -> Iterator[str]:
     """Apply the keep policy of `run`, with overrides such as keep.last=3; lines on what was removed, and its bytes.
 
-    With `dry_run` they say what would be removed, and nothing is written.
+    With `dry_run` they say what would be removed, and nothing is written. `trust` lets the code be imported that the
+    run's configuration names.
 
     Raises:
         UserError: `run` is no run, an override is not of the policy, a live process writes the run, or it has no
@@ -42,7 +45,7 @@ def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False) -> It
     layout = run_layout(run)
     if other := next((item for item in overrides if not item.startswith("keep.")), None):
         raise UserError(f'"{other}" is no keep policy: override keep.last, keep.every or keep.state')
-    config = load(RunConfig, layout.config, [f"checkpoint.{item}" for item in overrides])
+    config = load_stored(layout, [f"checkpoint.{item}" for item in overrides], trust=trust)
     if dry_run:
         planned = _planned(layout, config)
         yield from _told(((one, None) for one in planned), "would remove")
@@ -84,10 +87,11 @@ def run_table(runs: Path) -> list[str]:
     if not layouts:
         return [f"there is no run in {runs}"]
     damaged: list[str] = []
-    rows = [("run", "status", "step", "loss", "disk"), *(_run_row(layout, damaged) for layout in layouts)]
+    found = (tuple(map(one_line, _run_row(layout, damaged))) for layout in layouts)
+    rows = [("run", "status", "step", "loss", "disk"), *found]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines + damaged
+    return lines + [one_line(sentence) for sentence in damaged]
 
 
 def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str, str]:
@@ -109,8 +113,8 @@ def _bytes_below(root: Path) -> int:
     total = 0
     for folder, _, names in os.walk(root):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(folder, name)).st_size
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total
 
 
@@ -176,20 +180,28 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decode
 
 
 def evaluate_run(
-    run: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = (), *, again: bool = False
+    run: Path,
+    step: int | None,
+    tasks: list[str] | None,
+    overrides: Sequence[str] = (),
+    *,
+    again: bool = False,
+    trust: bool = False,
+    progress: ShowProgress = hidden,
 ) -> str:
     """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
 
     One that is there already under the same settings is read back, unless it is to be measured `again`. The packed
-    data are opened for the task `perplexity` alone; all others need the checkpoint and its tokenizer.
+    data are opened for the task `perplexity` alone; all others need the checkpoint and its tokenizer. `progress` is
+    called with each task that is measured.
 
     Raises:
         UserError: an override changes what the run is, the data are not those of the run, or what `evaluate` and
             `open_checkpoint` refuse.
     """
     layout, chosen, decoder = open_checkpoint(run, step)
-    config = load(RunConfig, layout.config, in_full(overrides, read_yaml(layout.config)))
-    before, now = identity(load(RunConfig, layout.config)), identity(config)
+    config = load_stored(layout, overrides, trust=trust)
+    before, now = identity(load_stored(layout, trust=trust)), identity(config)
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
     data = _data_of_run(layout, config) if tasks is None or "perplexity" in tasks else None
@@ -201,7 +213,8 @@ def evaluate_run(
     subject = Subject(decoder, vocabulary, config.train.seq_len or _probe_seq_len(layout), data)
     known: list[str] = []
     read_back = None if again else known.append
-    results = evaluate(subject, config.evaluation, Place(layout, config.name, chosen), wanted, read_back=read_back)
+    place = Place(layout, config.name, chosen)
+    results = evaluate(subject, config.evaluation, place, wanted, read_back=read_back, show=progress)
     note = f" (measured before under the same settings: {', '.join(known)}; --again repeats)" if known else ""
     return f"step {chosen}: {in_one_line(results)}{note}"
 
@@ -218,7 +231,10 @@ def _probe_seq_len(layout: RunLayout) -> int | None:
     """Tokens that a row of the run predicts, where its probe is there."""
     if not layout.probe.is_file():
         return None
-    return codec.read_tensors(layout.probe)["tokens"].shape[1] - 1
+    shape = codec.TensorFile(layout.probe).shape("tokens")
+    if len(shape) != 2:
+        raise DamagedError(f"{layout.probe}: its tokens are not rows")
+    return shape[1] - 1
 
 
 def _data_of_run(layout: RunLayout, config: RunConfig) -> PackedData:

@@ -42,9 +42,9 @@ def describe_data(path: Path, overrides: Sequence[str], rows: int) -> Iterator[s
         counts = f"{info.rows:,} rows of {manifest.seq_len + 1}, {info.tokens:,} tokens, {info.documents:,} documents"
         yield f"{name:<13} {counts}, {size}"
     for file in manifest.source_files or ():
-        yield f"made of       {file['path']} ({in_units(file['size'])}, sha256 {file['sha256'][:12]})"
+        yield f"made of       {file.path} ({in_units(file.size)}, sha256 {file.sha256[:12]})"
     yield f"verify with   pico-train data verify {path}"
-    for row, ids, text in show(data, np.arange(min(rows, manifest.splits["train"].rows))):
+    for row, ids, text in show(data, np.arange(min(rows, data.split("train").n_rows))):
         yield f"\nrow {row}: {' '.join(map(str, ids))}"
         yield text
 

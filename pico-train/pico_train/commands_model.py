@@ -18,6 +18,7 @@ from pico_train.data.shards import StreamConfig
 from pico_train.data.sources import in_full
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 from pico_train.distributed import Device, Runtime
+from pico_train.evaluate.progress import ShowProgress, hidden
 from pico_train.evaluate.tasks import EvaluateConfig, Place, Subject, default_tasks, evaluate, in_one_line
 from pico_train.generation import Sampling, continue_ids, require_utf8
 from pico_train.model.decoder import Decoder
@@ -61,13 +62,20 @@ def run_of(path: Path) -> tuple[Path, int] | None:
 
 
 def evaluate_any(
-    path: Path, step: int | None, tasks: list[str] | None, overrides: Sequence[str] = (), *, again: bool = False
+    path: Path,
+    step: int | None,
+    tasks: list[str] | None,
+    overrides: Sequence[str] = (),
+    *,
+    again: bool = False,
+    trust: bool = False,
+    progress: ShowProgress = hidden,
 ) -> str:
     """Evaluate a run, a checkpoint inside a run, or a model directory; errors as `evaluate_run`, `evaluate_folder`."""
     run, step = _run_and_step(path, step)
     if run is not None:
-        return evaluate_run(run, step, tasks, overrides, again=again)
-    return evaluate_folder(path, tasks, overrides, again=again)
+        return evaluate_run(run, step, tasks, overrides, again=again, trust=trust, progress=progress)
+    return evaluate_folder(path, tasks, overrides, again=again, progress=progress)
 
 
 def generate_any(path: Path, step: int | None, prompt: str, sampling: Sampling) -> str:
@@ -99,7 +107,12 @@ def _run_and_step(path: Path, step: int | None) -> tuple[Path | None, int | None
 
 
 def evaluate_folder(
-    folder: Path, tasks: list[str] | None, overrides: Sequence[str] = (), *, again: bool = False
+    folder: Path,
+    tasks: list[str] | None,
+    overrides: Sequence[str] = (),
+    *,
+    again: bool = False,
+    progress: ShowProgress = hidden,
 ) -> str:
     """Evaluate the model in `folder`; results are written beside it, or to `out`.
 
@@ -122,7 +135,8 @@ def evaluate_folder(
     place = Place(RunLayout(out), folder.absolute().name, 0, model_sha256=_model_sha256(folder))
     subject = Subject(decoder, vocabulary, decoder.config.max_position_embeddings, data)
     known: list[str] = []
-    results = evaluate(subject, config.evaluate, place, wanted, read_back=None if again else known.append)
+    read_back = None if again else known.append
+    results = evaluate(subject, config.evaluate, place, wanted, read_back=read_back, show=progress)
     note = f" (measured before under the same settings: {', '.join(known)}; --again repeats)" if known else ""
     return f"{in_one_line(results)}{note}\nresults in {place.layout.evaluations_at(0)}"
 

@@ -10,7 +10,6 @@ part) promise neither. What is lost is the overlap of the exchange with the last
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,19 +17,28 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the default process group as a default value, bound when it is imported. Something imports it
+# sooner or later; if that happens while a group exists, the group can never be destroyed: its threads outlive `leave`,
+# one of them may ask for the interpreter's lock while the interpreter ends, and the process aborts (SIGABRT).
+import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from pico_contract.errors import UserError
+from accelerate.utils import InitProcessGroupKwargs
+from pico_contract.errors import UserError, in_one_line
 from torch import nn
 
+from pico_train.launcher import check_launch, only_a_launch
 from pico_train.shares import is_share
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 T = TypeVar("T", bound=bool | int | float | str | list | dict | None)
 
-_PATIENCE = timedelta(days=1)
-"""How long processes wait for the one that saves, observes or evaluates. One that ends closes its connections, which
-the others notice at once."""
+_TIMEOUT_MINUTES = 60.0
+_SILENT = (
+    "another process did not answer within train.timeout_minutes: it hangs, or it saves, observes or evaluates for"
+    " longer than that"
+)
 _FUSED_BYTES = 64 << 20
 """Gradients are exchanged in blocks of about this size: small ones together, and no copy of all of them at a time."""
 
@@ -44,16 +52,23 @@ class Runtime:
     accelerate's state would refuse a second run of another precision in the same process, and its own accumulation
     would divide the loss again."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, timeout_minutes: float = _TIMEOUT_MINUTES) -> None:
         _require(device)
-        _require_launcher()
+        check_launch()
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
+        self._timeout = timedelta(minutes=timeout_minutes)
+        self.accelerator = _accelerator(device, self._timeout)
         self.device: torch.device = self.accelerator.device
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         # What processes agree on travels over the CPU: asking for it does not make an accelerator wait.
-        self._control = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.processes > 1 else None
+        self._control = dist.new_group(backend="gloo", timeout=self._timeout) if self.processes > 1 else None
+
+    def close(self) -> None:
+        """Give up the group of processes that this session agreed in; nothing can be exchanged afterwards."""
+        if self._control is not None:
+            dist.destroy_process_group(self._control)
+            self._control = None
 
     @property
     def is_main(self) -> bool:
@@ -167,11 +182,14 @@ def leave() -> None:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """An exchange that fails because another process has ended is that one's failure."""
+    """Attribute an exchange that fails to the process that ended or does not answer."""
     try:
         yield
     except RuntimeError as error:
-        raise PeerError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split())
+        if "timed out" in reason.lower():
+            reason = f"{_SILENT} ({reason})"
+        raise PeerError(reason) from error
 
 
 def _blocks(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
@@ -187,14 +205,17 @@ def _blocks(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield block
 
 
-def _require_launcher() -> None:
-    """Several processes that do not know of each other would each train the whole."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1" and "LOCAL_RANK" not in os.environ:
-        raise UserError(
-            f"started as one of {processes} processes (WORLD_SIZE), which LOCAL_RANK does not number: start it with"
-            " torchrun or accelerate launch"
-        )
+def _accelerator(device: Device, timeout: timedelta) -> Accelerator:
+    try:
+        with only_a_launch():
+            return Accelerator(
+                cpu=device == "cpu",
+                mixed_precision="no",
+                gradient_accumulation_steps=1,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+            )
+    except (KeyError, ValueError) as error:  # accelerate and torch read more variables, as they are
+        raise UserError(f"accelerate cannot start with these environment variables: {in_one_line(error)}") from None
 
 
 def _require(device: Device) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pico_train.disk import free_bytes, in_units
+from pico_train.evaluate.progress import Amount
+from pico_train.evaluate.tasks import default_tasks
 from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token
 from pico_train.model.stock import Architecture
 from pico_train.run import Job, RunConfig, build, saying_where
@@ -35,6 +37,7 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"
     yield _memory(storage, held)
     yield from _of_a_device(job)
+    yield _evaluation(job)
     yield from _disk(job, storage)
     for one in config.observe:
         yield f"observed by  {one.name} at {sum(one.due(step, steps) for step in range(steps + 1))} steps"
@@ -68,6 +71,28 @@ def _of_a_device(job: Job) -> Iterator[str]:
     a_row = job.rows.size / job.rows.n_rows
     a_step = a_row * train.batch_size
     yield f"reads        {in_units(a_step * train.steps)} of rows, {in_units(a_step)} a step"
+
+
+def _evaluation(job: Job) -> str:
+    """The line on evaluations while the run trains, and what they add to the arithmetic of training."""
+    config, last = job.config.evaluation, job.config.train.steps
+    tasks = default_tasks(job.data, config)
+    times = f"evaluation   {len(config.steps(last)):,} times"
+    if not tasks:
+        return f"{times}: nothing to evaluate on"
+    others = [task for task in tasks if task != "perplexity"]
+    parts = []
+    if "perplexity" in tasks:
+        rows = job.data.split("validation")
+        settings = config.perplexity.settings(rows, job.config.model.max_position_embeddings)
+        amount = Amount(settings["rows"], rows.n_rows, "validation rows")
+        # A forward pass is a third of the operations of an update on the same tokens.
+        evaluated = len(config.steps(last)) * settings["rows"] * settings["seq_len"] / 3
+        share = evaluated / (last * job.config.train.batch_size * job.seq_len)
+        parts.append(f"perplexity on {amount}, {share:.1%} of the arithmetic of training")
+    if others:
+        parts.append(f"{', '.join(others)} on top, not counted here")
+    return f"{times}: {'; '.join(parts)}"
 
 
 def _disk(job: Job, storage: Storage) -> Iterator[str]:

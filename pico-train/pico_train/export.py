@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from pico_contract import codec
+from pico_contract.directories import check_directory
 from pico_contract.errors import DamagedError, UserError, in_one_line
+from pico_contract.files import read_regular_text
 from pico_contract.layout import (
     GENERATION_CONFIG,
     MANIFEST,
@@ -48,6 +51,8 @@ def export_checkpoint(run: Path, step: int | None = None, out: Path | None = Non
         raise UserError(f'--dtype is "{dtype}"; it can be {", ".join(DTYPES)}')
     layout, chosen = intact_checkpoint(run, step)
     target = out or Path(f"{layout.root.resolve().name}-step{chosen}{'' if dtype == 'fp32' else f'-{dtype}'}")
+    if not os.path.exists(target):
+        check_directory(target)
     owner = next((parent for parent in target.resolve().parents if RunLayout(parent).manifest.is_file()), None)
     if owner is not None:
         raise UserError(
@@ -74,7 +79,7 @@ def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
     source = layout.checkpoint(step)
     there = codec.read_manifest(source / MANIFEST, CheckpointManifest).files
     small = {
-        name: (source / name).read_text(encoding="utf-8")
+        name: read_regular_text(source / name)
         for name in (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG)
         if name in there
     }

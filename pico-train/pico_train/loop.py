@@ -50,15 +50,18 @@ def fit(session: Session) -> Outcome:
         if due.anything:
             _read_back(session, unread)
         if due.saving:
-            session.save()
+            with session.reporter.paused():
+                session.save()
         if stopping:
             return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
         gathers = due.observing and (job.runtime.is_main or job.sharded)
         if gathers:
             in_checkpoint = session.saved_at == step
-            pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing)
+            with session.reporter.paused():
+                pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing)
         if due.evaluating:
-            _evaluate(session, step)
+            with session.reporter.paused():
+                _evaluate(session, step)
         if step == last:
             if pending is not None:
                 _finish(session, pending, None)
@@ -110,7 +113,7 @@ def _due(session: Session, step: int, stopping: bool) -> _Due:
     return _Due(
         stopping=stopping,
         saving=not again and (step == last or stopping or is_due(config.checkpoint.every, step)),
-        evaluating=step == last or (step > 0 and is_due(config.evaluate.every, step)),
+        evaluating=config.evaluate.due(step, last),
         storing=config.snapshot.due(step, last) and not (again and session.observed(step)),
         sharing=job.live.due(step),
     )
@@ -189,7 +192,9 @@ def _evaluate(session: Session, step: int) -> None:
         config = job.config.evaluation
         subject = Subject(model, job.vocabulary, job.seq_len, job.data)
         place, tasks = Place(job.layout, job.config.name, step), default_tasks(job.data, config)
-        results = evaluate(subject, config, place, tasks, failed=session.reporter.say)
+        results = evaluate(
+            subject, config, place, tasks, failed=session.reporter.say, show=session.reporter.show_evaluation(step)
+        )
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
             session.mirrors.evaluated(step, results)
@@ -214,8 +219,9 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
 
 
 def _finish(session: Session, pending: Pending, seen: FromTraining | None) -> None:
-    observation = pending.finish(seen, session.writer.hand_over)
-    session.job.live.observe(observation, session.reporter.say)
+    with session.reporter.paused():
+        observation = pending.finish(seen, session.writer.hand_over)
+        session.job.live.observe(observation, session.reporter.say)
 
 
 def _from_training(

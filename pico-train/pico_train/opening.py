@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError
+from pico_contract.files import irregular
 from pico_contract.layout import step_name
 from pico_contract.lock import RunLock
 from pico_contract.schema import RunManifest
@@ -22,8 +23,10 @@ from pico_train.inherit import differing_ends
 from pico_train.keep import thin
 from pico_train.pusher import open_pusher
 from pico_train.record import (
+    changed_code,
     changed_conditions,
     check_identity,
+    edited_files,
     kept_micro_batch,
     new_manifest,
     session_record,
@@ -98,6 +101,7 @@ def _found(job: Job) -> dict[str, Any]:
     manifest = _manifest(job)
     newest, notices = newest_intact(job.layout)
     if not (manifest.status == "finished" and newest == manifest.total_steps):
+        notices += edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
         notices += filter(None, [job.data.verify_at_start()])
         notices += _make_room(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
@@ -173,13 +177,23 @@ def _resolve_micro_batch(job: Job, manifest: RunManifest, build_state: Callable[
 
 def _open_files(session: Session, start: int) -> None:
     job, layout = session.job, session.job.layout
-    write_config(job)
-    _write_probe(job)
+    _write_inputs(session)
     session.metrics = MetricsFile(layout, start)
     session.write_manifest()
     session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)
     if job.config.log.trackers:
         session.mirrors.open(job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut))
+
+
+def _write_inputs(session: Session) -> None:
+    """Write config.yaml and the probe; run.json states no digest of a file that is about to be replaced."""
+    job, layout, manifest = session.job, session.job.layout, session.manifest
+    if manifest.digests:
+        manifest.digests = {}
+        session.write_manifest()
+    config = write_config(job)
+    _write_probe(job)
+    manifest.digests = {layout.config.name: config, layout.probe.name: codec.sha256_file(layout.probe)}
 
 
 def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
@@ -211,7 +225,7 @@ def _write_probe(job: Job) -> None:
     path, probe = job.layout.probe, job.observer.probe
     wanted = {"rows": probe.row_ids, "tokens": probe.tokens.int()}
     try:
-        found = codec.read_tensors(path)
+        found = codec.read_tensors(path) if irregular(path) is None else {}
     except DamagedError:
         found = {}
     if found.keys() != wanted.keys() or not all(torch.equal(found[name], wanted[name]) for name in wanted):
@@ -222,7 +236,10 @@ def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list
     if newest is None:
         return list(filter(None, [differing_ends(job.data.manifest.special_tokens, job.card.special_tokens)]))
     notices = [f"continuing {job.layout.root} from step {newest}"]
-    changed = changed_conditions(*manifest.sessions[-2:]) if len(manifest.sessions) > 1 else []
+    changed = []
+    if len(manifest.sessions) > 1:
+        notices += changed_code(*manifest.sessions[-2:])
+        changed = changed_conditions(*manifest.sessions[-2:])
     if changed:
         notices.append(f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}")
     return notices

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pico_contract import codec
-from pico_contract.errors import DamagedError
+from pico_contract import codec, strict_yaml
+from pico_contract.errors import DamagedError, in_one_line
 from pico_contract.layout import DataLayout, RunLayout
 from pico_contract.schema import DataManifest, EvaluationManifest, RunManifest
+from pico_contract.terminal import one_line
 
-from pico_train.config import dump, read_yaml
+from pico_train.config import read_yaml
 from pico_train.evaluate.results import evaluations_of, newest_evaluations
 
 
@@ -49,28 +50,48 @@ def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest],
         "pipeline_tag": "text-generation",
         "tags": ["pico-train", "llama", "learning-dynamics"],
     }
-    sections = [
-        ("Model", _table(("", ""), _geometry(manifest))),
-        ("Data", _table(("", ""), _data(manifest, config))),
-        ("Recipe", _table(("", ""), _recipe(manifest, config))),
-        ("Evaluations", _evaluations(evaluations)),
-        *ending,
-    ]
-    parts = [f"---\n{dump(front)}---\n", f"# {manifest.name}\n", _summary(manifest, held)]
+    try:
+        sections = [
+            ("Model", _table(("", ""), _geometry(manifest))),
+            ("Data", _table(("", ""), _data(manifest, config))),
+            ("Recipe", _table(("", ""), _recipe(manifest, config))),
+            ("Evaluations", _evaluations(evaluations)),
+            *ending,
+        ]
+        summary = _summary(manifest, held)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        where = f"{layout.manifest} and {layout.config}"
+        raise DamagedError(f"{where} do not say what a model card says ({in_one_line(error)})") from None
+    parts = [f"---\n{strict_yaml.dump(front)}---\n", f"# {_text(manifest.name)}\n", summary]
     return "\n".join([*parts, *(f"## {title}\n\n{body}\n" for title, body in sections)])
 
 
 def _summary(manifest: RunManifest, held: str) -> str:
-    parent = f" It began from the weights of `{Path(manifest.parent).name}`." if manifest.parent else ""
+    parent = f" It began from the weights of {_code(Path(manifest.parent).name)}." if manifest.parent else ""
     return (
         f"A decoder of {manifest.parameters['total']:,} parameters, trained with pico-train by the method"
-        f" `{manifest.method}` for {manifest.total_steps:,} steps, {held}.{parent}\n"
+        f" {_code(manifest.method)} for {manifest.total_steps:,} steps, {held}.{parent}\n"
     )
+
+
+class _Code(str):
+    """Markdown that is written already: a piece of code, which nothing in it can end."""
+
+
+def _code(text: str) -> _Code:
+    return _Code(f"`{one_line(text).replace('`', ' ').replace('|', ' ')}`")
+
+
+def _text(value: Any) -> str:
+    """A value as Markdown that shows it: without links, images, HTML, code or the end of a table's cell."""
+    if isinstance(value, _Code):
+        return str(value)
+    return "".join(f"&#{ord(one)};" if one in "&<>|[]`*\\" else one for one in one_line(str(value)))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(map(_text, line))} |" for line in lines) + "\n"
 
 
 def _geometry(manifest: RunManifest) -> list[tuple[str, Any]]:
@@ -80,7 +101,7 @@ def _geometry(manifest: RunManifest) -> list[tuple[str, Any]]:
 
 def _data(manifest: RunManifest, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The source and licence are those of the data directory, where it is still there and the same."""
-    rows = [("fingerprint", f"`{manifest.data['fingerprint']}`"), ("order", manifest.data["order"])]
+    rows = [("fingerprint", _code(str(manifest.data["fingerprint"]))), ("order", manifest.data["order"])]
     try:
         data = codec.read_manifest(DataLayout(Path(config["data"]["path"])).manifest, DataManifest)
     except (DamagedError, OSError):
@@ -123,7 +144,7 @@ def _evaluations(found: list[EvaluationManifest]) -> str:
 
 
 def _revisions(revisions: Mapping[int, str]) -> str:
-    return _table(("step", "revision"), [(f"{step:,}", f"`{tag}`") for step, tag in revisions.items()])
+    return _table(("step", "revision"), [(f"{step:,}", _code(tag)) for step, tag in revisions.items()])
 
 
 def _loading(source: str, revision: str | None = None) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from pico_contract import codec
-from pico_contract.errors import UserError
-from pico_contract.schema import RunManifest
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.layout import MANIFEST, RunLayout
+from pico_contract.provenance import code_references, code_state, module_digests
+from pico_contract.schema import CheckpointManifest, RunManifest
 
 from pico_train.checkpoint import resolved_source
 from pico_train.config import identity, read_yaml, to_yaml, validate
@@ -39,7 +40,13 @@ def new_manifest(job: Job) -> RunManifest:
         parameters=count_parameters(config.model),
         method=config.method.name,
         seeds=config.seed.model_dump(),
-        data={"fingerprint": data.fingerprint, "path": str(config.data.path), "order": config.data.order},
+        data={
+            "fingerprint": data.fingerprint,
+            "path": str(config.data.path),
+            "order": config.data.order,
+            "batch_size": config.train.batch_size,
+            **({} if job.rows.blocks else {"rows": job.rows.n_rows}),
+        },
         sessions=[],
         architecture=job.card.architecture.record(),
         stock=job.card.architecture.is_stock,
@@ -52,7 +59,14 @@ def check_identity(job: Job) -> None:
     Raises:
         UserError: lists every changed key with its old and new value.
     """
-    old = validate(RunConfig, read_yaml(job.layout.config), str(job.layout.config))
+    raw = read_yaml(job.layout.config)
+    method = raw.get("method")
+    if isinstance(method, dict) and method.get("name") != job.config.method.name and code_references(method):
+        raise UserError(  # without importing what the other run names
+            f"{job.layout.root} is another run: method.name ({method.get('name')} -> {job.config.method.name}) changed;"
+            " choose another name, or undo the change"
+        )
+    old = validate(RunConfig, raw, str(job.layout.config))
     before, now = identity(old), identity(job.config)
     changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
     manifest = codec.read_manifest(job.layout.manifest, RunManifest)
@@ -67,6 +81,35 @@ def check_identity(job: Job) -> None:
         )
 
 
+def write_config(job: Job) -> str:
+    """Write config.yaml, the resolved configuration of the newest session, and return its sha256."""
+    text = to_yaml(job.config)
+    codec.write_text(job.layout.config, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -> list[str]:
+    """One sentence for each file of a run that was changed by something else since training wrote it.
+
+    They are run.json, the files whose digest it records, and metrics.jsonl up to the checkpoint to continue from.
+    """
+    found = []
+    try:
+        codec.read_manifest(layout.manifest, RunManifest, digest=True)
+    except DamagedError as error:
+        found.append(str(error))
+    for path in (layout.config, layout.probe):
+        digest = manifest.digests.get(path.name)
+        if digest is not None and path.is_file() and codec.sha256_file(path) != digest:
+            found.append(f"{path} does not have the sha256 that run.json says: it was edited or damaged")
+    if newest is not None:
+        entry = codec.read_manifest(layout.checkpoint(newest) / MANIFEST, CheckpointManifest).metrics
+        text = layout.metrics.read_bytes() if layout.metrics.is_file() else b""
+        if entry is not None and hashlib.sha256(text[: entry.size]).hexdigest() != entry.sha256:
+            found.append(f"{layout.metrics} is not what it was when step {newest} was saved: it was edited or damaged")
+    return [f"warning: {sentence}; the run is continued with it" for sentence in found]
+
+
 def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
     """Say how the decoder differs from the one that the run began with."""
     now = job.card.architecture
@@ -75,11 +118,6 @@ def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
     if (before.name, before.source_sha256) == (now.name, now.source_sha256):
         return None
     return f"the decoder ({before} -> {now}; {now.departure or before.departure})"
-
-
-def write_config(job: Job) -> None:
-    """config.yaml: the resolved configuration of the newest session."""
-    codec.write_text(job.layout.config, to_yaml(job.config))
 
 
 def session_record(job: Job, from_step: int) -> dict[str, Any]:
@@ -100,7 +138,19 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "matmul_rate": _matmul_rate(job),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
-        "commit": _git_commit(),
+        **_code_record(job),
+    }
+
+
+def _code_record(job: Job) -> dict[str, Any]:
+    """The code of this session: its commit, what differs from it, and the modules that are the user's own."""
+    code, config = code_state("pico_train"), job.config
+    own = code_references([config.method.name, [one.model_dump(mode="json") for one in config.observe]])
+    return {
+        "commit": code.commit,
+        "dirty": code.dirty,
+        "difference": code.difference,
+        "modules": module_digests(own),
     }
 
 
@@ -120,6 +170,37 @@ def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     ]
 
 
+def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each part of the code that differs between two sessions: commit, working tree, own modules, packages.
+
+    What an earlier version did not record is not compared.
+    """
+    lines = []
+    if before.get("commit") != now["commit"]:
+        lines.append(f"the code's commit changed: {_short(before.get('commit'))} -> {_short(now['commit'])}")
+    if "dirty" in before and before.get("difference") != now["difference"]:
+        lines.append(f"the code's working tree changed: {_tree(before)} -> {_tree(now)}")
+    if "modules" in before:
+        lines += [f"your module {line}" for line in _differing(before["modules"], now["modules"])]
+    lines += [f"the package {line}" for line in _differing(before.get("packages", {}), now["packages"])]
+    return lines
+
+
+def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} changed: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names]
+
+
+def _tree(session: Mapping[str, Any]) -> str:
+    if session.get("dirty") is None:
+        return "unknown"
+    return f"edited ({_short(session['difference'])})" if session["dirty"] else "as committed"
+
+
+def _short(text: str | None) -> str:
+    return "none" if text is None else str(text)[:12]
+
+
 def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:
     """The micro-batch of the newest session on as many processes of the same device; None where there was none."""
     here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
@@ -137,17 +218,3 @@ def _matmul_rate(job: Job) -> float | None:
 def _device_name(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return f"{device.type} {name}"
-
-
-def _git_commit() -> str | None:
-    """The commit that this code was checked out from; None where it is installed, though it be below a repository."""
-    try:
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("rev-parse", "HEAD").strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).resolve().parent
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -207,7 +207,7 @@ def method_class(config: MethodConfig) -> type[Method]:
         raise UserError(f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}')
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise UserError(f'method.name is "{config.name}", which cannot be imported: {error}') from None
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f'method.name is "{config.name}", which is not a Method (pico_train.method.base)')
@@ -319,7 +319,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         with saying_where(source):
             check_source(config.init_from, config.model)
     with saying_where(source):
-        runtime = Runtime(config.train.device)
+        runtime = Runtime(config.train.device, config.train.timeout_minutes)
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
@@ -336,25 +336,12 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         runtime=runtime,
         data=data,
         rows=rows,
-        order=RowOrder(
-            n_rows=rows.n_rows,
-            batch_size=config.train.batch_size,
-            fingerprint=data.manifest.fingerprint,
-            seed=config.seed.data,
-            shuffle=config.data.order == "shuffled",
-            blocks=rows.blocks,
-        ),
+        order=_row_order(config, data, rows),
         seq_len=seq_len,
         micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
         compiled=compiled,
-        card=ModelCard(
-            config.name,
-            config.model,
-            data.tokenizer_path,
-            token_ids,
-            architecture,
-        ),
+        card=ModelCard(config.name, config.model, data.tokenizer_path, token_ids, architecture),
         vocabulary=own_vocabulary(data.vocabulary, token_ids),
         observer=Observer(
             config=config.snapshot,
@@ -366,6 +353,17 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             micro_batch=micro_batch,
         ),
         live=live,
+    )
+
+
+def _row_order(config: RunConfig, data: PackedData, rows: Rows) -> RowOrder:
+    return RowOrder(
+        n_rows=rows.n_rows,
+        batch_size=config.train.batch_size,
+        fingerprint=data.manifest.fingerprint,
+        seed=config.seed.data,
+        shuffle=config.data.order == "shuffled",
+        blocks=rows.blocks,
     )
 
 

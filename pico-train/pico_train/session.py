@@ -9,7 +9,7 @@ from typing import Any
 from pico_contract import codec
 from pico_contract.errors import in_one_line
 from pico_contract.lock import LockHeldError, RunLock
-from pico_contract.schema import RunManifest, SnapshotManifest
+from pico_contract.schema import FileEntry, RunManifest, SnapshotManifest
 
 from pico_train.checkpoint import save_checkpoint
 from pico_train.keep import thin
@@ -86,14 +86,15 @@ class Session:
         def on_main() -> None:
             self.writer.make_room()
             held = saved.copied()
-            self.writer.hand_over(lambda: self._publish(held))
+            rows = self.metrics.entry if self.metrics is not None else None
+            self.writer.hand_over(lambda: self._publish(held, rows))
 
         self.job.runtime.on_main(on_main)
         self.saved_at = self.state.counters.step
 
-    def _publish(self, saved: SavedState) -> None:
+    def _publish(self, saved: SavedState, rows: FileEntry | None) -> None:
         self._sync_metrics()
-        save_checkpoint(self.job.layout, saved, self.job.card)
+        save_checkpoint(self.job.layout, saved, self.job.card, rows)
         self.published = int(saved.counters["step"])
         if self.pusher is not None:
             self.pusher.wake()
@@ -133,7 +134,7 @@ class Session:
 
     def tells(self, step: int) -> bool:
         """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line on the console."""
-        return self._logs(step) or step % self.job.config.log.console_every == 0
+        return self._logs(step) or self.reporter.is_due(step)
 
     def log(self, row: dict[str, Any]) -> None:
         """One update, told to the console and, when due, to metrics.jsonl."""

@@ -36,6 +36,9 @@ class TrainConfig(Section):
     sharding: Operation[Sharding] = "none"
     """What several processes share out besides rows: "none", or with "full" parameters, gradients and optimizer state.
     Changes memory, not gradients."""
+    timeout_minutes: Operation[float] = Field(60.0, gt=0, le=100_000)
+    """Minutes that processes wait for one another, also for the first one while it saves, observes or evaluates; one
+    that does not answer by then ends the run. Accelerators wait for as long before they give up an exchange."""
     threads: Operation[int | None] = Field(None, ge=1, le=1024)
     """Threads of CPU arithmetic; null leaves torch's choice."""
     hours: Operation[float | None] = Field(None, gt=0)

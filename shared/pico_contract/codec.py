@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -11,17 +10,21 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pico_contract import directories, interrupts
 from pico_contract.errors import DamagedError, failed_write, naming
-from pico_contract.layout import MANIFEST, is_leftover, name_before, parse_step, replaced, step_name, temporary
-from pico_contract.schema import DirectoryManifest, FileEntry, Manifest
-
-M = TypeVar("M", bound=Manifest)
+from pico_contract.files import sha256_file as sha256_file
+from pico_contract.layout import MANIFEST, is_leftover, name_before, replaced, temporary
+from pico_contract.schema import DirectoryManifest, FileEntry
+from pico_contract.verify import damage as damage
+from pico_contract.verify import intact_steps as intact_steps
+from pico_contract.verify import listed_steps as listed_steps
+from pico_contract.verify import read_manifest as read_manifest
 
 
 def _no_stage(stage: str, path: Path) -> None:
@@ -36,12 +39,6 @@ an older one `old_set_aside`, `after_rename`) with the final path; crash tests r
 def utc_now() -> str:
     """The current time, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sync_directory(path: Path) -> None:
@@ -65,10 +62,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    directories.make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with naming(draft, path):
+        with interrupts.unfinished(), naming(draft, path):
             yield draft
             _sync_file(draft)
             draft.replace(path)
@@ -95,9 +92,10 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
+    directories.make_directory(final.parent)
     try:
-        with naming(draft, final):
-            draft.mkdir(parents=True)
+        with interrupts.unfinished(), naming(draft, final):
+            draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
             if not any(draft.glob("*.json")):
@@ -144,59 +142,6 @@ def seal(
     manifest.files = dict(sorted(sealed.items()))
     manifest.created = manifest.created or utc_now()
     write_text(directory / name, manifest.to_json())
-
-
-def read_manifest(path: Path, kind: type[M]) -> M:
-    """The manifest at `path`.
-
-    Raises:
-        DamagedError: it is missing, not JSON, of another format or a newer major version, or lacks a key.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DamagedError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, NotADirectoryError, IsADirectoryError) as error:
-        raise DamagedError(f"{path} is not a readable manifest ({error})") from None
-    return kind.from_json(text, path)
-
-
-def damage(directory: Path, kind: type[DirectoryManifest], *, hashes: bool = False, name: str = MANIFEST) -> str | None:
-    """None when `directory` is intact, else one sentence naming the file that is not and how.
-
-    Without `hashes` the manifest must parse and the sizes match (enough to list); with it every sha256 is compared
-    (needed to resume, audit or verify).
-    """
-    try:
-        manifest = read_manifest(directory / name, kind)
-    except DamagedError as error:
-        return str(error)
-    step = getattr(manifest, "step", None)
-    if parse_step(directory.name) not in (None, step):
-        return f"{directory / name} is of step {step}: the directory was renamed or copied from another"
-    for file, entry in manifest.files.items():
-        path = directory / file
-        if not path.is_file():
-            return f"{path} is missing"
-        size = path.stat().st_size
-        if size != entry.size:
-            return f"{path} has {size} bytes where its manifest says {entry.size}"
-        if hashes and sha256_file(path) != entry.sha256:
-            return f"{path} does not have the sha256 that its manifest says: its bytes were altered"
-    return None
-
-
-def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False) -> list[int]:
-    """Steps below `parent` (a run's checkpoints or snapshots) whose directories are intact, ascending."""
-    return [step for step in listed_steps(parent) if damage(parent / step_name(step), kind, hashes=hashes) is None]
-
-
-def listed_steps(parent: Path) -> list[int]:
-    """Steps that have a directory below `parent`, intact or not, ascending; [] when `parent` does not exist."""
-    if not parent.is_dir():
-        return []
-    steps = (parse_step(path.name) for path in parent.iterdir() if path.is_dir())
-    return sorted(step for step in steps if step is not None)
 
 
 def remove_leftovers(parent: Path) -> None:

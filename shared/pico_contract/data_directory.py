@@ -97,7 +97,7 @@ def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
     """
     layout = DataLayout(directory)
     manifest = codec.read_manifest(layout.manifest, DataManifest)
-    result = DataVerification(manifest.fingerprint)
+    result = DataVerification(manifest.fingerprint, list(count_faults(layout, manifest)))
     digests = {split: _split_digest(layout, manifest, split, result, limit) for split in manifest.splits}
     rows = {layout.rows(split).name for split in manifest.splits}
     for name, entry in manifest.files.items():
@@ -111,6 +111,19 @@ def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
     return result
 
 
+def count_faults(layout: DataLayout, manifest: DataManifest) -> Iterator[str]:
+    """Sentences on what data.json states of its splits that does not agree with the files that it lists."""
+    for split, info in manifest.splits.items():
+        if layout.shards(split).name in manifest.files:
+            continue
+        rows, documents = layout.rows(split), layout.documents(split)
+        missing = [path.name for path in (rows, documents) if path.name not in manifest.files]
+        if missing:
+            yield f'{layout.manifest} lists no {missing[0]}, which the split "{split}" consists of'
+        elif problem := _wrong_counts(rows, manifest, info, manifest.files[rows.name]):
+            yield problem
+
+
 def _split_digest(
     layout: DataLayout, manifest: DataManifest, split: str, result: DataVerification, limit: int | None
 ) -> str | None:
@@ -119,12 +132,12 @@ def _split_digest(
     if layout.shards(split).name in manifest.files:
         return _listing_digest(layout.shards(split))
     entry = manifest.files.get(path.name)
-    if entry is None:
-        result.faults.append(f"{layout.manifest} lists no {path.name}")
+    if entry is None:  # which `count_faults` names
         return None
     result.bytes_total += entry.size
-    if problem := _absence(path, entry) or _wrong_counts(path, manifest, info, entry):
+    if problem := _absence(path, entry):
         result.faults.append(problem)
+    if problem or _wrong_counts(path, manifest, info, entry):
         return None
     result.faults += _document_faults(layout.documents(split), info)
     if limit is not None and entry.size > limit:

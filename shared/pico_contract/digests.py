@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pico_contract.codec import sha256_file
+from pico_contract.files import sha256_file
 
 _Stamp = tuple[int, int, int, int, int]
 

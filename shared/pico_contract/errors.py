@@ -10,6 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_MOST_CHOICES = 60
+"""Every list of keys, metrics or values of ours is shorter; a directory of files need not be."""
+_LONGEST_WORD = 200
+"""Nothing longer resembles a name, and comparing takes time that grows with the square of the length."""
+
+
+_LONGEST_SENTENCE = 4_000
+
 
 class UserError(Exception):
     """A mistake that its reader can mend: one sentence, shown on stderr without a traceback; exit code 2."""
@@ -27,13 +35,27 @@ def nearest(word: str, choices: Iterable[str], limit: int = 1) -> list[str]:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A clause such as `; did you mean "steps"?`, or a short list of what exists when nothing is near."""
+    """A clause such as `; did you mean "steps"?`, or the list of what exists when nothing is near."""
     known = sorted(choices)
-    near = nearest(word, known)
+    near = nearest(word[:_LONGEST_WORD], known)
     if near:
         return f'; did you mean "{near[0]}"?'
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    shown = ", ".join(known[:_MOST_CHOICES]) + (", ..." if len(known) > _MOST_CHOICES else "")
     return f"; choose from: {shown}" if known else ""
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """`text` in one line of at most `limit` characters, cut in the middle; control characters are escaped."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 4 * limit])
+    if len(plain) <= limit and len(text) <= 4 * limit:
+        return plain
+    return f"{plain[: limit - 40]}... ({len(text):,} characters)"
+
+
+def sentence_of(error: BaseException) -> str:
+    """The text of an error for stderr, cut in the middle where it quotes something very long."""
+    text, half = str(error), _LONGEST_SENTENCE // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} [...] {text[-half:]}"
 
 
 def in_one_line(error: BaseException) -> str:

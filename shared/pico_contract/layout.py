@@ -186,6 +186,16 @@ class AnalysisLayout:
         return self.root / "config.yaml"
 
     @property
+    def code(self) -> Path:
+        """The code that measured: versions, commit, digests of the user's own modules."""
+        return self.root / "code.json"
+
+    @property
+    def source(self) -> Path:
+        """What the analysis was measured of."""
+        return self.root / "source.json"
+
+    @property
     def parts(self) -> Path:
         """Steps measured while training that are not yet in the table."""
         return self.root / "parts"

@@ -18,7 +18,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pico_contract.directories import make_directory
 from pico_contract.errors import UserError
+from pico_contract.interrupts import unfinished
 from pico_contract.layout import takeover, temporary
 
 STALE_SECONDS = 900.0
@@ -38,13 +40,16 @@ class RunLock:
         """The sentence to print when a stale lock was taken over, else None."""
         self._last_beat = 0.0
         self._made_directory = False
+        self._held = contextlib.ExitStack()
 
     def acquire(self) -> None:
         """Take the lock.
 
         Raises:
             LockHeldError: a live process holds it.
+            UserError: the directory cannot be made or written, or something other than a file has the lock's name.
         """
+        self._held.enter_context(unfinished())
         while not self._try_create():
             holder = read_lock(self.path)
             if holder is None:
@@ -78,7 +83,11 @@ class RunLock:
     def release(self) -> None:
         """Give the lock back; harmless when it is no longer ours. A directory that was made for the lock, and that
         nothing was written to, goes with it."""
-        holder = read_lock(self.path)
+        self._held.close()
+        try:
+            holder = read_lock(self.path)
+        except (OSError, UserError):
+            return  # what cannot be read is not ours
         if holder is not None and holder.get("token") == self.token:
             self.path.unlink(missing_ok=True)
             if self._made_directory:
@@ -99,7 +108,7 @@ class RunLock:
         return draft
 
     def _try_create(self) -> bool:
-        self._make_directory()
+        self._made_directory |= make_directory(self.path.parent)
         draft = temporary(self.path, self.token[:8])
         try:
             os.link(self._write_draft(), self.path)
@@ -111,15 +120,6 @@ class RunLock:
             return False  # the holder has swept our draft away as a leftover, or an empty directory with its lock
         finally:
             draft.unlink(missing_ok=True)
-
-    def _make_directory(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True)
-            self._made_directory = True
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):  # gone with another lock meanwhile: the lock is tried again
-                if not stat.S_ISDIR(self.path.parent.stat().st_mode):
-                    raise
 
     def _take_over(self) -> bool:
         """Replace a stale lock by ours; False when it is no longer stale or gone.
@@ -137,8 +137,14 @@ class RunLock:
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-    """What a lock file says, {} when it cannot be read as JSON, None when there is none."""
+    """Read a lock file: its content, {} when it cannot be read as JSON, None when there is none.
+
+    Raises:
+        UserError: it is not a file.
+    """
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is not a file, as a lock is: remove what lies there")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pico_contract.errors import UserError, nearest
 
 _WRAPPERS = re.compile(r"^(?:(?:_forward_module|_orig_mod|module|pico_decoder)\.)+|(?<=\.)_orig_mod\.")
+_OF_EARLIER_CODE = re.compile(r"(?:layers\.|embedding_proj\b|de_embedding_proj\b|output_norm\b|attention|swiglu)")
+_GLOB = re.compile(r"[*?\[]")
 _EARLIER = (
     (re.compile(r"\battention_norm\b"), "input_layernorm"),
     (re.compile(r"\bswiglu_norm\b"), "post_attention_layernorm"),
@@ -23,7 +25,8 @@ _EARLIER = (
     (re.compile(r"^output_norm\b"), "model.norm"),
     (re.compile(r"^layers\."), "model.layers."),
 )
-_LAYER = re.compile(r"^(?:\w+\.)*?(?:layers|layer|blocks|h)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^((?:[^.]+\.)*?(?:\w*layers?|\w*blocks?|\w*layer_groups|h))\.(\d+)\.(.+)$")
+"""What stands before the number of a layer, the number, and the name within the layer."""
 _KINDS = {
     "self_attn": "attention",
     "mlp": "mlp",
@@ -41,21 +44,26 @@ _LOW_RANK = re.compile(
 @dataclass(frozen=True)
 class ModuleName:
     """What a module's name says: `layer` is None outside the layers; `kind` is one of attention, mlp, norm,
-    embedding, head, other; `component` is the name within its layer, such as `self_attn.q_proj`."""
+    embedding, head, other; `component` is the name within its layer, such as `self_attn.q_proj`; `stack` is the name
+    before the number of its layer, such as `model.layers`, and empty outside the layers."""
 
     name: str
     layer: int | None
     kind: str
     component: str
+    stack: str = ""
 
 
 def canonical(name: str) -> str:
     """The Hugging Face name for `name`, which may be a wrapped name or one of earlier Pico code.
 
     `_forward_module.layers.0.swiglu.w_2` -> `model.layers.0.mlp.down_proj`; a name already in use is unchanged.
-    Works on glob patterns as well, since only whole name parts are replaced.
+    Works on glob patterns as well, since only whole name parts are replaced. Names of other families that share a
+    part with earlier Pico code (`transformer.h.0.attn.attention.q_proj` of GPT-Neo) are unchanged.
     """
     name = _WRAPPERS.sub("", name)
+    if not (_OF_EARLIER_CODE.match(name) or _GLOB.search(name)):
+        return name
     for pattern, replacement in _EARLIER:
         name = pattern.sub(replacement, name)
     return name
@@ -64,15 +72,45 @@ def canonical(name: str) -> str:
 def parse(name: str) -> ModuleName:
     """Split a module (or parameter) name into layer, kind and component; aliases are accepted.
 
-    Layers of other families are seen where their number follows `layers`, `layer`, `blocks` or `h`.
+    The layer is the first number that follows a part such as `layers`, `layer`, `block`, `resblocks` or `h`: in
+    `encoder.block.2.layer.0.SelfAttention.q` it is 2, and `layer.0` is part of the component.
     """
     name = canonical(name)
     match = _LAYER.match(name)
-    layer, component = (int(match[1]), match[2]) if match else (None, name)
+    stack, layer, component = (match[1], int(match[2]), match[3]) if match else ("", None, name)
     kind = next(
         (kind for part, kind in _KINDS.items() if component == part or component.startswith(part + ".")), "other"
     )
-    return ModuleName(name, layer, kind, component)
+    return ModuleName(name, layer, kind, component, stack)
+
+
+def stack_prefixes(modules: Iterable[str]) -> dict[str, str]:
+    """Find what tells apart the stacks of layers that share a component: stack -> prefix for its components.
+
+    {`model.encoder.layers`: `encoder`, `model.decoder.layers`: `decoder`} for the modules of BART; a stack that shares
+    no component with another, as that of a decoder-only model, is not in it.
+    """
+    stacks_of: dict[str, set[str]] = {}
+    for module in map(parse, modules):
+        if module.layer is not None:
+            stacks_of.setdefault(module.component, set()).add(module.stack)
+    shared = [stacks for stacks in stacks_of.values() if len(stacks) > 1]
+    stacks = sorted(set().union(*shared))
+    return {stack: _distinguishing(stack, [other for other in stacks if other != stack]) for stack in stacks}
+
+
+def _distinguishing(stack: str, others: Sequence[str]) -> str:
+    """The parts of `stack` behind those that all `others` begin with, as many as no other has."""
+    parts, rivals = stack.split("."), [other.split(".") for other in others]
+    common = 0
+    while common < len(parts) - 1 and all(rival[common : common + 1] == [parts[common]] for rival in rivals):
+        common += 1
+    end = common + 1
+    while end < len(parts) and any(rival[:end] == parts[:end] for rival in rivals):
+        end += 1
+    if parts[common].isdigit():
+        common -= 1  # a number says nothing without the word before it
+    return ".".join(parts[common:end])
 
 
 def lora_A(module: str) -> str:
@@ -140,8 +178,10 @@ def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
 
 def fits(pattern: str, name: str) -> bool:
     """Whether a glob pattern fits `name`, as in `match`."""
-    pattern, parts = canonical(pattern), canonical(name).split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[start:]), pattern) for start in range(len(parts)))
+    parts = canonical(name).split(".")
+    patterns = {pattern, canonical(pattern)}  # `attention.*` is a name of other families as well as an alias
+    endings = [".".join(parts[start:]) for start in range(len(parts))]
+    return any(fnmatch.fnmatchcase(ending, one) for ending in endings for one in patterns)
 
 
 def _nothing_fits(pattern: str, names: list[str]) -> str:

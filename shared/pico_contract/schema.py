@@ -7,17 +7,20 @@ above its own. A writer can only write the fields declared here.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import math
-import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pico_contract.errors import DamagedError
+from pico_contract.errors import DamagedError, shorten
+from pico_contract.files import is_plain_name
+from pico_contract.typed_json import build, non_finite
 
 FORMAT_VERSION = 1
+_DIGEST = '"digest": "{}"'
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,33 @@ class FileEntry:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """What every manifest has: the name of its format, its version, when it was created (UTC, ISO 8601)."""
+    """What every manifest has: the name of its format, its version, when it was created (UTC, ISO 8601).
+
+    `digest` is the sha256 of the manifest's own text with the digest left empty; "" in those of earlier versions.
+    """
 
     FORMAT: ClassVar[str] = ""
     format: str = ""
     format_version: int = FORMAT_VERSION
     created: str = ""
+    digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         self.format = self.format or self.FORMAT
 
     def to_json(self) -> str:
-        """Indented JSON with the declared fields in their order.
+        """Indented JSON with the declared fields in their order and the digest of all of it.
 
         Raises:
             ValueError: a NaN or an infinity, which JSON cannot hold, by its key.
         """
-        raw = dataclasses.asdict(self)
-        place = _non_finite(raw, self.FORMAT)
+        raw = dataclasses.asdict(self) | {"digest": ""}
+        place = non_finite(raw, self.FORMAT)
         if place is not None:
             raise ValueError(place)
-        return json.dumps(raw, indent=2) + "\n"
+        text = json.dumps(raw, indent=2) + "\n"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return text.replace(_DIGEST.format(""), _DIGEST.format(digest), 1)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Self:
@@ -62,20 +71,30 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise DamagedError(f"{path} is not valid JSON ({error})") from None
         if not isinstance(raw, dict) or raw.get("format") != cls.FORMAT:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {found!r}')
+            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {shorten(repr(found))}')
         version = raw.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
-            raise DamagedError(
-                f"{path} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}: update pico-contract"
-            )
-        place = _non_finite(raw, str(path))
+            reads = f"this version reads 1 to {FORMAT_VERSION}: update pico-contract"
+            raise DamagedError(f"{path} has format_version {shorten(repr(version))}; {reads}")
+        place = non_finite(raw, str(path))
         if place is not None:
             raise DamagedError(place)
-        return typing.cast(Self, _build(cls, raw, str(path)))
+        return cls.checked(typing.cast(Self, build(cls, raw, str(path))), path)
+
+    @classmethod
+    def checked(cls, manifest: Self, path: Path) -> Self:
+        """Refuse values that no writer gives; `path` is only for messages."""
+        return manifest
+
+
+def has_own_digest(text: str, digest: str) -> bool:
+    """Whether `digest`, the one that the manifest `text` states, is that of the text."""
+    rest = text.replace(_DIGEST.format(digest), _DIGEST.format(""), 1)
+    return hashlib.sha256(rest.encode("utf-8", "surrogatepass")).hexdigest() == digest
 
 
 @dataclass(kw_only=True)
@@ -96,8 +115,19 @@ class RunManifest(Manifest):
     data: dict[str, Any]  # fingerprint, path, order
     sessions: list[dict[str, Any]]  # one per start: host, processes, micro-batch, device, precision, packages, commit
     message: str = ""  # why it stopped or failed, in one sentence
+    digests: dict[str, str] = field(default_factory=dict)  # file name -> sha256: config.yaml, probe.safetensors
     architecture: dict[str, Any] = field(default_factory=dict)  # name of the class, and of our own its source's sha256
     stock: bool = True  # whether checkpoints are Hugging Face models that transformers opens and computes
+
+    @classmethod
+    def checked(cls, manifest: Self, path: Path) -> Self:
+        """Refuse steps that no run reaches, for which names and lists would be made."""
+        for key in ("step", "total_steps"):
+            if not 0 <= getattr(manifest, key) < 1 << 63:
+                raise DamagedError(
+                    f"{path}: {key} should be from 0 to 2^63 but is {shorten(repr(getattr(manifest, key)))}"
+                )
+        return manifest
 
 
 @dataclass(kw_only=True)
@@ -105,6 +135,12 @@ class DirectoryManifest(Manifest):
     """The last file of a sealed directory: without it, or with sizes that differ, the directory does not exist."""
 
     files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @classmethod
+    def checked(cls, manifest: Self, path: Path) -> Self:
+        """Refuse file names that lead out of the directory."""
+        _check_names(manifest.files, f"{path}: files")
+        return manifest
 
 
 @dataclass(kw_only=True)
@@ -116,6 +152,7 @@ class CheckpointManifest(DirectoryManifest):
     step: int
     tokens: int  # consumed up to and including update t
     dtype: str = "float32"
+    metrics: FileEntry | None = None  # the beginning of metrics.jsonl that holds every row up to this step
 
 
 @dataclass(kw_only=True)
@@ -172,6 +209,12 @@ class SnapshotManifest(DirectoryManifest):
     row_map: RowMap | None = None
     absent: dict[str, str] = field(default_factory=dict)  # for example {"train.gradients": "final_step"}
 
+    @classmethod
+    def checked(cls, manifest: Self, path: Path) -> Self:
+        """Refuse file names that lead out of the directory."""
+        _check_names([one.file for one in manifest.observed], f"{path}: observed")
+        return super().checked(manifest, path)
+
 
 @dataclass(kw_only=True)
 class Measured:
@@ -211,6 +254,16 @@ class SplitInfo:
 
 
 @dataclass(kw_only=True)
+class SourceFile:
+    """One file that data were made of, as it was then."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
 class DataManifest(DirectoryManifest):
     """data.json: the packed rows of a data directory and where they came from."""
 
@@ -224,50 +277,13 @@ class DataManifest(DirectoryManifest):
     special_tokens: dict[str, int]  # eos, pad, mask where they exist
     splits: dict[str, SplitInfo]
     settings: dict[str, Any] = field(default_factory=dict)  # how it was prepared
-    source_files: list[dict[str, Any]] | None = (
-        None  # path, size, mtime_ns, sha256 of what was read; None: not recorded
-    )
+    source_files: list[SourceFile] | None = None  # of this machine; None where they were not recorded
     token_bytes: str = ""  # "exact": ids stand for as many bytes as the text of each document has; "not exact"; unknown
 
 
-def _non_finite(raw: Any, where: str) -> str | None:
-    """A sentence that names the first number in `raw` that JSON does not have, else None."""
-    if isinstance(raw, float) and not math.isfinite(raw):
-        return f"{where} is {raw}, which is no number of JSON"
-    inner = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list | tuple) else ()
-    return next((found for key, value in inner if (found := _non_finite(value, f"{where}: {key}"))), None)
-
-
-def _build(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` (parsed JSON) as `kind` (a type annotation), or a DamagedError naming the place in the file."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return raw
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(typing.cast(type, kind), raw, where)
-    if origin in (typing.Union, types.UnionType):
-        if raw is None and type(None) in arguments:
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), raw, where)
-    if origin is dict and isinstance(raw, dict):
-        return {key: _build(arguments[1], value, f"{where}: {key}") for key, value in raw.items()}
-    if origin is list and isinstance(raw, list):
-        return [_build(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(raw)]
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if isinstance(kind, type) and type(raw) is kind:
-        return raw
-    raise DamagedError(f"{where} should be {getattr(kind, '__name__', kind)} but is {raw!r}")
-
-
-def _build_dataclass(kind: type, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise DamagedError(f"{where} should be an object but is {raw!r}")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for item in dataclasses.fields(kind):
-        if item.name in raw:
-            values[item.name] = _build(hints[item.name], raw[item.name], f"{where}: {item.name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise DamagedError(f'{where} lacks the key "{item.name}"')
-    return kind(**values)
+def _check_names(names: Iterable[str], where: str) -> None:
+    odd = next((name for name in names if not is_plain_name(name)), None)
+    if odd is not None:
+        raise DamagedError(
+            f"{where} names {shorten(repr(odd))}: only plain names of files in the same directory are allowed"
+        )

@@ -171,7 +171,7 @@ def rewrite() -> Callable[[Path, Callable[[torch.Tensor], torch.Tensor]], None]:
         codec.save_tensors(file, {name: change(tensor) for name, tensor in codec.read_tensors(file).items()})
         manifest = file.with_name(MANIFEST)
         raw = json.loads(manifest.read_text())
-        raw["files"][file.name]["size"] = file.stat().st_size
+        raw["files"][file.name] = {"size": file.stat().st_size, "sha256": codec.sha256_file(file)}
         manifest.write_text(json.dumps(raw))
 
     return apply

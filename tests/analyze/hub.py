@@ -1,6 +1,6 @@
-"""A stand-in for the hub on this machine: branches of one repository over HTTP, as the hub's own client asks for them.
+"""A stand-in for the hub on this machine: one repository over HTTP, as the hub's own client asks for it.
 
-It answers with ranges, etags and commits, and can be told to be busy, to cut files short, or to refuse.
+It answers with branches, the commits of a branch, listings of files, ranges and etags, and can be told to be busy.
 """
 
 from __future__ import annotations
@@ -13,27 +13,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 REPO = "somebody/pythia-tiny"
 
 
 @dataclass
 class Replica:
-    """Revision -> file -> bytes; what was asked for; and how many of the next answers are `429 Retry-After: 0`."""
+    """A repository, what was asked for, and how many of the next answers are `429 Retry-After: 0`.
+
+    Attributes:
+        revisions: branch -> file -> bytes, at its last commit.
+        history: branch -> (title, files) of each commit, the newest first; the first has the files of the branch.
+    """
 
     revisions: dict[str, dict[str, bytes]]
+    history: dict[str, list[tuple[str, dict[str, bytes]]]] = field(default_factory=dict)
     endpoint: str = ""
     downloads: list[tuple[str, str]] = field(default_factory=list)  # (revision, file), whole files alone
     busy: int = 0
 
-    def commit(self, revision: str) -> str:
-        return hashlib.sha1(revision.encode()).hexdigest()
+    def commit(self, revision: str, back: int = 0) -> str:
+        """The hash of a branch's commit, `back` before the newest."""
+        name = f"{revision}~{back}" if back else revision
+        return hashlib.sha1(name.encode()).hexdigest()
+
+    def commits(self, revision: str) -> list[tuple[str, str, dict[str, bytes]]]:
+        """(hash, title, files) of each commit of a branch, the newest first."""
+        listed = self.history.get(revision) or [("initial commit", self.revisions[revision])]
+        return [(self.commit(revision, back), title, files) for back, (title, files) in enumerate(listed)]
+
+    def files(self, commit: str) -> tuple[str, dict[str, bytes]]:
+        """The branch and the files of a commit."""
+        every = ((name, found) for name in self.revisions for found in self.commits(name))
+        return next((name, files) for name, (id_, _, files) in every if id_ == commit)
 
 
 @contextmanager
-def serving(revisions: dict[str, dict[str, bytes]]) -> Iterator[Replica]:
-    """The replica of a repository, served until the block ends."""
-    replica = Replica(revisions)
+def serving(
+    revisions: dict[str, dict[str, bytes]], history: dict[str, list[tuple[str, dict[str, bytes]]]] | None = None
+) -> Iterator[Replica]:
+    """The replica of a repository, served until the block ends; of branches with a history the last files are its."""
+    history = history or {}
+    replica = Replica(revisions | {name: commits[0][1] for name, commits in history.items()}, history)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"replica": replica}))
     replica.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -56,20 +78,44 @@ class _Handler(BaseHTTPRequestHandler):
         if self.replica.busy > 0:
             self.replica.busy -= 1
             return self._answer(429, b"", {"Retry-After": "0"})
-        commits = {self.replica.commit(name): name for name in self.replica.revisions}
         if self.path.startswith(f"/api/models/{REPO}/refs"):
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for c, n in commits.items()]
+            commits = {name: self.replica.commit(name) for name in self.replica.revisions}
+            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in commits.items()]
             return self._answer(200, json.dumps({"branches": branches, "converts": [], "tags": []}).encode())
-        wanted = re.fullmatch(rf"/{REPO}/resolve/([0-9a-f]+)/([^/?]+)", self.path)
+        path = self.path.partition("?")[0]
+        if (listed := re.fullmatch(rf"/api/models/{REPO}/commits/([^/]+)", path)) is not None:
+            return self._commits(unquote(listed[1]))
+        if (listed := re.fullmatch(rf"/api/models/{REPO}/tree/([0-9a-f]+)", path)) is not None:
+            return self._tree(listed[1])
+        wanted = re.fullmatch(rf"/{REPO}/resolve/([0-9a-f]+)/(.+)", path)
         if wanted is None:
             return self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        revision, file = commits[wanted[1]], wanted[2]
-        if file not in self.replica.revisions[revision]:
+        revision, files = self.replica.files(wanted[1])
+        if unquote(wanted[2]) not in files:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-        return self._file(wanted[1], revision, file)
+        return self._file(wanted[1], revision, unquote(wanted[2]), files[unquote(wanted[2])])
 
-    def _file(self, commit: str, revision: str, file: str) -> None:
-        content = self.replica.revisions[revision][file]
+    def _commits(self, revision: str) -> None:
+        date = "2025-01-01T00:00:00.000Z"
+        listed = [
+            {"id": id_, "title": title, "message": "", "date": date, "authors": []}
+            for id_, title, _ in self.replica.commits(revision)
+        ]
+        return self._answer(200, json.dumps(listed).encode())
+
+    def _tree(self, commit: str) -> None:
+        """Files in safetensors and pickles are large ones, of which the sha256 is listed."""
+        listed = []
+        for path, content in self.replica.files(commit)[1].items():
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry = {"type": "file", "path": path, "size": len(content), "oid": blob}
+            if path.endswith((".safetensors", ".pt", ".bin")):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+            listed.append(entry)
+        return self._answer(200, json.dumps(listed).encode())
+
+    def _file(self, commit: str, revision: str, file: str, content: bytes) -> None:
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
         part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if part:

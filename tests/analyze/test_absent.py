@@ -25,7 +25,7 @@ def test_damaged_snapshot_is_warned_about_and_the_rest_measured(layout: RunLayou
     ) as caught:
         frame = measure(open_run(layout.root), ["per"], ["v_proj"])
     assert len(caught) == 1
-    assert set(frame.loc[frame["step"] == 1, "status"]) == {"missing"}
+    assert set(frame.loc[frame["step"] == 1, "status"]) == {"damaged"}
     weights = frame[frame["kind"] == "weights"]
     assert weights.loc[weights["step"] != 1, "status"].tolist() == ["ok"] * 4
 
@@ -37,7 +37,7 @@ def test_file_that_shows_its_damage_when_read_is_warned_about_once(layout: RunLa
         frame = measure(open_run(layout.root), ["per", "cka"])
     assert len(caught) == 1
     at_1 = frame[frame["step"] == 1]
-    assert set(at_1.loc[at_1["kind"] == "activations", "status"]) == {"missing"}
+    assert set(at_1.loc[at_1["kind"] == "activations", "status"]) == {"damaged"}
     assert set(at_1.loc[at_1["kind"] != "activations", "status"]) == {"ok"}
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from pico_analyze.audit import Audit, audit, expected_steps
+from pico_analyze.audit import audit, expected_steps
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout
 from pico_contract.schema import EvaluationManifest, Measured, StateManifest
 
+BEYOND = "has a row of step 41, though the run has 40 steps"
 EARLY = {0, 1, 2, 4, 8, 16, 32, 64}
 
 
@@ -31,6 +32,7 @@ def row(step: int, **other: Any) -> dict[str, Any]:
 def seal_again(directory: Path, **keys: Any) -> None:
     """Make the manifest agree with the files, as if they had been saved so."""
     raw = json.loads((directory / MANIFEST).read_text()) | keys
+    raw.pop("digest", None)
     for name in raw["files"]:
         path = directory / name
         raw["files"][name] = {"size": path.stat().st_size, "sha256": codec.sha256_file(path)}
@@ -52,7 +54,9 @@ def sound(layout: RunLayout) -> RunLayout:
     """A run of three observed steps with nothing wrong in it."""
     log(layout, [row(1), row(2)])
     evaluation(layout)
-    layout.manifest.write_text(json.dumps(json.loads(layout.manifest.read_text()) | {"name": "synthetic"}))
+    layout.config.write_text("name: synthetic\n")
+    raw = json.loads(layout.manifest.read_text())
+    layout.manifest.write_text(json.dumps(raw | {"name": "synthetic", "digest": ""}))
     return layout
 
 
@@ -69,7 +73,8 @@ Findings = Callable[..., list[tuple[str, Path, str]]]
 
 @pytest.mark.parametrize("hashes", [True, False])
 def test_a_sound_run_has_no_findings(sound: RunLayout, hashes: bool) -> None:
-    assert audit(sound.root, hashes) == Audit([], directories=4, evaluations=1)
+    found = audit(sound.root, hashes)
+    assert (found.findings, found.directories, found.evaluations) == ([], 4, 1)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -192,10 +197,14 @@ def test_steps_that_a_regular_schedule_calls_for(
         ([row(1), row(2, tokens=50)], ["tokens fall from 100 at step 1 to 50 at 2"]),
         ([row(1), row(2, loss=float("nan"))], ["the loss of step 2 is nan"]),
         ([row(1)], ["ends at step 1, though the run is at step 2"]),
+        ([row(5), row(6), row(7)], ["begins at step 5, though rows are 1 apart: its beginning is missing"]),
+        ([row(38), row(41)], ["begins at step 38, though rows are 3 apart: its beginning is missing", BEYOND]),
+        ([], ["holds no row, though the run is at step 2"]),
     ],
 )
 def test_the_log(sound: RunLayout, findings: Findings, rows: list[dict[str, Any]], sentences: list[str]) -> None:
     log(sound, rows)
+    sound.manifest.write_text(json.dumps(json.loads(sound.manifest.read_text()) | {"total_steps": 40}))
     assert findings() == [("log", sound.metrics, sentence) for sentence in sentences]
 
 

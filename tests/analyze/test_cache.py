@@ -25,7 +25,7 @@ from pico_contract.layout import MANIFEST, SNAPSHOT_WEIGHTS, RunLayout, observed
 
 WEIGHTS = {"components": ["*_proj"], "kinds": ["weights"]}
 SHARING = ["per", "stable_rank", "gini", "cka", "cka_debiased", "cosine"]  # one decomposition of a matrix serves all
-OF_A_STEP = 14 + 14 + 14 + 8 + 8  # weights, gradients and activations of val; circuits of weights and activations
+OF_A_STEP = 14 + 14 + 14 + 3 * (8 + 8)  # weights, gradients, activations of val; circuits with their factors
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_what_could_not_be_read_is_tried_again(layout: RunLayout, kept: Path) ->
         with pytest.warns(DamagedWarning, match="step 2"):
             frame = measure(open_run(layout.root), ["cka", "per"], ["v_proj"], kinds=["activations"], cache=kept)
         similar = frame[frame["metric"] == "cka"]
-        assert set(similar["status"]) == {"missing"}
+        assert set(similar["status"]) == {"damaged"}
     file.write_bytes(whole)
     frame = measure(open_run(layout.root), ["cka", "per"], ["v_proj"], kinds=["activations"], cache=kept)
     assert set(frame["status"]) == {"ok"}

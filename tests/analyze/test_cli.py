@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Com
     found = set(read(layout.analysis("default").table)["metric"])
     assert found == {name for name, metric in METRICS.items() if held & set(metric.kinds)}
     assert (layout.analysis("default").figures / "overview.png").is_file()
-    assert len(out.splitlines()) == 3 + 1 + 3 * 3 + 1 + 1
+    assert len(out.splitlines()) == 4 + 1 + 3 * 3 + 1 + 1
 
 
 def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
@@ -147,7 +148,7 @@ def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -
     ("arguments", "sentence"),
     [
         (["metrics=[giny]"], 'RUN: metrics: there is no metric "giny"; did you mean "gini"?'),
-        (["metrcs=[gini]"], 'the command line: unknown key "metrcs"; did you mean "metrics"?'),
+        (["metrcs=[gini]"], 'the command line: unknown key "metrcs" at the top level; did you mean "metrics"?'),
         (["steps=[5]"], "the run has no step 5; the nearest is 2"),
         (["steps={start: 50}"], "no observed step lies in {'start': 50}; the run has 0, 1, 2"),
         (["components=[ov_circut]"], 'there is no component "ov_circut"; did you mean "ov_circuit"?'),
@@ -155,7 +156,7 @@ def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -
         (["reference=7"], "the reference step 7 is not in the run; the nearest is 2"),
         (
             ["kinds=[weight]"],
-            "kinds.0: input should be 'weights', 'gradients', 'activations', 'microbatch_gradients' or 'updates'",
+            "kinds.0: should be 'weights', 'gradients', 'activations', 'microbatch_gradients' or 'updates'",
         ),
         (["metrics=[per]", "components=[v_proj]", "figures.metrics=[gini]"], 'the table has no metric "gini"'),
     ],
@@ -244,14 +245,22 @@ def test_the_module_is_the_command(layout: RunLayout) -> None:
 
 def test_audit_is_0_for_a_sound_run_and_1_with_findings(command: Command, layout: RunLayout) -> None:
     layout.metrics.write_text('{"step": 1, "tokens": 100}\n{"step": 2, "tokens": 200}\n')
-    layout.manifest.write_text(layout.manifest.read_text().replace('"small"', '"synthetic"'))
+    layout.manifest.write_text(
+        json.dumps(json.loads(layout.manifest.read_text()) | {"name": "synthetic", "digest": ""})
+    )
+    layout.config.write_text("name: synthetic\n")
     code, out, err = command("audit", layout.root)
-    assert (code, out) == (0, "sound: 4 checkpoints and snapshots, 0 evaluations, every byte was read\n")
+    looked = "4 checkpoints and snapshots, 0 evaluations; of 15 files every byte was compared with a recorded sha256"
+    *uncovered, last = out.splitlines()
+    assert (code, last) == (0, f"sound: {looked}; not covered: 3 (named above)")
+    assert [line.split(":")[:2] for line in uncovered] == [
+        ["not covered", f" {path}"] for path in (layout.manifest, layout.config, layout.metrics)
+    ]
     assert err.splitlines()[-1] == "read 16 of 16"
     (layout.snapshot(1) / MANIFEST).unlink()
     code, out, err = command("audit", layout.root, "--no-hashes")
     assert code == 1
-    found, last = out.splitlines()
+    found, *_, last = out.splitlines()
     assert found == f"damage: {layout.snapshot(1) / MANIFEST}: does not exist"
-    assert last == "1 finding in 4 checkpoints and snapshots, 0 evaluations, sizes alone were compared"
+    assert last.startswith("1 finding in 4 checkpoints and snapshots, 0 evaluations; of 10 files the size alone was")
     assert command("audit", layout.root.with_name("smal"))[0] == 2

@@ -2,71 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import pytest
-from pico_analyze.compare import COLUMNS, Arm, compare, curves, hedges_g, interval, notes
-from pico_analyze.table import from_rows
+from pico_analyze.arms import Arm
+from pico_analyze.compare import COLUMNS, compare, curves
+from pico_analyze.compare_notes import notes
 from pico_contract.errors import UserError
 from scipy import stats
 
+from .made_arms import arm, row, table
 
-@dataclass
-class Manifest:
-    """What the comparison reads of run.json."""
-
-    seeds: dict[str, int]
-    data: dict[str, Any] = field(default_factory=lambda: {"fingerprint": "f", "order": "shuffled"})
-    method: str = "plain"
-
-
-@dataclass
-class Measured:
-    """A source that was measured before: no tensor is read."""
-
-    name: str
-    manifest: Manifest
-    model: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 8})
-    steps: tuple[int, ...] = (0, 10)
-    per_step: int = 100
-
-    def tokens(self, step: int) -> int:
-        return step * self.per_step
+FIRST_COLUMNS = [
+    *("baseline", "arm", "step", "kind", "split", "component", "layer", "metric", "variant", "reference_step"),
+    *("reference_module", "unit", "baseline_mean", "arm_mean", "difference", "relative", "low", "high"),
+    *("effect_size", "baseline_runs", "arm_runs", "paired", "status"),
+]
 
 
-Value = Callable[[int, int, int], float | None]
-
-
-def table(value: Value, steps: Sequence[int] = (0, 10), **columns: Any) -> pd.DataFrame:
-    """PER of weights of two layers, of q_proj and of the two heads of a circuit: value(step, layer, head)."""
-    rows = []
-    for step, layer, head in itertools.product(steps, (0, 1), (None, 0, 1)):
-        component = "q_proj" if head is None else "ov_circuit"
-        place = {"step": step, "component": component, "layer": layer, "head": head, "module": f"{layer}.{component}"}
-        number = value(step, layer, head or 0)
-        what = {"kind": "weights", "metric": "per", "unit": "1", "variant": "{}", "status": "ok" if number else "zero"}
-        rows.append({"run": "r", **place, **what, "value": number, **columns})
-    return from_rows(rows)
-
-
-def arm(name: str, *offsets: float, seeds: Sequence[int] | None = None, **of: Any) -> Arm:
-    """Runs whose values are 1 + step + layer + head + offset."""
-    chosen = range(len(offsets)) if seeds is None else seeds
-    runs: list[Any] = [Measured(f"{name}{seed}", Manifest({"init": seed})) for seed in chosen]
-    tables = [table(lambda step, layer, head, o=o: 1 + step + layer + head + o, **of) for o in offsets]
-    return Arm(name, runs, tables)
-
-
-def row(found: pd.DataFrame, step: int | None, component: str = "q_proj", layer: int = 0) -> Any:
-    at = found["step"].isna() if step is None else found["step"] == step
-    chosen = found[at & (found["component"] == component) & (found["layer"] == layer)]
-    assert len(chosen) == 1
-    return chosen.iloc[0]
+def test_columns_keep_their_names_and_their_places() -> None:
+    assert COLUMNS[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
+    assert COLUMNS[len(FIRST_COLUMNS) :] == ["interval", "df", "baseline_sd", "arm_sd", "p_max_t"]
 
 
 def test_differences_are_those_of_the_means_over_runs_and_heads_at_each_step() -> None:
@@ -103,61 +61,91 @@ def test_with_one_run_no_interval_is_claimed() -> None:
     for arms in ([arm("a", 0.0), arm("b", 1.0)], [arm("a", 0.0, 0.1, 0.2), arm("b", 1.0)]):
         found = compare(arms)
         assert set(found["status"]) == {"one_run"}
-        assert found[["low", "high", "effect_size"]].isna().all(axis=None)
+        assert found[["low", "high", "effect_size", "interval", "df", "p_max_t"]].isna().all(axis=None)
         assert found["difference"].notna().all()
-        assert "no interval is claimed" in " ".join(notes(arms, found))
 
 
-def test_runs_of_the_same_seeds_are_paired_in_any_order() -> None:
-    found = compare([arm("a", 0.0, 5.0, 9.0), arm("b", 10.0, 1.0, 6.0, seeds=(2, 0, 1))])
+def test_runs_of_the_same_seeds_are_paired_in_any_order_by_students_t() -> None:
+    old, new = [0.0, 5.0, 9.0], [1.0, 6.5, 10.0]  # by seed
+    found = compare([arm("a", *old), arm("b", new[2], new[0], new[1], seeds=(2, 0, 1))])
     assert found["paired"].all()
+    theirs = stats.ttest_rel(new, old).confidence_interval()
     one = row(found, 10)
-    assert one["difference"] == pytest.approx(1.0)
-    assert (one["low"], one["high"]) == (pytest.approx(1.0), pytest.approx(1.0)), "each pair differs by exactly 1"
+    assert (one["low"], one["high"]) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
+    assert (one["interval"], one["df"]) == ("student_pairs", 2)
+    assert one["baseline_sd"] == pytest.approx(np.std(old, ddof=1))
+    assert one["arm_sd"] == pytest.approx(np.std(new, ddof=1))
 
 
-@pytest.mark.parametrize("seeds", [(3, 4, 5), (0, 1, 1), (0, 1)])
-def test_runs_of_other_seeds_are_not_paired(seeds: tuple[int, ...]) -> None:
-    found = compare([arm("a", 0.0, 5.0, 9.0), arm("b", *(1.0 + seed for seed in seeds), seeds=seeds)])
-    assert not found["paired"].any()
-    assert (found["low"] < found["high"]).all()
+@pytest.mark.parametrize(
+    ("seeds", "pairs"),
+    [
+        ((0, 1, 2, 3), 4),
+        ((0, 1), 2),  # every run of the smaller arm has a partner
+        ((0, 1, 2, 7), 3),  # three pairs, and two thirds of the smaller arm
+        ((0, 1, 7), 0),  # two pairs only
+        ((4, 5, 6, 7), 0),
+        ((None, None, None), 0),
+        ((0, 1, 2, None), 3),
+    ],
+)
+def test_pairing_depends_on_seeds_alone(seeds: Sequence[int | None], pairs: int) -> None:
+    old, new = [0.1, 0.25, 0.4, 0.55], [1.1, 1.3, 1.45, 1.8][: len(seeds)]
+    found = compare([arm("a", *old), arm("b", *new, seeds=seeds)])
+    assert set(found["paired"]) == {pairs > 0}
+    one = row(found, 10)
+    if pairs:
+        theirs = stats.ttest_rel(new[:pairs], old[:pairs]).confidence_interval()
+    else:
+        theirs = stats.ttest_ind(new, old, equal_var=False).confidence_interval()
+    assert (one["low"], one["high"]) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
+    assert (one["baseline_runs"], one["arm_runs"]) == ((pairs, pairs) if pairs else (4, len(seeds)))
+    assert one["difference"] == pytest.approx((one["low"] + one["high"]) / 2), "means are of the runs that were used"
 
 
-def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
-    generator = np.random.default_rng(1)
-    x, y = generator.normal(0, 1, (1, 12)), generator.normal(0.5, 2, (1, 15))
+def test_the_seed_of_the_method_counts_where_both_methods_draw_from_it() -> None:
+    def arms(first: str, second: str) -> list[Arm]:
+        found = [arm("a", 0.1, 0.2, 0.4), arm("b", 1.0, 1.3, 1.5)]
+        for one, method in zip(found, (first, second), strict=True):
+            for run in one.runs:
+                run.manifest.method = method  # type: ignore[attr-defined]
+        for run in found[1].runs:
+            run.manifest.seeds["method"] += 5  # type: ignore[attr-defined]
+        return found
 
-    def difference(x: Any, y: Any, axis: int = -1) -> Any:
-        return np.mean(y, axis=axis) - np.mean(x, axis=axis)
-
-    theirs = stats.bootstrap((x[0], y[0]), difference, n_resamples=20_000, method="percentile", rng=2)
-    low, high = interval(x, y, False, seed=3)
-    assert low[0] == pytest.approx(theirs.confidence_interval.low, abs=0.08)
-    assert high[0] == pytest.approx(theirs.confidence_interval.high, abs=0.08)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(5)
-    x, y = generator.normal(0, 1, (4000, 20)), generator.normal(0.3, 1, (4000, 20))
-    low, high = interval(x, y, False, seed=6)
-    assert np.mean((low <= 0.3) & (high >= 0.3)) == pytest.approx(0.935, abs=0.02)
+    assert compare(arms("plain", "relora"))["paired"].all()
+    assert not compare(arms("relora", "relora"))["paired"].any()
 
 
-def test_the_same_seed_gives_the_same_interval_and_rows_do_not_depend_on_each_other() -> None:
-    generator = np.random.default_rng(7)
-    x, y = generator.normal(size=(4500, 3)), generator.normal(size=(4500, 4))
-    low, high = interval(x, y, False, seed=1)
-    again, _ = interval(x[4400:], y[4400:], False, seed=1)
-    assert np.array_equal(low[4400:], again)
-    assert (low <= high).all()
-    assert not np.array_equal(low, interval(x, y, False, seed=2)[0])
+def test_two_runs_an_arm_have_an_interval_of_one_degree_of_freedom() -> None:
+    found = compare([arm("a", 0.0, 0.1), arm("b", 1.0, 1.3)])
+    assert set(found["df"]) == {1}
+    one = row(found, 10)
+    assert one["high"] - one["difference"] == pytest.approx(np.tan(np.pi * 0.475) * 0.1), "t of 1 df is Cauchy"
 
 
-def test_effect_size_is_hedges_g() -> None:
-    x, y = np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 4.0, 5.0, 8.0]])
-    pooled = np.sqrt((2 * 1.0 + 3 * np.var(y, ddof=1)) / 5)
-    assert hedges_g(x, y)[0] == pytest.approx(3.0 / pooled * (1 - 3 / 19))
-    assert np.isnan(hedges_g(np.ones((1, 3)), np.ones((1, 3)))[0]), "no run differs from another"
+def test_a_bootstrap_is_there_by_its_name_from_ten_runs_on() -> None:
+    many = [arm("a", *np.linspace(0, 1, 10)), arm("b", *np.linspace(1, 2.5, 10))]
+    assert set(compare(many)["interval"]) == {"student_pairs"}
+    found = compare(many, interval="bootstrap")
+    assert set(found["interval"]) == {"bootstrap"}
+    assert found["df"].isna().all()
+    assert (found["low"] > 1).all()
+    assert (found["high"] < 1.5).all()
+    with pytest.raises(UserError, match="at least 10 runs in each arm; these have 9 and 9"):
+        compare([arm("a", *np.arange(9)), arm("b", *np.arange(9))], interval="bootstrap")
+    with pytest.raises(UserError, match='no interval "bootstrp"; did you mean "bootstrap"'):
+        compare(many, interval="bootstrp")
+
+
+@pytest.mark.parametrize(("pairs", "reachable"), [(5, False), (6, True)])
+def test_maps_are_tested_by_max_t_where_it_can_reach_its_level(pairs: int, reachable: bool) -> None:
+    old = np.linspace(0.1, 0.7, pairs)
+    found = compare([arm("a", *old), arm("b", *(old + np.linspace(1, 1.2, pairs)))])
+    at_steps, over_steps = found[found["step"].notna()], found[found["step"].isna()]
+    assert over_steps["p_max_t"].isna().all()
+    expected = [2 / 2**pairs] if reachable else []
+    assert at_steps["p_max_t"].dropna().unique().tolist() == expected, "all differences have one sign"
 
 
 def test_what_one_run_lacks_has_no_difference() -> None:
@@ -168,14 +156,23 @@ def test_what_one_run_lacks_has_no_difference() -> None:
     assert {(row.layer, row.component) for row in absent.itertuples()} == {(1, "q_proj"), (1, "ov_circuit")}
     assert absent["step"].fillna(-1).unique().tolist() == [-1, 10]
     assert absent[["difference", "low", "high", "effect_size"]].isna().all(axis=None)
-    assert "4 differences have no value, since a run has none there." in notes([a, b], found)
 
 
-def test_steps_that_not_every_run_has_are_left_out_and_named() -> None:
+def test_steps_that_not_every_run_has_are_left_out() -> None:
     a, b = arm("a", 0.0, steps=(0, 5, 10, 20)), arm("b", 0.0, steps=(0, 10, 30))
     found = compare([a, b])
     assert sorted(found["step"].dropna().unique()) == [0, 10]
-    assert "Steps that not every run has were left out: 5, 20, 30." in notes([a, b], found)
+
+
+@pytest.mark.parametrize("runs", [2, 7])
+def test_an_infinite_value_is_a_missing_one(runs: int) -> None:
+    a, b = arm("a", *np.linspace(0.1, 0.3, runs)), arm("b", *np.linspace(1.1, 1.6, runs))
+    b.tables[1] = table(lambda step, layer, head: np.inf if (step, layer) == (10, 1) else 2.1 + step)
+    found = compare([a, b])
+    assert set(found.loc[found["difference"].isna(), "layer"]) == {1}
+    assert set(found.loc[found["difference"].isna(), "status"]) == {"missing"}
+    assert (found["status"] == "ok").sum() == 8
+    assert "4 differences have no value, since a run has none there." in notes([a, b], found)
 
 
 def test_several_arms_are_each_compared_with_the_first() -> None:
@@ -184,35 +181,10 @@ def test_several_arms_are_each_compared_with_the_first() -> None:
     assert set(found["baseline"]) == {"a"}
 
 
-def test_a_note_says_how_many_intervals_chance_would_put_aside_of_0() -> None:
-    arms = [arm("a", 0.0, 0.1, 0.2), arm("b", 1.0, 1.1, 1.2)]
-    found = " ".join(notes(arms, compare(arms)))
-    assert "12 intervals of 95% each: if nothing differed, about 1 would leave out 0 by chance, and 12 do" in found
-    assert "not corrected for their number" in found
-    assert "Intervals over 3 runs are rough" in found
-
-
-def test_notes_say_in_what_runs_differ_beyond_their_seeds() -> None:
-    a, b = arm("a", 0.0), arm("b", 1.0)
-    assert not [note for note in notes([a, b], compare([a, b])) if "differ in" in note]
-    run: Any = b.runs[0]
-    run.manifest.data = {"fingerprint": "g", "order": "shuffled"}
-    run.manifest.method = "relora"
-    run.model = {"hidden_size": 16}
-    run.per_step = 50
-    found = notes([a, b], compare([a, b]))
-    assert found[:4] == [
-        "The runs differ in data (a0: f; b0: g).",
-        "The runs differ in model (a0: hidden_size 8; b0: hidden_size 16).",
-        "The runs differ in method (a0: plain; b0: relora).",
-        "At step 10 the runs have read different numbers of tokens (a0 1000, b0 500).",
-    ]
-
-
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UserError, match="at least two runs"):
         compare([arm("a", 0.0)])
-    with pytest.raises(UserError, match='two arms are called "a"'):
+    with pytest.raises(UserError, match='two arms are called "a": give them names of their own, --group NAME=RUN'):
         compare([arm("a", 0.0), arm("a", 1.0)])
     with pytest.raises(UserError, match='"a" and "b" have no number of the same step in common'):
         compare([arm("a", 0.0, steps=(0,)), arm("b", 1.0, steps=(1,))])

@@ -71,17 +71,19 @@ def test_groups_are_compared_drawn_and_reported(command: Command, runs: list[Pat
     assert {path for path in out.rglob("*") if path.is_file()} == set(written)
     found = pd.read_parquet(place.table)
     assert found.loc[found["step"] == 2, "relative"].tolist() == pytest.approx([0.03 / 1.0005] * 2)
-    assert (found["low"] > 0).all()
+    assert found["low"].tolist() == pytest.approx(found["difference"].tolist()), "both pairs differ by as much"
+    assert set(found["df"]) == {1}
+    assert "8 intervals have no width" in err
     assert found["paired"].all()
     assert len(pd.read_csv(place.table_csv)) == len(found) == 2 * (3 + 1)
-    assert "note: Intervals over 2 runs are rough" in err
+    assert "Two runs leave one degree of freedom" in err
 
 
 def test_runs_alone_are_arms_called_by_their_names(command: Command, runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, stdout, err = command("compare", runs[0], runs[2], runs[3], "--out", out, "--format", "svg,pdf")
     assert code == 0
-    assert "note: One run only of run0, run2, run3: no interval is claimed" in err
+    assert 'note: "run2" less "run0": with one run no interval is claimed' in err
     found = pd.read_parquet(AnalysisLayout(out).table)
     assert found["arm"].unique().tolist() == ["run2", "run3"]
     assert len(stdout.splitlines()) == 2 + 3 * 2 + 1
@@ -91,7 +93,10 @@ def test_runs_alone_are_arms_called_by_their_names(command: Command, runs: list[
     ("arguments", "sentence"),
     [
         (["RUN0"], "there is nothing to compare: name at least two runs, or two groups"),
+        (["RUN0", "RUN0"], "is named twice: a run cannot be compared with itself"),
         (["RUN0", "RUN0/../run0"], "is named twice: a run cannot be compared with itself"),
+        (["RUN0", "RUN1", "--group", "run0=RUN2"], 'two arms are called "run0"'),
+        (["RUN0", "RUN1", "--interval", "bootstrap"], "a bootstrap needs at least 10 runs in each arm"),
         (["RUN0", "--group", "low"], '"low" is not a group: write NAME=RUN,RUN'),
         (["--group", "a=RUN0", "--group", "a=RUN1"], 'the group "a" is given twice'),
         (["RUN0", "RUN1", "--name", "defualt"], 'has no analysis "defualt"; did you mean "default"?'),
@@ -143,7 +148,7 @@ def test_the_table_of_the_report_is_of_the_means_over_steps(runs: list[Path]) ->
     means = differences[differences["step"].isna()]
     by_heading = dict(zip(headings[1:], rows[0][1], strict=True))
     assert by_heading["difference"].value == means["difference"].iloc[0]
-    assert by_heading["difference"].strong
+    assert by_heading["interval"].text == "Student, pairs, df 1"
     assert by_heading["layer"].text == "0"
     assert by_heading["relative"].text == "2.0%"
 
@@ -164,12 +169,17 @@ def test_the_overlay_has_a_line_and_a_band_for_each_arm_and_says_which(runs: lis
     assert legend.get_window_extent().y0 > axes.title.get_window_extent().y1, "the legend lies above the panels"
 
 
-def test_the_map_of_differences_is_symmetric_and_dots_what_leaves_out_0(runs: list[Path]) -> None:
+def test_the_map_of_differences_is_symmetric_and_dots_what_max_t_finds(runs: list[Path]) -> None:
     arms = open_arms([], groups(runs), "default")
     differences = compare(arms)
-    differences.loc[(differences["step"] == 1) & (differences["layer"] == 0), ["low", "high"]] = -1.0, 1.0
-    (shown,) = report_arms.drawn(arms, ["per"])
-    at_steps = report_arms.select(report_arms.by_step(differences, "low"), shown)
+    assert differences["p_max_t"].isna().all()
+    at_steps = report_arms.select(report_arms.by_step(differences, "low"), report_arms.drawn(arms, ["per"])[0])
+    (axes,) = (one for one in plot_arms.difference_map(at_steps).axes if one.get_title())
+    (dots,) = (line for line in axes.lines if line.get_marker() == "o")
+    assert len(dots.get_xdata()) == 0, "two pairs cannot reach 0.05, however far intervals lie from 0"
+    differences["p_max_t"] = 0.05
+    differences.loc[(differences["step"] == 1) & (differences["layer"] == 0), "p_max_t"] = 0.06
+    at_steps = report_arms.select(report_arms.by_step(differences, "low"), report_arms.drawn(arms, ["per"])[0])
     figure = plot_arms.difference_map(at_steps)
     (axes,) = (one for one in figure.axes if one.get_title())
     (image,) = axes.images
@@ -179,3 +189,38 @@ def test_the_map_of_differences_is_symmetric_and_dots_what_leaves_out_0(runs: li
     (dots,) = (line for line in axes.lines if line.get_marker() == "o")
     assert set(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == {(0, 0), (2, 0), (0, 1), (1, 1), (2, 1)}
     assert figure.get_suptitle() == "PER (fraction of full rank): weights, low less full"
+
+
+def test_tables_have_no_marks_and_say_that_intervals_are_not_adjusted(runs: list[Path]) -> None:
+    arms = open_arms([], groups(runs), "default")
+    html = report_arms.render(arms, compare(arms))
+    assert "is not adjusted for how many there are" in html
+    assert "No cell is marked" in html
+    assert "<strong>" not in html
+    assert "by chance" not in html
+
+
+def test_runs_of_one_name_are_arms_called_by_their_paths(command: Command, runs: list[Path], tmp_path: Path) -> None:
+    for root, name in zip(runs, ("run", "run", "other"), strict=False):
+        manifest = RunLayout(root).manifest
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"name": name}))
+    code, _, _ = command("compare", *runs[:3], "--out", tmp_path / "out")
+    assert code == 0
+    found = pd.read_parquet(AnalysisLayout(tmp_path / "out").table)
+    assert set(found["baseline"]) == {str(runs[0])}
+    assert set(found["arm"]) == {str(runs[1]), str(runs[2])}
+    code, _, _ = command("compare", runs[0], "--group", f"mine={runs[2]},{runs[3]}", "--out", tmp_path / "out2")
+    assert code == 0
+    assert set(pd.read_parquet(AnalysisLayout(tmp_path / "out2").table)["baseline"]) == {"run"}
+
+
+def test_a_copy_of_a_run_is_no_second_seed(command: Command, runs: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs[0], copy)
+    given = ["--group", f"full={runs[0]},{copy}", "--group", f"low={runs[2]},{runs[3]}"]
+    code, _, err = command("compare", *given, "--out", tmp_path / "out")
+    assert code == 0
+    assert "have the same seeds (init 0), and their numbers are identical to the last bit: they count as one run" in err
+    found = pd.read_parquet(AnalysisLayout(tmp_path / "out").table)
+    assert found[["low", "high"]].isna().all(axis=None)
+    assert set(found["baseline_runs"]) == {1}

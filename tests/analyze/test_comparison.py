@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_read_costs_its_own_pairs(layout: RunLayout) -> No
         frame = measure(open_run(layout.root), ["cka"], **ACTIVATIONS, reference="all")
     assert len(caught) == 1
     found = frame.groupby(["step", "reference_step"])["status"].unique().apply(list).to_dict()
-    assert found == {(1, 0): ["missing"], (2, 0): ["ok"], (2, 1): ["missing"]}
+    assert found == {(1, 0): ["damaged"], (2, 0): ["ok"], (2, 1): ["damaged"]}
 
 
 def test_across_runs_is_each_step_with_that_of_the_other(run: Run, new_run: Callable[..., Run]) -> None:
@@ -193,7 +193,7 @@ def test_damage_of_the_other_run_is_said_and_not_kept(run: Run, new_run: Callabl
     asked: dict[str, Any] = {**ACTIVATIONS, "cache": tmp_path / "cache"}
     with pytest.warns(DamagedWarning, match=r"step 1 .*new.*activations"):
         frame = measure(run, ["cka"], **asked, reference_run=open_run(tmp_path / "new"))
-    assert set(frame.loc[frame["status"] == "missing", "step"]) == {1}
+    assert set(frame.loc[frame["status"] == "damaged", "step"]) == {1}
     file.write_bytes(whole)
     assert set(measure(run, ["cka"], **asked, reference_run=open_run(tmp_path / "new"))["status"]) == {"ok"}
 

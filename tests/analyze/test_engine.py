@@ -44,7 +44,7 @@ def test_everything_has_the_declared_schema_and_one_row_a_number(run: Run) -> No
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == SCHEMA
     assert not frame.duplicated(KEY).any()
     assert set(frame["metric"]) == set(OF_HELD)
-    assert set(frame["status"]) == {"ok", "rank_deficient", "too_few", "n_less_than_d"}
+    assert set(frame["status"]) == {"ok", "rank_deficient", "too_few", "n_less_than_d", "not_unique"}
     assert frame.loc[frame["status"] == "ok", "value"].notna().all()
     assert frame.loc[frame["status"] != "ok", "value"].isna().all()
     assert set(frame.loc[frame["status"] == "rank_deficient", "component"]) == {"ov_circuit"}
@@ -84,7 +84,8 @@ def test_columns_say_what_was_measured(run: Run) -> None:
     }
     assert gradient[list(expected)].to_dict() == expected
     assert gradient[["dtype", "variant"]].tolist() == ["float32", "{}"]
-    assert gradient["tol"] == pytest.approx(16 * np.finfo(np.float32).eps * gradient["value"])
+    size = float(run.tensor(1, "gradients", V_PROJ, "val").double().norm())
+    assert gradient["tol"] == pytest.approx(2**-24 * size, rel=1e-6)
     assert gradient[["head", "reference_step", "reference_run"]].isna().all()
     similarity = only(frame, step=1, layer=0, head=2, metric="cka")
     assert similarity[["reference_run", "reference_step", "reference_module"]].tolist() == [
@@ -114,7 +115,10 @@ def test_range_of_steps_ends_at_its_end(new_run: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("metrics", [["per"], SPECTRAL, [name for name in METRICS if name not in BASES]])
 def test_each_matrix_is_decomposed_once(run: Run, monkeypatch: pytest.MonkeyPatch, metrics: list[str]) -> None:
-    """7 projections, 2 layers: weights at 3 steps, gradients at 3 + 2, activations at 3; 4 heads' circuits twice 3."""
+    """7 projections, 2 layers: weights at 3 steps, gradients at 3 + 2, activations at 3; 4 heads' circuits twice 3.
+
+    A circuit costs two small decompositions more, for the norms of its factors, on which its tolerance depends.
+    """
     decomposed: list[int] = []
     for name in ("svdvals", "svd", "eigvalsh", "eigh", "matrix_norm", "matrix_rank", "cond"):
         original = getattr(torch.linalg, name)
@@ -125,7 +129,7 @@ def test_each_matrix_is_decomposed_once(run: Run, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(torch.linalg, name, counted)
     measure(run, metrics)
-    assert sum(decomposed) == 7 * 2 * (3 + 5 + 3) + 2 * 4 * (3 + 3)
+    assert sum(decomposed) == 7 * 2 * (3 + 5 + 3) + 3 * 2 * 4 * (3 + 3)
 
 
 def test_a_sample_has_one_basis_for_all_that_compare_subspaces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_files_that_a_worker_cannot_read_are_reported_here(layout: RunLayout) ->
     with pytest.warns(DamagedWarning, match="step 1 ") as caught:
         frame = measure(open_run(layout.root), ["per"], **SMALL, executor=ThroughPickle())
     assert len(caught) == 1
-    assert set(frame.loc[frame["status"] == "missing", "step"]) == {1}
+    assert set(frame.loc[frame["status"] == "damaged", "step"]) == {1}
 
 
 def breaks(x: torch.Tensor) -> float:

@@ -90,31 +90,28 @@ def test_entries_become_parts_and_what_is_of_the_same_matrices_is_measured_toget
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"analysis_nam": 1}, 'unknown key "analysis_nam"; did you mean "analysis_name"?'),
-        ({"monitoring": {"output": 1}}, 'unknown key "monitoring.output"; did you mean "output_dir"?'),
-        ({"metrics": [{**metric(), "split": "val"}]}, 'unknown key "metrics.0.split"; did you mean "data_split"?'),
+        ({"analysis_nam": 1}, 'unknown key "analysis_nam" at the top level; did you mean "analysis_name"?'),
         (
-            {"metrics": [metric(components=[{**W_2, "layer": 0}])]},
-            'unknown key "metrics.0.components.0.layer"; did you',
+            {"monitoring": {"output": 1}},
+            'unknown key "monitoring.output" in section "monitoring"; did you mean "output_dir"?',
         ),
-        ({"metrics": [metric("pre")]}, "metrics.0.metric_name: input should be 'cka', 'condition_number', "),
-        (
-            {"metrics": [metric(), metric(split="test")]},
-            "metrics.1.data_split: input should be 'train' or 'val' (it is",
-        ),
+        ({"metrics": [{**metric(), "split": "val"}]}, 'in section "metrics.0"; did you mean "data_split"?'),
+        ({"metrics": [metric(components=[{**W_2, "layer": 0}])]}, 'key "metrics.0.components.0.layer" in section '),
+        ({"metrics": [metric("pre")]}, "metrics.0.metric_name: should be 'cka', 'condition_number', "),
+        ({"metrics": [metric(), metric(split="test")]}, "metrics.1.data_split: should be 'train' or 'val' ("),
         ({"metrics": [metric("norm")]}, 'metrics.0: norm needs the key "norm_type"'),
         ({"metrics": [metric("per", norm_type="inf")]}, 'metrics.0: per has no key "norm_type"'),
         ({"metrics": [metric("cka", components=[CIRCUIT])]}, 'metrics.0: cka needs the key "target_checkpoint"'),
-        (
-            {"metrics": [metric("cka", target_checkpoint=1)]},
-            "metrics.0.components.0: cka compares activations, not grad",
-        ),
+        ({"metrics": [metric("cka", target_checkpoint=1)]}, "0.components.0: cka compares activations, not grad"),
         ({"metrics": [metric(components=[{**W_2, "layer_suffixes": OV}])]}, "should be the name of one module"),
         ({"metrics": [metric(components=[{**CIRCUIT, "layer_suffixes": "v"}])]}, "has output_layer attention.o_proj"),
         ({"metrics": []}, "metrics: list should have at least 1 item"),
-        ({"metrics": ["per"]}, "metrics.0: input should be a valid dictionary"),
-        ({"steps": {"start": 0, "end": 2, "stp": 1}}, 'unknown key "steps.stp"; did you mean "step"?'),
-        ({"steps": ["soon"]}, "steps.among.0: input should be a valid integer"),
+        ({"metrics": ["per"]}, "metrics.0: should be a section"),
+        (
+            {"steps": {"start": 0, "end": 2, "stp": 1}},
+            'unknown key "steps.stp" in section "steps"; did you mean "step"?',
+        ),
+        ({"steps": ["soon"]}, "steps.among.0: should be a valid integer"),
     ],
 )
 def test_a_mistake_in_such_a_file_is_one_sentence(write: Write, change: dict[str, Any], sentence: str) -> None:
@@ -128,9 +125,12 @@ def test_a_mistake_in_such_a_file_is_one_sentence(write: Write, change: dict[str
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("run: x\nmetrcs: [per]", 'unknown key "metrcs"; did you mean "metrics"?'),
-        ("run: x\nmetrics: [per: 3]", "metrics.0: input should be a valid string"),
-        ("run: x\nparts: [{metrcs: [per]}]", 'unknown key "parts.0.metrcs"; did you mean "metrics"?'),
+        ("run: x\nmetrcs: [per]", 'unknown key "metrcs" at the top level; did you mean "metrics"?'),
+        ("run: x\nmetrics: [per: 3]", "metrics.0: should be a valid string"),
+        (
+            "run: x\nparts: [{metrcs: [per]}]",
+            'unknown key "parts.0.metrcs" in section "parts.0"; did you mean "metrics"?',
+        ),
         ("run: x\nparts: []", "parts: list should have at least 1 item"),
         ("run: x\nmetrics: [per]\nparts: [{}]", 'parts: "metrics" belongs into each part and not beside them'),
         ("run: x\nreference: 3\nparts: [{}]", 'parts: "reference" belongs into each part and not beside them'),

@@ -71,16 +71,10 @@ def test_modules_and_circuits_are_the_same(earlier: list[Number], table: Values)
 
 def test_condition_numbers_are_the_same_up_to_the_rounding_of_float32(earlier: list[Number], table: Values) -> None:
     """A singular value of a float32 decomposition is off by up to about eps s_1, a condition number by eps times it."""
-    refused = []
     for number in choose(earlier, "rounding"):
         ours, status = table[key_of(number)]
-        if status == "ok":
-            assert relative(ours, number) < max(1e-4, EPS * number.value), number
-        else:
-            refused.append(number)
-    assert {(number.kind, number.module.split(".")[-1]) for number in refused} == {("gradients", "o_proj")}
-    assert (len(refused), {table[key_of(n)] for n in refused}) == (12, {(None, "rank_deficient")})
-    assert min(number.value for number in refused) > 1 / (96 * EPS)
+        assert status == "ok", number
+        assert relative(ours, number) < max(1e-4, EPS * number.value), number
 
 
 def test_condition_numbers_of_products_are_noise(earlier: list[Number], table: Values) -> None:

@@ -166,7 +166,7 @@ def test_a_file_that_is_not_readable_is_named_and_the_rest_measured(root: Path, 
         table = measure(run, ["per"], ["v_proj"], splits=["val"])
     spoilt = (table["kind"] == "activations") & (table["step"] == 10)
     assert spoilt.sum() == 2
-    assert set(table["status"][spoilt]) == {"missing"}
+    assert set(table["status"][spoilt]) == {"damaged"}
     assert set(table["status"][~spoilt]) == {"ok"}
 
 
@@ -199,7 +199,7 @@ def test_a_directory_without_such_a_run_is_refused(tmp_path: Path) -> None:
         open_legacy(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("model: [", "not valid YAML"), ("- 1", 'section "model"')])
+@pytest.mark.parametrize(("text", "sentence"), [("model: [", "not valid YAML"), ("a: 1", 'section "model"')])
 def test_a_configuration_that_cannot_be_read_is_named(root: Path, text: str, sentence: str) -> None:
     (root / "training_config.yaml").write_text(text)
     with pytest.raises(DamagedError, match=rf"training_config\.yaml.*{sentence}"):

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import linalg, measure, open_run
+from pico_analyze.components import Unit
 from pico_analyze.engine import DamagedWarning
-from pico_analyze.low_rank import cumulative_lora_update, explains
+from pico_analyze.low_rank import base_dtypes, cumulative_lora_update, explains
 from pico_analyze.sources.run import Run
 from pico_contract import names
 from pico_contract.errors import DamagedError, UserError
@@ -89,12 +90,12 @@ def test_a_merged_update_has_full_rank_under_the_eps_of_float64_and_its_own_unde
 
 
 def test_updates_of_plain_modules_stay_those_of_effective_weights(run: Run) -> None:
-    """Beside the factors as without them: value, dtype and the tolerance of the larger operand."""
+    """Beside the factors as without them: value, dtype and the tolerance, the sum of both ends'."""
     frame = measure(run, ["frobenius_norm", "numerical_rank"], ["q_proj"], kinds=["updates"], window=0)
     for step, rows in frame[frame["layer"] == 0].groupby("step"):
         change = change_on_disk(run, Q_PROJ, 0, int(step))
         old, new = (run.tensor(s, "weights", Q_PROJ).double().numpy() for s in (0, int(step)))
-        tol = 48 * EPS * max(np.linalg.norm(old, 2), np.linalg.norm(new, 2))
+        tol = EPS / 2 * (np.linalg.norm(old) + np.linalg.norm(new))
         found = rows.set_index("metric")["value"]
         assert found["frobenius_norm"] == pytest.approx(np.linalg.norm(change), rel=1e-9)
         assert found["numerical_rank"] == np.linalg.matrix_rank(change, tol=tol)
@@ -121,6 +122,19 @@ def test_an_update_is_no_more_exact_than_the_base_that_merges_are_rounded_in(tmp
     assert rows["value"]["self_attn.q_proj"] <= rows["value"][f"self_attn.q_proj.{CUMULATIVE}"] == 8
 
 
+def test_effective_weights_are_no_more_exact_than_the_base_they_were_merged_in(tmp_path: Path) -> None:
+    """Of q_proj, which is low-rank, and of circuits that are made of it; v_proj and o_proj are not."""
+    run = open_run(write_low_rank_run(tmp_path / "low", Plan(base=torch.bfloat16)).root)
+    frame = measure(run, ["numerical_rank"], ["q_proj", "v_proj"], steps=[4])
+    rows = frame[(frame["layer"] == 0) & (frame["kind"] == "weights")].groupby("component").first()
+    assert rows["dtype"].to_dict() == {"self_attn.q_proj": "bfloat16", "self_attn.v_proj": "float32"}
+    for circuit, dtypes in (("qk_circuit", [torch.bfloat16]), ("ov_circuit", []), ("lora_update", [])):
+        made_of = Unit(circuit, "model.layers.0.self_attn", ()).effective_weights("weights")
+        assert base_dtypes(run, made_of, 4) == dtypes
+    size = float(run.tensor(4, "weights", Q_PROJ).double().norm())
+    assert rows["tol"]["self_attn.q_proj"] == pytest.approx(2**-8 * size, rel=1e-6)
+
+
 def test_the_table_says_of_which_window_and_judges_by_the_largest_of_what_is_summed(run: Run) -> None:
     metrics = ["spectral_norm", "update_to_weight_ratio", "effective_condition_number"]
     frame = measure(run, metrics, ["q_proj", CUMULATIVE], kinds=["weights", "updates"], window=0)
@@ -131,14 +145,15 @@ def test_the_table_says_of_which_window_and_judges_by_the_largest_of_what_is_sum
         rows[rows["component"] == f"self_attn.q_proj{end}"].set_index("metric") for end in ("", f".{CUMULATIVE}")
     )
     assert factored["value"].to_numpy() == pytest.approx(plain["value"].to_numpy(), rel=1e-3)
-    sizes = [np.linalg.norm(_merged(run, step), 2) for step in (2, 4, 6)]
-    assert factored["tol"]["spectral_norm"] == pytest.approx(48 * EPS * max(sizes), rel=1e-9)
+    expected = sum(EPS / 2 * _norms_of_factors(run, step) for step in (2, 4, 6))
+    assert factored["tol"]["spectral_norm"] == pytest.approx(expected, rel=1e-9)
     assert factored["tol"]["spectral_norm"] < 0.1 * plain["tol"]["spectral_norm"]
 
 
-def _merged(run: Run, step: int) -> np.ndarray:
+def _norms_of_factors(run: Run, step: int) -> float:
+    """||B||_F ||A||_2 + ||B||_2 ||A||_F of what was merged at a step."""
     left, right = (run.tensor(step, "weights", of(Q_PROJ)).double().numpy() for of in (names.merged_B, names.merged_A))
-    return left @ right
+    return float(np.linalg.norm(left) * np.linalg.norm(right, 2) + np.linalg.norm(left, 2) * np.linalg.norm(right))
 
 
 def test_a_restart_that_was_not_observed_leaves_its_windows_missing_and_is_said(tmp_path: Path) -> None:

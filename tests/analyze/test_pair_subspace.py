@@ -154,7 +154,7 @@ def test_subspaces_that_fill_all_rows_are_refused(width: int) -> None:
         assert of("pwcca", a, b) == REFUSED
         assert of("svcca", a, b, variance=1.0) == REFUSED
     assert of("subspace_overlap", x, x, k=31) == REFUSED
-    assert of("pwcca", drawn(0, 32, 30), y).status == "ok"
+    assert of("pwcca", drawn(0, 32, 25), y).status == "ok"
 
 
 def test_wide_samples_of_low_rank_are_not_refused() -> None:

@@ -21,7 +21,7 @@ GEOMETRY = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1
 
 
 def neox(step: int) -> dict[str, torch.Tensor]:
-    """What a model of another family holds: projections, vectors, a mask, a rotary table."""
+    """What a model of another family holds: projections, vectors, a mask, an index."""
     generator = torch.Generator().manual_seed(step)
     held: dict[str, torch.Tensor] = {"embed_out.weight": torch.randn(11, 8, generator=generator)}
     for layer in range(2):
@@ -29,7 +29,7 @@ def neox(step: int) -> dict[str, torch.Tensor]:
         held[f"{NEOX.format(layer)}.bias"] = torch.randn(24, generator=generator)
         held[f"gpt_neox.layers.{layer}.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
         held[f"gpt_neox.layers.{layer}.mlp.empty.weight"] = torch.ones(0, 4)
-        held[f"gpt_neox.layers.{layer}.mlp.qweight"] = torch.ones(4, 4, dtype=torch.int32)
+        held[f"gpt_neox.layers.{layer}.mlp.token_index"] = torch.ones(4, 4, dtype=torch.int32)
     return held
 
 
@@ -214,8 +214,8 @@ def cut(path: Path) -> None:
     ("spoil", "sentence"),
     [
         (lambda d: cut(d / "model.safetensors"), "where its header says"),
-        (lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"), "is not a safe"),
-        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "it has config.json, pytorch_model.bin"),
+        (lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        (lambda d: (d / "model.safetensors").unlink(), "it has config.json"),
         (lambda d: (d / "model.safetensors").rename(d / "a.safetensors"), None),
         (lambda d: codec.save_tensors(d / "model.safetensors", {"norm.weight": torch.ones(3)}), "no floating-point m"),
         (
@@ -241,7 +241,7 @@ def test_a_damaged_step_is_named_and_the_rest_measured(
     assert "step1" in series.damaged[1][0]
     with pytest.warns(DamagedWarning, match="step 1"):
         table = measure(series, ["per"], ["v_proj"])
-    assert table.set_index("step")["status"].to_dict() == {1: "missing", 2: "ok"}
+    assert table.set_index("step")["status"].to_dict() == {1: "damaged", 2: "ok"}
 
 
 @pytest.mark.parametrize(

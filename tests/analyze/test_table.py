@@ -78,6 +78,22 @@ def test_parquet_and_csv_hold_the_same(frame: pd.DataFrame, tmp_path: Path) -> N
     assert sorted(path.name for path in layout.root.iterdir()) == ["table.csv", "table.parquet"]
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", '=HYPERLINK("x")'])
+def test_a_text_that_a_spreadsheet_would_compute_is_harmless_in_the_csv_alone(text: str, tmp_path: Path) -> None:
+    layout = AnalysisLayout(tmp_path)
+    frame = table.from_rows([row(run=text, value=-1.5, step=3)])
+    table.write(frame, layout)
+    twin = pd.read_csv(layout.table_csv, dtype=table.SCHEMA)
+    assert (twin["run"][0], twin["value"][0], twin["step"][0]) == ("'" + text.replace("\r", "\\r"), -1.5, 3)
+    pd.testing.assert_frame_equal(table.read(layout.table), frame, check_exact=True)
+
+
+@pytest.mark.parametrize("text", ["a=b", "x-1", "'=1", "", "model.layers.0"])
+def test_other_text_is_in_the_csv_as_it_is(text: str, tmp_path: Path) -> None:
+    frame = table.from_rows([row(run=text)])
+    assert table.for_spreadsheets(frame)["run"][0] == text
+
+
 def test_an_earlier_table_is_replaced(frame: pd.DataFrame, tmp_path: Path) -> None:
     layout = AnalysisLayout(tmp_path)
     table.write(frame, layout)

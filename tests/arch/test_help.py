@@ -69,7 +69,8 @@ def test_help_takes_under_half_a_second(package: str, tmp_path: Path) -> None:
 
 SIDE_EFFECTS = """
 import importlib, json, logging, os, pkgutil, signal, sys, threading, warnings
-import accelerate, matplotlib, numpy, pandas, pydantic, pyarrow, safetensors.torch, tokenizers, torch, typer, yaml
+import accelerate, matplotlib, numpy, pandas, pydantic, pyarrow, safetensors.torch, scipy.stats, tokenizers, torch
+import typer, yaml
 import matplotlib.pyplot, rich.progress  # what theirs do on import is not ours
 
 

@@ -30,7 +30,7 @@ HOMES = {
         "pico_train.data.tokenizer",
     },
     "transformers": {"pico_train.model.hf"},
-    "huggingface_hub": {"pico_analyze.sources.hub", "pico_train.data.hub", "pico_train.hub"},
+    "huggingface_hub": {"pico_analyze.sources.hub_store", "pico_train.data.hub", "pico_train.hub"},
     "safetensors": {"pico_contract.codec"},
     "pandas": {
         "pico_analyze.table",
@@ -45,10 +45,19 @@ HOMES = {
         "pico_analyze.plot_spectra",
         "pico_analyze.distributions",
         "pico_analyze.spectra",
+        "pico_analyze.arms",
         "pico_analyze.compare",
+        "pico_analyze.compare_notes",
+    },
+    "scipy": {
+        "pico_analyze.statistics.counts",
+        "pico_analyze.statistics.intervals",
+        "pico_analyze.statistics.outliers",
+        "pico_analyze.statistics.power",
     },
     "matplotlib": {
         "pico_analyze.canvas",
+        "pico_analyze.fonts",
         "pico_analyze.figures",
         "pico_analyze.plot",
         "pico_analyze.plot_arms",
@@ -59,23 +68,24 @@ HOMES = {
     },
     "jinja2": {"pico_analyze.report"},
     "typer": {"pico_train.cli", "pico_analyze.cli"},
-    "rich": {"pico_train.report", "pico_analyze.commands"},
-    "yaml": {"pico_train.config", "pico_analyze.config", "pico_analyze.sources.legacy"},
+    "rich": {"pico_train.console", "pico_train.report", "pico_analyze.commands"},
+    "yaml": {"pico_contract.strict_yaml"},
 }
 """External package -> the only modules that may import it, at module level or inside a function."""
 
 FOREIGN = {
     "pico_analyze.sources.legacy": {"training_config.yaml", "checkpoints", "step_"},
     "pico_train.legacy.weights": {"pytorch_model.bin"},
+    "pico_analyze.sources.formats": {"adapter_model.safetensors", "adapter_config.json"},
 }
 """Reader of a foreign format -> the names that it knows of that format, some of which happen to be ours too."""
 
 MAY_IMPORT = {
-    "pico_contract": {"numpy", "torch", "safetensors", "pico_contract"},
+    "pico_contract": {"numpy", "torch", "safetensors", "yaml", "pico_contract"},
     "pico_train.model": {"torch", "transformers", "pico_train.model"},
     "pico_train.schedule": set(),
     "pico_train.seeds": {"torch"},
-    "pico_train.config": {"yaml", "pydantic", "pico_contract.errors"},
+    "pico_train.config": {"pydantic", "pico_contract"},
     "pico_train.method": {
         "torch",
         "pico_train.config",
@@ -95,17 +105,32 @@ MAY_IMPORT = {
     },
     "pico_train.shares": {"torch"},
     "pico_train.optim": {"torch", "pydantic", "pico_contract", "pico_train.config", "pico_train.shares"},
-    "pico_train.distributed": {"torch", "accelerate", "pico_contract", "pico_train.shares"},
+    "pico_train.launcher": {"pico_contract.errors"},
+    "pico_train.distributed": {
+        "torch",
+        "accelerate",
+        "pico_contract",
+        "pico_train.launcher",
+        "pico_train.shares",
+    },
     "pico_analyze.metrics": {
         "torch",
         "pico_analyze.linalg",
         "pico_analyze.decompositions",
         "pico_analyze.power_law",
         "pico_analyze.sample",
+        "pico_analyze.scaling",
         "pico_analyze.metrics",
         "pico_contract.errors",
     },
-    "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.power_law"},
+    "pico_analyze.statistics": {"numpy", "scipy", "pico_analyze.statistics"},
+    "pico_analyze.linalg": {
+        "torch",
+        "numpy",
+        "pico_analyze.decompositions",
+        "pico_analyze.power_law",
+        "pico_analyze.scaling",
+    },
     "pico_analyze.sample": {"torch", "numpy", "pico_analyze.decompositions", "pico_analyze.linalg"},
     "pico_analyze.decompositions": {"torch"},
     "pico_analyze.power_law": {"torch"},
@@ -117,6 +142,7 @@ MAY_NOT_IMPORT = {
     "pico_train": {"pico_analyze"},
     "pico_analyze": {"pico_train", "accelerate", "datasets"},
     "pico_analyze.canvas": {"torch"},
+    "pico_analyze.fonts": {"torch"},
     "pico_analyze.plot": {"torch"},
     "pico_analyze.plot_arms": {"torch"},
     "pico_analyze.plot_layers": {"torch"},

@@ -230,13 +230,6 @@ def test_a_directory_that_was_there_before_stays(existing: Path) -> None:
     assert existing.parent.stat().st_mode & 0o777 == 0o770
 
 
-def test_a_file_in_the_place_of_the_directory_is_said(path: Path) -> None:
-    path.parent.write_text("mine")
-    with pytest.raises(FileExistsError):
-        RunLock(path).acquire()
-    assert path.parent.read_text() == "mine"
-
-
 def test_many_processes_that_make_and_remove_the_directory_take_turns(path: Path) -> None:
     code = """
 import sys, time

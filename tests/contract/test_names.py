@@ -167,12 +167,76 @@ def test_where_nothing_is_near_some_names_are_shown() -> None:
         ("gpt_neox.layers.3.attention.query_key_value", 3, "other", "attention.query_key_value"),
         ("transformer.h.10.mlp.c_fc.weight", 10, "mlp", "mlp.c_fc.weight"),
         ("bert.encoder.layer.2.attention.self.query", 2, "other", "attention.self.query"),
+        ("encoder.block.2.layer.0.SelfAttention.q", 2, "other", "layer.0.SelfAttention.q"),
+        ("decoder.block.1.layer.2.DenseReluDense.wi", 1, "other", "layer.2.DenseReluDense.wi"),
+        ("h.3.attn.c_attn", 3, "other", "attn.c_attn"),
+        ("model.transformer.blocks.5.att_proj", 5, "other", "att_proj"),
+        ("visual.transformer.resblocks.7.attn.in_proj_weight", 7, "other", "attn.in_proj_weight"),
+        ("encoder.albert_layer_groups.0.albert_layers.0.ffn", 0, "other", "albert_layers.0.ffn"),
+        ("model.layers.4.mlp.experts.7.down_proj", 4, "mlp", "mlp.experts.7.down_proj"),
+        ("model.layers.4.block_sparse_moe.experts.3.w1", 4, "other", "block_sparse_moe.experts.3.w1"),
+        ("vision_tower.vision_model.encoder.layers.9.mlp.fc1", 9, "mlp", "mlp.fc1"),
+        ("classifier.0.dense", None, "other", "classifier.0.dense"),
     ],
 )
 def test_a_name_says_layer_kind_and_component(name: str, layer: int | None, kind: str, component: str) -> None:
     parsed = names.parse(name)
     assert (parsed.layer, parsed.kind, parsed.component) == (layer, kind, component)
     assert parsed.name == names.canonical(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.h.0.attn.attention.q_proj",  # GPT-Neo
+        "encoder.layers.0.attention.q_proj",  # wav2vec 2
+        "model.layers.0.attention.q_proj",
+        "transformer.layer.0.attention_norm",
+        "decoder.swiglu.w_2",
+    ],
+)
+def test_names_of_other_families_are_kept(name: str) -> None:
+    assert names.canonical(name) == name
+    assert names.fits(name, name)
+    assert names.fits(".".join(name.split(".")[-2:]), name)
+
+
+@pytest.mark.parametrize(
+    ("stacks", "prefixes"),
+    [
+        (["model.layers"], {}),
+        (["encoder.block", "decoder.block"], {"encoder.block": "encoder", "decoder.block": "decoder"}),
+        (
+            ["model.encoder.layers", "model.decoder.layers"],
+            {"model.encoder.layers": "encoder", "model.decoder.layers": "decoder"},
+        ),
+        (
+            ["language_model.model.layers", "vision_tower.vision_model.encoder.layers"],
+            {
+                "language_model.model.layers": "language_model",
+                "vision_tower.vision_model.encoder.layers": "vision_tower",
+            },
+        ),
+        (
+            ["a.model.layers", "v.transformer.layers", "v.global_transformer.layers"],
+            {
+                "a.model.layers": "a",
+                "v.transformer.layers": "v.transformer",
+                "v.global_transformer.layers": "v.global_transformer",
+            },
+        ),
+        (["model.layers", "model.mtp_layers"], {"model.layers": "layers", "model.mtp_layers": "mtp_layers"}),
+        (
+            ["e.stages.0.layers", "e.stages.1.layers"],
+            {"e.stages.0.layers": "stages.0", "e.stages.1.layers": "stages.1"},
+        ),
+    ],
+)
+def test_stacks_of_layers_are_told_apart_by_what_no_other_begins_with(
+    stacks: list[str], prefixes: dict[str, str]
+) -> None:
+    modules = [f"{stack}.{layer}.self_attn.q_proj" for stack in stacks for layer in range(2)]
+    assert names.stack_prefixes([*modules, "lm_head", "other.layers.0.mixer.in_proj"]) == prefixes
 
 
 LOW_RANK = {

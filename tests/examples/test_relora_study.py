@@ -5,52 +5,114 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pico_analyze import statistics
 from pico_train.config import load
 from pico_train.data.prepare import PrepareConfig, prepare
+from scipy import stats
 
 STUDY = Path(__file__).resolve().parents[2] / "examples" / "relora"
+PAGE = STUDY.parents[1] / "docs" / "studies" / "relora.md"
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The study's modules by name, imported as the script does."""
     monkeypatch.syspath_prepend(str(STUDY))
-    names = ("plan", "results", "figures", "faults")
+    names = ("plan", "results", "tables", "figures", "faults")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
 
 
-def test_intervals_and_what_can_be_detected(module: dict[str, ModuleType]) -> None:
-    """Of three seeds t has two degrees of freedom, whose quantiles are (2p - 1) sqrt(2 / (1 - (2p - 1)^2))."""
-
-    def quantile(p: float) -> float:
-        return (2 * p - 1) * (2 / (1 - (2 * p - 1) ** 2)) ** 0.5
-
-    table = pd.DataFrame(
-        {"arm": ["full"] * 3 + ["relora"] * 3, "seed": [0, 1, 2] * 2, "value": [1.0, 2.0, 3.0, 1.5, 2.4, 3.6]}
-    )
-    found = module["results"].contrast(table, "relora")
-    error = np.std([0.5, 0.4, 0.6], ddof=1) / 3**0.5
+def test_intervals_and_what_can_be_detected_are_those_of_the_house(module: dict[str, ModuleType]) -> None:
+    tables = module["tables"]
+    arms = ["full"] * 3 + ["relora"] * 3
+    table = pd.DataFrame({"arm": arms, "seed": [0, 1, 2] * 2, "value": [1.0, 2.0, 3.0, 1.5, 2.4, 3.6]})
+    found = tables.contrast(table, "relora")
+    theirs = stats.ttest_rel([1.5, 2.4, 3.6], [1.0, 2.0, 3.0])
     assert found.mean == pytest.approx(0.5)
-    assert found.half_width == pytest.approx(quantile(0.975) * error)
-    assert found.detectable == pytest.approx((quantile(0.975) + quantile(0.8)) * error)
-    assert found.verdict == "higher"
-    wide = module["results"].Contrast(np.array([0.5, -0.4, 0.2]))
-    assert wide.verdict.startswith("undecided (detectable: ")
-    assert module["results"].Contrast(np.zeros(3)).verdict == "equal"
-    one = module["results"].contrast(table[table["seed"] == 0], "relora")
-    assert (one.half_width, one.verdict) == (None, "no verdict (one seed)")
-    assert module["results"].contrast(table[table["arm"] == "full"], "relora") is None
+    assert found.interval == (pytest.approx(theirs.confidence_interval().low), pytest.approx(0.748, abs=1e-3))
+    assert found.p == pytest.approx(theirs.pvalue)
+    power = statistics.power(found.detectable / np.std([0.5, 0.4, 0.6], ddof=1), 3)
+    assert power == pytest.approx(0.8)
+    one = tables.contrast(table[table["seed"] == 0], "relora")
+    assert (one.interval, one.p, one.detectable) == (None, None, None)
+    assert tables.contrast(table[table["arm"] == "full"], "relora") is None
+    assert tables.Contrast(np.full(3, -45.3)).is_constant
+
+
+def test_verdicts_are_of_the_primary_outcome_alone_and_adjusted(module: dict[str, ModuleType]) -> None:
+    tables = module["tables"]
+    shifts = {"full": (0, 0, 0), "relora": (0.30, 0.35, 0.40), "relora_published": (0.1, 0.3, 0.35), "hybrid": (0.2,)}
+    rows = [
+        {"arm": arm, "width": width, "seed": seed, "value": 3 + 0.1 * seed + shift}
+        for width in (64, 96)
+        for arm, by_seed in shifts.items()
+        for seed, shift in enumerate(by_seed)
+    ]
+    table = pd.DataFrame(rows)
+    lines = [line.split(" | ") for line in tables.primary_table(table, list(shifts))][2:]
+    adjusted = statistics.holm([tables.contrast(table[table["width"] == 64], arm).p for arm in list(shifts)[1:3]] * 2)
+    relora, published = lines[1], lines[2]
+    assert [relora[6], published[6]] == [tables._number(adjusted[0]), tables._number(adjusted[1])]
+    assert [line[7] for line in lines[:4]] == ["", "higher", "undecided", "none (one seed)"]
+    others = "\n".join(tables.outcome_table(table, list(shifts)))
+    assert "verdict" not in others
+    assert "higher" not in others
+    assert "+0.2 (one seed)" in others
+
+
+def test_the_page_says_what_its_tables_say(module: dict[str, ModuleType]) -> None:
+    """p, verdicts and detectable differences follow from the intervals, and numbers of the prose are in a table."""
+    tables = module["tables"]
+    page = PAGE.read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if re.match(r"\| (64|96) \| ", line)]
+    primary = [row for row in rows if len(row) == 10]
+    contrasts = [_from_interval(tables, row[4]) for row in primary]
+    tested = [(row, against) for row, against in zip(primary, contrasts, strict=True) if against is not None]
+    assert len(tested) == 4
+    for (row, against), adjusted in zip(tested, statistics.holm([a.p for _, a in tested]), strict=True):
+        said = [tables._number(against.p), tables._number(adjusted), tables.verdict(against, adjusted)]
+        assert [*said, tables._detectable(against)] == row[5:9]
+    for row in rows:
+        for place in (4, 6) if len(row) == 8 else ():
+            against = _from_interval(tables, row[place])
+            assert against is None or tables._detectable(against) == row[place + 1].removesuffix(" |")
+    prose = page[page.index("**Which published findings") : page.index("**What cannot be said")]
+    numbers = [float(text) for row in rows for text in re.findall(r"\d+\.?\d*", " ".join(row))]
+    for text in re.findall(r"(?<![\w.])\d+\.\d+(?!\w)", prose):
+        decimals = len(text.partition(".")[2])
+        assert any(abs(n - float(text)) <= 0.5000001 * 10**-decimals for n in numbers), f"{text} is in no table"
+
+
+def _from_interval(tables: ModuleType, cell: str) -> Any:
+    """Three differences with the mean and the interval that a table shows, None where it shows none."""
+    found = re.fullmatch(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)( \|)?", cell)
+    if found is None:
+        return None
+    mean, low, high = (float(found[place]) for place in (1, 2, 3))
+    deviation = (high - low) / 2 / stats.t.ppf(0.975, 2) * 3**0.5
+    return tables.Contrast(mean + deviation * np.array([-1.0, 0.0, 1.0]))
+
+
+def test_signatures_of_the_faults_are_numbers_of_a_table(module: dict[str, ModuleType]) -> None:
+    steps = range(1, 8)
+    moves = [1.0, 1.1, 1.2, 50.0, 1.0, 1.0, 70.0]  # a merge every 3 updates
+    rows = [{"arm": "relora", "step": s, "loss": 5 - s / 10, "moved": s, "first": moves[s - 1]} for s in steps]
+    assert list(module["tables"].signature_table(pd.DataFrame(rows), 3))[2:] == ["| relora | 4.800, 4.700 | 2 | 70.0 |"]
+    short = list(module["tables"].signature_table(pd.DataFrame(rows), 7))
+    assert short[2:] == ["| relora | no merge within the run |  |  |"]
 
 
 def test_arms_differ_from_the_baseline_in_the_method_alone(module: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -92,7 +154,9 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     made = ["losses.png", "dynamics.png", "faults.png", "published.png", "ranks-64.png"]
     assert all((results / name).stat().st_size > 10_000 for name in made)
     said = (results / "summary.md").read_text(encoding="utf-8")
-    assert said.count("no verdict (one seed)") > 7
+    assert said.count("none (one seed)") == 7
+    assert "validation loss, nats, by step" in said
+    assert "signatures of the faults" in said
     assert "minimal pairs, accuracy" in said
     again = subprocess.run([*command, "--report"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stderr

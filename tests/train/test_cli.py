@@ -69,7 +69,7 @@ def started(place: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def test_a_life_in_commands(command: Run, place: Path) -> None:
     code, out, err = command("run", "tiny.yaml", "log.console_every=5")
     assert (code, err) == (0, "")
-    assert re.search(r"^step 5/10  loss \d\.\d{4}  [\d,]+ tokens/s$", out, re.M)
+    assert re.search(r"^step 5/10  loss \d\.\d{4}  [\d,]+ tokens/s  \d:\d\d:\d\d left$", out, re.M)
     assert re.search(r"^step 8: perplexity: loss \d", out, re.M)
     assert out.endswith("finished at step 10\n")
     assert command("run", "tiny.yaml") == (0, "runs/tiny is finished (step 10); there is nothing to do\n", "")
@@ -156,18 +156,33 @@ def test_a_non_finite_loss_is_one_sentence_and_exit_1(command: Run, place: Path)
 
 
 def test_a_failing_disk_is_one_sentence_and_exit_1(command: Run, place: Path) -> None:
-    (place / "occupied").write_text("a file where the runs should be")
-    code, _, err = command("run", "tiny.yaml", "runs_dir=occupied")
-    assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("pico-train: [Errno ")
-    assert "occupied" in err
+    (place / "failing.py").write_text(
+        "from pico_train.method.plain import Plain\n\n\n"
+        "class Failing(Plain):\n"
+        "    def begin_step(self, step):\n"
+        "        raise OSError(5, 'Input/output error', 'somewhere')\n"
+    )
+    code, _, err = command("run", "tiny.yaml", "method.name=failing:Failing")
+    assert code == 1
+    assert err.splitlines()[-1].startswith(
+        "pico-train: [Errno 5] Input/output error: 'somewhere'; what was saved before"
+    )
+
+
+@pytest.mark.parametrize("name", ["link", "link/below", "file"])
+def test_a_place_for_runs_that_cannot_be_is_one_sentence_and_exit_2(command: Run, place: Path, name: str) -> None:
+    (place / "link").symlink_to("/nowhere")
+    (place / "file").write_text("")
+    code, _, err = command("run", "tiny.yaml", f"runs_dir={name}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "/tiny cannot be made: " in err
 
 
 def test_processes_that_cannot_be_joined_do_not_each_train(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = command("run", "tiny.yaml")
     assert (code, err.count("\n")) == (2, 1)
-    assert "started as one of 2 processes (WORLD_SIZE), which LOCAL_RANK does not number: start it with torchrun" in err
+    assert "the environment says WORLD_SIZE=2 but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start several" in err
 
 
 def first_line(child: subprocess.Popen[str], start: str) -> str:
@@ -184,7 +199,7 @@ def test_a_running_run_speaks_at_once_keeps_others_out_and_stops_in_good_order(
     child = started("run", "long.yaml", "log.console_every=1")
     line = first_line(child, "step 3/100000 ")
     assert child.poll() is None, "a line arrives while the run goes on: it was flushed"
-    assert re.fullmatch(r"step 3/100000  loss \d+\.\d{4}  [\d,]+ tokens/s\n", line)
+    assert re.fullmatch(r"step 3/100000  loss \d+\.\d{4}  [\d,]+ tokens/s  .*\d:\d\d:\d\d left\n", line)
     code, _, err = command("run", "long.yaml")
     assert code == 2
     assert err.startswith(f"pico-train: runs/tiny is being written by process {child.pid} on ")
@@ -218,7 +233,10 @@ def test_a_second_interrupt_ends_at_once(started: Callable[..., subprocess.Popen
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    assert (child.returncode, err) == (130, "pico-train: interrupted; what was saved before stays\n")
+    assert (child.returncode, err) == (
+        130,
+        "pico-train: interrupted; what was saved before stays: run the same command again to continue\n",
+    )
     assert not (place / "runs" / "tiny" / "run.lock").exists()
 
 

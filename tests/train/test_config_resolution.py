@@ -32,6 +32,7 @@ OPERATION = {
     "train.threads",
     "train.hours",
     "train.margin_minutes",
+    "train.timeout_minutes",
     "checkpoint.every",
     "checkpoint.keep.last",
     "checkpoint.keep.every",

@@ -219,11 +219,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subp
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here"}
+    env = {"PATH": path, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here"}
 
     def submit(config: Path, told: str) -> subprocess.CompletedProcess[str]:
         script = ROOT / "examples" / "cluster" / "slurm.sh"
-        given = env | ({"TOLD": told} if told else {})
+        given = os.environ | env | ({"TOLD": told} if told else {})
         command = ["bash", str(script), str(config)]
         return subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=120)
 
@@ -243,6 +243,21 @@ def test_the_job_script_queues_itself_again_until_the_run_is_finished(
     assert codec.read_manifest(config.layout.manifest, RunManifest).status == "finished"
     (tmp_path / "wrong.yaml").write_text(to_yaml(config) + "trian: {}\n")
     assert slurm(tmp_path / "wrong.yaml", "").returncode == 2
+    assert not list(tmp_path.glob("*.progress"))
+
+
+def test_the_job_script_stops_requeueing_where_nothing_gets_further(
+    tiny: Tiny, slurm: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start stops in good order without having saved anything: the second finds no newer step, and gives up."""
+    config = tiny(name="job")
+    (tmp_path / "job.yaml").write_text(to_yaml(config))
+    (tmp_path / "bin" / "srun").write_text("#!/usr/bin/env bash\nexit 75\n")
+    monkeypatch.setenv("MAX_IDLE", "1")
+    assert slurm(tmp_path / "job.yaml", "").stdout.count("queued again") == 1
+    stopped = slurm(tmp_path / "job.yaml", "")
+    assert stopped.returncode == 1
+    assert "step -1 is still the newest after 1 requeues" in stopped.stdout
 
 
 def test_the_script_for_one_node_starts_every_process(tiny: Tiny, tmp_path: Path) -> None:

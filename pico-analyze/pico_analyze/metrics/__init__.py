@@ -28,7 +28,8 @@ class Metric:
     the `entries` (float64 tensor; a circuit's matrix is formed only where it is asked for), the `matrix` as it is
     stored (a tensor, or a `linalg.Product` of a circuit's factors), a `sample.Sample`, a `linalg.Update` (of kind
     updates alone) or `linalg.MicroBatches`.
-    `parameters` are its keyword arguments, which the table's `variant` records.
+    `parameters` are its keyword arguments, which the table's `variant` records; `caution` says what its numbers
+    cannot be compared with.
     """
 
     fn: Callable[..., Any]
@@ -38,6 +39,7 @@ class Metric:
     unit: str
     range: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+    caution: str = ""
 
     @cached_property
     def variant(self) -> str:
@@ -45,17 +47,23 @@ class Metric:
         return json.dumps(dict(self.parameters), sort_keys=True)
 
 
+_OF_ONE_SHAPE = "a worst case: comparable at one shape and dtype only"
+_TWO_SIDED = "two-sided distance: not comparable with the packages powerlaw and plfit"
+
 METRICS: dict[str, Metric] = {
     "per": Metric(single.per, 1, _ALL, "spectrum", "fraction of full rank", "[0, 1]"),
     "effective_rank": Metric(single.effective_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "condition_number": Metric(single.condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
     "effective_condition_number": Metric(single.effective_condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
-    "numerical_rank": Metric(single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "numerical_rank": Metric(single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]", caution=_OF_ONE_SHAPE),
     "stable_rank": Metric(single.stable_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "participation_ratio": Metric(single.participation_ratio, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "spectral_entropy": Metric(single.spectral_entropy, 1, _ALL, "spectrum", "nats", "[0, ln k]"),
-    "heavy_tail_exponent": Metric(single.heavy_tail_exponent, 1, _ALL, "spectrum", "exponent", "(1, inf)"),
-    "heavy_tail_ks": Metric(single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]"),
+    "heavy_tail_exponent": Metric(
+        single.heavy_tail_exponent, 1, _ALL, "spectrum", "exponent", "(1, inf)", caution=_TWO_SIDED
+    ),
+    "heavy_tail_ks": Metric(single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]", caution=_TWO_SIDED),
+    "heavy_tail_count": Metric(single.heavy_tail_count, 1, _ALL, "spectrum", "eigenvalues", "[2, k]"),
     "frobenius_norm": Metric(single.frobenius_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "nuclear_norm": Metric(single.nuclear_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "spectral_norm": Metric(single.spectral_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
@@ -80,7 +88,7 @@ METRICS: dict[str, Metric] = {
         noise.gradient_norm_squared, 1, _MICRO_BATCHES, "micro_batches", "nats^2", "(-inf, inf)"
     ),
     "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
-    "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "(-inf, 1]"),
+    "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "[-1, 1]"),
     "cka_rbf": Metric(pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}),
     "svcca": Metric(pair.svcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"variance": 0.99}),
     "pwcca": Metric(pair.pwcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
@@ -126,5 +134,5 @@ def _load(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise UserError(f'the metric "{reference}" cannot be loaded ({error})') from None

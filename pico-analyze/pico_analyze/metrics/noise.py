@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from pico_analyze.linalg import MicroBatches
 from pico_analyze.metrics.single import Outcome
+from pico_analyze.scaling import normalized_entries, times_power
 
 
 class Estimates(NamedTuple):
-    """Both without bias: tr(S), and |G*|^2, which may be negative."""
+    """Both without bias: tr(S), and |G*|^2, which may be negative; each divided by 2^exponent."""
 
     trace: float
     squared: float
+    exponent: int
 
 
 def gradient_noise_scale(of: MicroBatches) -> Outcome:
@@ -48,7 +50,7 @@ def gradient_covariance_trace(of: MicroBatches) -> Outcome:
     Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1.
     """
     found = _estimates(of)
-    return found if isinstance(found, Outcome) else Outcome(found.trace)
+    return found if isinstance(found, Outcome) else Outcome(times_power(found.trace, found.exponent))
 
 
 def gradient_norm_squared(of: MicroBatches) -> Outcome:
@@ -58,16 +60,17 @@ def gradient_norm_squared(of: MicroBatches) -> Outcome:
     Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1.
     """
     found = _estimates(of)
-    return found if isinstance(found, Outcome) else Outcome(found.squared)
+    return found if isinstance(found, Outcome) else Outcome(times_power(found.squared, found.exponent))
 
 
 def _estimates(of: MicroBatches) -> Estimates | Outcome:
     """A micro-batch without terms says nothing and counts for none."""
     if len(of.terms) != len(of.gradients):
         return Outcome(None, "missing")
-    terms, gradients = of.terms[of.terms > 0], of.gradients[of.terms > 0].flatten(1)
+    scaled, exponent = normalized_entries(of.gradients)
+    terms, gradients = of.terms[of.terms > 0], scaled[of.terms > 0].flatten(1)
     if len(terms) < 2:
         return Outcome(None, "too_few")
     mean = terms @ gradients / terms.sum()
     trace = float(terms @ (gradients - mean).square().sum(dim=1)) / (len(terms) - 1)
-    return Estimates(trace, float(mean.square().sum()) - trace / float(terms.sum()))
+    return Estimates(trace, float(mean.square().sum()) - trace / float(terms.sum()), 2 * exponent)

@@ -1,4 +1,4 @@
-"""What a similarity is between samples whose rows do not belong together."""
+"""What a similarity is between samples whose sequences do not belong together."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class Null(NamedTuple):
 
 
 def permutation_null(fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Sample, draws: int, seed: int) -> Null:
-    """A similarity's distribution where the rows of y are permuted, each order as probable as any other.
+    """A similarity's distribution where the sequences of y are permuted, each order as probable as any other.
 
+    Sequences are what is exchangeable: rows of one sequence depend on each other, stay together and keep their order.
     p = (1 + how many of the draws are at least what is observed) / (1 + draws): never 0. `sd` divides by draws - 1.
-    All None where the similarity has no value. Gram matrices, distances and bases are reordered, not made again.
+    All None where the similarity has no value, or where there is a single sequence. Gram matrices, distances and bases
+    are reordered, not made again.
     Source: Phipson & Smyth 2010, "Permutation p-values should never be zero".
 
     Raises:
@@ -38,10 +40,10 @@ def permutation_null(fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Samp
     if draws < 2:
         raise ValueError(f"a permutation null needs at least 2 draws but is given {draws}")
     observed = fn(x, y).value
-    if observed is None:
+    if observed is None or y.sequences < 2:
         return Null(None, None, None)
     draw = torch.Generator().manual_seed(seed)
-    orders = (torch.randperm(y.rows, generator=draw) for _ in range(draws))
+    orders = (_of_rows(torch.randperm(y.sequences, generator=draw), y.positions) for _ in range(draws))
     values = [value for order in orders if (value := fn(x, _reordered(y, order)).value) is not None]
     if len(values) < draws:
         return Null(None, None, None)
@@ -54,8 +56,13 @@ def seed_of(*names: str | int | None) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8], "big") >> 1
 
 
+def _of_rows(order: torch.Tensor, positions: int) -> torch.Tensor:
+    """The order of rows in which sequences of `positions` rows each come in `order`."""
+    return (order[:, None] * positions + torch.arange(positions)).flatten()
+
+
 def _reordered(sample: Sample, order: torch.Tensor) -> Sample:
-    return _Reordered(sample.matrix, original=sample, order=order)
+    return _Reordered(sample.matrix, sample.positions, original=sample, order=order)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,6 +84,10 @@ class _Reordered(Sample):
         return self.original.core[self.order]
 
     @cached_property
+    def classes(self) -> torch.Tensor:
+        return self.original.classes[self.order]
+
+    @cached_property
     def diagonal(self) -> torch.Tensor:
         return self.original.diagonal[self.order]
 
@@ -95,6 +106,30 @@ class _Reordered(Sample):
     @cached_property
     def basis(self) -> Basis:
         return self.original.basis._replace(left=self.original.basis.left[self.order])
+
+    @property
+    def _sequence_order(self) -> torch.Tensor:
+        return self.order[:: self.positions] // self.positions
+
+    @cached_property
+    def with_sequences(self) -> torch.Tensor:
+        return self.original.with_sequences[self.order[:, None], self._sequence_order]
+
+    @cached_property
+    def within_sequences(self) -> torch.Tensor:
+        return self.original.within_sequences[self._sequence_order]
+
+    @property
+    def distinct(self) -> int:
+        return self.original.distinct
+
+    def once(self, name: str, make: Callable[[Sample], float]) -> float:
+        return self.original.once(name, make)
+
+    @cached_property
+    def frame(self) -> tuple[torch.Tensor, torch.Tensor]:
+        directions, loadings = self.original.frame
+        return directions[self.order], loadings
 
     @cached_property
     def squared_distances(self) -> torch.Tensor:

@@ -5,13 +5,15 @@ Each returns an `Outcome`; s are the singular values in descending order, k = mi
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Spectrum, Update, norm, sorted_magnitudes
+from pico_analyze.linalg import Spectrum, Update, norm, norm_ratio, sorted_magnitudes
 from pico_analyze.power_law import PowerLaw
 from pico_analyze.sample import Sample
+from pico_analyze.scaling import normalized_entries
 
 FEWEST_FOR_A_TAIL = 50
 """Values that a power law is fitted to, at least: the rule of thumb of Clauset et al. 2009 for a reliable estimate."""
@@ -24,6 +26,11 @@ class Outcome(NamedTuple):
     status: str = "ok"
 
 
+def bounded(value: float, low: float, high: float) -> Outcome:
+    """A value that lies in [low, high] by definition, without the rounding that leads out of it."""
+    return Outcome(min(max(value, low), high))
+
+
 def effective_rank(spectrum: Spectrum) -> Outcome:
     """exp(-sum p ln p) with p_i = s_i / sum(s) and 0 ln 0 = 0; in [1, k], dimensions. 0 for the zero matrix.
 
@@ -31,8 +38,8 @@ def effective_rank(spectrum: Spectrum) -> Outcome:
     """
     if spectrum.largest == 0:
         return Outcome(0.0, "zero")
-    p = spectrum.values / spectrum.values.sum()
-    return Outcome(float(torch.exp(-torch.xlogy(p, p).sum())))
+    p = spectrum.relative / spectrum.relative.sum()
+    return bounded(float(torch.exp(-torch.xlogy(p, p).sum())), 1, spectrum.full_rank)
 
 
 def per(spectrum: Spectrum) -> Outcome:
@@ -57,21 +64,30 @@ def condition_number(spectrum: Spectrum) -> Outcome:
 
 
 def effective_condition_number(spectrum: Spectrum) -> Outcome:
-    """s_1 / s_j, s_j the least singular value above the tolerance; in [1, inf), a ratio. None for the zero matrix.
+    """s_1 / s_j, s_j the least singular value above the tolerance; in [1, inf), a ratio.
+
+    None for the zero matrix (zero), and where no singular value is above the tolerance (within_rounding).
 
     Source: the condition number of the matrix restricted to its numerical row space (Golub & Van Loan, sec. 5.5).
     """
-    if len(spectrum.significant) == 0:
+    if spectrum.largest == 0:
         return Outcome(None, "zero")
+    if len(spectrum.significant) == 0:
+        return Outcome(None, "within_rounding")
     return Outcome(spectrum.largest / float(spectrum.significant[-1]))
 
 
 def numerical_rank(spectrum: Spectrum) -> Outcome:
     """How many singular values exceed the tolerance; in [0, k], dimensions.
 
-    Source: Golub & Van Loan, Matrix Computations, sec. 5.4.1.
+    The tolerance is a worst case, 7 to 46 times the true rounding, and grows with the width: compare ranks at one
+    shape and dtype only. 0 for the zero matrix (zero), and for one that rounding hides (within_rounding).
+    Source: Golub & Van Loan, Matrix Computations, sec. 5.4.1; the tolerance: `linalg`.
     """
-    return Outcome(float(len(spectrum.significant)), "ok" if spectrum.largest > 0 else "zero")
+    rank = float(len(spectrum.significant))
+    if spectrum.largest == 0:
+        return Outcome(rank, "zero")
+    return Outcome(rank, "ok" if rank else "within_rounding")
 
 
 def stable_rank(spectrum: Spectrum) -> Outcome:
@@ -81,7 +97,7 @@ def stable_rank(spectrum: Spectrum) -> Outcome:
     """
     if spectrum.largest == 0:
         return Outcome(0.0, "zero")
-    return Outcome(float((spectrum.values / spectrum.largest).square().sum()))
+    return bounded(float(spectrum.relative.square().sum()), 1, spectrum.full_rank)
 
 
 def participation_ratio(spectrum: Spectrum) -> Outcome:
@@ -91,8 +107,8 @@ def participation_ratio(spectrum: Spectrum) -> Outcome:
     """
     if spectrum.largest == 0:
         return Outcome(0.0, "zero")
-    squares = (spectrum.values / spectrum.largest).square()
-    return Outcome(float(squares.sum().square() / squares.square().sum()))
+    squares = spectrum.relative.square()
+    return bounded(float(squares.sum().square() / squares.square().sum()), 1, spectrum.full_rank)
 
 
 def spectral_entropy(spectrum: Spectrum) -> Outcome:
@@ -104,16 +120,18 @@ def spectral_entropy(spectrum: Spectrum) -> Outcome:
     """
     if spectrum.largest == 0:
         return Outcome(0.0, "zero")
-    squares = (spectrum.values / spectrum.largest).square()
+    squares = spectrum.relative.square()
     p = squares / squares.sum()
-    return Outcome(max(float(-torch.xlogy(p, p).sum()), 0.0))
+    return bounded(float(-torch.xlogy(p, p).sum()), 0, math.log(spectrum.full_rank))
 
 
 def heavy_tail_exponent(spectrum: Spectrum) -> Outcome:
     """a of the power law x^-a that fits the largest eigenvalues x = s^2, x >= x_min; in (1, inf), an exponent.
 
     Maximum likelihood above the x_min at which the Kolmogorov-Smirnov distance is least; `heavy_tail_ks` is that
-    distance. None (too_few) where fewer than 50 values are not 0, or where they are all equal.
+    distance (two-sided), `heavy_tail_count` the number of values fitted. Not comparable with the packages powerlaw and
+    plfit, which take the one-sided distance and cap the exponent. None (too_few) where fewer than 50 values are not 0,
+    or where they are all equal.
     Source: Clauset et al. 2009, "Power-law distributions in empirical data", sec. 3; of spectra, Martin & Mahoney 2021.
     """
     fit = _tail(spectrum)
@@ -123,12 +141,23 @@ def heavy_tail_exponent(spectrum: Spectrum) -> Outcome:
 def heavy_tail_ks(spectrum: Spectrum) -> Outcome:
     """max |F(x) - P(x)| of the eigenvalues x = s^2 from the power law of `heavy_tail_exponent`; in [0, 1], a distance.
 
-    F is the distribution of the values from x_min up, P the fitted one. Where a power law holds it falls as the root of
-    their number; where it does not, it stays, and the exponent describes nothing. None as for the exponent.
+    F is the distribution of the values from x_min up, P the fitted one. Two-sided, so not comparable with the distance
+    of powerlaw and plfit. Where a power law holds it falls as the root of the number of values; where it does not, it
+    stays, and the exponent describes nothing. None as for the exponent.
     Source: Clauset et al. 2009, "Power-law distributions in empirical data", eq. 3.9.
     """
     fit = _tail(spectrum)
     return Outcome(fit.distance) if isinstance(fit, PowerLaw) else fit
+
+
+def heavy_tail_count(spectrum: Spectrum) -> Outcome:
+    """How many of the largest eigenvalues the power law of `heavy_tail_exponent` is fitted to; in [2, k], eigenvalues.
+
+    An exponent of few values is uncertain: its standard error is about (a - 1) / sqrt(count). None as for the exponent.
+    Source: Clauset et al. 2009, "Power-law distributions in empirical data", eq. 3.2.
+    """
+    fit = _tail(spectrum)
+    return Outcome(float(fit.tail)) if isinstance(fit, PowerLaw) else fit
 
 
 def _tail(spectrum: Spectrum) -> PowerLaw | Outcome:
@@ -140,12 +169,12 @@ def _tail(spectrum: Spectrum) -> PowerLaw | Outcome:
 
 def nuclear_norm(spectrum: Spectrum) -> Outcome:
     """sum(s); in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
-    return Outcome(float(spectrum.values.sum()))
+    return Outcome(spectrum.in_unit_of_entries(float(spectrum.values.sum())))
 
 
 def spectral_norm(spectrum: Spectrum) -> Outcome:
     """s_1; in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
-    return Outcome(spectrum.largest)
+    return Outcome(spectrum.in_unit_of_entries(spectrum.largest))
 
 
 def frobenius_norm(spectrum: Spectrum) -> Outcome:
@@ -153,7 +182,7 @@ def frobenius_norm(spectrum: Spectrum) -> Outcome:
 
     Source: Horn & Johnson, Matrix Analysis, sec. 5.6.
     """
-    return Outcome(float(torch.linalg.vector_norm(spectrum.values)))
+    return Outcome(spectrum.in_unit_of_entries(norm(spectrum.values)))
 
 
 def max_abs(x: torch.Tensor) -> Outcome:
@@ -170,12 +199,12 @@ def gini(x: torch.Tensor) -> Outcome:
     0 where all magnitudes are equal, 1 - 1/n where one entry holds everything.
     Source: Hurley & Rickard 2009, "Comparing measures of sparsity", table I.
     """
-    a = sorted_magnitudes(x)
+    a = sorted_magnitudes(normalized_entries(x)[0])
     total, n = a.sum(), len(a)
     if total == 0:
         return Outcome(0.0, "zero")
     weights = torch.arange(1 - n, n, 2, dtype=a.dtype)  # 2i - n - 1
-    return Outcome(float(weights @ a / (n * total)))
+    return bounded(float(weights @ a / (n * total)), 0, 1 - 1 / n)
 
 
 def hoyer(x: torch.Tensor) -> Outcome:
@@ -190,7 +219,7 @@ def hoyer(x: torch.Tensor) -> Outcome:
         return Outcome(0.0, "zero")
     a = x.abs() / largest
     ratio = float(a.sum() / torch.linalg.vector_norm(a))
-    return Outcome((root - ratio) / (root - 1) if root > 1 else 1.0)
+    return bounded((root - ratio) / (root - 1), 0, 1) if root > 1 else Outcome(1.0)
 
 
 def kurtosis(x: torch.Tensor) -> Outcome:
@@ -202,9 +231,10 @@ def kurtosis(x: torch.Tensor) -> Outcome:
     """
     if x.min() == x.max():
         return Outcome(None, "zero")
+    x, _ = normalized_entries(x)
     centred = x - x.mean()
     squares = (centred / centred.abs().max()).square()
-    return Outcome(float(squares.square().mean() / squares.mean().square()) - 3)
+    return Outcome(max(float(squares.square().mean() / squares.mean().square()), 1) - 3)
 
 
 def near_zero_share(x: torch.Tensor, fraction: float = 0.01) -> Outcome:
@@ -235,7 +265,7 @@ def anisotropy(sample: Sample) -> Outcome:
     if n < 2:
         return Outcome(None, "zero")
     total = directions.sum(dim=0)
-    return Outcome((float(total @ total) - n) / (n * (n - 1)))
+    return bounded((float(total @ total) - n) / (n * (n - 1)), -1 / (n - 1), 1)
 
 
 def intrinsic_dimension(sample: Sample) -> Outcome:
@@ -247,7 +277,7 @@ def intrinsic_dimension(sample: Sample) -> Outcome:
     """
     if sample.self_cross == 0:
         return Outcome(0.0, "zero")
-    return Outcome(float(sample.diagonal.sum()) ** 2 / sample.self_cross)
+    return bounded(float(sample.diagonal.sum()) ** 2 / sample.self_cross, 1, min(sample.matrix.shape))
 
 
 def dead_units(sample: Sample) -> Outcome:
@@ -264,8 +294,7 @@ def update_to_weight_ratio(update: Update) -> Outcome:
     """||W(t2) - W(t1)||_F / ||W(t1)||_F over the window of the update; in [0, inf), a ratio. None where W(t1) is zero.
 
     Over a single step 1e-3 is a common rule of thumb; over a longer window it is at most about the sum over its steps.
-    Of a circuit it is taken of the product, from its factors.
     Source: You et al. 2017, "Large batch training of convolutional networks", sec. 4 (the ratio, inverted).
     """
-    start = norm(update.start)
-    return Outcome(norm(update.change) / start) if start > 0 else Outcome(None, "zero")
+    ratio = norm_ratio(update.change, update.start)
+    return Outcome(None, "zero") if ratio is None else Outcome(ratio)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
+
+from pico_analyze.sources.model_config import geometry as geometry
 
 MICROBATCH_GRADIENTS = "microbatch_gradients"
 """The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is (...)."""
@@ -16,13 +16,20 @@ KINDS = ("weights", "gradients", "activations", MICROBATCH_GRADIENTS)
 SPLITS = ("train", "val")
 
 
+class NotObservedError(DamagedError):
+    """What a number needs was never observed, though everything that was is intact."""
+
+
 class Source(Protocol):
     """A series of observed steps of one model.
 
-    Four attributes more are used where a source has them: `fingerprint` (see `pico_analyze.cache`), without which
-    results are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of
-    any run that has as many rows; `at_once`, the number of steps whose files fit where they are fetched to, or None;
-    and `terms` (`CountsTerms`), without which nothing is measured of gradients of micro-batches.
+    Further attributes are used if a source has them: `fingerprint` (see `pico_analyze.cache`), without which results
+    are not kept; `probe` (see `pico_analyze.comparison`), without which activations are compared with those of any run
+    that has as many rows; `positions` (`KnowsPositions`), without which each row of activations counts as a sequence of
+    its own; `at_once`, the number of steps whose files fit where they are fetched to, or None; `terms`
+    (`CountsTerms`), without which nothing is measured of gradients of micro-batches; `origin`, what it was opened from,
+    which tells it from another of the same name; `notes`, sentences on what was left out of it, and why; and
+    `is_lost(step, kind)`, whether a damaged file may have held that kind.
     """
 
     @property
@@ -62,27 +69,18 @@ class CountsTerms(Protocol):
         """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step holds none."""
 
 
-_GEOMETRY = {
-    "hidden_size": ("d_model", "n_embd"),
-    "intermediate_size": ("activation_hidden_dim", "n_inner", "ffn_dim"),
-    "num_hidden_layers": ("n_layers", "n_layer"),
-    "num_attention_heads": ("attention_n_heads", "n_head"),
-    "num_key_value_heads": ("attention_n_kv_heads",),
-    "head_dim": (),
-    "vocab_size": (),
-    "tie_word_embeddings": (),
-}
+@runtime_checkable
+class KnowsPositions(Protocol):
+    """A source that knows how many positions of each probe row its activations hold."""
+
+    def positions(self, step: int) -> int:
+        """Rows of activations that belong to one probe row, one after the other, at `step`; 1 if not recorded."""
 
 
-def geometry(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a foreign model configuration says of the shape, under Hugging Face's usual names; the rest is dropped."""
-    found = {name: [config[key] for key in (name, *others) if key in config] for name, others in _GEOMETRY.items()}
-    first = {name: values[0] for name, values in found.items() if values}
-    return {name: value for name, value in first.items() if isinstance(value, bool) or _is_count(value)}
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+def model_at(source: Source, step: int) -> Mapping[str, Any]:
+    """The geometry at one step: of models that others trained, each step has a configuration of its own."""
+    at = getattr(source, "model_at", None)
+    return source.model if at is None else at(step)
 
 
 def check_kind(kind: str) -> None:
@@ -103,12 +101,3 @@ def no_step(place: object, step: int, steps: Sequence[int], damaged: Mapping[int
 def no_module(place: object, kind: str, module: str, known: Iterable[str]) -> UserError:
     """`place` holds no `kind` of `module`, with the nearest that it does hold."""
     return UserError(f'{place} has no {kind} of the module "{module}"{did_you_mean(module, known)}')
-
-
-def stamp(paths: Iterable[Path]) -> str:
-    """sha256 of the paths, sizes and times of files: it changes with them, and does not cost reading them."""
-    try:
-        found = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise DamagedError(f"{error.filename} cannot be read ({error.strerror})") from None
-    return hashlib.sha256(repr(found).encode()).hexdigest()

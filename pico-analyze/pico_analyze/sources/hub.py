@@ -1,226 +1,147 @@
-"""A series of the revisions of one model on the Hugging Face hub: `hub:NAME@step*`.
+"""A series of steps of one model on the Hugging Face hub.
 
-Which tensors a revision has is read from the first bytes of its files. A file is downloaded when a tensor of it is
-first read, and released (the least recently used first) where the budget of the disk needs its place. Revisions are
-pinned to the commits that they name when the series is opened.
+The steps are branches or tags (`hub:NAME@step*`), commits of one branch that earlier Pico code made
+(`hub:NAME@BRANCH`), or folders `checkpoints/step_N` of a revision. Which files and tensors a step has is read from the
+hub's listing and from the first bytes of files. Revisions are pinned to the commits that they name when the series is
+opened.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import json
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from pico_contract.codec import TensorFile
-from pico_contract.errors import DamagedError, UserError, did_you_mean
-from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS
+from pico_contract.errors import UserError, did_you_mean
 
-from pico_analyze.sources.folder import INDEX, Stored, read_object, shards
-from pico_analyze.sources.series import Series, by_step, step_of
+from pico_analyze.sources import SPLITS
+from pico_analyze.sources.hub_series import HubFiles, HubSeries
+from pico_analyze.sources.hub_store import PREFIX, Store
+from pico_analyze.sources.model import Model
+from pico_analyze.sources.published import Dynamics, PublishedRun, dynamics_of, saved_commits, step_folders
+from pico_analyze.sources.steps import StepName, no_step_in, read_name, steps_by_name, unit_note
 
-PREFIX = "hub:"
 DISK_GIB = 20.0
-_TIMEOUT = 30.0  # seconds without an answer
-_FIRST_BYTES = 100_000  # most headers are shorter, so that one request serves
-_LONGEST_HEADER = 100 * 2**20  # as safetensors itself has it
+
+
+@dataclass(frozen=True)
+class Address:
+    """What `hub:REPO/FOLDER@PATTERN` names; folder and pattern may be empty."""
+
+    repo: str
+    folder: str
+    pattern: str
+
+    @classmethod
+    def parse(cls, name: str) -> Address:
+        """Read it; UserError if it names no repository."""
+        place, _, pattern = name.removeprefix(PREFIX).partition("@")
+        owner, *rest = place.strip("/").split("/")
+        if not owner:
+            raise UserError(f'"{name}" names no model: write hub:NAME@step*')
+        return cls("/".join([owner, *rest[:1]]), "/".join(rest[1:]), pattern)
+
+    def __str__(self) -> str:
+        folder = f"/{self.folder}" if self.folder else ""
+        return f"{PREFIX}{self.repo}{folder}" + (f"@{self.pattern}" if self.pattern else "")
 
 
 def open_hub(
     name: str, disk_gib: float = DISK_GIB, cache: Path | None = None, endpoint: str | None = None
 ) -> HubSeries:
-    """The revisions (branches and tags) of a model as a series.
+    """The steps of a model on the hub as a series.
 
     Args:
-        name: `hub:NAME@PATTERN`, a glob over revisions; without `@PATTERN` those with "step" and an integer.
+        name: `hub:NAME@PATTERN`. PATTERN is a glob over branches and tags, by default all whose names say a step; or
+            one branch whose commits are steps. `hub:NAME/FOLDER@BRANCH` is a run in a folder of the repository.
         disk_gib: GiB that downloaded files may take.
         cache: where they are kept, `pico-analyze/` in the hub's own cache by default; a later call finds them there.
         endpoint: of the hub; that of `huggingface_hub` (HF_ENDPOINT) by default.
 
     Raises:
         UserError: huggingface_hub is not installed, no such model or revision, no access, no answer, two revisions of
-            one step.
+            one step, or nothing that says a step.
     """
-    repo, _, pattern = name.removeprefix(PREFIX).partition("@")
-    if not repo:
-        raise UserError(f'"{name}" names no model: write hub:NAME@step*')
-    store = Store(repo, disk_gib, cache, endpoint)
+    address = Address.parse(name)
+    store = Store(address.repo, disk_gib, cache, endpoint)
     commits = store.revisions()
-    chosen = [revision for revision in commits if fnmatch.fnmatchcase(revision, pattern or "*step*")]
-    if not pattern:
-        chosen = [revision for revision in chosen if step_of(revision) is not None]
-    if not chosen:
-        raise UserError(f'{repo} has no revision "{pattern or "*step*"}"{did_you_mean(pattern, commits)}')
-    steps = by_step(chosen)
-    return HubSeries(repo.rpartition("/")[2], {step: Revision(store, r, commits[r]) for step, r in steps.items()})
+    chosen = [revision for revision in commits if fnmatch.fnmatchcase(revision, address.pattern or "*")]
+    named = {revision for revision in chosen if read_name(revision) is not None}
+    branch = _one_branch(address, chosen, named)
+    if branch is not None:
+        series = _steps_of_branch(store, address, branch, commits[branch])
+        if series is not None:
+            return series
+    if address.folder:
+        raise UserError(f'{address.repo} has no folder "{address.folder}" with checkpoints/step_N in it')
+    if not named:
+        return _without_steps(store, address, commits, chosen, branch)
+    series = _of_revisions(store, address, commits, steps_by_name([one for one in chosen if one in named]))
+    if address.pattern:
+        series.notes += [f"left out: {no_step_in(one)}" for one in chosen if one not in named]
+    return series
 
 
-class HubSeries(Series):
-    """Revisions as steps; files of `at_once` of them fit into the budget, beside those of a reference."""
-
-    def __init__(self, name: str, revisions: Mapping[int, Revision]) -> None:
-        super().__init__(name, revisions)
-        self._revisions = revisions
-
-    @property
-    def at_once(self) -> int:
-        """By the largest revision among those whose headers were read."""
-        return max(1, min(model.store.fitting(model.commit) for model in self._revisions.values()) - 1)
+def _one_branch(address: Address, chosen: Sequence[str], named: set[str]) -> str | None:
+    """The one branch that is named, or `main` if nothing is named and no revision says a step."""
+    if address.pattern:
+        return chosen[0] if len(chosen) == 1 else None
+    return "main" if "main" in chosen and (address.folder or not named) else None
 
 
-@dataclass(frozen=True)
-class Revision:
-    """The model at one revision, `commit`, of a repository."""
-
-    store: Store
-    name: str
-    commit: str
-
-    @property
-    def place(self) -> str:
-        """Where it lies, for messages."""
-        return f"{PREFIX}{self.store.repo}@{self.name}"
-
-    def config(self) -> Mapping[str, Any]:
-        """config.json; {} where there is none."""
-        path = self.store.small_file(self.commit, MODEL_CONFIG)
-        return {} if path is None else read_object(path)
-
-    def stored(self) -> list[Stored]:
-        """Every tensor, from the headers of its files, which are not downloaded for it."""
-        index = self.store.small_file(self.commit, INDEX)
-        files = [MODEL_WEIGHTS] if index is None else shards(index)
-        return [stored for file in files for stored in self.store.stored(self.commit, file)]
-
-    def fingerprint(self) -> str:
-        """The commit, whose files never change."""
-        return self.commit
-
-    def read(self, stored: Stored) -> torch.Tensor:
-        """One tensor, after downloading the file that holds it where it is not there."""
-        return self.store.tensor(self.commit, stored.file, stored.name)
+def _steps_of_branch(store: Store, address: Address, branch: str, commit: str) -> HubSeries | None:
+    """The steps that lie within one branch, as commits or in folders; None if there are none."""
+    if not address.folder and (saved := saved_commits(store.commits(branch))):
+        weights = {step: Model(HubFiles(store, id_, f"{branch} (step {step})")) for step, id_ in saved.weights.items()}
+        dynamics = dynamics_of({key: (id_, "") for key, id_ in saved.dynamics.items()}, store)
+        series = _published(store, address, branch, weights, dynamics)
+        series.notes += saved.notes
+        return series
+    folders = step_folders(store.tree(commit), address.folder)
+    if not folders:
+        return None
+    if len(folders) > 1:
+        listed = ", ".join(f"{PREFIX}{address.repo}/{name}@{branch}" for name in sorted(folders)[:8])
+        raise UserError(f"{address.repo}@{branch} holds several runs in folders; name one of them: {listed}")
+    ((name, steps),) = folders.items()
+    weights = {step: Model(HubFiles(store, commit, branch, folder)) for step, folder in steps.items()}
+    places = {(step, split): (commit, folder) for step, folder in steps.items() for split in SPLITS}
+    return _published(store, address, name or branch, weights, dynamics_of(places, store))
 
 
-class Store:
-    """The files of one repository: asked for, downloaded, and released under a budget. Threads take turns."""
-
-    def __init__(self, repo: str, disk_gib: float, cache: Path | None, endpoint: str | None) -> None:
-        self.repo = repo
-        self.disk_gib = disk_gib
-        self._endpoint = endpoint
-        self._cache = cache
-        self._budget = int(disk_gib * 2**30)
-        self._sizes: dict[tuple[str, str], int] = {}  # of the files in safetensors, by commit and name
-        self._lock = threading.RLock()
-        self._hub = _library()
-        root = Path(self._hub.constants.HF_HOME) / "pico-analyze" if cache is None else Path(cache)
-        self.root = root / repo.replace("/", "--")
-        kept = (path for path in self.root.rglob("*") if path.suffix in (".safetensors", ".incomplete"))
-        self._used = dict.fromkeys(sorted(kept, key=lambda path: path.stat().st_mtime))  # least recently used first
-
-    def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
-        """In another process it counts anew, and has a budget of its own."""
-        return Store, (self.repo, self.disk_gib, self._cache, self._endpoint)
-
-    def revisions(self) -> dict[str, str]:
-        """Branch or tag -> commit."""
-        with self._sentences(self.repo):
-            refs = self._hub.HfApi(endpoint=self._endpoint).list_repo_refs(self.repo)
-        return {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
-
-    def small_file(self, commit: str, file: str) -> Path | None:
-        """A file that is kept, such as a configuration; None where the revision has none."""
-        with self._lock, self._sentences(f"{self.repo}@{commit}/{file}"):
-            try:
-                return self._download(commit, file)
-            except self._hub.errors.RemoteEntryNotFoundError:
-                return None
-
-    def stored(self, commit: str, file: str) -> list[Stored]:
-        """What a file in safetensors holds, by its header alone."""
-        first, self._sizes[commit, file] = self._bytes(commit, file, 0, _FIRST_BYTES)
-        length = int.from_bytes(first[:8], "little")
-        if not 2 <= length <= _LONGEST_HEADER:
-            raise DamagedError(f"{PREFIX}{self.repo}@{commit}/{file} is not a safetensors file")
-        if 8 + length > len(first):
-            first, _ = self._bytes(commit, file, 0, 8 + length)
-        try:
-            header = json.loads(first[8 : 8 + length])
-            header.pop("__metadata__", None)
-            return [Stored(file, name, tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise DamagedError(f"{PREFIX}{self.repo}@{commit}/{file} is not a safetensors file") from None
-
-    def tensor(self, commit: str, file: str, name: str) -> torch.Tensor:
-        """One tensor of a file that is downloaded where it is not there."""
-        with self._lock:
-            path = self.root / commit / file
-            if not path.is_file():
-                self._make_room(self._bytes(commit, file, 0, 8)[1], path)
-                with self._sentences(f"{self.repo}@{commit}/{file}"):
-                    self._download(commit, file)
-            self._used.pop(path, None)
-            self._used[path] = None
-            return TensorFile(path).get(name)  # closed after: an open file keeps its place on the disk
-
-    def fitting(self, commit: str) -> int:
-        """How many revisions as large as this one the budget has room for; as far as its size is known."""
-        size = sum(size for (of, _), size in self._sizes.items() if of == commit)
-        return self._budget // max(size, 1)
-
-    def _download(self, commit: str, file: str) -> Path:
-        options = {"revision": commit, "local_dir": self.root / commit, "endpoint": self._endpoint}
-        return Path(self._hub.hf_hub_download(self.repo, file, **options))
-
-    def _make_room(self, size: int, file: Path) -> None:
-        """Delete files, the least recently used first, until `size` more bytes fit into the budget."""
-        if size > self._budget:
-            raise DamagedError(
-                f"{file.name} of {self.repo} has {size / 2**30:.3g} GiB, more than the {self.disk_gib:.3g} GiB that "
-                "downloads may take: raise disk_gib"
-            )
-        while self._used and size + sum(path.stat().st_size for path in self._used if path.is_file()) > self._budget:
-            oldest = next(iter(self._used))
-            oldest.unlink(missing_ok=True)
-            del self._used[oldest]
-
-    def _bytes(self, commit: str, file: str, start: int, stop: int) -> tuple[bytes, int]:
-        """Some bytes of a file of the hub, and how many it has in all."""
-        url = self._hub.hf_hub_url(self.repo, file, revision=commit, endpoint=self._endpoint)
-        headers = {**self._hub.utils.build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
-        with self._sentences(f"{self.repo}@{commit}/{file}"):
-            response = self._hub.utils.http_backoff("GET", url, headers=headers, timeout=_TIMEOUT)
-            self._hub.utils.hf_raise_for_status(response)
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return response.content, int(total) if total.isdigit() else len(response.content)
-
-    @contextlib.contextmanager
-    def _sentences(self, what: str) -> Iterator[None]:
-        """Errors of the hub and of the way to it, in one sentence."""
-        errors = self._hub.errors
-        try:
-            yield
-        except errors.GatedRepoError:
-            raise DamagedError(
-                f"{what} is gated: ask for access on the hub, then log in with `hf auth login`"
-            ) from None
-        except errors.RepositoryNotFoundError:
-            raise DamagedError(f"there is no model {what} on the hub, or it is private") from None
-        except (errors.HTTPError, errors.HFValidationError, OSError) as error:
-            raise DamagedError(f"{what} cannot be had from the hub ({' '.join(str(error).split())})") from None
+def _published(
+    store: Store, address: Address, name: str, weights: Mapping[int, Model], dynamics: Dynamics
+) -> PublishedRun:
+    called = address.repo.rpartition("/")[2] if name == "main" else name.rpartition("/")[2]
+    series = PublishedRun(called, store, weights, dynamics, str(address))
+    series.check_listing()
+    return series
 
 
-def _library() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError:
-        raise UserError("models of the hub need the package huggingface_hub: pip install 'pico-analyze[hub]'") from None
-    return huggingface_hub
+def _without_steps(
+    store: Store, address: Address, commits: Mapping[str, str], chosen: Sequence[str], branch: str | None
+) -> HubSeries:
+    """One revision that says no step is step 0 of a series of one; anything else is refused with what there is."""
+    if address.pattern and branch is not None:
+        only = {0: StepName(branch, 0, "updates", None, "", "*")}
+        series = _of_revisions(store, address, commits, only)
+        series.notes.append(f"{address} is one model whose name says no step: it is step 0")
+        return series
+    if address.pattern and chosen:
+        raise UserError(f"{no_step_in(chosen[0])}; if the commits of a branch are steps, name that branch alone")
+    there = did_you_mean(address.pattern, commits)
+    what = f'revision "{address.pattern}"' if address.pattern else "revision whose name says a step"
+    hint = "" if address.pattern else "; if the commits of a branch are steps, name that branch: hub:NAME@BRANCH"
+    raise UserError(f"{address.repo} has no {what}{there}{hint}")
+
+
+def _of_revisions(
+    store: Store, address: Address, commits: Mapping[str, str], steps: Mapping[int, StepName]
+) -> HubSeries:
+    models = {step: Model(HubFiles(store, commits[one.name], one.name)) for step, one in steps.items()}
+    tokens = {step: one.tokens for step, one in steps.items()}
+    series = HubSeries(address.repo.rpartition("/")[2], store, models, tokens, str(address))
+    series.notes += unit_note(steps.values())
+    series.check_listing()
+    return series

@@ -7,21 +7,19 @@ time. A file that holds anything but tensors by name is refused by name, and the
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pico_contract import names
+from pico_contract import names, strict_yaml
 from pico_contract.errors import DamagedError, UserError
 
-from pico_analyze.sources import KINDS, SPLITS, check_kind, geometry, no_module, no_step, stamp
+from pico_analyze.sources import KINDS, SPLITS, check_kind, geometry, no_module, no_step, pickled
+from pico_analyze.sources.files import CheckedReads
 
 _STEP = re.compile(r"step_(\d+)")
-_GLOBAL = re.compile(r"GLOBAL (\S+)")
 _OPEN_FILES = 64
 _WEIGHT_SPLITS = ("val", "train")
 """Either file holds the weights of theta_t; where both are there, the first is read."""
@@ -56,7 +54,9 @@ class LegacyRun:
         self.name = root.resolve().name
         self.model = _geometry(root / "training_config.yaml")
         self.damaged: dict[int, list[str]] = {}
-        self._file = lru_cache(_OPEN_FILES)(_tensors)
+        self._file = lru_cache(_OPEN_FILES)(pickled.tensors)
+        self._checked = CheckedReads()
+        self.origin = str(root.resolve())
         self._stored: dict[tuple[int, str, str], list[str]] = {}  # (step, kind, split) -> modules
         for directory in root.glob("checkpoints/step_*"):
             matched = _STEP.fullmatch(directory.name)
@@ -92,11 +92,18 @@ class LegacyRun:
         name = names.canonical(module).removesuffix(".weight")
         if name not in stored:
             raise no_module(path, kind, name, stored)
-        return stored[name].detach().clone()
+        self._checked.check(path)
+        tensor = stored[name].detach().clone()
+        self._checked.check(path)
+        return tensor
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """Changes whenever the file that holds `kind` of `step` does; errors as `tensor`."""
-        return stamp([self._path(step, kind, self._split(step, kind, split))])
+        """sha256 of the file that holds `kind` of `step`; errors as `tensor`."""
+        return self._checked.sha256(self._path(step, kind, self._split(step, kind, split)))
+
+    def is_lost(self, step: int, kind: str) -> bool:
+        """Whether a file of `kind` of a step is there, whatever can be read of it."""
+        return any(self._path(step, kind, split).is_file() for split in SPLITS)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs; files are opened again by their paths."""
@@ -104,7 +111,7 @@ class LegacyRun:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._file = lru_cache(_OPEN_FILES)(_tensors)
+        self._file = lru_cache(_OPEN_FILES)(pickled.tensors)
 
     def _list(self, step: int) -> None:
         for kind in KINDS:
@@ -141,48 +148,14 @@ class LegacyRun:
         return self._directory(step) / "learning_dynamics" / f"{split}_{kind}.pt"
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Module -> tensor, mapped from the file where its format allows that.
-
-    Raises:
-        DamagedError: not readable, or it holds something else than matrices and vectors of numbers by name.
-    """
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise DamagedError(f"{path} does not exist") from None
-    except Exception as error:  # bytes that are no pickle fail in many ways, KeyError among them
-        raise DamagedError(f"{path} {_why(path, str(error))}") from None
-    if not isinstance(held, dict):
-        raise DamagedError(f"{path} is refused: it holds a {type(held).__name__} and not tensors by module name")
-    found: dict[str, torch.Tensor] = {}
-    for key, tensor in held.items():
-        if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
-            raise DamagedError(f'{path} is refused: its entry "{key}" is a {type(tensor).__name__} and not a tensor')
-        if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.dim() == 0 or tensor.numel() == 0:
-            raise DamagedError(f'{path} is refused: its tensor "{key}" is not an array of floating-point numbers')
-        module = names.canonical(key).removesuffix(".weight")
-        if module in found:
-            raise DamagedError(f'{path} is refused: it names the module "{module}" twice')
-        found[module] = tensor
-    return found
-
-
-def _why(path: Path, message: str) -> str:
-    if (found := _GLOBAL.search(message)) is not None:
-        return f"is refused: it holds {found[1]}, and a file of tensors may hold nothing that runs code"
-    return f"is cut short or was not written by torch.save ({path.stat().st_size} bytes)"
-
-
 def _geometry(path: Path) -> Mapping[str, Any]:
     """Of the section `model` of training_config.yaml; {} where there is no such file, and then no circuits."""
     if not path.is_file():
         return {}
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    model = raw.get("model") if isinstance(raw, dict) else None
+        model = strict_yaml.read_mapping(path).get("model")
+    except UserError as error:
+        raise DamagedError(str(error)) from None
     if not isinstance(model, dict):
         raise DamagedError(f'{path} should hold a section "model" with the geometry')
     return geometry(model)

@@ -14,7 +14,7 @@ from pico_analyze.sources import Source
 from pico_analyze.sources.hub import DISK_GIB, PREFIX, open_hub
 from pico_analyze.sources.legacy import is_legacy, open_legacy
 from pico_analyze.sources.run import open_run
-from pico_analyze.sources.series import is_model, open_folders, step_folders
+from pico_analyze.sources.series import is_model, open_folders, open_one, step_folders
 
 
 def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_GIB) -> Source:
@@ -22,39 +22,50 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
 
     Args:
         path: a run directory of pico-train, or of pico-train 1.x; a directory of model folders in safetensors, one a
-            step (`models/` with `step1000/`, `step2000/`); a glob or a list of such folders; one such folder; or
+            step (`models/` with `step1000/`, `step2000/`); a glob or a list of such folders; one model folder; or
             `hub:NAME@step*`, the revisions of a model on the Hugging Face hub.
         disk_gib: GiB that files downloaded from the hub may take.
 
-    Which step a model folder is, its name says: see `pico_analyze.sources.series`. Directories and globs leave out
-    what is no model or has no integer in its name; in a list that is an error.
+    Which step a model folder is, its name says: see `pico_analyze.sources.steps`. Directories and globs leave out
+    models whose names say no step, and `notes` of the source says so; in a list that is an error. One model folder
+    alone is step 0 if its name says none.
 
     Raises:
         UserError: none of these; names what is nearest.
         DamagedError: a run whose manifest or configuration cannot be read.
     """
     if not isinstance(path, str | Path):
-        return open_folders(path)
+        return open_one(Path(path[0])) if len(path) == 1 else open_folders(path)
     if str(path).startswith(PREFIX):
         return open_hub(str(path), disk_gib)
     folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name the folder that it lies in")
     if RunLayout(folder).manifest.is_file() or not (folder.is_dir() or glob.has_magic(str(path))):
         return open_run(folder)
     if is_legacy(folder):
         return open_legacy(folder)
     if folder.is_dir():
-        return open_folders(_of_directory(folder), None if is_model(folder) else folder.resolve().name)
-    models = step_folders(Path(name) for name in glob.glob(str(path)))
+        return _open_directory(folder)
+    models, notes = step_folders(Path(name) for name in glob.glob(str(path)))
     if not models:
-        raise UserError(f'no folder that fits "{path}" is a model in safetensors with a step in its name')
-    return open_folders(models)
+        raise UserError(f'no folder that fits "{path}" is a model with a step in its name{_first(notes)}')
+    return open_folders(models, origin=os.path.abspath(path), notes=notes)
 
 
-def _of_directory(folder: Path) -> list[Path]:
-    steps = step_folders(folder.iterdir())
-    if not steps and not is_model(folder):
-        raise UserError(
-            f"{folder} is neither a run (it has no {RunLayout(folder).manifest.name}) nor a directory of models in "
-            "safetensors with a step in each name"
-        )
-    return steps or [Path(os.path.abspath(folder))]  # "." has no name
+def _open_directory(folder: Path) -> Source:
+    """A directory of models, or one model."""
+    steps, notes = step_folders(folder.iterdir())
+    if steps:
+        own = [f"left out: the model in {folder} itself, whose name says no step"] if is_model(folder) else []
+        return open_folders(steps, folder.resolve().name, str(folder.resolve()), [*notes, *own])
+    if is_model(folder):
+        return open_one(folder)
+    raise UserError(
+        f"{folder} is neither a run (it has no {RunLayout(folder).manifest.name}) nor a directory of models with a "
+        f"step in each name{_first(notes)}"
+    )
+
+
+def _first(notes: Sequence[str]) -> str:
+    return "".join(f"; {note}" for note in notes[:1])

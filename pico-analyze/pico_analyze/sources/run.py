@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from pico_contract import codec
-from pico_contract.errors import UserError, did_you_mean
+from pico_contract.digests import session_sha256
+from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
-from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest, TensorSet
+from pico_contract.metrics_log import read_rows
+from pico_contract.schema import CheckpointManifest, DirectoryManifest, RunManifest, SnapshotManifest, TensorSet
 
 from pico_analyze.sources import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
 from pico_analyze.sources.stored import is_tied, modules_of, stored_name
@@ -29,13 +31,18 @@ def open_run(path: str | Path) -> Run:
         UserError: no such directory, or it is no run; names the nearest run beside it.
         DamagedError: run.json does not parse or has a newer major version.
     """
+    return Run(check_run(path))
+
+
+def check_run(path: str | Path) -> RunLayout:
+    """The paths of the run directory `path`; UserError where it is none, with the nearest run beside it."""
     layout = RunLayout(Path(path))
     if not layout.manifest.is_file():
         parent = layout.root.resolve().parent
         runs = [p.name for p in parent.iterdir() if RunLayout(p).manifest.is_file()] if parent.is_dir() else []
         what = "is not a run: it has no run.json" if layout.root.is_dir() else "does not exist"
         raise UserError(f"{layout.root} {what}{did_you_mean(layout.root.name, runs)}")
-    return Run(layout)
+    return layout
 
 
 class Run:
@@ -52,6 +59,7 @@ class Run:
         self.manifest = codec.read_manifest(layout.manifest, RunManifest)
         self.name = self.manifest.name
         self.model = self.manifest.model
+        self.origin = str(layout.root.resolve())
         self.damaged: dict[int, list[str]] = {}
         self._checkpoints = self._intact(layout.checkpoints, CheckpointManifest)
         self._snapshots = self._intact(layout.snapshots, SnapshotManifest)
@@ -85,13 +93,19 @@ class Run:
 
         Raises:
             UserError: the step, kind, split or module is not there; names the nearest that is.
-            DamagedError: the file is not readable.
+            DamagedError: the file is not readable, or its bytes are not those that its manifest was sealed with.
         """
         for path, stored in self._stored(step, kind, split):
             name = stored_name(module, stored, is_tied(self.model, kind))
             if name is not None:
-                return self._file(path).get(name)
+                return self._read(path, name, step)
+        for path, _ in self._stored(step, kind, split):
+            self._verify(path, step)  # an altered header may have lost the name
         raise no_module(path, kind, module, self.modules(step, kind, split))
+
+    def is_lost(self, step: int, kind: str) -> bool:
+        """Whether `kind` of a step may lie in a directory that is not intact."""
+        return step in self.damaged and (kind == "weights" or step not in self._snapshots)
 
     def terms(self, step: int, split: str | None) -> list[int]:
         """Terms of the loss in each micro-batch whose gradients `step` holds; [] where it holds none."""
@@ -104,8 +118,7 @@ class Run:
             files = [path.name for path in self._weights_files(step)]
         else:
             files = [of.file for of in self._observed(step) if (of.kind, of.split) == (kind, split)]
-        manifests = [one for one in (self._snapshots.get(step), self._checkpoints.get(step)) if one is not None]
-        found = [one.files[file].sha256 for file in files for one in manifests if file in one.files]
+        found = [one.files[file].sha256 for file in files for one in self._manifests(step) if file in one.files]
         if not found:
             raise UserError(f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}")
         return " ".join(found)
@@ -120,6 +133,12 @@ class Run:
         rows = snapshot.row_map if snapshot is not None else None
         found = {"row map": json.dumps(vars(rows))} if rows is not None else {}
         return {"probe": self._probe, **found} if self._probe else found
+
+    def positions(self, step: int) -> int:
+        """Rows of activations that belong to one probe row, as the row map of the snapshot says."""
+        snapshot = self._snapshots.get(step)
+        rows = snapshot.row_map if snapshot is not None else None
+        return max(len(rows.positions), 1) if rows is not None else 1
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: manifests as read here; files are opened again by their paths."""
@@ -139,6 +158,21 @@ class Run:
             else:
                 self.damaged.setdefault(step, []).append(sentence)
         return manifests
+
+    def _manifests(self, step: int) -> list[DirectoryManifest]:
+        return [one for one in (self._snapshots.get(step), self._checkpoints.get(step)) if one is not None]
+
+    def _read(self, path: Path, name: str, step: int) -> torch.Tensor:
+        """A tensor of the bytes that the manifest says, also if the file is replaced meanwhile."""
+        self._verify(path, step)
+        tensor = self._file(path).get(name)
+        self._verify(path, step)
+        return tensor
+
+    def _verify(self, path: Path, step: int) -> None:
+        """Compare a file with the sha256 in its manifest; it is read once a session for that."""
+        sealed = next(one.files[path.name].sha256 for one in self._manifests(step) if path.name in one.files)
+        _check_bytes(path, sealed, "its manifest")
 
     def _observed(self, step: int) -> list[TensorSet]:
         return self._snapshots[step].observed if step in self._snapshots else []
@@ -178,18 +212,22 @@ class Run:
     def _probe(self) -> str | None:
         if not self.layout.probe.is_file():
             return None
+        if sealed := getattr(self.manifest, "digests", {}).get(self.layout.probe.name):
+            _check_bytes(self.layout.probe, sealed, self.layout.manifest.name)
         tokens = codec.TensorFile(self.layout.probe).get("tokens")
         return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()).hexdigest()
 
     @cached_property
     def _logged_tokens(self) -> dict[int, int]:
-        if not self.layout.metrics.is_file():
-            return {}
-        tokens = {}
-        for line in self.layout.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                tokens[row["step"]] = row["tokens"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut by a crash; training itself repairs it on resume
-        return tokens
+        rows, _ = read_rows(self.layout.metrics)  # a line cut by a crash is left out; training repairs it on resume
+        return {row["step"]: row["tokens"] for row in rows if "tokens" in row}
+
+
+def _check_bytes(path: Path, sealed: str, where: str) -> None:
+    """Raise DamagedError if a file does not have the sha256 that `where` says."""
+    try:
+        found = session_sha256(path)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror or error})") from None
+    if found != sealed:
+        raise DamagedError(f"{path} does not have the sha256 that {where} says: its bytes were altered")

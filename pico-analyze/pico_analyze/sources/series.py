@@ -1,106 +1,99 @@
-"""A series of models in safetensors, one folder (or hub revision) a step: weights of any architecture.
+"""A series of models, one folder (or hub revision) a step: weights of any architecture.
 
-The step is read from the name of the folder or revision: the integer after the last "step" in it, else the last
-integer (`step1000`, `step_1000`, `checkpoint-500`, `stage1-step1000-tokens5B`, `run/000500`).
-
-A module is the name of a two-dimensional floating-point tensor without `.weight`; names of Hugging Face's Llama and of
-earlier Pico code become the former. Other tensors (norms, biases, masks, packed integers) are not offered.
+Which step a model is, its name says: see `pico_analyze.sources.steps`. A module is the name of a two-dimensional
+floating-point tensor without `.weight`; names of Hugging Face's Llama and of earlier Pico code become the former. Other
+tensors (norms, biases, masks) are not offered.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pico_contract import names
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import MODEL_CONFIG
 
-from pico_analyze.sources import check_kind, geometry, no_module, no_step
-from pico_analyze.sources.folder import Folder, OpenFiles, Stored
+from pico_analyze.sources import check_kind, formats, geometry, no_module, no_step
+from pico_analyze.sources.files import LocalFiles, OpenFiles
+from pico_analyze.sources.formats import UnsupportedError
+from pico_analyze.sources.model import Matrix, Model
+from pico_analyze.sources.steps import StepName, no_step_in, read_name, steps_by_name, unit_note
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_AFTER_STEP = re.compile(r"step[_-]?(\d+)", re.IGNORECASE)
-_INTEGER = re.compile(r"\d+")
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 
 
-class Model(Protocol):
-    """The model of one step, wherever its files lie."""
-
-    @property
-    def place(self) -> str:
-        """Where it lies, for messages."""
-
-    def config(self) -> Mapping[str, Any]:
-        """Its config.json; {} where there is none."""
-
-    def stored(self) -> Sequence[Stored]:
-        """Every tensor of it, from headers alone; DamagedError where they cannot be read."""
-
-    def read(self, stored: Stored) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU."""
-
-    def fingerprint(self) -> str:
-        """Changes whenever its tensors do."""
-
-
 def step_of(name: str) -> int | None:
-    """The step that the name of a folder or revision says, by the rule above; None where it holds no integer."""
-    found = _AFTER_STEP.findall(name) or _INTEGER.findall(name)
-    return int(found[-1]) if found else None
-
-
-def by_step(named: Iterable[str]) -> dict[int, str]:
-    """Step -> name, ascending.
-
-    Raises:
-        UserError: a name without an integer, or two that give the same step.
-    """
-    found: dict[int, str] = {}
-    for name in named:
-        step = step_of(Path(name).name)
-        if step is None:
-            raise UserError(f'"{name}" says no step: the name of a folder or revision should hold one, as in step1000')
-        if step in found:
-            raise UserError(f'"{found[step]}" and "{name}" both give step {step}: leave one of them out')
-        found[step] = name
-    return dict(sorted(found.items()))
+    """The step that the name of a folder or revision says; None if it says none."""
+    found = read_name(name)
+    return None if found is None else found.step
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is meant as a model: it has a configuration or weights in safetensors."""
-    return folder.is_dir() and ((folder / MODEL_CONFIG).is_file() or any(folder.glob("*.safetensors")))
+    """Whether a folder looks like a model: it has a configuration, or weights in whatever format."""
+    return folder.is_dir() and formats.is_model([path.name for path in folder.iterdir() if path.is_file()])
 
 
-def step_folders(paths: Iterable[Path]) -> list[Path]:
-    """Those of `paths` that are models and whose names hold an integer, in the order of names."""
-    return sorted(path for path in paths if step_of(path.name) is not None and is_model(path))
+def step_folders(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Split models by whether their names say a step: those that do, by name, and a note on each that does not."""
+    models = sorted(path for path in paths if is_model(path))
+    steps = [path for path in models if read_name(path.name) is not None]
+    return steps, [f"left out: {no_step_in(str(path))}" for path in models if path not in steps]
 
 
-def open_folders(folders: Sequence[str | Path], name: str | None = None) -> Series:
+def open_folders(
+    folders: Sequence[str | Path], name: str | None = None, origin: str | None = None, notes: Sequence[str] = ()
+) -> Series:
     """A series of local model folders; its name is that of the directory around the first, unless given.
 
-    Headers are read now, so that `damaged` says which steps cannot be read.
+    One folder alone may have any name, and is step 0 if that says none. Headers are read now, so that `damaged` says
+    which steps cannot be read, and `notes` which are in a format that is not read.
+
+    Args:
+        origin: what the series was opened from; the folders by default.
+        notes: what to say of the series beside what is found here.
 
     Raises:
-        UserError: no folder, one that is not there, one whose name holds no integer, or two of the same step.
+        UserError: no folder, one that is not there, one whose name says no step, or two of the same step.
     """
     if not folders:
         raise UserError("a series of models needs at least one folder")
     for folder in folders:
         if not Path(folder).is_dir():
             raise UserError(f"{folder} is not a folder")
-    steps = by_step(str(folder) for folder in folders)
+    steps = steps_by_name([str(folder) for folder in folders])
+    return _opened(steps, name or _around(Path(folders[0])), origin or _origin(folders), notes)
+
+
+def open_one(folder: Path, notes: Sequence[str] = ()) -> Series:
+    """A series of one model: the step that the folder's name says, else step 0 under the folder's own name."""
+    absolute = os.path.abspath(folder)  # "." has no name
+    if read_name(Path(absolute).name) is not None:
+        return open_folders([absolute], notes=notes)
+    only = StepName(absolute, 0, "updates", None, "", "*")
+    said = f"{folder} is one model whose name says no step: it is step 0"
+    return _opened({0: only}, folder.resolve().name, _origin([folder]), [*notes, said])
+
+
+def _opened(steps: Mapping[int, StepName], name: str, origin: str, notes: Sequence[str]) -> Series:
     files = OpenFiles()
-    models = {step: Folder(Path(path), files) for step, path in steps.items()}
-    series = Series(name or Path(folders[0]).resolve().parent.name, models)
+    models = {step: Model(LocalFiles(Path(one.name), files)) for step, one in steps.items()}
+    series = Series(name, models, {step: one.tokens for step, one in steps.items()}, origin)
+    series.notes += [*notes, *unit_note(steps.values())]
     series.check()
     return series
+
+
+def _around(folder: Path) -> str:
+    return folder.resolve().parent.name
+
+
+def _origin(folders: Sequence[str | Path]) -> str:
+    return " ".join(sorted(str(Path(folder).resolve()) for folder in folders))
 
 
 class Series:
@@ -109,13 +102,19 @@ class Series:
     Attributes:
         steps: ascending, without those that are known to be damaged.
         damaged: step -> sentences; grows where a step is first read late, as one of the hub is.
+        origin: what the series was opened from, which tells it from another of the same name.
+        notes: sentences on what was left out, and why.
     """
 
-    def __init__(self, name: str, models: Mapping[int, Model]) -> None:
+    def __init__(
+        self, name: str, models: Mapping[int, Model], tokens: Mapping[int, int | None] | None = None, origin: str = ""
+    ) -> None:
         self.name = name
         self.models = dict(models)
         self.damaged: dict[int, list[str]] = {}
-        self._held: dict[int, dict[str, Stored]] = {}  # step -> module -> where it is
+        self.origin = origin or name
+        self.notes: list[str] = []
+        self._tokens = dict(tokens or {})
 
     @property
     def steps(self) -> list[int]:
@@ -136,19 +135,35 @@ class Series:
             raise damages[0]
         return {}
 
+    def model_at(self, step: int) -> Mapping[str, Any]:
+        """Geometry by the config.json of one step; that of the series where the step has none that can be read."""
+        with contextlib.suppress(DamagedError, KeyError):
+            return geometry(self.models[step].config()) or self.model
+        return self.model
+
+    def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Every stored tensor of `step` with its shape, also those that are not offered as modules."""
+        return {names.canonical(stored.name): stored.shape for stored in self.models[step].stored()}
+
     def check(self) -> None:
-        """Read the headers of every step now, and note in `damaged` those that cannot be read."""
-        for step in self.models:
+        """Read the headers of every step now. Those that cannot be read are damaged; other formats are left out."""
+        unread: list[str] = []
+        for step in list(self.models):
             try:
                 self._modules(step)
+            except UnsupportedError as error:
+                unread.append(str(error))
+                del self.models[step]
             except DamagedError as error:
                 self.damaged[step] = [str(error)]
         if not self.steps:
-            raise UserError(f"no step of {self.name} can be read: {next(iter(self.damaged.values()))[0]}")
+            why = next((sentence for found in self.damaged.values() for sentence in found), None) or unread[0]
+            raise UserError(f"no step of {self.name} can be read: {why}")
+        self.notes += [f"left out: {sentence}" for sentence in unread]
 
     def tokens(self, step: int) -> int | None:
-        """None: a model does not say what it was trained on."""
-        return None
+        """Training tokens as the name of the step says them; None if it does not."""
+        return self._tokens.get(step)
 
     def splits(self, step: int, kind: str) -> list[str | None]:
         """[None] for weights, which is all that a model holds."""
@@ -175,14 +190,23 @@ class Series:
         name = names.canonical(module).removesuffix(".weight")
         if name == _HEAD and _HEAD not in held and self.model.get("tie_word_embeddings"):
             name = _EMBEDDING
-        if name not in held:
+        tensor = self.models[step].read(name)
+        if tensor is None:
             raise no_module(self.models[step].place, kind, name, held)
-        return self.models[step].read(held[name])
+        return tensor
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
         """Changes whenever the weights of `step` do; errors as `tensor`."""
         self._check(step, kind)
         return self.models[step].fingerprint()
+
+    def content_id(self, step: int) -> str:
+        """Equal for two steps if the bytes of their weights are; a series of the hub downloads nothing for it.
+
+        Raises:
+            DamagedError: the step has no weights that can be read.
+        """
+        return self.models[step].content_id()
 
     def _check(self, step: int, kind: str) -> None:
         check_kind(kind)
@@ -191,20 +215,5 @@ class Series:
         if kind != "weights":
             raise UserError(f"{self.models[step].place} has no {kind}: a model holds weights alone")
 
-    def _modules(self, step: int) -> dict[str, Stored]:
-        if step not in self._held:
-            self._held[step] = self._list(step)
-        return self._held[step]
-
-    def _list(self, step: int) -> dict[str, Stored]:
-        found: dict[str, Stored] = {}
-        for stored in self.models[step].stored():
-            module = names.canonical(stored.name).removesuffix(".weight")
-            if len(stored.shape) != 2 or 0 in stored.shape or stored.dtype not in _FLOATS:
-                continue
-            if module in found:
-                raise DamagedError(f'{self.models[step].place} names the module "{module}" twice')
-            found[module] = stored
-        if not found:
-            raise DamagedError(f"{self.models[step].place} holds no floating-point matrix")
-        return found
+    def _modules(self, step: int) -> Mapping[str, Matrix]:
+        return self.models[step].modules

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 from pico_contract import codec
-from pico_contract.data_directory import BLOCK_BYTES, DTYPES, BlockDigests, verify_data
+from pico_contract.data_directory import BLOCK_BYTES, DTYPES, BlockDigests, count_faults, verify_data
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
@@ -88,7 +88,10 @@ class PackedData:
         problem = codec.damage(path, DataManifest, name=layout.manifest.name)
         if problem is not None:
             raise DamagedError(problem)
-        return cls(path, codec.read_manifest(layout.manifest, DataManifest), stream or StreamConfig())
+        manifest = codec.read_manifest(layout.manifest, DataManifest)
+        if fault := next(count_faults(layout, manifest), None):
+            raise DamagedError(fault)
+        return cls(path, manifest, stream or StreamConfig())
 
     @property
     def tokenizer_path(self) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pico_contract import codec
 from pico_contract.digests import session_sha256
 from pico_contract.errors import UserError
 from pico_contract.layout import DataLayout, temporary
+from pico_contract.schema import SourceFile
 
 from pico_train.data.packed import PackedData
 
@@ -50,7 +52,8 @@ def is_made(out: Path, settings: dict[str, Any], sources: Sequence[Path] | None)
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key} {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in changed]
 
 
 def _leaves(raw: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -61,44 +64,44 @@ def _leaves(raw: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{key}.{name}" if key else name)
 
 
-def source_records(files: Sequence[Path]) -> list[dict[str, Any]]:
+def source_records(files: Sequence[Path]) -> list[SourceFile]:
     """Path, size, time of change and sha256 of each of `files`, as data.json keeps them."""
     return [_record(path) for path in files if path.is_file()]
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> SourceFile:
     stat = path.stat()
-    return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": session_sha256(path)}
+    return SourceFile(path=str(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=session_sha256(path))
 
 
-def _changed_source(recorded: list[dict[str, Any]], present: Sequence[Path] | None) -> str | None:
+def _changed_source(recorded: list[SourceFile], present: Sequence[Path] | None) -> str | None:
     """What became of the sources since: "FILE changed", or None. Files that are gone are not looked for."""
-    known = {record["path"]: record for record in recorded}
+    known = {record.path for record in recorded}
     added = [path for path in present or () if recorded and str(path) not in known]
     if added:
         return f"{added[0]} was there"
     if present is not None:
-        gone = sorted(known.keys() - set(map(str, present)))
+        gone = sorted(known - set(map(str, present)))
         if gone:
             return f"{gone[0]} went"
     for record in recorded:
-        path = Path(record["path"])
+        path = Path(record.path)
         if not path.is_file():
             continue
         stat = path.stat()
-        if stat.st_size == record["size"] and stat.st_mtime_ns == record["mtime_ns"]:
+        if stat.st_size == record.size and stat.st_mtime_ns == record.mtime_ns:
             continue
-        if stat.st_size != record["size"] or session_sha256(path) != record["sha256"]:
+        if stat.st_size != record.size or session_sha256(path) != record.sha256:
             return f"{path} changed"
     return None
 
 
-def _compared(recorded: list[dict[str, Any]] | None, present: Sequence[Path] | None) -> str:
+def _compared(recorded: list[SourceFile] | None, present: Sequence[Path] | None) -> str:
     if recorded is None:
         return "an earlier version made it, so that its source is not compared"
     if not recorded:
         return "its source is not compared: it is not made of files of this machine"
-    if present is None or not all(Path(record["path"]).is_file() for record in recorded):
+    if present is None or not all(Path(record.path).is_file() for record in recorded):
         return "a file of its source is no longer there, so that it is not compared"
     return "its source has not changed since, by size and time"
 

@@ -200,7 +200,7 @@ def hub_subsets(name: str) -> list[str]:
 def _opening(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise UserError(f'the hub data set "{name}" cannot be opened: {_one_line(error)}') from None
 
 

@@ -12,6 +12,7 @@ from pico_contract.errors import UserError
 
 from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
 from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, pieces
+from pico_train.evaluate.progress import Advance, ignore
 from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
@@ -89,11 +90,14 @@ class TextEncoder:
 
 
 @torch.no_grad()
-def sequence_nll(model: Decoder, sequences: list[np.ndarray], batch_tokens: int) -> np.ndarray:
+def sequence_nll(
+    model: Decoder, sequences: list[np.ndarray], batch_tokens: int, advance: Advance = ignore
+) -> np.ndarray:
     """-ln p(s_1 .. s_T | s_0) of each sequence s (int64 (T + 1,)): float64 (N,), nats; 0 where T is not positive.
 
     Sequences of similar length share a forward pass of at most `batch_tokens` tokens (or of one sequence), padded at
     the end, where causal attention of what comes before does not see it. Token losses are float32, sums float64.
+    `advance` is called with the number of sequences of each pass.
 
     Raises:
         NonFiniteError: a loss is NaN or infinite.
@@ -104,6 +108,7 @@ def sequence_nll(model: Decoder, sequences: list[np.ndarray], batch_tokens: int)
         ids, labels = _padded([sequences[i] for i in members])
         nll = model.token_nll(torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device))
         totals[members] = nll.cpu().double().sum(1).numpy()
+        advance(len(members))
     if not np.isfinite(totals).all():
         raise NonFiniteError("the loss on the evaluated texts is not finite: neither are the model's outputs")
     return totals

@@ -20,6 +20,7 @@ from pico_train.config import Section
 from pico_train.data.files import Record, is_json_lines, json_records
 from pico_train.data.sources import HUB, SourceConfig, hub_records, hub_subsets
 from pico_train.evaluate.likelihood import StartToken, TextEncoder, sequence_nll
+from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
 
 
@@ -83,7 +84,7 @@ def _pair(record: dict[str, Any], where: str) -> MinimalPair:
 
 
 def minimal_pairs(
-    model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int
+    model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int, advance: Advance = ignore
 ) -> dict[str, Measured]:
     """Share of pairs with P(good) > P(bad) over whole sentences; a tie counts as wrong.
 
@@ -94,7 +95,7 @@ def minimal_pairs(
     Raises:
         UserError: a sentence has more tokens than the model has positions.
     """
-    scores = sentence_nll(model, pairs, encoder, batch_tokens)
+    scores = sentence_nll(model, pairs, encoder, batch_tokens, advance)
     right: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)  # (phenomenon, paradigm) -> one a pair
     for pair in pairs:
         right[pair.phenomenon, pair.paradigm].append(scores[pair.good] < scores[pair.bad])
@@ -107,15 +108,22 @@ def minimal_pairs(
     return metrics | {f"accuracy/paradigm/{name}": _mean([of]) for (_, name), of in sorted(right.items())}
 
 
-def sentence_nll(model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int) -> dict[str, float]:
+def distinct_sentences(pairs: list[MinimalPair]) -> list[str]:
+    """List every sentence of `pairs` once, in the order of its first pair."""
+    return list(dict.fromkeys(itertools.chain.from_iterable((pair.good, pair.bad) for pair in pairs)))
+
+
+def sentence_nll(
+    model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int, advance: Advance = ignore
+) -> dict[str, float]:
     """Sentence -> -ln P(sentence), nats. A sentence of several pairs is measured once, and equal ones tie exactly."""
-    sentences = list(dict.fromkeys(itertools.chain.from_iterable((pair.good, pair.bad) for pair in pairs)))
+    sentences = distinct_sentences(pairs)
     ids = [encoder(sentence, f'the sentence "{sentence}"') for sentence in sentences]
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     positions, needed = model.config.max_position_embeddings, len(ids[longest]) - 1
     if needed > positions:
         raise UserError(f'the model has {positions} positions, but "{sentences[longest]}" needs {needed}')
-    return dict(zip(sentences, sequence_nll(model, ids, batch_tokens).tolist(), strict=True))
+    return dict(zip(sentences, sequence_nll(model, ids, batch_tokens, advance).tolist(), strict=True))
 
 
 def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import Rows
+from pico_train.evaluate.progress import Advance, ignore
 from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
@@ -20,11 +21,16 @@ LARGEST_LOSS = math.log(sys.float_info.max)
 """Of which float64 holds the exponential."""
 
 
+DEFAULT_ROWS = 512
+"""Validation rows that are read unless a configuration says otherwise: an evaluation while training should cost a few
+percent of it, whatever the size of the split."""
+
+
 class PerplexityConfig(Section):
     """Perplexity on the validation rows of the run's data."""
 
-    rows: int | None = Field(None, ge=1)
-    """How many rows, from the first; null is all."""
+    rows: int | None = Field(DEFAULT_ROWS, ge=1)
+    """How many rows, from the first; null is all. Results state the number."""
     batch_size: int = Field(16, ge=1)
     """Rows a forward pass; changes no result beyond rounding."""
 
@@ -43,11 +49,18 @@ class PerplexityConfig(Section):
 
 @torch.no_grad()
 def perplexity(
-    model: Decoder, rows: Rows, n_rows: int, seq_len: int, batch_size: int, byte_lengths: np.ndarray | None
+    model: Decoder,
+    rows: Rows,
+    n_rows: int,
+    seq_len: int,
+    batch_size: int,
+    byte_lengths: np.ndarray | None,
+    advance: Advance = ignore,
 ) -> dict[str, Measured]:
     """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken in float64.
 
-    Bytes are counted where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known.
+    Bytes are counted where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known. `advance` is
+    called with the rows of each forward pass.
 
     Raises:
         NonFiniteError: the loss is NaN or infinite.
@@ -61,6 +74,7 @@ def perplexity(
         total += nll.cpu().double().sum().item()
         tokens += nll.numel()
         bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
+        advance(len(ids))
     if not math.isfinite(total):
         raise NonFiniteError(f"the loss on the validation rows is {total}: the model's outputs are no longer finite")
     return token_metrics(total, tokens, bytes_)

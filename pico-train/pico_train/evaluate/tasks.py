@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pico_contract import codec
@@ -19,9 +19,16 @@ from pico_train.data.packed import PackedData
 from pico_train.data.sources import HUB, documents
 from pico_train.data.tokenizer import Vocabulary
 from pico_train.evaluate.likelihood import TextEncoder
-from pico_train.evaluate.minimal_pairs import BlimpConfig, minimal_pairs, pairs_settings, read_pairs
+from pico_train.evaluate.minimal_pairs import (
+    BlimpConfig,
+    distinct_sentences,
+    minimal_pairs,
+    pairs_settings,
+    read_pairs,
+)
 from pico_train.evaluate.paloma import PalomaConfig
 from pico_train.evaluate.perplexity import PerplexityConfig, perplexity
+from pico_train.evaluate.progress import Advance, Amount, ShowProgress, hidden
 from pico_train.evaluate.text_perplexity import (
     Sources,
     TextPerplexityConfig,
@@ -46,6 +53,15 @@ class EvaluateConfig(Section):
     blimp: BlimpConfig = BlimpConfig()
     """On minimal pairs."""
 
+    def steps(self, last: int) -> list[int]:
+        """Steps of a run of `last` updates that are evaluated, ascending: never step 0, always the last."""
+        regular = range(self.every, last, self.every) if self.every else ()
+        return [*regular, last]
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether theta_`step` is evaluated in a run of `last` updates."""
+        return step == last or (step > 0 and self.every > 0 and step % self.every == 0)
+
     def reading(self, seq_len: int | None) -> EvaluateConfig:
         """The same, on `seq_len` tokens of a validation row where it does not say on how many."""
         rows = self.perplexity.model_copy(update={"seq_len": self.perplexity.seq_len or seq_len})
@@ -67,7 +83,8 @@ class Prepared:
     """A task about to be measured, and all that decides its result."""
 
     settings: dict[str, Any]
-    measure: Callable[[], dict[str, Measured]]
+    amount: Amount
+    measure: Callable[[Advance], dict[str, Measured]]
 
 
 def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
@@ -82,7 +99,9 @@ def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
         settings["bytes"] = "not counted: the ids of this tokenizer do not tell the bytes of the text"
     size, batch = (settings["rows"], settings["seq_len"]), config.perplexity.batch_size
     return Prepared(
-        {**settings, "data": data.manifest.fingerprint}, lambda: perplexity(model, rows, *size, batch, lengths)
+        {**settings, "data": data.manifest.fingerprint},
+        Amount(settings["rows"], rows.n_rows, "validation rows"),
+        lambda advance: perplexity(model, rows, *size, batch, lengths, advance),
     )
 
 
@@ -93,7 +112,7 @@ def _text_perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
 
 def _paloma(subject: Subject, config: EvaluateConfig) -> Prepared:
     prepared = _on_texts(subject, config.paloma.reading(), config.paloma)
-    return Prepared({**prepared.settings, "split": config.paloma.split}, prepared.measure)
+    return replace(prepared, settings={**prepared.settings, "split": config.paloma.split})
 
 
 def _on_texts(subject: Subject, sources: Sources, config: TextsConfig) -> Prepared:
@@ -102,7 +121,12 @@ def _on_texts(subject: Subject, sources: Sources, config: TextsConfig) -> Prepar
         raise UserError("nothing tells how many tokens of a row training predicted: set seq_len of the task")
     window = min(wanted, subject.model.config.max_position_embeddings)
     settings = texts_settings(sources, config, window) | encoder.settings()
-    return Prepared(settings, lambda: text_perplexity(subject.model, sources, config, encoder, window))
+    texts = sum(source["texts"] for source in settings["sources"].values())
+    return Prepared(
+        settings,
+        Amount(texts, texts, "texts"),
+        lambda advance: text_perplexity(subject.model, sources, config, encoder, window, advance),
+    )
 
 
 def _blimp(subject: Subject, config: EvaluateConfig) -> Prepared:
@@ -110,9 +134,11 @@ def _blimp(subject: Subject, config: EvaluateConfig) -> Prepared:
     if wanted.path is None:
         raise UserError("blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp")
     pairs, encoder = read_pairs(wanted.path), TextEncoder(subject.vocabulary, wanted.start_token)
+    sentences = len(distinct_sentences(pairs))
     return Prepared(
         pairs_settings(pairs) | encoder.settings(),
-        lambda: minimal_pairs(subject.model, pairs, encoder, wanted.batch_tokens),
+        Amount(sentences, sentences, "sentences"),
+        lambda advance: minimal_pairs(subject.model, pairs, encoder, wanted.batch_tokens, advance),
     )
 
 
@@ -183,11 +209,13 @@ def evaluate(
     *,
     read_back: Callable[[str], None] | None = None,
     failed: Callable[[str], None] | None = None,
+    show: ShowProgress = hidden,
 ) -> dict[str, dict[str, Measured]]:
     """Run `tasks` and write one result file each; task -> metric -> value.
 
     With `read_back` a result that is there already is read instead of measured, and the task told to it. With `failed`
-    a task whose data cannot be read costs only itself: `failed` is told why.
+    a task whose data cannot be read costs only itself: `failed` is told why. `show` gets the name and the amount of
+    each task that is measured, and is called while it runs.
 
     Raises:
         UserError: an unknown task, named with the nearest known one; without `failed`, data that cannot be read.
@@ -201,7 +229,7 @@ def evaluate(
             prepared = TASKS[task](subject, config)
             settings = place.settings(prepared)
             known = stored(place, task, settings) if read_back is not None else None
-            metrics = known if known is not None else prepared.measure()
+            metrics = known if known is not None else _measure(task, prepared, show)
         except (UserError, OSError) as error:
             if failed is None:
                 raise
@@ -213,6 +241,11 @@ def evaluate(
             read_back(task)
         results[task] = metrics
     return results
+
+
+def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Measured]:
+    with show(task, prepared.amount) as advance:
+        return prepared.measure(advance)
 
 
 def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measured] | None:

@@ -23,6 +23,7 @@ from pico_train.config import Section
 from pico_train.data.sources import Document, SourceConfig, documents
 from pico_train.evaluate.likelihood import StartToken, TextEncoder, sequence_nll
 from pico_train.evaluate.perplexity import LARGEST_LOSS, token_metrics
+from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
 
 _PASSES = 16
@@ -79,7 +80,7 @@ class Losses:
         text of a huge perplexity outweighs all others.
         """
         metrics = token_metrics(float(self.nll.sum()), int(self.tokens.sum()), self.bytes)
-        return metrics | _mean_text_perplexity(self.nll / self.tokens)
+        return metrics | _mean_perplexity("mean_text_perplexity", self.nll / self.tokens)
 
 
 def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[str, Any]:
@@ -89,17 +90,27 @@ def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[s
         UserError: a source cannot be read, or holds no text.
     """
     stated = {name: _digest(itertools.islice(read(), config.texts)) for name, read in sources.items()}
-    return {"sources": stated, "seq_len": window, "windows": f"disjoint, {window} predicted tokens"}
+    return {
+        "sources": stated,
+        "seq_len": window,
+        "windows": f"disjoint, {window} predicted tokens",
+        "means": "over sources",  # results without it have a pooled mean_text_perplexity, and are not read back
+    }
 
 
 def text_perplexity(
-    model: Decoder, sources: Sources, config: TextsConfig, encoder: TextEncoder, window: int
+    model: Decoder,
+    sources: Sources,
+    config: TextsConfig,
+    encoder: TextEncoder,
+    window: int,
+    advance: Advance = ignore,
 ) -> dict[str, Measured]:
     """Perplexity on `sources` in windows of `window` predicted tokens.
 
     `NAME/SOURCE` for loss (mean over the tokens of the source, nats), perplexity (its exponential), bits_per_byte and
-    mean_text_perplexity of each source; `NAME` is the macro mean, that is the mean over sources, but for
-    mean_text_perplexity over the texts of them all, as in the published Pico numbers.
+    mean_text_perplexity of each source; `NAME` is the macro mean, that is the mean over sources. pooled_text_perplexity
+    is the mean of the perplexities of the texts of all sources, as in the published Pico numbers.
 
     Raises:
         UserError: a source cannot be read, or has no token to predict.
@@ -107,7 +118,7 @@ def text_perplexity(
     found = {}
     for name, read in sources.items():
         texts = itertools.islice(read(), config.texts)
-        found[name] = _losses(model, _encoded(encoder, texts, name), config.batch_tokens, window)
+        found[name] = _losses(model, _encoded(encoder, texts, name), config.batch_tokens, window, advance)
         if not found[name].tokens.size:
             raise UserError(f'the source "{name}" has no token to predict')
     return _summary(found)
@@ -132,7 +143,7 @@ def _encoded(encoder: TextEncoder, texts: Iterator[Document], source: str) -> It
         yield ids, encoder.predicted_bytes(text, ids)
 
 
-def _losses(model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int) -> Losses:
+def _losses(model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int, advance: Advance) -> Losses:
     nll: list[np.ndarray] = [np.zeros(0)]
     tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     bytes_: list[int | None] = []
@@ -144,6 +155,7 @@ def _losses(model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, wi
         nll.append(np.bincount(owner, weights=totals, minlength=len(texts)))
         tokens.append(np.array([len(ids) - 1 for ids in texts], dtype=np.int64))
         bytes_ += [n_bytes for _, n_bytes in lot]
+        advance(len(lot))
     known = [n_bytes for n_bytes in bytes_ if n_bytes is not None]
     return Losses(np.concatenate(nll), np.concatenate(tokens), sum(known) if len(known) == len(bytes_) else 0)
 
@@ -172,19 +184,20 @@ def _windows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def _summary(found: dict[str, Losses]) -> dict[str, Measured]:
     by_source = {name: losses.metrics() for name, losses in found.items()}
     metrics = {}
-    for metric in ("loss", "perplexity", "bits_per_byte"):
+    for metric in ("loss", "perplexity", "bits_per_byte", "mean_text_perplexity"):
         of = [metrics_[metric] for metrics_ in by_source.values() if metric in metrics_]
         if len(of) == len(found):  # a mean over some of the sources would be another number
             metrics[metric] = Measured(
                 value=float(np.mean([m.value for m in of])), unit=of[0].unit, n=sum(m.n for m in of)
             )
-    metrics |= _mean_text_perplexity(np.concatenate([losses.nll / losses.tokens for losses in found.values()]))
+    every_text = np.concatenate([losses.nll / losses.tokens for losses in found.values()])
+    metrics |= _mean_perplexity("pooled_text_perplexity", every_text)
     return metrics | {f"{metric}/{name}": m for name, of in by_source.items() for metric, m in of.items()}
 
 
-def _mean_text_perplexity(losses: np.ndarray) -> dict[str, Measured]:
+def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measured]:
     """mean(exp(losses)), which its largest terms dominate; absent where float64 does not hold it."""
     if losses.max() >= LARGEST_LOSS:
         return {}
     value = float(np.mean(np.exp(losses)))
-    return {"mean_text_perplexity": Measured(value=value, unit="1", n=len(losses))} if math.isfinite(value) else {}
+    return {name: Measured(value=value, unit="1", n=len(losses))} if math.isfinite(value) else {}

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pico_train.config import dump, validate
+from pico_contract import strict_yaml
+
+from pico_train.config import validate
 from pico_train.legacy.keys import NOWHERE, PICO, SAME, UNREAD
 from pico_train.legacy.method import NOTE, Piece, method_pieces
 from pico_train.legacy.modules import chosen_patterns, earlier_modules
@@ -54,7 +56,7 @@ def convert_config(path: Path) -> tuple[str, list[str]]:
     build_method(validate(RunConfig, _nested(checked), f"{path}, converted").method, f"{path}, converted")
     remarks = [*_left_behind(old), *(value for key, value in pieces if key == NOTE)]
     head = f"# Converted from {path.name} ({old.project}). Its data is made by\n#   {_preparation(old, settings)}\n"
-    return head + dump(_nested(_differing(settings))), remarks
+    return head + strict_yaml.dump(_nested(_differing(settings))), remarks
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_sources_of_validation_and_tokenizer_are_compared_too(make: Make, text: 
     held_out = text.with_name("held_out.txt")
     held_out.write_text(" ".join(DOCUMENTS))
     data = make(source, validation_source=str(held_out))
-    recorded = [Path(entry["path"]).name for entry in data.manifest.source_files or ()]
+    recorded = [Path(entry.path).name for entry in data.manifest.source_files or ()]
     assert recorded == ["text.txt", "held_out.txt"]
     held_out.write_text("changed")
     with pytest.raises(UserError, match=r"made before .*held_out.txt changed"):

@@ -72,7 +72,7 @@ def test_sources_of_a_directory(
     for name, texts in TEXTS.items():
         write(tmp_path / "paloma" / name, texts)
     result = measure(str(tmp_path / "paloma"))
-    encoder, perplexities, each = TextEncoder(data.vocabulary, "eos"), [], []
+    encoder, perplexities, each, means = TextEncoder(data.vocabulary, "eos"), [], [], []
     for name, texts in TEXTS.items():
         ids = [encoder(text) for text in texts]
         nll = [
@@ -81,11 +81,13 @@ def test_sources_of_a_directory(
         ]
         perplexities.append(math.exp(np.concatenate(nll).mean()))
         each += [math.exp(of.mean()) for of in nll]
+        means.append(np.mean([math.exp(of.mean()) for of in nll]))
         assert result.metrics[f"perplexity/{name}"].value == pytest.approx(perplexities[-1], rel=1e-5)
         bits = np.concatenate(nll).sum() / math.log(2) / sum(len(text.encode()) for text in texts)
         assert result.metrics[f"bits_per_byte/{name}"].value == pytest.approx(bits, rel=1e-5)
     assert result.metrics["perplexity"].value == pytest.approx(np.mean(perplexities), rel=1e-5)
-    assert result.metrics["mean_text_perplexity"].value == pytest.approx(np.mean(each), rel=1e-5)
+    assert result.metrics["mean_text_perplexity"].value == pytest.approx(np.mean(means), rel=1e-5)
+    assert result.metrics["pooled_text_perplexity"].value == pytest.approx(np.mean(each), rel=1e-5)
     assert result.settings["start_token"] == "eos (id 0)"
     assert (result.settings["split"], result.settings["seq_len"]) == ("val", 10)
     assert {name: stated["texts"] for name, stated in result.settings["sources"].items()} == {"c4_en": 2, "ptb": 3}

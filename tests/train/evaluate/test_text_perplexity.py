@@ -59,7 +59,7 @@ def test_losses_equal_those_of_one_window_at_a_time(
     """1e-5 relative: float32 losses in another order of summation."""
     encoder = TextEncoder(data.vocabulary, start)
     _, found = measured(decoder, data, sources, start, batch_tokens=batch_tokens)
-    perplexities, of_texts = [], []
+    perplexities, means, of_texts = [], [], []
     for name, texts in {"short": SHORT, "long": LONG}.items():
         sequences = [ids for ids in map(encoder, texts) if len(ids) > 1]
         nll = [windowed(reference, ids) for ids in sequences]
@@ -68,11 +68,14 @@ def test_losses_equal_those_of_one_window_at_a_time(
         assert found[f"loss/{name}"].n == len(whole) == sum(len(ids) - 1 for ids in sequences)
         mean = np.mean([math.exp(each.mean()) for each in nll])
         assert found[f"mean_text_perplexity/{name}"].value == pytest.approx(mean, rel=1e-5)
+        means.append(mean)
         perplexities.append(math.exp(whole.mean()))
         assert found[f"perplexity/{name}"].value == pytest.approx(perplexities[-1], rel=1e-5)
         of_texts += [math.exp(each.mean()) for each in nll]
     assert found["perplexity"].value == pytest.approx(np.mean(perplexities), rel=1e-5)
-    assert found["mean_text_perplexity"].value == pytest.approx(np.mean(of_texts), rel=1e-5)
+    assert found["mean_text_perplexity"].value == pytest.approx(np.mean(means), rel=1e-5)
+    assert found["pooled_text_perplexity"].value == pytest.approx(np.mean(of_texts), rel=1e-5)
+    assert np.mean(means) != pytest.approx(np.mean(of_texts), rel=1e-3), "one source has more texts than the other"
     assert found["mean_text_perplexity"].n == len(of_texts) == (6 if start == "eos" else 5)
 
 
@@ -99,6 +102,7 @@ def test_settings_say_on_what_a_result_rests(decoder: Decoder, data: PackedData,
     assert settings["sources"]["short"]["texts"] == 4
     assert settings["windows"] == "disjoint, 24 predicted tokens"
     assert settings["start_token"] == "eos (id 0)"
+    assert settings["means"] == "over sources", "keeps results of another meaning from being read back"
     assert measured(decoder, data, sources, batch_tokens=7)[0] == settings
     assert measured(decoder, data, sources, "none")[0]["start_token"].startswith("none; the first id")
     first, found = measured(decoder, data, sources, texts=2)

@@ -170,7 +170,7 @@ def test_a_missing_method_is_said_and_an_existing_one_checks_the_options(
     monkeypatch.delitem(METHODS, name, raising=False)
     assert f'no method "{name}", so pico-train check refuses the file' in converted(path)[1]
     monkeypatch.setitem(METHODS, name, METHODS["plain"])
-    with pytest.raises(UserError, match=r"old.yaml, converted: unknown key \"method.options\."):
+    with pytest.raises(UserError, match=r"old.yaml, converted: \d+ mistakes\n  unknown key \"method\.options\."):
         convert_config(path)
 
 
