@@ -54,7 +54,7 @@ class Damage:
 
     def hides(self, work: Work) -> bool:
         """Whether a module of which nothing was measured has rows all the same, since a file of it is damaged."""
-        return work.unit.circuit is None and not self.steps.isdisjoint(work.steps)
+        return work.unit.circuit is None and any(self.concerns(work, step, None) for step in work.steps)
 
 
 def _is_lost(source: Source, step: int, kind: str) -> bool:
