@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pico_contract import codec, strict_yaml
+from pico_contract.data_directory import verify_data
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.files import read_regular_text
 from pico_contract.layout import DataLayout
@@ -38,11 +39,16 @@ def check_data(run: AuditedRun, result: Audit) -> None:
         result.uncovered[layout.root] = "it holds other data than the run was trained on (another fingerprint)"
         return
     result.compared.add(layout.manifest)
+    result.compared.update(layout.root / name for name in manifest.files)
     for name, entry in manifest.files.items():
-        problem = file_damage(layout.root / name, entry, hashes=run.hashes)
+        problem = file_damage(layout.root / name, entry, hashes=False)
         if problem is not None:
             result.add("damage", layout.root / name, problem)
-        result.compared.add(layout.root / name)
+            return
+    for fault in verify_data(layout.root).faults if run.hashes else ():
+        named = [layout.root / name for name in manifest.files if fault.startswith(str(layout.root / name))]
+        path = named[0] if named else layout.manifest
+        result.add("damage", path, fault.removeprefix(str(path)).lstrip(" ,:"))
 
 
 def row_order(run: AuditedRun) -> RowOrder | str:

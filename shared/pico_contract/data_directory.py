@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pico_contract import codec
+from pico_contract.files import irregular
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, FileEntry, SplitInfo
 
@@ -147,8 +148,8 @@ def _split_digest(
 
 
 def _absence(path: Path, entry: FileEntry) -> str | None:
-    if not path.is_file():
-        return f"{path} is missing"
+    if problem := irregular(path):
+        return f"{path} {problem}"
     size = path.stat().st_size
     return f"{path} has {size} bytes where its manifest says {entry.size}" if size != entry.size else None
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pico_analyze.audit import Audit, audit
 from pico_analyze.commands import audit_run
+from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS, RunLayout
+from pico_contract.schema import DataManifest, FileEntry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -175,3 +178,19 @@ def test_flipped_bytes_are_named(run: RunLayout, monkeypatch: pytest.MonkeyPatch
     flips = list(importlib.import_module("flipped_bytes").flips(run, seed=1, every=400))
     assert len(flips) > 100
     assert [(path, at) for _, path, at, found in flips if not found] == []
+
+
+def test_rows_that_were_altered_and_sealed_again_have_another_fingerprint(run: RunLayout) -> None:
+    """Every hash of data.json is right, and yet the rows are not those that the run was trained on."""
+    rows = data_file(run)
+    ids = np.fromfile(rows, dtype="<u2")
+    ids[::-1].tofile(rows)
+    path = rows.with_name("data.json")
+    manifest = codec.read_manifest(path, DataManifest)
+    manifest.files[rows.name] = FileEntry(rows.stat().st_size, codec.sha256_file(rows))
+    for info in manifest.splits.values():
+        info.blocks = []
+    codec.write_text(path, manifest.to_json())
+    found = audit(run.root)
+    assert [finding.path for finding in found.findings] == [path]
+    assert "another fingerprint" in found.findings[0].sentence
