@@ -22,7 +22,7 @@ from pico_analyze.architectures import (
     is_transposed,
     layouts,
 )
-from pico_analyze.sources import Source, model_at
+from pico_analyze.sources import NotObservedError, Source, model_at
 from pico_analyze.sources.model_config import Heads, heads_of
 
 
@@ -65,14 +65,14 @@ def attention_at(source: Source, module: str, step: int, roles: Sequence[Role]) 
 
     Raises:
         UserError: the step does not hold them, or no configuration gives the number of heads.
-        DamagedError: the step has other heads than the source as a whole, so that the two cannot be compared.
+        NotObservedError: the step has other heads than the source as a whole: the two cannot be compared.
     """
     layout = _layout(source, module, step, ATTENTIONS, roles)
     heads, usual = heads_of(model_at(source, step), module), heads_of(source.model, module)
     if heads is None or usual is None:
         raise UserError(f"the configuration of {source.name} does not give the number of heads of {module}")
     if heads != usual:
-        raise DamagedError(
+        raise NotObservedError(
             f"{module} has {heads.queries} heads and {heads.groups} key-value heads at step {step} of {source.name}, "
             f"but {usual.queries} and {usual.groups} at its last step: circuits of these steps cannot be compared"
         )

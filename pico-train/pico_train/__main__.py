@@ -23,6 +23,7 @@ ADVICE = {
     "data prepare": f"no half of a data directory was left: {AGAIN} to begin anew",
     "data fetch": f"no half of a data directory was left: {AGAIN} to begin anew",
     "data show": READS,
+    "data verify": READS,
 }
 """Command -> what an interruption leaves, and how to go on."""
 

@@ -100,7 +100,7 @@ def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str,
     try:
         manifest = codec.read_manifest(layout.manifest, RunManifest)
         rows, status = read_metrics(layout.metrics), _status(layout, manifest)
-    except (DamagedError, OSError) as error:
+    except (UserError, OSError) as error:
         damaged.append(str(error))
         return layout.root.name, "damaged", "", "", disk
     step = rows[-1]["step"] if rows else manifest.step

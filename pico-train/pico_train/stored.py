@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pico_contract.errors import DamagedError
-from pico_contract.files import irregular
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.files import MISSING, irregular
 from pico_contract.layout import RunLayout
 from pico_contract.trust import require_trust
 
@@ -19,10 +19,12 @@ def load_stored(layout: RunLayout, overrides: Sequence[str] = (), *, trust: bool
     """Load the configuration that the run recorded, with `overrides`.
 
     Raises:
-        DamagedError: config.yaml is missing, or not a file of the run.
-        UserError: it names code to import and `trust` is not given, or is not valid.
+        DamagedError: config.yaml is not a file of the run.
+        UserError: config.yaml is missing; it names code to import and `trust` is not given, or is not valid.
     """
     problem = irregular(layout.config)
+    if problem == MISSING:
+        raise UserError(f"there is no configuration file {layout.config}")
     if problem is not None:
         raise DamagedError(f"{layout.config} {problem}")
     raw = read_yaml(layout.config)

@@ -100,6 +100,7 @@ def write_low_rank_run(root: Path, plan: Plan | None = None) -> RunLayout:
     full = {name: torch.randn(shape, generator=draws) for name, shape in {**LOW_RANK, **FULL_RANK}.items()}
     low: dict[str, Projection] = {}
     codec.write_text(layout.manifest, _manifest(root.name, last).to_json())
+    codec.write_text(layout.config, f"name: {root.name}\n")
     rows = [{"step": step, "tokens": 10 * step, "loss": 3.0, "lr": 0.1} for step in range(1, last + 1)]
     codec.write_text(layout.metrics, "".join(json.dumps(row) + "\n" for row in rows))
     for step in range(last + 1):

@@ -186,7 +186,7 @@ def test_a_config_that_cannot_be_read_is_named_and_the_rest_is_compared(arms: li
 def test_bytes_that_are_no_text_are_named(arms: list[Arm]) -> None:
     run: Any = arms[0].runs[1]
     run.layout.config.write_bytes(b"\xff\xfe\xff")
-    assert any(f"{run.layout.config} cannot be read" in one for one in said(arms))
+    assert any(str(run.layout.config) in one and "UTF-8" in one for one in said(arms))
 
 
 def test_geometry_of_foreign_series_is_compared() -> None:

@@ -15,6 +15,7 @@ import torch
 from pico_analyze import measure, open_run
 from pico_analyze.engine import DamagedWarning
 from pico_analyze.sources.run import Run
+from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout, observed_file
 
 SMALL: dict[str, Any] = {"components": ["v_proj", "ov_circuit"], "reference": "previous"}
@@ -85,8 +86,8 @@ def breaks(x: torch.Tensor) -> float:
 
 
 def test_an_error_in_a_worker_ends_the_analysis(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError, match="in a metric"):
+    with pytest.raises(UserError, match='the metric "breaks" failed: ZeroDivisionError: in a metric'):
         measure(run, [breaks], **SMALL)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match="breaks"):
         measure(run, ["max_abs", breaks], components=["v_proj"], executor=pool, cache=tmp_path)
     assert list(tmp_path.glob("*.jsonl")) == []

@@ -155,4 +155,7 @@ def test_a_row_map_that_the_rows_cannot_have_is_damage(several: Callable[[RowMap
     run = several(RowMap(rule="every", positions=[0, 1, 2, 3, 4], probe_rows=3))
     with pytest.warns(DamagedWarning, match="the row map has 5 positions a row, which 12 rows cannot have"):
         frame = measure(run, ["cka", "per"], ["q_proj"], kinds=["weights", "activations"])
-    assert frame.groupby("kind")["status"].unique().apply(list).to_dict() == {"weights": ["ok"]}
+    assert frame.groupby("kind")["status"].unique().apply(list).to_dict() == {
+        "activations": ["damaged"],
+        "weights": ["ok"],
+    }

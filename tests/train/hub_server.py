@@ -236,6 +236,19 @@ def _untag(hub: Hub, body: bytes, tag: str) -> Answer:
     return 200, {}
 
 
+def _tree(hub: Hub, body: bytes, oid: str) -> Answer:
+    """Files of a commit, with the sha256 of large ones."""
+    commits = {commit.oid: commit for branch in hub.branches.values() for commit in branch}
+    listed = []
+    for path, content in commits[oid].files.items():
+        entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        if path.endswith(".safetensors"):
+            sha256 = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+        listed.append(entry)
+    return 200, listed
+
+
 _API = f"/api/models/{REPO}"
 _ROUTES = {
     r"POST /api/repos/create": _create_repo,
@@ -243,6 +256,7 @@ _ROUTES = {
     rf"POST {_API}/branch/(.+)": _create_branch,
     rf"GET {_API}/commits/(.+)": _commits,
     rf"GET {_API}/refs": _refs,
+    rf"GET {_API}/tree/([0-9a-f]+)": _tree,
     rf"POST {_API}/preupload/(.+)": _preupload,
     rf"POST /{REPO}\.git/info/lfs/objects/batch": _batch,
     r"PUT /blob/([0-9a-f]+)": _blob,

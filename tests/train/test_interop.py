@@ -17,7 +17,7 @@ from pico_train.run import RunConfig
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-TEXTS = ("the king speaks.", " and\n\nbut  the queen", "crown", "", "Größe, 王 🙂 'tis", "<|endoftext|>the<|pad|>")
+TEXTS = ("the king speaks.", " and\n\nbut  the queen", "crown", "", "Größe, 王 🙂 'tis")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -101,6 +101,9 @@ def test_the_tokenizer_gives_equal_ids_and_text(step_dir: Path, data_dir: Path) 
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False)
         assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+    # Special names in a text are text to us and control tokens to transformers unless it is told otherwise.
+    named = "<|endoftext|>the<|pad|>"
+    assert theirs(named, split_special_tokens=True)["input_ids"] == ours.encode(named).ids
     special = PackedData.open(data_dir).manifest.special_tokens
     assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (
         special["eos"],

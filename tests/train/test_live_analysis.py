@@ -186,11 +186,11 @@ def run_of(root: Path, *held: tuple[str, str | None]) -> ObservedRun:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"metrcs": ["per"]}, r'analyze: unknown key "metrcs"; did you mean "metrics"\?'),
-        ({"metrics": "per"}, r"analyze: metrics: input should be a valid list"),
+        ({"metrcs": ["per"]}, r'analyze: unknown key "metrcs" at the top level; did you mean "metrics"\?'),
+        ({"metrics": "per"}, r"analyze: metrics: should be a list"),
         ({"metrics": ["per", "gni"]}, r'there is no metric "gni"; did you mean "gini"\?'),
         ({"metrics": ["per", "cka"]}, r'metrics: "cka" compares two steps, of which only one is there'),
-        ({"kinds": ["weight"]}, r"analyze: kinds\.0: input should be 'weights'"),
+        ({"kinds": ["weight"]}, r"analyze: kinds\.0: should be 'weights'"),
         ({"kinds": ["gradients"]}, r"kinds: the run observes no gradients \(snapshot\.kinds\)"),
         ({"kinds": ["updates"]}, r"kinds: updates are differences between two steps"),
         ({"components": ["v_prj"]}, r'the pattern "v_prj" matches no module; the nearest names are: v_proj'),
