@@ -145,6 +145,7 @@ def test_one_outlier_seed_is_named(runs: int) -> None:
     assert f"the pair a{runs - 1} and b{runs - 1} lies far" in words
 
 
+@pytest.mark.slow
 def test_runs_of_one_distribution_are_rarely_called_outliers() -> None:
     named = sum("lies far" in said(noisy("a", 5, 2 * i), noisy("b", 5, 2 * i + 1)) for i in range(40))
     assert named <= 2

@@ -39,6 +39,7 @@ def measured(*command: str, **environment: str) -> dict[str, dict[str, Any]]:
     return {line["measurement"]: line for line in lines}
 
 
+@pytest.mark.slow
 def test_it_runs_where_nothing_but_torch_is_installed(tmp_path: Path) -> None:
     found = measured("-c", WITHOUT, str(PROGRAM), "--dry", OUT=str(tmp_path))
     assert [name for name, line in found.items() if "failed" in line] == []

@@ -27,6 +27,7 @@ def pico(tool: str, *words: str, cwd: Path, code: int = 0) -> str:
     return command("-m", tool, *words, cwd=cwd, code=code)
 
 
+@pytest.mark.slow
 def test_from_text_to_figures(tmp_path: Path) -> None:
     scenes = "\n\n".join(f"Scene {i}. The king speaks to the queen and the fool. " * 8 for i in range(60))
     (tmp_path / "plays.txt").write_text(scenes)
@@ -65,6 +66,7 @@ def test_the_demo_runs_as_it_is(tmp_path: Path) -> None:
     assert "nothing to do" in again
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("PICO_TEST_DATA" not in os.environ, reason="PICO_TEST_DATA names no directory of real test data")
 def test_real_text_teaches_something(tmp_path: Path) -> None:
     """Fifteen updates on real prose bring the held-out loss well below that of a uniform guess, ln 300 = 5.70."""

@@ -165,6 +165,7 @@ def test_what_an_interrupted_preparation_left_is_removed(make: Make, source: dic
     assert any(line.startswith(f"{alive} is another preparation") for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, 0), (signal.SIGKILL, 1)])
 def test_a_preparation_that_is_killed(tmp_path: Path, number: signal.Signals, left: int) -> None:
     """SIGTERM leaves nothing, with its usual exit code; what SIGKILL leaves, the next preparation removes."""
