@@ -48,7 +48,7 @@ def filling(act, when):
     return first_fill
 
 places = {
-    "checkpoints": (pico_train.session, "save_checkpoint", lambda layout, saved, card: saved.counters["step"] == 16),
+    "checkpoints": (pico_train.session, "save_checkpoint", lambda layout, saved, *rest: saved.counters["step"] == 16),
     "snapshots": (Pending, "_write", lambda pending, *rest: pending.step == 16),
     "evaluations": (pico_train.loop, "evaluate", lambda subject, config, place, *rest: place.step == 16),
     "metrics.jsonl": (MetricsFile, "append", lambda metrics, row: row["step"] == 17),
