@@ -12,7 +12,9 @@ from pico_contract.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-_SOURCES = "run directory (also of pico-train 1.x), directory or quoted glob of model folders, hub:NAME@step* or hub:NAME@BRANCH"
+_SOURCES = (
+    "run directory (also of pico-train 1.x), directory or quoted glob of model folders, hub:NAME@step*, hub:NAME@BRANCH"
+)
 SourcePath = Annotated[Path, typer.Argument(metavar="RUN", help=_SOURCES)]
 Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
 Out = Annotated[Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")]

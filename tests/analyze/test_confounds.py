@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 from .made_arms import Manifest, Measured, arm
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 CONFIG: dict[str, Any] = {
     "name": "x",
     "runs_dir": "runs",

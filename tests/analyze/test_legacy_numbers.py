@@ -16,6 +16,8 @@ from pico_analyze.sources.legacy import LegacyRun, open_legacy
 from . import legacy_numbers
 from .legacy_numbers import ELEMENTWISE, EPS, GROUPS, LAST, OURS, Number, Values, group_of, key_of, relative
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 HEADS = 12
 
 

@@ -19,6 +19,8 @@ from pico_contract.errors import UserError
 
 from .families import FAMILIES, saved
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 WHOLE = {"num_attention_heads": 2, "hidden_size": 8}
 NEOX = "gpt_neox.layers.0.attention"
 BLOOM = "h.0.self_attention"

@@ -19,6 +19,8 @@ from pico_analyze.sources.run import Run
 from pico_analyze.subject import spoken
 from pico_contract.layout import MANIFEST, RunLayout
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 VOID = {"meta", "link", "img", "br"}
 
 

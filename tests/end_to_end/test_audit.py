@@ -18,6 +18,8 @@ from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS, RunLayout
 from pico_contract.schema import DataManifest, FileEntry
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

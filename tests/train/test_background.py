@@ -24,6 +24,8 @@ from pico_train.method.plain import Plain
 from pico_train.report import MetricsFile, read_metrics
 from pico_train.run import RunConfig
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Tiny = Callable[..., RunConfig]
 PATIENCE = 20.0
 """Seconds after which what is waited for is taken never to come."""

@@ -27,6 +27,8 @@ from pico_train.run import RunConfig, build
 from pico_train.storage import Storage, remaining
 from torch import nn
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Tiny = Callable[..., RunConfig]
 
 

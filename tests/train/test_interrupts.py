@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PROGRAM = """
 import os, signal, sys, time

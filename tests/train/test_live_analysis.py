@@ -23,6 +23,8 @@ from pico_train.live import Live
 from pico_train.report import read_metrics
 from pico_train.run import RunConfig
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Tiny = Callable[..., RunConfig]
 ALL = ["train.gradients", "train.microbatch_gradients", "val.gradients", "val.activations"]
 CHOSEN = {

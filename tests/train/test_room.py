@@ -24,6 +24,8 @@ from pico_train.run import Job, RunConfig, build
 from pico_train.state import TrainState
 from torch import nn
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Tiny = Callable[..., RunConfig]
 
 

@@ -23,6 +23,8 @@ from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig
 from torch import nn
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Tiny = Callable[..., RunConfig]
 Tensors = dict[str, torch.Tensor]
 RELORA = {"method.name": "relora", "method.options": {"rank": 2, "restart_every": 2}}

@@ -15,6 +15,8 @@ from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.stop import StopRequest
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Relora = Callable[..., RunConfig]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
