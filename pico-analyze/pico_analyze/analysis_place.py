@@ -1,4 +1,4 @@
-"""Where the analysis of a source lies, and which source an analysis is of.
+"""The place of the analysis of a source, and the source that an analysis is of.
 
 An analysis records what its source was opened from. Two series of one name, or two subsets of one series, therefore
 never share a place: the second is written beside the first, and reading finds that of the source that is named.
@@ -23,7 +23,7 @@ _HUB = "hub:"
 
 
 def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where an analysis is kept: RUN/analysis/NAME; of what other programs wrote ./analysis/SOURCE/NAME.
+    """Find where an analysis is kept: RUN/analysis/NAME; of what other programs wrote ./analysis/SOURCE/NAME.
 
     With `out` it is OUT/analysis/NAME for either. If the analysis of another source lies there, it is NAME-<hash of
     what the source was opened from>. Nothing is ever written into what another program wrote.
@@ -40,19 +40,19 @@ def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
 
 
 def usual_place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where the analysis of a source would lie if no other source of the same name had been measured."""
+    """Find where the analysis of a source would lie if no other source of the same name had been measured."""
     if out is not None:
         return RunLayout(out).analysis(name)
     return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
 
 
 def origin(source: Source) -> str:
-    """What a source was opened from: an absolute path, several of them, or a name of the hub with its pattern."""
+    """Return what a source was opened from: an absolute path, several of them, or a name of the hub with its pattern."""
     return str(getattr(source, "origin", source.name))
 
 
 def owner(layout: AnalysisLayout) -> str | None:
-    """What the source of an analysis was opened from; None if nothing was measured there or nothing says it."""
+    """Return what the source of an analysis was opened from; None if nothing was measured there or nothing says it."""
     if not layout.table.is_file():
         return None
     try:
@@ -64,7 +64,7 @@ def owner(layout: AnalysisLayout) -> str | None:
 
 
 def _of_config(run: str | list[str]) -> str:
-    """What an analysis that records no source was opened from, by its configuration."""
+    """Return what an analysis that records no source was opened from, by its configuration."""
     if isinstance(run, str) and run.startswith(_HUB):
         return run
     return " ".join(sorted(str(Path(path).resolve()) for path in ([run] if isinstance(run, str) else run)))
@@ -79,7 +79,7 @@ def record_owner(layout: AnalysisLayout, source: Source) -> None:
 
 
 def measured(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Where the analysis `name` of a source lies.
+    """Find the analysis `name` of a source.
 
     Raises:
         UserError: there is no such table; names the nearest analysis, or the other source that the one there is of.
