@@ -47,7 +47,7 @@ def usual_place(source: Source, name: str, out: Path | None = None) -> AnalysisL
 
 
 def origin(source: Source) -> str:
-    """Return what a source was opened from: an absolute path, several of them, or a name of the hub with its pattern."""
+    """Return what a source was opened from: an absolute path, several, or a name of the hub with its pattern."""
     return str(getattr(source, "origin", source.name))
 
 
