@@ -13,7 +13,7 @@ from pico_contract.terminal import printable
 from pico_train.launcher import process_of
 
 if TYPE_CHECKING:
-    from pico_train.run import RunConfig
+    from pico_train.run.config import RunConfig
 
 STOPPED = 75
 """Exit code of a session that stopped in good order and is worth continuing (EX_TEMPFAIL)."""
@@ -33,8 +33,8 @@ Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 @app.command()
 def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
-    from pico_train.api import train
     from pico_train.distributed import leave
+    from pico_train.trainer.train import train
 
     try:
         outcome = train(_load(config, overrides, trust), source=str(config))
@@ -51,7 +51,7 @@ def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> No
 @app.command()
 def check(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Parameters, tokens, memory and disk of a run, before its first step."""
-    from pico_train.estimate import estimate
+    from pico_train.run.estimate import estimate
 
     for line in estimate(_load(config, overrides, trust), str(config)):
         _say(line)
@@ -60,7 +60,7 @@ def check(config: Config, overrides: Overrides = None, trust: Trust = False) -> 
 @app.command(name="list")
 def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="directory of runs")] = Path("runs")) -> None:
     """Status, step, loss and disk of runs."""
-    from pico_train.commands import run_table
+    from pico_train.commands.runs import run_table
 
     for line in run_table(runs):
         _say(line)
@@ -74,7 +74,7 @@ def prune(
     trust: Trust = False,
 ) -> None:
     """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation is removed."""
-    from pico_train.commands import prune as pruned
+    from pico_train.commands.runs import prune as pruned
 
     for line in pruned(run, overrides or [], dry_run, trust=trust):
         _say(line)
@@ -90,8 +90,8 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Evaluate a checkpoint of a run, or a Hugging Face Llama: perplexity, text_perplexity, paloma, blimp."""
-    from pico_train.commands_model import evaluate_any
-    from pico_train.console import progress_on_stderr
+    from pico_train.commands.models import evaluate_any
+    from pico_train.log.progress_bars import progress_on_stderr
 
     names = tasks.split(",") if tasks else None
     with progress_on_stderr() as progress:
@@ -111,8 +111,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
 ) -> None:
     """Continue a prompt with a checkpoint of a run, or a Hugging Face Llama."""
-    from pico_train.commands_model import generate_any
-    from pico_train.generation import Sampling
+    from pico_train.commands.generation import Sampling
+    from pico_train.commands.models import generate_any
 
     _say(generate_any(run, step, prompt, Sampling(tokens, temperature, top_k, top_p, seed)))
 
@@ -125,7 +125,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="directory to make; NAME-stepN[-DTYPE] here by default")] = None,
 ) -> None:
     """Copy a checkpoint of a run to a plain Hugging Face model, smaller if asked, with tokenizer and model card."""
-    from pico_train.export import export_checkpoint
+    from pico_train.hub.export import export_checkpoint
 
     _say(f"model in {export_checkpoint(run, step, out, dtype)}")
 
@@ -137,8 +137,8 @@ def push(
     trust: Trust = False,
 ) -> None:
     """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
-    from pico_train.commands import run_layout
-    from pico_train.pusher import push_run
+    from pico_train.checkpoint.load import run_layout
+    from pico_train.hub.push import push_run
 
     run_layout(run)
     overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
@@ -203,8 +203,8 @@ def show(
     trust: Trust = False,
 ) -> None:
     """The very rows that an update reads, ids and text; of a data directory, what it is and its first rows."""
-    from pico_train.commands import rows_of_step
-    from pico_train.commands_data import describe_data, is_data_directory
+    from pico_train.commands.data import describe_data, is_data_directory
+    from pico_train.commands.runs import rows_of_step
 
     if is_data_directory(config):
         lines = describe_data(config, overrides or [], rows)
@@ -217,7 +217,7 @@ def show(
 @data_app.command()
 def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data directory")]) -> None:
     """Compare every byte of a data directory, and the shards that it keeps, with what data.json says."""
-    from pico_train.commands_data import verify_all
+    from pico_train.commands.data import verify_all
 
     for line in verify_all(data):
         _say(line)
@@ -238,7 +238,7 @@ def main() -> None:
         _fail(f"{sentence_of(error)}; {remedy}", exit_code_of(error))
     except Exception as error:
         from pico_train.distributed import is_peers
-        from pico_train.failure import NonFiniteError
+        from pico_train.errors import NonFiniteError
 
         if not (isinstance(error, NonFiniteError) or is_peers(error)):
             raise
@@ -260,8 +260,8 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
 
     from pico_train.config import load, read_yaml
     from pico_train.data.sources import in_full
-    from pico_train.run import RunConfig
-    from pico_train.stored import is_stored, load_stored
+    from pico_train.run.config import RunConfig
+    from pico_train.run.stored_config import is_stored, load_stored
 
     if is_stored(path):
         return load_stored(RunLayout(path.parent), overrides or [], trust=trust)

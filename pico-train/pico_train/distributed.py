@@ -28,8 +28,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from pico_contract.errors import UserError, in_one_line
 from torch import nn
 
+from pico_train.errors import PeerError
 from pico_train.launcher import check_launch, only_a_launch
-from pico_train.shares import is_share
+from pico_train.sharding import is_share
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 T = TypeVar("T", bound=bool | int | float | str | list | dict | None)
@@ -41,10 +42,6 @@ _SILENT = (
 )
 _FUSED_BYTES = 64 << 20
 """Gradients are exchanged in blocks of about this size: small ones together, and no copy of all of them at a time."""
-
-
-class PeerError(Exception):
-    """Another process of this run failed, and says why itself; this one ends with it. Exit code 1."""
 
 
 class Runtime:

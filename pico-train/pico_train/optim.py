@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pico_train.config import Section
-from pico_train.shares import gathered, shared_like
+from pico_train.sharding import gathered, shared_like
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Group = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 Modules = list[Any]
 
 LONGEST_FILE = 420
-OVER_300 = {"pico_train.model.decoder", "pico_train.run"}
+OVER_300 = {"pico_train.model.decoder"}
 """Source files over 300 lines. What shrinks below leaves this set; nothing new enters it."""
 METHODS_WITHOUT_DOCSTRING = 37
 """Public methods whose name says all: paths of the layout, forward passes, shapes."""

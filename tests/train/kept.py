@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from pico_train.model.lean import watching
+from pico_train.model.recompute import watching
 from torch import nn
 
 

@@ -17,15 +17,15 @@ from pico_contract.errors import UserError
 from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS
 from pico_train import train
 from pico_train.commands import evaluate_run, generate_text, open_checkpoint
-from pico_train.estimate import estimate
-from pico_train.export import export_checkpoint
-from pico_train.hub import HubConfig
+from pico_train.hub.export import export_checkpoint
+from pico_train.hub.push import push_run
+from pico_train.hub.repository import HubConfig
 from pico_train.model import decoder, stock
 from pico_train.model.cost import count_parameters
 from pico_train.model.decoder import Attention, Cache, DecoderConfig, Layer, RMSNorm
 from pico_train.model.stock import STOCK, architecture_of, stock_tensors
-from pico_train.pusher import push_run
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

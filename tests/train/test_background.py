@@ -19,9 +19,9 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest
 from pico_train import train
 from pico_train.config import to_yaml
+from pico_train.log.metrics import MetricsFile, read_metrics
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
-from pico_train.report import MetricsFile, read_metrics
 from pico_train.run import RunConfig
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file

@@ -16,9 +16,9 @@ from pico_contract.layout import RunLayout
 from pico_contract.lock import RunLock
 from pico_train import train
 from pico_train.commands import evaluate_run, generate_text, rows_of_step, run_table
-from pico_train.estimate import estimate
 from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 
 Tiny = Callable[..., RunConfig]
 

@@ -12,11 +12,11 @@ import torch
 from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_train.commands import evaluate_run, generate_text
-from pico_train.commands_model import evaluate_any, generate_any
+from pico_train.commands.generation import Sampling
+from pico_train.commands.models import evaluate_any, generate_any
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.data.tokenizer import encode, load_tokenizer
-from pico_train.generation import Sampling
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 

@@ -19,12 +19,12 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
-from pico_train.estimate import estimate
+from pico_train.log.metrics import MetricsFile, read_metrics
 from pico_train.method.plain import Plain
 from pico_train.model.decoder import Decoder
-from pico_train.report import MetricsFile, read_metrics
 from pico_train.run import RunConfig, build
-from pico_train.storage import Storage, remaining
+from pico_train.run.disk_usage import Storage, remaining
+from pico_train.run.estimate import estimate
 from torch import nn
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file

@@ -22,12 +22,12 @@ Tiny = Callable[..., RunConfig]
 FILL = """
 import sys
 from pathlib import Path
-from pico_train import checkpoint, train
+from pico_train import train
 from pico_train.config import load
-from pico_train.report import MetricsFile
+from pico_train.log.metrics import MetricsFile
 from pico_train.run import RunConfig
-from pico_train.snapshot import Pending
-import pico_train.loop, pico_train.session
+from pico_train.observe.snapshot import Pending
+from pico_train.trainer import loop, session
 
 base, disk = Path(sys.argv[1]), Path(sys.argv[2])
 filler = disk / "filler"
@@ -48,9 +48,9 @@ def filling(act, when):
     return first_fill
 
 places = {
-    "checkpoints": (pico_train.session, "save_checkpoint", lambda layout, saved, *rest: saved.counters["step"] == 16),
+    "checkpoints": (session, "save_checkpoint", lambda layout, saved, *rest: saved.counters["step"] == 16),
     "snapshots": (Pending, "_write", lambda pending, *rest: pending.step == 16),
-    "evaluations": (pico_train.loop, "evaluate", lambda subject, config, place, *rest: place.step == 16),
+    "evaluations": (loop, "evaluate", lambda subject, config, place, *rest: place.step == 16),
     "metrics.jsonl": (MetricsFile, "append", lambda metrics, row: row["step"] == 17),
 }
 for where, (owner, name, when) in places.items():

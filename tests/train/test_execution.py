@@ -11,10 +11,10 @@ import torch
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_train import train
-from pico_train.compilation import compiles, explained
-from pico_train.loop import compute_gradients
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.run.compile import compiles, explained
+from pico_train.trainer.update import compute_gradients
 
 from .kept import kept_bytes
 

@@ -13,7 +13,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, RunLayout
 from pico_contract.schema import CheckpointManifest
 from pico_train.commands import open_checkpoint
-from pico_train.export import export_checkpoint
+from pico_train.hub.export import export_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 IDS = torch.tensor([[5, 60, 7, 8, 100, 3, 9, 11]])
@@ -112,8 +112,8 @@ def test_a_checkpoint_that_the_run_removes_meanwhile(
             shutil.rmtree(finished.checkpoint(8))
         return read(path, *given)
 
-    monkeypatch.setattr("pico_train.export.intact_checkpoint", lambda run, step: (finished, 8))
-    monkeypatch.setattr(f"pico_train.export.codec.{reads}", removed_first)
+    monkeypatch.setattr("pico_train.hub.export.intact_checkpoint", lambda run, step: (finished, 8))
+    monkeypatch.setattr(f"pico_train.hub.export.codec.{reads}", removed_first)
     with pytest.raises(UserError, match="step_00000008 was removed while it was read, as the run's keep policy has it"):
         export_checkpoint(finished.root, 8)
     assert not Path("tiny-step8").exists()
@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_nothing_half_made(finished: RunLayout, monkeypatch: 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pico_train.export.codec.write_tensors", full)
+    monkeypatch.setattr("pico_train.hub.export.codec.write_tensors", full)
     before = sorted(path.name for path in Path().iterdir())
     with pytest.raises(OSError, match="No space left"):
         export_checkpoint(finished.root)

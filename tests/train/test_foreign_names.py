@@ -14,8 +14,8 @@ from pico_contract.errors import DamagedError
 from pico_contract.layout import MANIFEST, TOKENIZER, RunLayout
 from pico_contract.schema import RunManifest
 from pico_train.commands import evaluate_run, generate_text, intact_checkpoint, prune, run_table
-from pico_train.export import export_checkpoint
-from pico_train.readme import model_readme
+from pico_train.hub.export import export_checkpoint
+from pico_train.hub.model_card import model_readme
 
 SECRET = '{"secret": "of the reader"}'
 

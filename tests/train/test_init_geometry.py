@@ -14,11 +14,11 @@ import yaml
 from pico_contract.errors import UserError
 from pico_contract.layout import GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_CONFIG
 from pico_train import train
+from pico_train.checkpoint.model_folder import check_tensors, load_model, read_geometry, read_token_ids
 from pico_train.commands import evaluate_run
 from pico_train.config import load, validate
-from pico_train.estimate import estimate
-from pico_train.model_folder import check_tensors, load_model, read_geometry, read_token_ids
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

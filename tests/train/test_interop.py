@@ -156,7 +156,7 @@ def test_saved_again_by_transformers_it_is_still_the_same(
     theirs: LlamaForCausalLM, run: RunConfig, tmp_path: Path
 ) -> None:
     """What leaves through `save_pretrained` comes back through `init_from`."""
-    from pico_train.checkpoint import initial_geometry, initial_weights
+    from pico_train.checkpoint.init_from import initial_geometry, initial_weights
 
     theirs.save_pretrained(tmp_path / "again")
     assert initial_geometry(str(tmp_path / "again")) == run.model

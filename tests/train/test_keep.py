@@ -21,9 +21,10 @@ from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
 from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
-from pico_train.checkpoint import initial_weights, newest_intact
+from pico_train.checkpoint.init_from import initial_weights
+from pico_train.checkpoint.load import newest_intact
+from pico_train.checkpoint.retention import KeepConfig, removals
 from pico_train.commands import evaluate_run, prune
-from pico_train.keep import KeepConfig, removals
 from pico_train.run import RunConfig
 
 Tiny = Callable[..., RunConfig]

@@ -16,12 +16,13 @@ from pico_contract.layout import DataLayout
 from pico_contract.lock import LockHeldError
 from pico_contract.observer import Observation, ObservedRun
 from pico_contract.schema import RunManifest
-from pico_train import live, train
+from pico_train import train
 from pico_train.data.packed import PackedData
+from pico_train.log.metrics import read_metrics
 from pico_train.method.plain import Plain
-from pico_train.report import read_metrics
+from pico_train.observe import plugins
+from pico_train.observe.snapshot import Observer
 from pico_train.run import RunConfig, build
-from pico_train.snapshot import Observer
 from torch import nn
 
 Tiny = Callable[..., RunConfig]
@@ -113,7 +114,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     Recorder.made = []
     found = {"record": Recorder, "fail": Failing, "meddle": Meddling, "unready": Unready, "refuse": refusing}
     entries = [Entry(name, target) for name, target in found.items()] + [Entry("broken", ImportError("no pandas"))]
-    monkeypatch.setattr(live, "entry_points", lambda group: entries if group == "pico.observers" else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == "pico.observers" else [])
     monkeypatch.setitem(sys.modules, "users_live", sys.modules[__name__])
     return Recorder.made
 

@@ -19,8 +19,8 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.observer import Observation, ObservedRun
 from pico_train import train
-from pico_train.live import Live
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
+from pico_train.observe.plugins import Live
 from pico_train.run import RunConfig
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file

@@ -14,12 +14,13 @@ from pico_contract.errors import UserError
 from pico_contract.lock import LockHeldError, RunLock
 from pico_train import train
 from pico_train.data.packed import PackedData
-from pico_train.failure import NonFiniteError
-from pico_train.loop import compute_gradients, is_due
+from pico_train.errors import NonFiniteError
+from pico_train.log.metrics import read_metrics
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
-from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.trainer.loop import is_due
+from pico_train.trainer.update import compute_gradients
 from torch import nn
 
 from .bad_methods import BadGradient, BadLoss  # noqa: F401  # by name, of this module

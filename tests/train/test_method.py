@@ -17,9 +17,9 @@ from pico_contract.errors import UserError
 from pico_contract.layout import METHOD_TENSORS
 from pico_train import train
 from pico_train.config import Section
+from pico_train.log.metrics import read_metrics
 from pico_train.method.base import Method, Reads
 from pico_train.model.decoder import Decoder
-from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
 from pico_train.seeds import generator
 from torch import nn

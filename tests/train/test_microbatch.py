@@ -15,12 +15,12 @@ from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.schema import SnapshotManifest
 from pico_train import train
-from pico_train.checkpoint import load_checkpoint
-from pico_train.estimate import estimate
+from pico_train.checkpoint.load import load_checkpoint
+from pico_train.log.metrics import read_metrics
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
-from pico_train.report import read_metrics
 from pico_train.run import Job, RunConfig, build
+from pico_train.run.estimate import estimate
 from torch import nn
 
 Tiny = Callable[..., RunConfig]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from pico_contract.errors import UserError
 from pico_train import train
-from pico_train.checkpoint import load_checkpoint
+from pico_train.checkpoint.load import load_checkpoint
 from pico_train.config import validate
-from pico_train.estimate import estimate
+from pico_train.log.metrics import read_metrics
 from pico_train.method.plain import Plain
 from pico_train.optim import OptimizerConfig, build_optimizer, optimizer_tensors, set_learning_rates
-from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.run.estimate import estimate
 from torch import nn
 
 Tiny = Callable[..., RunConfig]

@@ -19,7 +19,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManifest
 from pico_train import train
 from pico_train.config import to_yaml
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig
 
 from .launching import Launch, launcher

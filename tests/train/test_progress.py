@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 from pico_contract.layout import RunLayout
-from pico_train import console, loop, train
+from pico_train import train
 from pico_train.commands import evaluate_run
-from pico_train.estimate import estimate
 from pico_train.evaluate.perplexity import DEFAULT_ROWS, PerplexityConfig
 from pico_train.evaluate.progress import Amount
-from pico_train.report import read_metrics
+from pico_train.log import progress_bars
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
+from pico_train.trainer import loop
 
 Tiny = Callable[..., RunConfig]
 
@@ -40,9 +42,9 @@ def test_an_evaluation_is_announced_with_what_it_reads(tiny: Tiny, capfd: pytest
 
 
 def test_a_long_evaluation_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bars, "LINE_SECONDS", 0.0)
     lines: list[str] = []
-    with console.show_evaluation(lines.append, None, "step 4: ", "blimp", Amount(30, 30, "sentences")) as advance:
+    with progress_bars.show_evaluation(lines.append, None, "step 4: ", "blimp", Amount(30, 30, "sentences")) as advance:
         advance(10)
         advance(20)
     assert lines == [
@@ -68,7 +70,7 @@ def test_a_task_reports_every_item_that_it_reads(
 
     def show(name: str, amount: Amount) -> Any:
         seen["amount"] = amount
-        return console.show_evaluation(lambda line: None, Counting(seen), "", name, amount)
+        return progress_bars.show_evaluation(lambda line: None, Counting(seen), "", name, amount)
 
     evaluate_run(finished.root, None, [task], [f"{key}={value.replace('TEXT', str(text))}"], progress=show)
     assert seen["done"] == seen["amount"].count > 0

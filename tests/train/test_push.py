@@ -13,7 +13,6 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import huggingface_hub.utils._http
-import pico_train.pusher
 import pytest
 import yaml
 from pico_analyze.sources.hub import open_hub
@@ -21,9 +20,10 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_train import train
 from pico_train.config import validate
-from pico_train.hub import HubConfig
-from pico_train.pusher import push_run
-from pico_train.readme import model_readme
+from pico_train.hub import push
+from pico_train.hub.model_card import model_readme
+from pico_train.hub.push import push_run
+from pico_train.hub.repository import HubConfig
 from pico_train.run import RunConfig
 
 from .hub_server import REPO, Fault, Hub, serving
@@ -43,7 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", running.endpoint)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(pico_train.pusher, "_FIRST_WAIT", 0.02)
+        monkeypatch.setattr(push, "_FIRST_WAIT", 0.02)
         monkeypatch.setattr(
             huggingface_hub.utils._http, "time", types.SimpleNamespace(sleep=lambda _: None, time=time.time)
         )
@@ -217,8 +217,8 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_reported_as_skipped(hub: Hub, p
     raw = bytearray((layout.checkpoint(4) / "model.safetensors").read_bytes())
     raw[-1] ^= 1
     (layout.checkpoint(4) / "model.safetensors").write_bytes(raw)
-    delivery = pico_train.pusher._delivery(
-        layout, pushing.hub, pico_train.pusher.codec.read_manifest(layout.manifest, pico_train.pusher.RunManifest), (
+    delivery = push._delivery(
+        layout, pushing.hub, push.codec.read_manifest(layout.manifest, push.RunManifest), (
             said := []
         ).append
     )  # fmt: skip

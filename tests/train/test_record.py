@@ -14,8 +14,9 @@ import pytest
 from pico_contract import codec
 from pico_contract.layout import RunLayout
 from pico_contract.provenance import CodeState
-from pico_train import record, train
+from pico_train import train
 from pico_train.run import RunConfig
+from pico_train.trainer import manifest as recording
 
 Tiny = Callable[..., RunConfig]
 METHOD = "from pico_train.method.plain import Plain\nfrom helper_of_mine import SCALE\nclass Mine(Plain):\n    pass\n"
@@ -92,10 +93,10 @@ def test_changed_code_is_said_in_one_line(
 ) -> None:
     before, now = CODE[kind]
     config = tiny(**LITTLE)
-    monkeypatch.setattr(record, "code_state", lambda package: before)
+    monkeypatch.setattr(recording, "code_state", lambda package: before)
     train(config, quiet=True)
     shutil.rmtree(config.layout.checkpoint(4))
-    monkeypatch.setattr(record, "code_state", lambda package: now)
+    monkeypatch.setattr(recording, "code_state", lambda package: now)
     assert [line for line in resumed(config, capsys) if " changed: " in line] == SAID[kind]
     found = [(one["commit"], one["dirty"], one["difference"]) for one in sessions(config.layout)]
     assert found == [(one.commit, one.dirty, one.difference) for one in (before, now)]
@@ -104,7 +105,7 @@ def test_changed_code_is_said_in_one_line(
 def test_changed_packages_are_said_one_a_line() -> None:
     before = {"commit": None, "packages": {"torch": "2.10", "numpy": "2.4"}}
     now = {"commit": None, "difference": None, "modules": {}, "packages": {"torch": "2.11", "numpy": "2.4"}}
-    assert record.changed_code(before, now) == ["the package torch changed: 2.10 -> 2.11"]
+    assert recording.changed_code(before, now) == ["the package torch changed: 2.10 -> 2.11"]
 
 
 EDITS: dict[str, Callable[[RunLayout], Any]] = {

@@ -20,7 +20,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import SnapshotManifest
 from pico_train import train
 from pico_train.config import to_yaml
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file

@@ -12,16 +12,17 @@ import torch
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.schema import RunManifest
-from pico_train import opening, room, train
+from pico_train import train
+from pico_train.checkpoint.state import TrainState
 from pico_train.config import identity, load
+from pico_train.log.metrics import read_metrics
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
 from pico_train.model.cost import activation_bytes
 from pico_train.model.decoder import run_layer
-from pico_train.report import read_metrics
-from pico_train.room import find_micro_batch
-from pico_train.run import Job, RunConfig, build
-from pico_train.state import TrainState
+from pico_train.run import Job, RunConfig, build, micro_batch
+from pico_train.run.micro_batch import find_micro_batch
+from pico_train.trainer import resume
 from torch import nn
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
@@ -51,7 +52,7 @@ class Nothing(Plain):
 @pytest.fixture
 def cramped(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     monkeypatch.setitem(sys.modules, "users_pieces", sys.modules[__name__])
-    monkeypatch.setattr(room, "_TRIED", ("cpu",))
+    monkeypatch.setattr(micro_batch, "_TRIED", ("cpu",))
     monkeypatch.setattr(Cramped, "tried", ())
 
     def make(**changes: object) -> RunConfig:
@@ -137,26 +138,26 @@ def test_a_cpu_is_reckoned_from_what_autograd_keeps(
     job = build(config)
     state = job.build_state(None)
     batch = job.tokens(job.order.rows(1))
-    kept = {rows: room._kept_by_autograd(job, state, batch[:rows]) for rows in (1, 2, 8)}
+    kept = {rows: micro_batch._kept_by_autograd(job, state, batch[:rows]) for rows in (1, 2, 8)}
     assert kept[8] == kept[1] + 7 * (kept[2] - kept[1])
     layers = activation_bytes(config.model, job.seq_len, bf16=False)
     assert layers < kept[2] - kept[1] < layers + 40 * config.model.hidden_size * job.seq_len
     assert all(parameter.grad is None for parameter in state.parameters.values())
     held = sum(4 * parameter.nbytes for parameter in state.parameters.values())
     for rows in (8, 4, 1):
-        needed = held + room._PASSING * (kept[1] + (rows - 1) * (kept[2] - kept[1]))
-        monkeypatch.setattr(room, "_machine_memory", lambda needed=needed: needed / room._SHARE + 1)
+        needed = held + micro_batch._PASSING * (kept[1] + (rows - 1) * (kept[2] - kept[1]))
+        monkeypatch.setattr(micro_batch, "_machine_memory", lambda needed=needed: needed / micro_batch._SHARE + 1)
         assert found_by(config) == rows
 
 
 def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(room, "_CGROUP_LIMIT", limit)
-    whole = room._machine_memory()
+    monkeypatch.setattr(micro_batch, "_CGROUP_LIMIT", limit)
+    whole = micro_batch._machine_memory()
     assert whole > 1 << 28
     for text, expected in (("max\n", whole), ("1000000\n", 1_000_000)):
         limit.write_text(text)
-        assert room._machine_memory() == expected
+        assert micro_batch._machine_memory() == expected
 
 
 def test_a_trial_compiles_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +173,7 @@ def test_a_trial_compiles_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
         assert runs.func is run_layer
         raise FoundError
 
-    monkeypatch.setattr(opening, "find_micro_batch", find)
+    monkeypatch.setattr(resume, "find_micro_batch", find)
     with pytest.raises(FoundError):
         train(tiny(**{"train.micro_batch": "auto", "train.compile": "on"}), quiet=True)
 

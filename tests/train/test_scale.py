@@ -14,11 +14,11 @@ from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
 from pico_train.config import load
 from pico_train.data.shards import Listing, Shard
-from pico_train.estimate import estimate
 from pico_train.model.cost import activation_bytes
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.execution import carry_out
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 
 from .kept import kept_bytes
 

@@ -10,10 +10,10 @@ from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.schema import SnapshotManifest
 from pico_train import train
-from pico_train.probe import PositionsConfig, positions
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
+from pico_train.observe.probe import PositionsConfig, positions
+from pico_train.observe.snapshot import SnapshotConfig
 from pico_train.run import Job, RunConfig, build
-from pico_train.snapshot import SnapshotConfig
 from torch import nn
 
 Tiny = Callable[..., RunConfig]
@@ -29,7 +29,7 @@ def opened(config: RunConfig, step: int) -> tuple[SnapshotManifest, dict[str, di
 
 def theta(job: Job, step: int) -> nn.Module:
     """The model of a checkpoint, in training mode with its own parameters."""
-    from pico_train.checkpoint import load_checkpoint
+    from pico_train.checkpoint.load import load_checkpoint
 
     return job.build_state(load_checkpoint(job.layout, step)).model
 

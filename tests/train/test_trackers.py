@@ -17,7 +17,7 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_train import train
 from pico_train.evaluate.results import evaluations_of, newest_evaluations
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig
 
 Tiny = Callable[..., RunConfig]

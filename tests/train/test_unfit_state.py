@@ -16,11 +16,11 @@ from pico_contract.layout import MANIFEST, METHOD_TENSORS, MODEL_CONFIG, MODEL_W
 from pico_contract.schema import CheckpointManifest, StateManifest
 from pico_train import train
 from pico_train.commands import evaluate_run, generate_text
-from pico_train.estimate import estimate
-from pico_train.export import export_checkpoint
+from pico_train.hub.export import export_checkpoint
 from pico_train.method.plain import Plain
 from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 from torch import nn
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
@@ -192,7 +192,7 @@ class Forgetful(Plain):
 def test_a_method_that_would_save_other_tensors_is_refused_before_training(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, command: str, method: type[Plain], sentence: str
 ) -> None:
-    monkeypatch.setattr("pico_train.run.method_class", lambda config: method)
+    monkeypatch.setattr("pico_train.run.job.method_class", lambda config: method)
     config = tiny()
     expected = rf"{method.__name__}.effective_weights should give the tensors of the plain decoder, but {sentence}"
     with pytest.raises(UserError, match=re.escape(expected)):

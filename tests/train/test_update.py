@@ -19,11 +19,11 @@ from pico_contract.layout import MANIFEST, OPTIMIZER
 from pico_contract.lock import RunLock
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
-from pico_train.loop import compute_gradients
+from pico_train.log.metrics import read_metrics
 from pico_train.method.base import Reads
 from pico_train.method.plain import Plain
-from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.trainer.update import compute_gradients
 from torch import nn
 
 Tiny = Callable[..., RunConfig]

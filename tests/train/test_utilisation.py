@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from pico_train import train
+from pico_train.log.metrics import read_metrics
+from pico_train.log.mfu import matmul_rate, measures
 from pico_train.model.cost import flops_per_token
-from pico_train.report import read_metrics
 from pico_train.run import RunConfig
-from pico_train.utilisation import matmul_rate, measures
 
 Tiny = Callable[..., RunConfig]
 

@@ -6,7 +6,7 @@ import errno
 import threading
 
 import pytest
-from pico_train.writer import Writer
+from pico_train.checkpoint.background_writer import Writer
 
 PATIENCE = 20.0
 """Seconds after which what is waited for is taken never to come."""

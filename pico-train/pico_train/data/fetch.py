@@ -16,7 +16,7 @@ from pico_contract.schema import DataManifest, SplitInfo
 from pydantic import Field
 
 from pico_train.config import Section
-from pico_train.data.hub import HubRepo
+from pico_train.data.hub_files import HubRepo
 from pico_train.data.packed import PackedWriter, smallest_dtype
 from pico_train.data.publish import is_made, publish_data
 from pico_train.data.shards import Listing, Shard

@@ -146,7 +146,7 @@ class PackedData:
     def _files(self, listing: Listing) -> Files:
         if listing.repo is None:
             return DirectoryFiles(Path(str(listing.directory)))
-        from pico_train.data.hub import HubFiles
+        from pico_train.data.hub_files import HubFiles
 
         cache = self.stream.cache or DataLayout(self.path).cache
         largest = max(shard.size for shard in listing.shards)

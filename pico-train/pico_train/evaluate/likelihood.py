@@ -12,8 +12,8 @@ from pico_contract.errors import UserError
 
 from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
 from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, pieces
+from pico_train.errors import NonFiniteError
 from pico_train.evaluate.progress import Advance, ignore
-from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
 

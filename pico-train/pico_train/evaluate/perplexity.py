@@ -13,8 +13,8 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import Rows
+from pico_train.errors import NonFiniteError
 from pico_train.evaluate.progress import Advance, ignore
-from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
 LARGEST_LOSS = math.log(sys.float_info.max)

@@ -16,7 +16,8 @@ from pico_train.legacy.method import NOTE, Piece, method_pieces
 from pico_train.legacy.modules import chosen_patterns, earlier_modules
 from pico_train.legacy.old import JAGGED, OldConfig, leaves, read_old
 from pico_train.method import METHODS
-from pico_train.run import DataConfig, RunConfig, build_method
+from pico_train.run.config import DataConfig, RunConfig
+from pico_train.run.job import build_method
 
 DOLMA = "pico-lm/pretokenized-dolma"
 DOLMA_ROWS, DOLMA_IDS = 10_000 * 20_480, 2049

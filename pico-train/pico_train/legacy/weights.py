@@ -21,7 +21,7 @@ from pico_contract import codec, names
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER
 
-from pico_train.checkpoint import ModelCard, write_model
+from pico_train.checkpoint.save import ModelCard, write_model
 from pico_train.data.tokenizer import load_tokenizer, special_tokens
 from pico_train.legacy.keys import GEOMETRY
 from pico_train.legacy.modules import earlier_modules

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pico_train.model.lean import formed_again
 from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
+from pico_train.model.recompute import formed_again
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pico_train.cli import main
 from pico_train.config import to_yaml
 from pico_train.data.packed import PackedData
 from pico_train.data.tokenizer import load_tokenizer
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig, build
 
 Command = Callable[..., tuple[int, str, str]]

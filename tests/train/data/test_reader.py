@@ -10,9 +10,9 @@ import pytest
 import torch
 from pico_train import train
 from pico_train.data.packed import PackedRows
-from pico_train.data.reader import Batch, Reader
+from pico_train.data.prefetch import Batch, Reader
 from pico_train.distributed import Runtime
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig
 
 Tiny = Callable[..., RunConfig]

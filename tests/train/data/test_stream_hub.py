@@ -17,9 +17,9 @@ from pico_contract.errors import UserError
 from pico_contract.layout import DataLayout
 from pico_train import train
 from pico_train.config import to_yaml
-from pico_train.data import hub as hub_room
+from pico_train.data import hub_files as hub_room
 from pico_train.data.packed import PackedData
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig, build
 
 from . import replica
@@ -232,7 +232,7 @@ def test_a_run_that_was_killed_reads_the_same_rows(
     data = fetched(REPO, out="hub")
     killed = tiny(name="killed", **{"data.path": str(data.path), **changes})
     with monkeypatch.context() as patch:
-        patch.setattr("pico_train.loop.apply_update", at_the_seventh())
+        patch.setattr("pico_train.trainer.loop.apply_update", at_the_seventh())
         with pytest.raises(KeyboardInterrupt):
             train(killed, quiet=True)
     shutil.rmtree(DataLayout(data.path).cache)
@@ -267,7 +267,7 @@ def test_two_processes_read_what_one_reads_and_download_each_shard_once(
 
 
 def at_the_seventh() -> Callable[..., None]:
-    from pico_train.loop import apply_update
+    from pico_train.trainer.update import apply_update
 
     def update(state: Any, update: Any, lr: float) -> None:
         if update.step == 7:

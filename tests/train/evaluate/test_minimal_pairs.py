@@ -17,10 +17,10 @@ import torch
 from pico_contract.errors import UserError
 from pico_train.data.packed import PackedData
 from pico_train.data.tokenizer import load_tokenizer
+from pico_train.errors import NonFiniteError
 from pico_train.evaluate.likelihood import TextEncoder, sequence_nll
 from pico_train.evaluate.minimal_pairs import MinimalPair, minimal_pairs, read_pairs, sentence_nll
 from pico_train.evaluate.tasks import EvaluateConfig, check_tasks
-from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
 from .conftest import Reference

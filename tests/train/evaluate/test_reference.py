@@ -16,7 +16,7 @@ from pico_contract.schema import EvaluationManifest
 from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.evaluate.reference import Bigram, ngram_reference, unigram_entropy, write_reference
+from pico_train.evaluate.ngram import Bigram, ngram_reference, unigram_entropy, write_reference
 
 STATES = 6
 MOVES = np.full((STATES, STATES), 0.04) + 0.76 * np.roll(np.eye(STATES), 1, axis=1)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pico_contract.errors import UserError
 from pico_train.config import validate
-from pico_train.estimate import estimate
 from pico_train.legacy.config import convert_config
 from pico_train.method import METHODS
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 from pico_train.schedule import lr_factor
 
 from .earlier import converted

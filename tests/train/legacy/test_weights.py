@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pico_train.checkpoint import initial_geometry, initial_weights
+from pico_train.checkpoint.init_from import initial_geometry, initial_weights
 from pico_train.legacy.weights import convert_weights
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from pico_train.model.decoder import Decoder, DecoderConfig, RMSNorm, swiglu
 from pico_train.model.execution import carry_out
-from pico_train.model.lean import formed_again
+from pico_train.model.recompute import formed_again
 from torch import nn
 
 from ..kept import kept_bytes

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS
-from pico_train.loop import apply_update, compute_gradients
+from pico_train.checkpoint.state import TrainState
 from pico_train.run import Job, RunConfig, build
 from pico_train.schedule import lr_factor
-from pico_train.state import TrainState
+from pico_train.trainer.update import apply_update, compute_gradients
 
 
 def updates(job: Job, state: TrainState, count: int) -> Iterator[int]:

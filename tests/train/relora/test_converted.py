@@ -8,10 +8,10 @@ import pytest
 import yaml
 from pico_train import train
 from pico_train.config import load
-from pico_train.estimate import estimate
 from pico_train.legacy.config import convert_config
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 
 ROOT = Path(__file__).resolve().parents[3]
 OLD = {
@@ -72,7 +72,7 @@ def test_its_first_fifty_updates(tmp_path: Path, data_dir: Path) -> None:
 def test_the_configurations_that_are_shipped_have_every_option_checked(name: str, data_dir: Path) -> None:
     """On shapes: the factors are those of the published study."""
     from pico_train.run import build
-    from pico_train.trial import phases
+    from pico_train.run.dry_run import phases
 
     config = load(RunConfig, ROOT / "pico-train/configs" / f"{name}.yaml", [f"data.path={data_dir}", "disk.check=off"])
     (phase,) = phases(build(config))

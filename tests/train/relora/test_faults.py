@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from pico_contract import names
-from pico_train.loop import apply_update, compute_gradients
 from pico_train.run import RunConfig
+from pico_train.trainer.update import apply_update, compute_gradients
 
 from .running import begun, loss, updates, weights
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_train.method.low_rank import LowRankLinear
+from pico_train.method.relora.lora import LowRankLinear
 from pico_train.seeds import generator
 
 

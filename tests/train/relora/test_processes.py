@@ -10,9 +10,9 @@ import pytest
 import torch
 from pico_contract import codec
 from pico_train import train
-from pico_train.loop import apply_update, compute_gradients
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig, build
+from pico_train.trainer.update import apply_update, compute_gradients
 
 from ..launching import launcher
 

@@ -13,9 +13,9 @@ from pico_contract import codec, names
 from pico_contract.errors import UserError
 from pico_contract.layout import METHOD_TENSORS, OPTIMIZER
 from pico_train import train
-from pico_train.estimate import estimate
-from pico_train.loop import compute_gradients
 from pico_train.run import RunConfig, build
+from pico_train.run.estimate import estimate
+from pico_train.trainer.update import compute_gradients
 
 from .running import begun, loss, saved, updates, weights
 

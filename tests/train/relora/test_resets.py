@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pico_train.method.resets import MOMENTS, reset
+from pico_train.method.relora.optimizer_reset import MOMENTS, reset
 from torch import nn
 
 LR = 1e-2

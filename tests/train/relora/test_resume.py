@@ -11,9 +11,9 @@ import torch
 from pico_contract import codec, names
 from pico_contract.layout import METHOD_TENSORS
 from pico_train import train
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from pico_train.run import RunConfig, build
-from pico_train.stop import StopRequest
+from pico_train.trainer.signals import StopRequest
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_train.method.spectrum import effective_rank, energy_rank, share_out, singular_values
+from pico_train.method.relora.adaptive_rank import effective_rank, energy_rank, share_out, singular_values
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
