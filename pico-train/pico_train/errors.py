@@ -1,4 +1,5 @@
-"""Errors that several rooms raise or name: a peer that failed, a loss that is not finite, the place of a mistake."""
+"""Errors that several rooms raise or name: a peer that failed, a loss that is not finite, the place
+of a mistake."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from pico_contract.errors import UserError
 
 
 class PeerError(Exception):
-    """Another process of this run failed, and says why itself; this one ends with it. Exit code 1."""
+    """Another process of this run failed, and says why itself; this one ends with it. Exit code
+    1."""
 
 
 class NonFiniteError(Exception):
-    """The loss or a gradient became NaN or infinite; raised before the optimizer steps. Exit code 1."""
+    """The loss or a gradient became NaN or infinite; raised before the optimizer steps. Exit code
+    1."""
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process (FSDP2).
+"""Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process
+(FSDP2).
 
-A tensor in shares is a DTensor, whose shape is the whole tensor's. To put one together is a collective: every process
-takes part, also where the main one alone wants it.
+A tensor in shares is a DTensor, whose shape is the whole tensor's. To put one together is a
+collective: every process takes part, also where the main one alone wants it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ Sharding = Literal["none", "full"]
 def shard(
     model: Decoder, parameters: Mapping[str, nn.Parameter], device: torch.device, processes: int
 ) -> dict[str, nn.Parameter]:
-    """Share `model` out among all processes, layer by layer, onto their devices; `parameters` as they are afterwards.
+    """Share `model` out among all processes, layer by layer, onto their devices; `parameters` as
+    they are afterwards.
 
-    Gradients come out of each backward pass as shares of the sum over the processes, which their averages would be
-    only after a multiplication. They are exchanged after every micro-batch: to keep whole ones until the last would
-    take the memory that sharding saves.
+    Gradients come out of each backward pass as shares of the sum over the processes, which their
+    averages would be only after a multiplication. They are exchanged after every micro-batch: to
+    keep whole ones until the last would take the memory that sharding saves.
 
     Raises:
         UserError: a parameter that trains is not one of the model's, or was left whole; names it.
@@ -50,7 +52,9 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
-    sharded = {name: model.get_parameter(names[id(parameter)]) for name, parameter in parameters.items()}
+    sharded = {
+        name: model.get_parameter(names[id(parameter)]) for name, parameter in parameters.items()
+    }
     whole = [name for name, parameter in sharded.items() if not is_share(parameter)]
     if whole:
         raise UserError(f'train.sharding is full, but "{whole[0]}" was left whole')
@@ -58,30 +62,41 @@ def shard(
 
 
 def is_share(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """Whether `tensor` is a DTensor; told by an attribute of it, since its module is slow to import, sets filters of
-    warnings, and is there wherever there are shares."""
+    """Whether `tensor` is a DTensor; told by an attribute of it, since its module is slow to
+    import, sets filters of warnings, and is there wherever there are shares."""
     return hasattr(tensor, "placements")
 
 
-def gathered(tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False) -> torch.Tensor:
-    """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main process (or
-    `everywhere`) and on the meta device, shape and dtype alone, in the others."""
+def gathered(
+    tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False
+) -> torch.Tensor:
+    """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main
+    process (or `everywhere`) and on the meta device, shape and dtype alone, in the others."""
     if not is_share(tensor):
         return tensor
     whole = tensor.full_tensor().detach()
     return whole.to(device if everywhere or tensor.device_mesh.get_rank() == 0 else "meta")
 
 
-def all_gathered(tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False) -> dict[str, torch.Tensor]:
+def all_gathered(
+    tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False
+) -> dict[str, torch.Tensor]:
     """`gathered` on CPU of each of `tensors`, one at a time."""
-    return {name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()}
+    return {
+        name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()
+    }
 
 
 def shared_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and sharded as it is."""
+    """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and
+    sharded as it is."""
     if not is_share(parameter) or tensor.dim() == 0:
         return tensor.to(parameter.device, copy=True)
     from torch.distributed.tensor import distribute_tensor
 
-    share = distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return share.clone()  # a share on the same device is a view of the whole, which it would keep in memory
+    share = distribute_tensor(
+        tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+    return (
+        share.clone()
+    )  # a share on the same device is a view of the whole, which it would keep in memory

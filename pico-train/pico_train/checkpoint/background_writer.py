@@ -1,4 +1,5 @@
-"""Writing beside training: what was handed over is written by one thread, in order, while training goes on."""
+"""Writing beside training: what was handed over is written by one thread, in order, while training
+goes on."""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ Write = Callable[[], None]
 class Writer:
     """Writes what it is handed, one after another, in a thread of its own.
 
-    What is handed over must not change any more: live tensors are copied before (`SavedState.copied`). At most two
-    writes are in hand, one under way and one waiting; who brings a third waits in `make_room`. At the usual cadence
-    these are a checkpoint and a snapshot of one step: in main memory, 12 bytes a parameter under AdamW for the one and
-    the size of its files for the other.
+    What is handed over must not change any more: live tensors are copied before
+    (`SavedState.copied`). At most two writes are in hand, one under way and one waiting; who brings
+    a third waits in `make_room`. At the usual cadence these are a checkpoint and a snapshot of one
+    step: in main memory, 12 bytes a parameter under AdamW for the one and the size of its files for
+    the other.
 
-    After a failure nothing more is written, since what comes later may rely on what came before; the error is raised
-    at the next occasion, and at every later one.
+    After a failure nothing more is written, since what comes later may rely on what came before;
+    the error is raised at the next occasion, and at every later one.
     """
 
     def __init__(self) -> None:
@@ -56,8 +58,8 @@ class Writer:
         self.check()
 
     def close(self, *, drop: bool = False) -> BaseException | None:
-        """Write what is in hand, or with `drop` end the write under way alone, and end the thread; errors as `settle`.
-        May be called again."""
+        """Write what is in hand, or with `drop` end the write under way alone, and end the thread;
+        errors as `settle`. May be called again."""
         self._thread.shutdown(wait=True, cancel_futures=drop)
         self._in_hand.clear()
         return self._error

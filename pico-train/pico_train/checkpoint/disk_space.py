@@ -18,8 +18,8 @@ class DiskConfig(Section):
     """Room for what a run writes."""
 
     check: Literal["refuse", "warn", "off"] = "refuse"
-    """Before the first step, where the rest of the run does not fit on the disk: quotas and other writers, which no
-    check can see, are why it can be a warning, or off."""
+    """Before the first step, where the rest of the run does not fit on the disk: quotas and other
+    writers, which no check can see, are why it can be a warning, or off."""
 
 
 def free_bytes(path: Path) -> int:
@@ -29,7 +29,8 @@ def free_bytes(path: Path) -> int:
 
 
 def check_room(config: DiskConfig, root: Path, needed: int) -> str | None:
-    """The warning where the file system of `root` has less than `needed` bytes free; None where it has enough.
+    """The warning where the file system of `root` has less than `needed` bytes free; None where it
+    has enough.
 
     Raises:
         UserError: it has less, and `config` is to refuse that.
@@ -48,7 +49,8 @@ def check_room(config: DiskConfig, root: Path, needed: int) -> str | None:
 
 @contextmanager
 def telling_room(root: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Where a write of the body finds the disk full, or a quota, say how much is free and what the rest would take."""
+    """Where a write of the body finds the disk full, or a quota, say how much is free and what the
+    rest would take."""
     try:
         yield
     except OSError as error:

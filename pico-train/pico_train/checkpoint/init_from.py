@@ -16,16 +16,23 @@ from pico_contract.layout import (
 )
 from pico_contract.schema import CheckpointManifest
 
-from pico_train.checkpoint.model_folder import check_tensors, read_geometry, read_token_ids, read_weights
+from pico_train.checkpoint.model_folder import (
+    check_tensors,
+    read_geometry,
+    read_token_ids,
+    read_weights,
+)
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.hf import SpecialTokens
 
 
 def initial_geometry(source: str) -> DecoderConfig:
-    """Read the geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face directory.
+    """Read the geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face
+    directory.
 
     Raises:
-        UserError: no such run, step or directory, a damaged file, or an architecture that is not Llama's.
+        UserError: no such run, step or directory, a damaged file, or an architecture that is not
+            Llama's.
     """
     folder = _weights_directory(source)
     with _naming_source(source):
@@ -44,7 +51,8 @@ def initial_weights(source: str) -> dict[str, torch.Tensor]:
 
 
 def check_initial_tensors(source: str, config: DecoderConfig) -> None:
-    """Check that the tensors of `source` are those of geometry `config`; errors as `initial_weights`."""
+    """Check that the tensors of `source` are those of geometry `config`; errors as
+    `initial_weights`."""
     folder = _weights_directory(source)
     with _naming_source(source):
         check_tensors(folder, config)
@@ -66,7 +74,8 @@ def _naming_source(source: str) -> Iterator[None]:
 
 
 def resolved_source(source: str) -> str:
-    """`source` as `initial_weights` takes it, with "latest" replaced by the step that it means now."""
+    """`source` as `initial_weights` takes it, with "latest" replaced by the step that it means
+    now."""
     directory = _weights_directory(source)
     step = parse_step(directory.name)
     return f"{directory.parent.parent}@{step}" if "@" in source and step is not None else source
@@ -74,7 +83,9 @@ def resolved_source(source: str) -> str:
 
 def _weights_directory(source: str, *, hashes: bool = False) -> Path:
     directory = _named_directory(source)
-    if parse_step(directory.name) is not None and (directory / MANIFEST).is_file():  # a checkpoint of ours
+    if (
+        parse_step(directory.name) is not None and (directory / MANIFEST).is_file()
+    ):  # a checkpoint of ours
         problem = codec.damage(directory, CheckpointManifest, hashes=hashes)
         if problem is not None:
             raise DamagedError(f'init_from "{source}": {problem}')
@@ -85,14 +96,20 @@ def _named_directory(source: str) -> Path:
     run, at, step = source.rpartition("@")
     if not at or Path(source).is_dir():
         if RunLayout(Path(source)).manifest.is_file():
-            raise UserError(f'init_from "{source}" is a run: name a step, or write "{source}@latest"')
+            raise UserError(
+                f'init_from "{source}" is a run: name a step, or write "{source}@latest"'
+            )
         return Path(source)
     layout = RunLayout(Path(run))
     if not layout.manifest.is_file():
-        raise UserError(f'init_from "{source}": {run} is not a run directory (it has no {layout.manifest.name})')
+        raise UserError(
+            f'init_from "{source}": {run} is not a run directory (it has no {layout.manifest.name})'
+        )
     steps = codec.intact_steps(layout.checkpoints, CheckpointManifest)
     chosen = steps[-1] if step == "latest" and steps else int(step) if step.isdecimal() else None
     if chosen not in steps:
         known = ", ".join(map(str, steps)) or "none"
-        raise UserError(f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}')
+        raise UserError(
+            f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}'
+        )
     return layout.checkpoint(chosen)

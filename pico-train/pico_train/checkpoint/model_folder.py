@@ -17,15 +17,16 @@ from pico_train.model.hf import EMBEDDING, HEAD, SpecialTokens, config_from_hf, 
 from pico_train.model.stock import difference, shapes_of
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"
-"""Old checkpoints store the rotary frequencies, which follow from config.json; transformers ignores them as well."""
+"""Old checkpoints store the rotary frequencies, which follow from config.json; transformers ignores
+them as well."""
 
 
 def read_geometry(folder: Path) -> DecoderConfig:
     """Read the geometry of the model in `folder` from its config.json.
 
     Raises:
-        UserError: there is no such directory or no config.json in it, or the model has a feature that this decoder
-            lacks, which is named.
+        UserError: there is no such directory or no config.json in it, or the model has a feature
+            that this decoder lacks, which is named.
     """
     path = folder / MODEL_CONFIG
     try:
@@ -35,9 +36,11 @@ def read_geometry(folder: Path) -> DecoderConfig:
 
 
 def read_token_ids(folder: Path) -> SpecialTokens:
-    """Read the ids of bos, eos and pad of the model in `folder`, as far as its own configuration names them.
+    """Read the ids of bos, eos and pad of the model in `folder`, as far as its own configuration
+    names them.
 
-    generation_config.json goes before config.json, as in transformers' `generate`. Negative ids mean "none".
+    generation_config.json goes before config.json, as in transformers' `generate`. Negative ids
+    mean "none".
 
     Raises:
         UserError: as `read_geometry`; an id is not an integer, or lies beyond the vocabulary.
@@ -50,16 +53,21 @@ def read_token_ids(folder: Path) -> SpecialTokens:
         for role in ("bos", "eos", "pad"):
             value = raw.get(f"{role}_token_id")
             ids = [value] if isinstance(value, int) else value or []
-            if not isinstance(ids, list) or any(type(i) is not int or i >= config.get("vocab_size", 0) for i in ids):
+            if not isinstance(ids, list) or any(
+                type(i) is not int or i >= config.get("vocab_size", 0) for i in ids
+            ):
                 wanted = f"an id below vocab_size ({config.get('vocab_size')})"
-                raise UserError(f"{place}: {role}_token_id should be {wanted} (it is {json.dumps(value)})")
+                raise UserError(
+                    f"{place}: {role}_token_id should be {wanted} (it is {json.dumps(value)})"
+                )
             if ids and min(ids) >= 0:
                 found.setdefault(role, ids if len(ids) > 1 else ids[0])
     return found
 
 
 def start_token(token_ids: SpecialTokens) -> tuple[str, int | None]:
-    """Return role and id of the token that texts begin after: bos, or eos if that is the same or the only one."""
+    """Return role and id of the token that texts begin after: bos, or eos if that is the same or
+    the only one."""
     bos, eos = (_first(token_ids.get(role)) for role in ("bos", "eos"))
     return ("eos", eos) if bos in (None, eos) else ("bos", bos)
 
@@ -69,15 +77,21 @@ def _first(ids: int | list[int] | None) -> int | None:
 
 
 def check_tensors(folder: Path, config: DecoderConfig) -> None:
-    """Check that the tensors in `folder` are those of a decoder of geometry `config`, by name, shape and type.
+    """Check that the tensors in `folder` are those of a decoder of geometry `config`, by name,
+    shape and type.
 
     Only the headers of the files are read.
 
     Raises:
-        UserError: as `read_weights`; DamagedError: names the first tensor that does not fit, and its file.
+        UserError: as `read_weights`; DamagedError: names the first tensor that does not fit, and
+            its file.
     """
-    stored = {name: file for file in map(codec.TensorFile, weight_files(folder)) for name in file.names}
-    shapes = {name: file.shape(name) for name, file in stored.items() if not name.endswith(_ROTARY_BUFFER)}
+    stored = {
+        name: file for file in map(codec.TensorFile, weight_files(folder)) for name in file.names
+    }
+    shapes = {
+        name: file.shape(name) for name, file in stored.items() if not name.endswith(_ROTARY_BUFFER)
+    }
     expected = shapes_of(dict(on_meta(config).named_parameters()))
     if config.tie_word_embeddings and HEAD in shapes:
         expected[HEAD] = expected[EMBEDDING]  # which may be stored twice
@@ -87,17 +101,24 @@ def check_tensors(folder: Path, config: DecoderConfig) -> None:
     for name in shapes:
         if not stored[name].dtype(name).startswith(("F", "BF")):
             kind = stored[name].dtype(name)
-            raise DamagedError(f'{stored[name].path}: the tensor "{name}" is {kind}, not floating-point')
+            raise DamagedError(
+                f'{stored[name].path}: the tensor "{name}" is {kind}, not floating-point'
+            )
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of the model in `folder`, from one safetensors file or from those that its index names.
+    """Read the tensors of the model in `folder`, from one safetensors file or from those that its
+    index names.
 
     Raises:
         UserError: there is no safetensors file.
         DamagedError: a file is missing or damaged, or the index does not parse.
     """
-    tensors = {name: tensor for file in weight_files(folder) for name, tensor in codec.read_tensors(file).items()}
+    tensors = {
+        name: tensor
+        for file in weight_files(folder)
+        for name, tensor in codec.read_tensors(file).items()
+    }
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_BUFFER)}
 
 
@@ -141,7 +162,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _weight_map(index: Path) -> dict[str, str]:
     """Return tensor -> file, as the index of a Hugging Face model in several files has it."""
     weight_map = _read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
         raise DamagedError(f'{index} is not an index of weights: it has no "weight_map"')
     if linked := next((name for name in weight_map.values() if Path(name).name != name), None):
         raise DamagedError(f'{index} names "{linked}", which is not a plain file name')

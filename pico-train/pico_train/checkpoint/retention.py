@@ -1,4 +1,5 @@
-"""Keep policies: which checkpoints of a run stay, and how the others go without an observation being lost."""
+"""Keep policies: which checkpoints of a run stay, and how the others go without an observation
+being lost."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ from pico_train.config import Section
 
 
 class KeepConfig(Section):
-    """Which checkpoints stay: all by default. Step 0, the last step and the one to continue from always do."""
+    """Which checkpoints stay: all by default. Step 0, the last step and the one to continue from
+    always do."""
 
     last: int | None = Field(None, ge=1)
     """Newest checkpoints that stay; null is 1 beside `every`, and without it all."""
     every: int | None = Field(None, ge=1)
     """Checkpoints of multiples of this step stay as well; null is off."""
     state: int | None = Field(None, ge=1)
-    """Newest checkpoints that keep state/, about two thirds of the bytes; null is as many as `last` says."""
+    """Newest checkpoints that keep state/, about two thirds of the bytes; null is as many as `last`
+    says."""
 
     def models(self, steps: Sequence[int], last: int) -> list[int]:
         """Of `steps` (ascending), those whose model stays, in a run of `last` updates."""
@@ -35,7 +38,9 @@ class KeepConfig(Section):
             return list(steps)
         newest = set(steps[-self._newest :])
         regular = self.every or math.inf
-        return [step for step in steps if step in newest or step in (0, last) or step % regular == 0]
+        return [
+            step for step in steps if step in newest or step in (0, last) or step % regular == 0
+        ]
 
     def states(self, steps: Sequence[int]) -> list[int]:
         """Of `steps` (ascending; their models stay), those that keep state/."""
@@ -49,7 +54,8 @@ class KeepConfig(Section):
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes: state/ of a checkpoint, or all of it, with its bytes and those of weights that are moved before."""
+    """What goes: state/ of a checkpoint, or all of it, with its bytes and those of weights that are
+    moved before."""
 
     step: int
     path: Path
@@ -63,13 +69,19 @@ class Removal:
 
 
 def removals(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> list[Removal]:
-    """What `keep` removes from a run of `last` updates that would continue from `newest`: state/ first, ascending.
+    """What `keep` removes from a run of `last` updates that would continue from `newest`: state/
+    first, ascending.
 
-    Checkpoints that are not intact are left alone, as are those beyond `newest`, which training will replace.
+    Checkpoints that are not intact are left alone, as are those beyond `newest`, which training
+    will replace.
     """
     if keep == KeepConfig():
         return []
-    steps = [step for step in codec.intact_steps(layout.checkpoints, CheckpointManifest) if step <= newest]
+    steps = [
+        step
+        for step in codec.intact_steps(layout.checkpoints, CheckpointManifest)
+        if step <= newest
+    ]
     models = {newest, *keep.models(steps, last)}
     with_state = [step for step in steps if layout.state(step).is_dir()]
     whole = [step for step in with_state if codec.damage(layout.state(step), StateManifest) is None]
@@ -81,10 +93,11 @@ def removals(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> lis
 
 
 def remove(layout: RunLayout, planned: Sequence[Removal]) -> Iterator[tuple[Removal, str | None]]:
-    """Remove what was `planned`, each after its observed weights were moved; only the holder of the lock may do it.
+    """Remove what was `planned`, each after its observed weights were moved; only the holder of the
+    lock may do it.
 
-    Gives each with None, or with the sentence that says why it stays: something of it is damaged. A crash between any
-    two operations loses nothing: what is planned then is what is left to do.
+    Gives each with None, or with the sentence that says why it stays: something of it is damaged. A
+    crash between any two operations loses nothing: what is planned then is what is left to do.
     """
     for one in planned:
         problem = None
@@ -98,7 +111,8 @@ def remove(layout: RunLayout, planned: Sequence[Removal]) -> Iterator[tuple[Remo
 
 
 def thin(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> list[str]:
-    """Apply `keep`, as `removals` and `remove` do; the sentences say what stays although it should not."""
+    """Apply `keep`, as `removals` and `remove` do; the sentences say what stays although it should
+    not."""
     done = remove(layout, removals(layout, keep, newest, last))
     return [problem for _, problem in done if problem is not None]
 
@@ -115,11 +129,16 @@ def _moved_bytes(layout: RunLayout, step: int) -> int:
         file = codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS)
     except DamagedError:
         return 0  # `remove` will say so
-    return 4 * sum(math.prod(file.shape(name)) for name in _observed(snapshot, file)) if snapshot else 0
+    return (
+        4 * sum(math.prod(file.shape(name)) for name in _observed(snapshot, file))
+        if snapshot
+        else 0
+    )
 
 
 def _waiting(layout: RunLayout, step: int) -> SnapshotManifest | None:
-    """The snapshot whose weights the checkpoint of `step` holds, else None; DamagedError where it is not intact."""
+    """The snapshot whose weights the checkpoint of `step` holds, else None; DamagedError where it
+    is not intact."""
     directory = layout.snapshot(step)
     if not directory.is_dir():
         return None
@@ -137,9 +156,11 @@ def _observed(snapshot: SnapshotManifest, file: codec.TensorFile) -> list[str]:
 
 
 def _move_weights(layout: RunLayout, step: int) -> None:
-    """Let the snapshot of `step`, where there is one, hold its weights itself, float32 as the checkpoint has them.
+    """Let the snapshot of `step`, where there is one, hold its weights itself, float32 as the
+    checkpoint has them.
 
-    The snapshot is replaced by one whose other files are links to the same bytes: they are neither copied nor read.
+    The snapshot is replaced by one whose other files are links to the same bytes: they are neither
+    copied nor read.
 
     Raises:
         DamagedError: the checkpoint's model or the snapshot is not intact; both are as they were.
@@ -150,10 +171,15 @@ def _move_weights(layout: RunLayout, step: int) -> None:
     problem = codec.damage(layout.checkpoint(step), CheckpointManifest, hashes=True)
     if problem is not None:
         raise DamagedError(problem)
-    snapshot, model = layout.snapshot(step), codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS)
+    snapshot, model = (
+        layout.snapshot(step),
+        codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS),
+    )
     weights = {name: model.get(name) for name in _observed(manifest, model)}
     if (snapshot / SNAPSHOT_WEIGHTS).is_file() and SNAPSHOT_WEIGHTS in manifest.files:
-        weights |= codec.read_tensors(snapshot / SNAPSHOT_WEIGHTS)  # of the method, which no checkpoint holds
+        weights |= codec.read_tensors(
+            snapshot / SNAPSHOT_WEIGHTS
+        )  # of the method, which no checkpoint holds
     known = {file: entry for file, entry in manifest.files.items() if file != SNAPSHOT_WEIGHTS}
     manifest.weights = "snapshot"
     with codec.publish(snapshot) as draft:
@@ -164,7 +190,8 @@ def _move_weights(layout: RunLayout, step: int) -> None:
 
 
 def _discard(path: Path, parent: Path) -> None:
-    """Delete a directory that is whole until it is gone: what a crash leaves of it in `parent` is a leftover."""
+    """Delete a directory that is whole until it is gone: what a crash leaves of it in `parent` is a
+    leftover."""
     aside = temporary(parent / f"{path.parent.name}-{path.name}", uuid.uuid4().hex[:8])
     codec.on_stage("before_discard", path)
     path.rename(aside)

@@ -57,7 +57,9 @@ class ModelCard:
     architecture: Architecture = STOCK
 
 
-def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard, metrics: FileEntry | None = None) -> Path:
+def save_checkpoint(
+    layout: RunLayout, saved: SavedState, card: ModelCard, metrics: FileEntry | None = None
+) -> Path:
     """Write checkpoints/step_t for the step in `saved`; it exists for readers once this returns.
 
     `metrics` is what metrics.jsonl holds up to that step.
@@ -72,7 +74,11 @@ def save_checkpoint(layout: RunLayout, saved: SavedState, card: ModelCard, metri
         state.mkdir()
         codec.save_tensors(state / OPTIMIZER, saved.optimizer)
         codec.save_tensors(state / METHOD_TENSORS, saved.method_tensors)
-        scalars = {"counters": saved.counters, "method": saved.method_scalars, "stepped": stepped(saved.optimizer)}
+        scalars = {
+            "counters": saved.counters,
+            "method": saved.method_scalars,
+            "stepped": stepped(saved.optimizer),
+        }
         codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
         codec.seal(state, StateManifest(step=step))
         tokens = int(saved.counters["tokens"])
@@ -85,7 +91,8 @@ def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: Mode
     """Write the files of a Hugging Face model into `directory`.
 
     Raises:
-        UserError: `weights` are not the tensors that config.json implies; names the first that differs.
+        UserError: `weights` are not the tensors that config.json implies; names the first that
+            differs.
     """
     problem = difference(shapes_of(weights), expected_tensors(card.config, card.architecture))
     if problem is not None:

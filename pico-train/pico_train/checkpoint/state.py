@@ -24,13 +24,17 @@ from pico_train.sharding import all_gathered, gathered
 
 
 def effective_weights(method: Method, model: Decoder) -> dict[str, torch.Tensor]:
-    """Ask `method` for the weights of the plain decoder, and check that they are all of its tensors and no others.
+    """Ask `method` for the weights of the plain decoder, and check that they are all of its tensors
+    and no others.
 
     Raises:
-        UserError: a tensor is missing, unknown or of another shape; names it and the method's class.
+        UserError: a tensor is missing, unknown or of another shape; names it and the method's
+            class.
     """
     weights = dict(method.effective_weights(model))
-    problem = difference(shapes_of(weights), shapes_of(dict(on_meta(model.config).named_parameters())))
+    problem = difference(
+        shapes_of(weights), shapes_of(dict(on_meta(model.config).named_parameters()))
+    )
     if problem is not None:
         raise UserError(
             f"{type(method).__name__}.effective_weights should give the tensors of the plain decoder, but {problem}"
@@ -65,29 +69,40 @@ class TrainState:
     def capture(self, *, everywhere: bool = False) -> SavedState:
         """The state as named tensors and scalars; tensors share memory with the live ones.
 
-        What is sharded is put together by all processes, for the main one alone unless `everywhere`.
+        What is sharded is put together by all processes, for the main one alone unless
+        `everywhere`.
         """
         tensors, scalars = self.method.state_dict()
-        weights = {name: tensor.detach() for name, tensor in effective_weights(self.method, self.model).items()}
+        weights = {
+            name: tensor.detach()
+            for name, tensor in effective_weights(self.method, self.model).items()
+        }
         return SavedState(
             weights=all_gathered(weights, everywhere=everywhere),
-            optimizer=all_gathered(optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere),
+            optimizer=all_gathered(
+                optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere
+            ),
             method_tensors=all_gathered(tensors, everywhere=everywhere),
-            method_scalars=json.loads(json.dumps(scalars, allow_nan=False)),  # after a rebuild as after a resume
+            method_scalars=json.loads(
+                json.dumps(scalars, allow_nan=False)
+            ),  # after a rebuild as after a resume
             counters=asdict(self.counters),
         )
 
     def plain_decoder(self) -> Decoder:
         """A decoder of its own around the effective weights, in evaluation mode.
 
-        It shares memory with the live parameters where the method's effective weights are those, so it costs no copy,
-        but it has parameters (and `.grad`) of its own and no hooks or wrappers: observing and evaluating through it
-        cannot disturb training. Where parameters are sharded it is a copy, which all processes put together, and only
-        that of the main process has values: the others' lies on the meta device.
+        It shares memory with the live parameters where the method's effective weights are those, so
+        it costs no copy, but it has parameters (and `.grad`) of its own and no hooks or wrappers:
+        observing and evaluating through it cannot disturb training. Where parameters are sharded it
+        is a copy, which all processes put together, and only that of the main process has values:
+        the others' lies on the meta device.
         """
         decoder = on_meta(self.model.config)
         effective = effective_weights(self.method, self.model)
-        weights = {name: gathered(tensor.detach(), tensor.device) for name, tensor in effective.items()}
+        weights = {
+            name: gathered(tensor.detach(), tensor.device) for name, tensor in effective.items()
+        }
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
 
@@ -102,7 +117,8 @@ class SavedState:
     method_scalars: dict[str, Any]
     counters: dict[str, Any]
     stepped: list[str] | None = None
-    """Parameters that the optimizer had state of, as recorded beside it; None in checkpoints that do not say."""
+    """Parameters that the optimizer had state of, as recorded beside it; None in checkpoints that
+    do not say."""
     place: Path | None = None
     """Directory `state/` that it was read from."""
 
@@ -116,33 +132,50 @@ class SavedState:
 
     @contextmanager
     def reading_method(self, method: Method) -> Iterator[None]:
-        """Name the file if `method` cannot build from what was saved; errors of a rebuild pass through."""
+        """Name the file if `method` cannot build from what was saved; errors of a rebuild pass
+        through."""
         try:
             yield
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DamagedError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            DamagedError,
+        ) as error:
             if self.place is None:
                 raise
             why = str(error) if isinstance(error, DamagedError) else in_one_line(error)
             file = self.place / METHOD_TENSORS
-            raise DamagedError(f"{file}: {type(method).__name__} cannot build from this state ({why})") from error
+            raise DamagedError(
+                f"{file}: {type(method).__name__} cannot build from this state ({why})"
+            ) from error
 
     def check_method(self, method: Method) -> None:
-        """DamagedError where the tensors that `method` now has are not those that it was given, by name and shape."""
+        """DamagedError where the tensors that `method` now has are not those that it was given, by
+        name and shape."""
         if self.place is None:
             return
-        problem = difference(shapes_of(self.method_tensors), shapes_of(method.state_dict()[0]), "this method's")
+        problem = difference(
+            shapes_of(self.method_tensors), shapes_of(method.state_dict()[0]), "this method's"
+        )
         if problem is not None:
             raise DamagedError(f"{self.place / METHOD_TENSORS}: {problem}")
 
     def restore_optimizer(self, state: TrainState, *, drop_unknown: bool = False) -> None:
-        """Give `state` (freshly built around this object's weights and method state) its optimizer and counters.
+        """Give `state` (freshly built around this object's weights and method state) its optimizer
+        and counters.
 
         Raises:
-            DamagedError: state of an unknown parameter or of another shape, or none of one that had been stepped.
+            DamagedError: state of an unknown parameter or of another shape, or none of one that had
+                been stepped.
         """
         file = "the optimizer's state" if self.place is None else str(self.place / OPTIMIZER)
         try:
-            load_optimizer_tensors(state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown)
+            load_optimizer_tensors(
+                state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown
+            )
         except DamagedError as error:
             raise DamagedError(f"{file}: {error}") from None
         missing = sorted(set(self.stepped or ()) - set(stepped(self.optimizer)))

@@ -25,7 +25,8 @@ _HOMES = {
     "run_layout": "pico_train.checkpoint.load",
     "run_table": "pico_train.commands.runs",
 }
-"""Public name -> its module, imported when the name is first asked for: other commands need none of them."""
+"""Public name -> its module, imported when the name is first asked for: other commands need none of
+them."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The commands that look at a data directory: what it is, and whether its bytes are those that were written."""
+"""The commands that look at a data directory: what it is, and whether its bytes are those that were
+written."""
 
 from __future__ import annotations
 
@@ -29,10 +30,14 @@ def describe_data(path: Path, overrides: Sequence[str], rows: int) -> Iterator[s
         UserError: an override, which data that are made do not take; DamagedError: a damaged file.
     """
     if overrides:
-        raise UserError(f"{path} is a data directory, which takes no overrides: leave out {overrides[0]}")
+        raise UserError(
+            f"{path} is a data directory, which takes no overrides: leave out {overrides[0]}"
+        )
     data = PackedData.open(path)
     manifest = data.manifest
-    special = ", ".join(f"{role} {token}" for role, token in manifest.special_tokens.items()) or "none"
+    special = (
+        ", ".join(f"{role} {token}" for role, token in manifest.special_tokens.items()) or "none"
+    )
     yield f"{path}: data of {manifest.source} (licence: {manifest.licence}), made {manifest.created}"
     yield f"fingerprint   {manifest.fingerprint}"
     yield f"vocabulary    {manifest.vocab_size:,} ids, stored as {manifest.dtype}; special tokens: {special}"
@@ -50,14 +55,17 @@ def describe_data(path: Path, overrides: Sequence[str], rows: int) -> Iterator[s
 
 
 def verify_all(path: Path) -> Iterator[str]:
-    """Compare every byte of the data directory `path` with data.json; one line for each part that is as it should be.
+    """Compare every byte of the data directory `path` with data.json; one line for each part that
+    is as it should be.
 
     Raises:
         UserError: `path` is not a data directory.
         DamagedError: names every fault.
     """
     if not is_data_directory(path):
-        raise UserError(f"{path} is not a data directory (it has no {DataLayout(path).manifest.name})")
+        raise UserError(
+            f"{path} is not a data directory (it has no {DataLayout(path).manifest.name})"
+        )
     checked = verify_data(path)
     faults, shards = list(checked.faults), ""
     if not faults:

@@ -13,7 +13,8 @@ from pico_train.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Sampling:
-    """How new tokens are drawn: temperature 0 is greedy; `top_k` and `top_p` keep all where they are None."""
+    """How new tokens are drawn: temperature 0 is greedy; `top_k` and `top_p` keep all where they
+    are None."""
 
     tokens: int
     temperature: float = 0.8
@@ -39,10 +40,13 @@ def continue_ids(
     """Draw tokens that follow `ids`, up to `eos` (any of several), and `decode` all of them.
 
     Raises:
-        UserError: there is no id to begin with, or prompt and new tokens exceed the positions; names `where`.
+        UserError: there is no id to begin with, or prompt and new tokens exceed the positions;
+            names `where`.
     """
     if not ids:
-        raise UserError(f"{where}: the prompt is empty, and no token is named that a text begins with: give a prompt")
+        raise UserError(
+            f"{where}: the prompt is empty, and no token is named that a text begins with: give a prompt"
+        )
     try:
         made = decoder.generate(
             torch.tensor([list(ids)]),

@@ -1,4 +1,5 @@
-"""The commands `evaluate` and `generate` for a Hugging Face model directory, which no run of ours has made."""
+"""The commands `evaluate` and `generate` for a Hugging Face model directory, which no run of ours
+has made."""
 
 from __future__ import annotations
 
@@ -21,7 +22,14 @@ from pico_train.data.sources import in_full
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.progress import ShowProgress, hidden
-from pico_train.evaluate.tasks import EvaluateConfig, Place, Subject, default_tasks, evaluate, in_one_line
+from pico_train.evaluate.tasks import (
+    EvaluateConfig,
+    Place,
+    Subject,
+    default_tasks,
+    evaluate,
+    in_one_line,
+)
 from pico_train.model.decoder import Decoder
 
 
@@ -29,8 +37,8 @@ class ModelDataConfig(Section):
     """Packed rows on which a model is evaluated."""
 
     path: Path | None = None
-    """A data directory whose validation rows were made with the model's own tokenizer; null leaves out perplexity on
-    rows."""
+    """A data directory whose validation rows were made with the model's own tokenizer; null leaves
+    out perplexity on rows."""
     stream: StreamConfig = StreamConfig()
     """Where shards of the hub are kept."""
 
@@ -50,14 +58,20 @@ class ModelEvaluationConfig(Section):
 
 def is_model_folder(path: Path) -> bool:
     """Whether `path` is a model directory, and neither a run nor a checkpoint inside of one."""
-    return (path / MODEL_CONFIG).is_file() and not RunLayout(path).manifest.is_file() and run_of(path) is None
+    return (
+        (path / MODEL_CONFIG).is_file()
+        and not RunLayout(path).manifest.is_file()
+        and run_of(path) is None
+    )
 
 
 def run_of(path: Path) -> tuple[Path, int] | None:
     """(run directory, step) where `path` is a checkpoint inside a run; None elsewhere."""
     absolute = path.absolute()
     step, root = parse_step(absolute.name), absolute.parent.parent
-    is_checkpoint = step is not None and (path / MANIFEST).is_file() and RunLayout(root).manifest.is_file()
+    is_checkpoint = (
+        step is not None and (path / MANIFEST).is_file() and RunLayout(root).manifest.is_file()
+    )
     return (root, step) if is_checkpoint and step is not None else None
 
 
@@ -71,10 +85,13 @@ def evaluate_any(
     trust: bool = False,
     progress: ShowProgress = hidden,
 ) -> str:
-    """Evaluate a run, a checkpoint inside a run, or a model directory; errors as `evaluate_run`, `evaluate_folder`."""
+    """Evaluate a run, a checkpoint inside a run, or a model directory; errors as `evaluate_run`,
+    `evaluate_folder`."""
     run, step = _run_and_step(path, step)
     if run is not None:
-        return evaluate_run(run, step, tasks, overrides, again=again, trust=trust, progress=progress)
+        return evaluate_run(
+            run, step, tasks, overrides, again=again, trust=trust, progress=progress
+        )
     return evaluate_folder(path, tasks, overrides, again=again, progress=progress)
 
 
@@ -84,7 +101,9 @@ def generate_any(path: Path, step: int | None, prompt: str, sampling: Sampling) 
     if run is None:
         return generate_from_folder(path, prompt, sampling)
     how = sampling
-    return generate_text(run, prompt, step, how.tokens, how.temperature, how.top_k, how.top_p, how.seed)
+    return generate_text(
+        run, prompt, step, how.tokens, how.temperature, how.top_k, how.top_p, how.seed
+    )
 
 
 def _run_and_step(path: Path, step: int | None) -> tuple[Path | None, int | None]:
@@ -116,10 +135,12 @@ def evaluate_folder(
 ) -> str:
     """Evaluate the model in `folder`; results are written beside it, or to `out`.
 
-    A result that is there under the same settings, of the same bytes, is read back unless measured `again`.
+    A result that is there under the same settings, of the same bytes, is read back unless measured
+    `again`.
 
     Raises:
-        UserError: a model that this decoder cannot compute, an unknown key, rows of another tokenizer, no task.
+        UserError: a model that this decoder cannot compute, an unknown key, rows of another
+            tokenizer, no task.
     """
     config = load(ModelEvaluationConfig, None, in_full(overrides, {}))
     decoder = load_model(folder).to(Runtime(config.device).device)
@@ -137,12 +158,17 @@ def evaluate_folder(
     known: list[str] = []
     read_back = None if again else known.append
     results = evaluate(subject, config.evaluate, place, wanted, read_back=read_back, show=progress)
-    note = f" (measured before under the same settings: {', '.join(known)}; --again repeats)" if known else ""
+    note = (
+        f" (measured before under the same settings: {', '.join(known)}; --again repeats)"
+        if known
+        else ""
+    )
     return f"{in_one_line(results)}{note}\nresults in {place.layout.evaluations_at(0)}"
 
 
 def _vocabulary(folder: Path, decoder: Decoder) -> Vocabulary:
-    """The model's own tokenizer and tokens; texts begin after its bos where it has one, else after its eos."""
+    """The model's own tokenizer and tokens; texts begin after its bos where it has one, else after
+    its eos."""
     (name, start), tokenizer = start_token(read_token_ids(folder)), folder / TOKENIZER
     known = tokenizer if tokenizer.is_file() else None
     return Vocabulary(folder, known, start, decoder.config.vocab_size, start_name=name)
@@ -160,7 +186,9 @@ def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
         )
     if data.tokenizer_path is None or vocabulary.tokenizer is None:
         return data
-    words, others = (load_tokenizer(path).get_vocab() for path in (data.tokenizer_path, vocabulary.tokenizer))
+    words, others = (
+        load_tokenizer(path).get_vocab() for path in (data.tokenizer_path, vocabulary.tokenizer)
+    )
     if words != others:
         raise UserError(
             f"the rows of {data.path} were made with another tokenizer than that of {vocabulary.place}: prepare them"
@@ -177,10 +205,12 @@ def _model_sha256(folder: Path) -> str:
 
 
 def generate_from_folder(folder: Path, prompt: str, sampling: Sampling) -> str:
-    """Continue `prompt` with the model in `folder`, after the special tokens that its tokenizer.json puts before it.
+    """Continue `prompt` with the model in `folder`, after the special tokens that its
+    tokenizer.json puts before it.
 
     Raises:
-        UserError: there is no tokenizer.json, the prompt is not text or exceeds the positions with the new tokens.
+        UserError: there is no tokenizer.json, the prompt is not text or exceeds the positions with
+            the new tokens.
     """
     require_utf8(prompt)
     tokenizer, ids = load_tokenizer(folder), read_token_ids(folder)

@@ -33,19 +33,24 @@ from pico_train.run.config import RunConfig
 from pico_train.run.stored_config import load_stored
 
 
-def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False, *, trust: bool = False) -> Iterator[str]:
-    """Apply the keep policy of `run`, with overrides such as keep.last=3; lines on what was removed, and its bytes.
+def prune(
+    run: Path, overrides: Sequence[str] = (), dry_run: bool = False, *, trust: bool = False
+) -> Iterator[str]:
+    """Apply the keep policy of `run`, with overrides such as keep.last=3; lines on what was
+    removed, and its bytes.
 
-    With `dry_run` they say what would be removed, and nothing is written. `trust` lets the code be imported that the
-    run's configuration names.
+    With `dry_run` they say what would be removed, and nothing is written. `trust` lets the code be
+    imported that the run's configuration names.
 
     Raises:
-        UserError: `run` is no run, an override is not of the policy, a live process writes the run, or it has no
-            intact checkpoint to continue from.
+        UserError: `run` is no run, an override is not of the policy, a live process writes the run,
+            or it has no intact checkpoint to continue from.
     """
     layout = run_layout(run)
     if other := next((item for item in overrides if not item.startswith("keep.")), None):
-        raise UserError(f'"{other}" is no keep policy: override keep.last, keep.every or keep.state')
+        raise UserError(
+            f'"{other}" is no keep policy: override keep.last, keep.every or keep.state'
+        )
     config = load_stored(layout, [f"checkpoint.{item}" for item in overrides], trust=trust)
     if dry_run:
         planned = _planned(layout, config)
@@ -62,7 +67,9 @@ def prune(run: Path, overrides: Sequence[str] = (), dry_run: bool = False, *, tr
 def _planned(layout: RunLayout, config: RunConfig) -> list[Removal]:
     newest, _ = newest_intact(layout)
     if newest is None:
-        raise UserError(f"{layout.root} has no intact checkpoint to continue from: nothing is removed")
+        raise UserError(
+            f"{layout.root} has no intact checkpoint to continue from: nothing is removed"
+        )
     total = codec.read_manifest(layout.manifest, RunManifest).total_steps
     return removals(layout, config.checkpoint.keep, newest, total)
 
@@ -84,14 +91,19 @@ def run_table(runs: Path) -> list[str]:
     """
     if not runs.is_dir():
         raise UserError(f"there is no directory {runs}; name the one that holds your runs")
-    layouts = [RunLayout(path) for path in sorted(runs.iterdir()) if RunLayout(path).manifest.is_file()]
+    layouts = [
+        RunLayout(path) for path in sorted(runs.iterdir()) if RunLayout(path).manifest.is_file()
+    ]
     if not layouts:
         return [f"there is no run in {runs}"]
     damaged: list[str] = []
     found = (tuple(map(one_line, _run_row(layout, damaged))) for layout in layouts)
     rows = [("run", "status", "step", "loss", "disk"), *found]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     return lines + [one_line(sentence) for sentence in damaged]
 
 
@@ -110,7 +122,8 @@ def _run_row(layout: RunLayout, damaged: list[str]) -> tuple[str, str, str, str,
 
 
 def _bytes_below(root: Path) -> int:
-    """Bytes of all files below `root`, some of which may vanish meanwhile: the run may be running."""
+    """Bytes of all files below `root`, some of which may vanish meanwhile: the run may be
+    running."""
     total = 0
     for folder, _, names in os.walk(root):
         for name in names:
@@ -153,23 +166,32 @@ def evaluate_run(
     trust: bool = False,
     progress: ShowProgress = hidden,
 ) -> str:
-    """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are written into the run.
+    """Evaluate a checkpoint of `run` under the run's own settings and `overrides`; results are
+    written into the run.
 
-    One that is there already under the same settings is read back, unless it is to be measured `again`. The packed
-    data are opened for the task `perplexity` alone; all others need the checkpoint and its tokenizer. `progress` is
-    called with each task that is measured.
+    One that is there already under the same settings is read back, unless it is to be measured
+    `again`. The packed data are opened for the task `perplexity` alone; all others need the
+    checkpoint and its tokenizer. `progress` is called with each task that is measured.
 
     Raises:
-        UserError: an override changes what the run is, the data are not those of the run, or what `evaluate` and
-            `open_checkpoint` refuse.
+        UserError: an override changes what the run is, the data are not those of the run, or what
+            `evaluate` and `open_checkpoint` refuse.
     """
     layout, chosen, decoder = open_checkpoint(run, step)
     config = load_stored(layout, overrides, trust=trust)
     before, now = identity(load_stored(layout, trust=trust)), identity(config)
     if changed := [key for key in now if now[key] != before.get(key)]:
-        raise UserError(f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only")
+        raise UserError(
+            f"{changed[0]} is what {run} is, and no setting of its evaluation: override evaluate.* only"
+        )
     data = _data_of_run(layout, config) if tasks is None or "perplexity" in tasks else None
-    wanted = tasks if tasks is not None else default_tasks(data, config.evaluation) if data is not None else []
+    wanted = (
+        tasks
+        if tasks is not None
+        else default_tasks(data, config.evaluation)
+        if data is not None
+        else []
+    )
     decoder, vocabulary = (
         decoder.to(Runtime(config.train.device).device),
         _vocabulary(layout.checkpoint(chosen), decoder),
@@ -178,8 +200,14 @@ def evaluate_run(
     known: list[str] = []
     read_back = None if again else known.append
     place = Place(layout, config.name, chosen)
-    results = evaluate(subject, config.evaluation, place, wanted, read_back=read_back, show=progress)
-    note = f" (measured before under the same settings: {', '.join(known)}; --again repeats)" if known else ""
+    results = evaluate(
+        subject, config.evaluation, place, wanted, read_back=read_back, show=progress
+    )
+    note = (
+        f" (measured before under the same settings: {', '.join(known)}; --again repeats)"
+        if known
+        else ""
+    )
     return f"step {chosen}: {in_one_line(results)}{note}"
 
 
@@ -223,10 +251,12 @@ def generate_text(
     top_p: float | None,
     seed: int,
 ) -> str:
-    """Continue `prompt` with a checkpoint of `run`, encoded as its data was; an empty prompt starts after end-of-text.
+    """Continue `prompt` with a checkpoint of `run`, encoded as its data was; an empty prompt starts
+    after end-of-text.
 
     Raises:
-        UserError: the run has no tokenizer, the prompt is not text, or it exceeds the positions with the new tokens.
+        UserError: the run has no tokenizer, the prompt is not text, or it exceeds the positions
+            with the new tokens.
     """
     require_utf8(prompt)
     layout, chosen, decoder = open_checkpoint(run, step)
@@ -236,4 +266,6 @@ def generate_text(
     _, start = start_token(token_ids)
     ids = encode(tokenizer, prompt, "the prompt").tolist() or ([] if start is None else [start])
     sampling = Sampling(tokens, temperature, top_k, top_p, seed)
-    return continue_ids(decoder, tokenizer.decode, ids, sampling, token_ids.get("eos"), f"{run}, step {chosen}")
+    return continue_ids(
+        decoder, tokenizer.decode, ids, sampling, token_ids.get("eos"), f"{run}, step {chosen}"
+    )

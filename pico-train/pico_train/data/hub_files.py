@@ -1,7 +1,9 @@
-"""Files of a data set on the hub: listed, their Parquet footers read, downloaded into a bounded cache.
+"""Files of a data set on the hub: listed, their Parquet footers read, downloaded into a bounded
+cache.
 
-What passes (a busy or failing server, a dropped connection) is tried again with growing pauses, by the hub's own
-client as far as it goes. What does not (no access, no such file) ends in one sentence.
+What passes (a busy or failing server, a dropped connection) is tried again with growing pauses, by
+the hub's own client as far as it goes. What does not (no access, no such file) ends in one
+sentence.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ _TIMEOUT = 60.0  # seconds without an answer
 _BLOCK = 1 << 20
 _FOOTER = 1 << 16  # most footers are shorter, so that one request serves
 _BUSY = (408, 429, 500, 502, 503, 504)
-_PATIENT: dict[str, Any] = {"max_retries": _TRIES, "max_wait_time": _LONGEST_PAUSE, "timeout": _TIMEOUT}
+_PATIENT: dict[str, Any] = {
+    "max_retries": _TRIES,
+    "max_wait_time": _LONGEST_PAUSE,
+    "timeout": _TIMEOUT,
+}
 _ABANDONED = 24 * 3600  # seconds after which a half-written file is nobody's
 
 
@@ -54,19 +60,25 @@ class HubRepo:
         """
         self.repo = repo
         with _sentences(f"the data set {repo}"):
-            self.commit = str(hub.HfApi().dataset_info(repo, revision=revision, timeout=_TIMEOUT).sha)
+            self.commit = str(
+                hub.HfApi().dataset_info(repo, revision=revision, timeout=_TIMEOUT).sha
+            )
 
     def shards(self, pattern: str) -> list[tuple[str, int, str]]:
         """(file, bytes, sha256) of the files that the glob `pattern` matches, by name."""
         with _sentences(f"the data set {self.repo}"):
-            tree = hub.HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit, repo_type="dataset")
+            tree = hub.HfApi().list_repo_tree(
+                self.repo, recursive=True, revision=self.commit, repo_type="dataset"
+            )
             files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         chosen = sorted(fnmatch.filter(files, pattern))
         if not chosen:
             raise UserError(f'{self.repo} has no file "{pattern}"{did_you_mean(pattern, files)}')
         hashes = {file: lfs.sha256 for file in chosen if (lfs := files[file].lfs) is not None}
         if unhashed := [file for file in chosen if file not in hashes]:
-            raise UserError(f"{self.repo} lists no sha256 of {unhashed[0]}: download it, and fetch from that directory")
+            raise UserError(
+                f"{self.repo} lists no sha256 of {unhashed[0]}: download it, and fetch from that directory"
+            )
         return [(file, files[file].size, hashes[file]) for file in chosen]
 
     def footer(self, file: str, size: int) -> Any:
@@ -81,7 +93,9 @@ class HubRepo:
         try:
             return pq.read_metadata(io.BytesIO(b"PAR1" + end[-length:]))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.repo}: {file} is not a Parquet file ({' '.join(str(error).split())})") from None
+            raise UserError(
+                f"{self.repo}: {file} is not a Parquet file ({' '.join(str(error).split())})"
+            ) from None
 
     def _bytes(self, file: str, start: int, stop: int) -> bytes:
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
@@ -95,8 +109,8 @@ class HubRepo:
 class HubFiles:
     """Shards of one commit, downloaded when they are announced or asked for.
 
-    Processes of one machine may share the cache: a lock on each file lets one of them download it. No state is kept
-    but the files: their times of change say when they were last used.
+    Processes of one machine may share the cache: a lock on each file lets one of them download it.
+    No state is kept but the files: their times of change say when they were last used.
     """
 
     def __init__(self, repo: str, commit: str, cache: Path, cache_gib: float, largest: int) -> None:
@@ -116,8 +130,12 @@ class HubFiles:
         """The shard in the cache, intact."""
         while True:
             path = self._ask(shard).result()
-            with contextlib.suppress(FileNotFoundError):  # released since, here or by another process
-                os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's own clock here is one of milliseconds
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # released since, here or by another process
+                os.utime(
+                    path, ns=(time.time_ns(),) * 2
+                )  # the kernel's own clock here is one of milliseconds
                 return path
             self._asked.pop(shard.file, None)
 
@@ -159,7 +177,8 @@ class HubFiles:
         return path
 
     def _reserve(self, shard: Shard) -> None:
-        """Delete files, the least recently used first, until this one has its place within the budget."""
+        """Delete files, the least recently used first, until this one has its place within the
+        budget."""
         with self._lock:
             self._coming[shard.file] = shard.size
             kept = sorted(self._kept(), key=lambda entry: entry[1].st_mtime_ns)
@@ -200,9 +219,12 @@ class HubFiles:
         """Write the file's bytes to `draft`; in which way they are not those listed, or None."""
         url = hub.hf_hub_url(self._repo, shard.file, repo_type="dataset", revision=self._commit)
         digest, size = hashlib.sha256(), 0
-        # An error in the middle of the body is for the caller: the client could not begin the body anew.
+        # An error in the middle of the body is for the caller: the client could not begin the body
+        # anew.
         with (
-            http_stream_backoff("GET", url, headers=build_hf_headers(), retry_on_exceptions=(), **_PATIENT) as response,
+            http_stream_backoff(
+                "GET", url, headers=build_hf_headers(), retry_on_exceptions=(), **_PATIENT
+            ) as response,
             draft.open("wb") as file,
         ):
             hf_raise_for_status(response)
@@ -217,18 +239,27 @@ class HubFiles:
 
 @contextlib.contextmanager
 def _sentences(what: str) -> Iterator[None]:
-    """Errors of the hub in one sentence: UserError for what no patience mends, ConnectionError for the rest."""
+    """Errors of the hub in one sentence: UserError for what no patience mends, ConnectionError for
+    the rest."""
     try:
         yield
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in _BUSY:
             raise ConnectionError(f"{what} cannot be had from the hub (HTTP {status})") from None
-        remedy = {401: ": log in with `hf auth login`", 403: ": ask for access on the hub", 404: ": it is not there"}
+        remedy = {
+            401: ": log in with `hf auth login`",
+            403: ": ask for access on the hub",
+            404: ": it is not there",
+        }
         raise UserError(f"the hub refuses {what} (HTTP {status}){remedy.get(status, '')}") from None
     except errors.OfflineModeIsEnabled:
-        raise UserError(f"{what} is on the hub, which HF_HUB_OFFLINE keeps from being asked") from None
+        raise UserError(
+            f"{what} is on the hub, which HF_HUB_OFFLINE keeps from being asked"
+        ) from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: {' '.join(str(error).split())}") from None
     except errors.HTTPError as error:
-        raise ConnectionError(f"{what} cannot be had from the hub ({' '.join(str(error).split())})") from None
+        raise ConnectionError(
+            f"{what} cannot be had from the hub ({' '.join(str(error).split())})"
+        ) from None

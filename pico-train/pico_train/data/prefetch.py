@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 _PATIENCE = 5.0
-"""Seconds that closing waits for a read under way; one that waits for the hub ends with the process."""
+"""Seconds that closing waits for a read under way; one that waits for the hub ends with the
+process."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,19 @@ class Batch:
     row_ids: np.ndarray
     """(batch,) int64, in all processes."""
     tokens: torch.Tensor
-    """(rows, seq_len + 1) int64 on CPU: this process's; pinned where a device copies them by itself."""
+    """(rows, seq_len + 1) int64 on CPU: this process's; pinned where a device copies them by
+    itself."""
     copies: int
     """How many processes read the same."""
 
 
 class Reader:
-    """Batches 1..last by their number, as `read` gives them. With `ahead`, asking for one begins to read the next.
+    """Batches 1..last by their number, as `read` gives them. With `ahead`, asking for one begins to
+    read the next.
 
-    Which rows a batch has follows from its number alone, so that reading ahead changes neither rows nor order; an error
-    is raised when the batch is asked for that it belongs to. Another than the next may be asked for, and is then read
-    at once.
+    Which rows a batch has follows from its number alone, so that reading ahead changes neither rows
+    nor order; an error is raised when the batch is asked for that it belongs to. Another than the
+    next may be asked for, and is then read at once.
     """
 
     def __init__(self, read: Callable[[int], Batch], last: int, *, ahead: bool) -> None:
@@ -48,7 +51,8 @@ class Reader:
         return found
 
     def close(self) -> None:
-        """End the read under way; its error, which belongs to an update that is not to come, is dropped."""
+        """End the read under way; its error, which belongs to an update that is not to come, is
+        dropped."""
         if self._thread is not None:
             self._thread.join(_PATIENCE)
         self._number, self._thread = 0, None

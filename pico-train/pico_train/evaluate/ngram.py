@@ -1,4 +1,5 @@
-"""What n-gram models fitted on the same rows reach: the reference beside which a validation loss is read.
+"""What n-gram models fitted on the same rows reach: the reference beside which a validation loss is
+read.
 
 Shapes: N predicted tokens, V vocabulary.
 """
@@ -18,18 +19,20 @@ _BLOCK = 4096
 
 
 def unigram_entropy(labels: np.ndarray) -> float:
-    """-sum p ln p of the empirical distribution of `labels`, nats a token: what no unigram model can beat on them."""
+    """-sum p ln p of the empirical distribution of `labels`, nats a token: what no unigram model
+    can beat on them."""
     counts = np.unique(labels, return_counts=True)[1]
     p = counts / counts.sum()
     return float(-(p * np.log(p)).sum())
 
 
 class Bigram:
-    """Interpolated Kneser-Ney (Chen & Goodman 1999, equation 25), discounted once more towards the uniform.
+    """Interpolated Kneser-Ney (Chen & Goodman 1999, equation 25), discounted once more towards the
+    uniform.
 
-    p(w | v) = max(c(v, w) - d, 0) / c(v) + d T(v) / c(v) * q(w), with T(v) the number of types that follow v and
-    q(w) = (max(B(w) - d, 0) + d U / V) / B over the numbers B(w) of types that precede w, U of them not zero. After a
-    v that was never seen, p(w | v) = q(w).
+    p(w | v) = max(c(v, w) - d, 0) / c(v) + d T(v) / c(v) * q(w), with T(v) the number of types that
+    follow v and q(w) = (max(B(w) - d, 0) + d U / V) / B over the numbers B(w) of types that precede
+    w, U of them not zero. After a v that was never seen, p(w | v) = q(w).
     """
 
     def __init__(self, first: np.ndarray, second: np.ndarray, vocab_size: int) -> None:
@@ -56,13 +59,16 @@ class Bigram:
 
 
 def ngram_reference(data: PackedData) -> dict[str, Measured]:
-    """Unigram entropy of the validation labels, and the loss on them of unigram and bigram models fitted on train.
+    """Unigram entropy of the validation labels, and the loss on them of unigram and bigram models
+    fitted on train.
 
     The labels are those that a model predicts: row[1:] given row[:-1] (nats a token, float64).
     """
     vocab_size = data.manifest.vocab_size
     train, validation = _pairs(data.split("train")), _pairs(data.split("validation"))
-    counts = np.bincount(train[1], minlength=vocab_size) + 1.0  # add-one: nothing has probability zero
+    counts = (
+        np.bincount(train[1], minlength=vocab_size) + 1.0
+    )  # add-one: nothing has probability zero
     unigram = -np.log(counts / counts.sum())[validation[1]].mean()
     bigram = -np.log(Bigram(*train, vocab_size).probability(*validation)).mean()
     values = {
@@ -70,7 +76,10 @@ def ngram_reference(data: PackedData) -> dict[str, Measured]:
         "unigram_loss": float(unigram),
         "bigram_loss": float(bigram),
     }
-    return {name: Measured(value=value, unit="nats/token", n=len(validation[1])) for name, value in values.items()}
+    return {
+        name: Measured(value=value, unit="nats/token", n=len(validation[1]))
+        for name, value in values.items()
+    }
 
 
 def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, Measured]:
@@ -83,7 +92,12 @@ def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, 
         "discount": DISCOUNT,
     }
     result = EvaluationManifest(
-        created=codec.utc_now(), run=run, step=0, task="ngram_reference", settings=settings, metrics=metrics
+        created=codec.utc_now(),
+        run=run,
+        step=0,
+        task="ngram_reference",
+        settings=settings,
+        metrics=metrics,
     )
     codec.write_text(layout.reference, result.to_json())
     return metrics
@@ -91,6 +105,9 @@ def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, 
 
 def _pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """(context, label) of every predicted token, int64 (N,) each."""
-    blocks = [rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows))) for start in range(0, rows.n_rows, _BLOCK)]
+    blocks = [
+        rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows)))
+        for start in range(0, rows.n_rows, _BLOCK)
+    ]
     ids = np.concatenate(blocks)
     return ids[:, :-1].ravel(), ids[:, 1:].ravel()

@@ -1,4 +1,5 @@
-"""A checkpoint as a model directory of its own: smaller if asked, without what only training and its proof need."""
+"""A checkpoint as a model directory of its own: smaller if asked, without what only training and
+its proof need."""
 
 from __future__ import annotations
 
@@ -30,30 +31,40 @@ from pico_train.model.stock import difference, stock_tensors
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def export_checkpoint(run: Path, step: int | None = None, out: Path | None = None, dtype: str = "fp32") -> Path:
-    """Write a checkpoint of `run` as a plain Hugging Face model; returns its new directory, there whole or not at all.
+def export_checkpoint(
+    run: Path, step: int | None = None, out: Path | None = None, dtype: str = "fp32"
+) -> Path:
+    """Write a checkpoint of `run` as a plain Hugging Face model; returns its new directory, there
+    whole or not at all.
 
-    It holds config.json, generation_config.json, model.safetensors in `dtype` (each weight rounded to nearest),
-    tokenizer and model card: no optimizer state and no manifest. A process that is killed leaves a hidden directory
-    `.tmp-*` beside it, which may be deleted.
+    It holds config.json, generation_config.json, model.safetensors in `dtype` (each weight rounded
+    to nearest), tokenizer and model card: no optimizer state and no manifest. A process that is
+    killed leaves a hidden directory `.tmp-*` beside it, which may be deleted.
 
     Args:
         step: the newest by default.
-        out: a directory that does not exist yet; NAME-stepN, with -bf16 or -fp16, in the current one by default.
+        out: a directory that does not exist yet; NAME-stepN, with -bf16 or -fp16, in the current
+            one by default.
         dtype: "fp32" (bit for bit the checkpoint's), "bf16" or "fp16".
     Raises:
-        UserError: an unknown dtype, `out` exists or lies within a run, a weight has no value in `dtype`, the keep
-            policy of the run removed the checkpoint meanwhile, or what `intact_checkpoint` refuses.
+        UserError: an unknown dtype, `out` exists or lies within a run, a weight has no value in
+            `dtype`, the keep policy of the run removed the checkpoint meanwhile, or what
+            `intact_checkpoint` refuses.
         DamagedError: the checkpoint is damaged.
         OSError: the disk is full or fails.
     """
     if dtype not in DTYPES:
         raise UserError(f'--dtype is "{dtype}"; it can be {", ".join(DTYPES)}')
     layout, chosen = intact_checkpoint(run, step)
-    target = out or Path(f"{layout.root.resolve().name}-step{chosen}{'' if dtype == 'fp32' else f'-{dtype}'}")
+    target = out or Path(
+        f"{layout.root.resolve().name}-step{chosen}{'' if dtype == 'fp32' else f'-{dtype}'}"
+    )
     if not os.path.exists(target):
         check_directory(target)
-    owner = next((parent for parent in target.resolve().parents if RunLayout(parent).manifest.is_file()), None)
+    owner = next(
+        (parent for parent in target.resolve().parents if RunLayout(parent).manifest.is_file()),
+        None,
+    )
     if owner is not None:
         raise UserError(
             f"{target} lies within the run {owner}, whose directory is for what the run writes: choose --out"
@@ -92,7 +103,9 @@ def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
     for name in weights:
         weights[name] = weights[name].to(DTYPES[dtype])
         if not torch.isfinite(weights[name]).all():
-            raise UserError(f'{source / MODEL_WEIGHTS}: "{name}" has values that are not finite in {dtype}')
+            raise UserError(
+                f'{source / MODEL_WEIGHTS}: "{name}" has values that are not finite in {dtype}'
+            )
     with codec.publish(target, replace=False) as draft:
         codec.write_tensors(draft / MODEL_WEIGHTS, weights)
         for name, text in small.items():

@@ -18,7 +18,8 @@ from pico_train.evaluate.results import evaluations_of, newest_evaluations
 
 
 def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> str:
-    """Markdown with a YAML front matter; `revisions` maps the steps that the repository holds to their tags.
+    """Markdown with a YAML front matter; `revisions` maps the steps that the repository holds to
+    their tags.
 
     It tells of no path, host or user of the machine that trained.
 
@@ -34,7 +35,8 @@ def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> 
 
 
 def exported_readme(layout: RunLayout, step: int, name: str, dtype: str) -> str:
-    """The same for a directory `name` that holds the checkpoint of `step` alone, in `dtype`; errors as `model_readme`.
+    """The same for a directory `name` that holds the checkpoint of `step` alone, in `dtype`; errors
+    as `model_readme`.
 
     Evaluations are those of that step, of the weights in float32.
     """
@@ -43,7 +45,12 @@ def exported_readme(layout: RunLayout, step: int, name: str, dtype: str) -> str:
     return _readme(layout, held, evaluations_of(layout, step), [("Use", use)])
 
 
-def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest], ending: list[tuple[str, str]]) -> str:
+def _readme(
+    layout: RunLayout,
+    held: str,
+    evaluations: list[EvaluationManifest],
+    ending: list[tuple[str, str]],
+) -> str:
     manifest, config = codec.read_manifest(layout.manifest, RunManifest), read_yaml(layout.config)
     front = {
         "library_name": "transformers",
@@ -61,13 +68,19 @@ def _readme(layout: RunLayout, held: str, evaluations: list[EvaluationManifest],
         summary = _summary(manifest, held)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         where = f"{layout.manifest} and {layout.config}"
-        raise DamagedError(f"{where} do not say what a model card says ({in_one_line(error)})") from None
+        raise DamagedError(
+            f"{where} do not say what a model card says ({in_one_line(error)})"
+        ) from None
     parts = [f"---\n{strict_yaml.dump(front)}---\n", f"# {_text(manifest.name)}\n", summary]
     return "\n".join([*parts, *(f"## {title}\n\n{body}\n" for title, body in sections)])
 
 
 def _summary(manifest: RunManifest, held: str) -> str:
-    parent = f" It began from the weights of {_code(Path(manifest.parent).name)}." if manifest.parent else ""
+    parent = (
+        f" It began from the weights of {_code(Path(manifest.parent).name)}."
+        if manifest.parent
+        else ""
+    )
     return (
         f"A decoder of {manifest.parameters['total']:,} parameters, trained with pico-train by the method"
         f" {_code(manifest.method)} for {manifest.total_steps:,} steps, {held}.{parent}\n"
@@ -83,7 +96,8 @@ def _code(text: str) -> _Code:
 
 
 def _text(value: Any) -> str:
-    """A value as Markdown that shows it: without links, images, HTML, code or the end of a table's cell."""
+    """A value as Markdown that shows it: without links, images, HTML, code or the end of a table's
+    cell."""
     if isinstance(value, _Code):
         return str(value)
     return "".join(f"&#{ord(one)};" if one in "&<>|[]`*\\" else one for one in one_line(str(value)))
@@ -100,8 +114,12 @@ def _geometry(manifest: RunManifest) -> list[tuple[str, Any]]:
 
 
 def _data(manifest: RunManifest, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The source and licence are those of the data directory, where it is still there and the same."""
-    rows = [("fingerprint", _code(str(manifest.data["fingerprint"]))), ("order", manifest.data["order"])]
+    """The source and licence are those of the data directory, where it is still there and the
+    same."""
+    rows = [
+        ("fingerprint", _code(str(manifest.data["fingerprint"]))),
+        ("order", manifest.data["order"]),
+    ]
     try:
         data = codec.read_manifest(DataLayout(Path(config["data"]["path"])).manifest, DataManifest)
     except (DamagedError, OSError):
@@ -144,7 +162,9 @@ def _evaluations(found: list[EvaluationManifest]) -> str:
 
 
 def _revisions(revisions: Mapping[int, str]) -> str:
-    return _table(("step", "revision"), [(f"{step:,}", _code(tag)) for step, tag in revisions.items()])
+    return _table(
+        ("step", "revision"), [(f"{step:,}", _code(tag)) for step, tag in revisions.items()]
+    )
 
 
 def _loading(source: str, revision: str | None = None) -> str:

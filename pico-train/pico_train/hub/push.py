@@ -1,4 +1,5 @@
-"""Checkpoints on their way to the hub: in order, each once, beside training, which never waits for them."""
+"""Checkpoints on their way to the hub: in order, each once, beside training, which never waits for
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ _LOOK_EVERY = 30.0  # seconds between looks for checkpoints that nobody told of
 class Delivery:
     """What of a run's checkpoints the hub lacks, and its pushing, one after the other."""
 
-    def __init__(self, layout: RunLayout, branch: Branch, config: HubConfig, last: int, say: Say) -> None:
+    def __init__(
+        self, layout: RunLayout, branch: Branch, config: HubConfig, last: int, say: Say
+    ) -> None:
         self.layout, self.branch = layout, branch
         self.closed = threading.Event()
         self._config, self._last, self._say = config, last, say
@@ -35,8 +38,11 @@ class Delivery:
         self._readme = ""
 
     def note(self) -> None:
-        """Remember which checkpoints there are, so that one that goes before it was pushed is missed."""
-        self._seen.update(step for step in codec.listed_steps(self.layout.checkpoints) if self._is_due(step))
+        """Remember which checkpoints there are, so that one that goes before it was pushed is
+        missed."""
+        self._seen.update(
+            step for step in codec.listed_steps(self.layout.checkpoints) if self._is_due(step)
+        )
 
     def missing(self) -> list[int]:
         """Steps that are to be pushed and that the hub lacks as far as it was asked, ascending."""
@@ -61,11 +67,14 @@ class Delivery:
                 sentence = refusal(error, self.branch.repo)
                 if sentence is not None:
                     raise RefusedError(sentence) from None
-                self._looked = False  # whether the lost request was carried out, the branch must say
+                self._looked = (
+                    False  # whether the lost request was carried out, the branch must say
+                )
                 wait = self._pause(error, wait, progress + patience)
 
     def finish_readme(self) -> None:
-        """Push the model card where it says more than the one that went with the last checkpoint."""
+        """Push the model card where it says more than the one that went with the last
+        checkpoint."""
         readme = self._written_readme()
         if self.branch.pushed and readme != self._readme:
             self.branch.push_readme(readme)
@@ -98,7 +107,9 @@ class Delivery:
             self._say(f"checkpoint {step} is not pushed: {what}")
             return True
         self._readme = self._written_readme(step)
-        self.branch.push(directory, codec.read_manifest(directory / MANIFEST, CheckpointManifest), self._readme)
+        self.branch.push(
+            directory, codec.read_manifest(directory / MANIFEST, CheckpointManifest), self._readme
+        )
         self.delivered.append(step)
         return True
 
@@ -113,14 +124,17 @@ class Delivery:
         """Whether the hub has it; weights that were trained anew are pushed anew."""
         pushed = self.branch.pushed.get(step)
         try:
-            manifest = codec.read_manifest(self.layout.checkpoint(step) / MANIFEST, CheckpointManifest)
+            manifest = codec.read_manifest(
+                self.layout.checkpoint(step) / MANIFEST, CheckpointManifest
+            )
         except DamagedError:
             return pushed is not None
         return pushed == manifest.files[MODEL_WEIGHTS].sha256
 
 
 class Pusher:
-    """Delivers in a thread of its own from `wake` to `finish`; what it cannot push it says, and training goes on."""
+    """Delivers in a thread of its own from `wake` to `finish`; what it cannot push it says, and
+    training goes on."""
 
     def __init__(self, delivery: Delivery, say: Say) -> None:
         self._delivery, self._say = delivery, say
@@ -152,7 +166,9 @@ class Pusher:
             why = self._problem or "there was no time for more"
             steps = ", ".join(map(str, missing)) or "none"
             root = self._delivery.layout.root
-            self._say(f"checkpoints not pushed: {steps}; {why}. `pico-train push {root}` pushes what is missing")
+            self._say(
+                f"checkpoints not pushed: {steps}; {why}. `pico-train push {root}` pushes what is missing"
+            )
 
     def close(self) -> None:
         """Push nothing more; what is under way is left to itself, and found by the next session."""
@@ -164,7 +180,9 @@ class Pusher:
             while not self._delivery.closed.is_set():
                 self._wake.wait(_LOOK_EVERY)
                 self._wake.clear()
-                ending = self._ending  # read before, so that nothing that was saved before it is missed
+                ending = (
+                    self._ending
+                )  # read before, so that nothing that was saved before it is missed
                 self._delivery.deliver(patience=float("inf"))
                 if ending:
                     self._delivery.finish_readme()
@@ -175,8 +193,11 @@ class Pusher:
                 self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
 
 
-def open_pusher(layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say) -> Pusher | None:
-    """The pusher of a session, already at what an earlier one left; None where `hub.repo` is off."""
+def open_pusher(
+    layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say
+) -> Pusher | None:
+    """The pusher of a session, already at what an earlier one left; None where `hub.repo` is
+    off."""
     if config.repo is None:
         return None
     pusher = Pusher(_delivery(layout, config, manifest, say), say)
@@ -199,7 +220,9 @@ def push_run(run: Path, config: HubConfig, say: Say) -> list[int]:
     manifest = codec.read_manifest(layout.manifest, RunManifest)
     if not manifest.stock:
         why = manifest.architecture.get("departure", "its run.json says so")
-        raise UserError(f"{run} cannot be pushed: no class of transformers computes its model ({why})")
+        raise UserError(
+            f"{run} cannot be pushed: no class of transformers computes its model ({why})"
+        )
     delivery = _delivery(layout, config, manifest, say)
     try:
         delivery.deliver(config.wait_minutes * 60)

@@ -1,9 +1,11 @@
-"""A branch of a repository on the Hugging Face hub: which checkpoints it holds, and one commit more.
+"""A branch of a repository on the Hugging Face hub: which checkpoints it holds, and one commit
+more.
 
-What was pushed is read from the branch itself, so nothing on disk can disagree with it. The commit of a checkpoint says
-the step in its title and the sha256 of the weights below; a tag `<branch>-step<t>` names it, so that `revision=` in
-transformers and `hub:` in pico-analyze find it. Waiting for Retry-After and repeating requests within a call are
-huggingface_hub's; creating, tagging and committing it does not repeat, which `pusher` does.
+What was pushed is read from the branch itself, so nothing on disk can disagree with it. The commit
+of a checkpoint says the step in its title and the sha256 of the weights below; a tag
+`<branch>-step<t>` names it, so that `revision=` in transformers and `hub:` in pico-analyze find it.
+Waiting for Retry-After and repeating requests within a call are huggingface_hub's; creating,
+tagging and committing it does not repeat, which `pusher` does.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _PASSING = (408, 409, 412, 425, 429)
 
 
 class HubConfig(Section):
-    """Where checkpoints are pushed while training. The token is huggingface_hub's: `hf auth login`, or HF_TOKEN."""
+    """Where checkpoints are pushed while training. The token is huggingface_hub's: `hf auth login`,
+    or HF_TOKEN."""
 
     repo: str | None = None
     """Repository `user/name`; null is off."""
@@ -81,7 +84,8 @@ class Branch:
         return f"{self.name}-step{step}"
 
     def look(self) -> None:
-        """Make repository and branch where they are not there, and read what the branch holds; mend missing tags.
+        """Make repository and branch where they are not there, and read what the branch holds; mend
+        missing tags.
 
         Raises:
             RefusedError: another run's checkpoints are there.
@@ -104,25 +108,37 @@ class Branch:
             if step not in self.pushed:
                 self.pushed[step] = weights
                 if self.tag(step) not in tags:
-                    self._api.create_tag(self.repo, tag=self.tag(step), revision=commit.commit_id, exist_ok=True)
+                    self._api.create_tag(
+                        self.repo, tag=self.tag(step), revision=commit.commit_id, exist_ok=True
+                    )
 
     def push(self, directory: Path, manifest: CheckpointManifest, readme: str) -> None:
         """Commit the model files of a checkpoint, without its `state/`, and tag the commit."""
         step, weights = manifest.step, manifest.files[MODEL_WEIGHTS].sha256
         if step in self.pushed:  # trained again from an older step, with another result
             self._api.delete_tag(self.repo, tag=self.tag(step))
-        files: list[tuple[str, str | bytes]] = [(name, str(directory / name)) for name in [*manifest.files, MANIFEST]]
+        files: list[tuple[str, str | bytes]] = [
+            (name, str(directory / name)) for name in [*manifest.files, MANIFEST]
+        ]
         said = f"run created {self._created}\nweights sha256 {weights}"
-        commit = self._commit([*files, (README, readme.encode())], f"{self._run}: step {step}", said)
+        commit = self._commit(
+            [*files, (README, readme.encode())], f"{self._run}: step {step}", said
+        )
         self._api.create_tag(self.repo, tag=self.tag(step), revision=commit, exist_ok=True)
         self.pushed[step] = weights
 
     def push_readme(self, readme: str) -> None:
-        """Commit the model card alone; the library leaves out a commit that would change nothing."""
+        """Commit the model card alone; the library leaves out a commit that would change
+        nothing."""
         self._commit([(README, readme.encode())], f"{self._run}: model card", "")
 
-    def _commit(self, files: Iterable[tuple[str, str | bytes]], title: str, description: str) -> str:
-        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files]
+    def _commit(
+        self, files: Iterable[tuple[str, str | bytes]], title: str, description: str
+    ) -> str:
+        additions = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+            for name, content in files
+        ]
         info = self._api.create_commit(
             self.repo,
             additions,
@@ -165,11 +181,14 @@ def retry_after(error: BaseException) -> float:
 
 def told(error: BaseException) -> str:
     """What an error says; of a wrapped one the cause."""
-    return in_one_line(error.__cause__ if error.__cause__ is not None and _answer(error) is None else error)
+    return in_one_line(
+        error.__cause__ if error.__cause__ is not None and _answer(error) is None else error
+    )
 
 
 def _answer(error: BaseException | None) -> Any:
-    """The HTTP answer of the hub behind an error, which the library may have wrapped; None without one."""
+    """The HTTP answer of the hub behind an error, which the library may have wrapped; None without
+    one."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return error.response

@@ -1,4 +1,5 @@
-"""metrics.jsonl, one row an update: written, read back, and cut at the step that a session continues."""
+"""metrics.jsonl, one row an update: written, read back, and cut at the step that a session
+continues."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LARGEST = 1 << 63
 
 
 class MetricsFile:
-    """metrics.jsonl, opened for appending after the rows beyond the resumed step were moved to logs/.
+    """metrics.jsonl, opened for appending after the rows beyond the resumed step were moved to
+    logs/.
 
     `was_cut` says whether there were such rows.
 
@@ -56,7 +58,8 @@ class MetricsFile:
         return FileEntry(self._size, self._hash.hexdigest())
 
     def sync(self) -> None:
-        """Make every row durable: called before a checkpoint that promises them, from any thread."""
+        """Make every row durable: called before a checkpoint that promises them, from any
+        thread."""
         with naming(self._path, self._path):
             os.fsync(self._handle.fileno())
 
@@ -67,14 +70,18 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; lines that are none (the last, cut short by a crash, or damage) are left out."""
+    """The rows of a metrics.jsonl; lines that are none (the last, cut short by a crash, or damage)
+    are left out."""
     return [row for _, row in _lines(path) if row is not None]
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
     if not path.is_file():
         return []
-    return [(line, _parsed(line)) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return [
+        (line, _parsed(line))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -83,9 +90,17 @@ def _parsed(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):  # also a number of thousands of digits
         return None
-    if not (isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("loss"), int | float)):
+    if not (
+        isinstance(row, dict)
+        and isinstance(row.get("step"), int)
+        and isinstance(row.get("loss"), int | float)
+    ):
         return None
-    return row if max(abs(row["step"]), abs(row["loss"])) < _LARGEST or row["loss"] != row["loss"] else None
+    return (
+        row
+        if max(abs(row["step"]), abs(row["loss"])) < _LARGEST or row["loss"] != row["loss"]
+        else None
+    )
 
 
 def _cut_metrics(layout: RunLayout, step: int) -> None:

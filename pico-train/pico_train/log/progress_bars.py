@@ -1,4 +1,5 @@
-"""How the progress of something long is shown: a bar on a terminal, now and then a plain line elsewhere."""
+"""How the progress of something long is shown: a bar on a terminal, now and then a plain line
+elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from functools import partial
 
 from pico_contract.terminal import printable
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from pico_train.evaluate.progress import Advance, Amount, ShowProgress
 
@@ -48,7 +56,8 @@ def progress_on_stderr() -> Iterator[ShowProgress]:
 def show_evaluation(
     say: Callable[[str], None], bars: Progress | None, prefix: str, task: str, amount: Amount
 ) -> Iterator[Advance]:
-    """Show how far the evaluation `task` is: a bar of `bars`, or without bars lines that begin with `prefix`."""
+    """Show how far the evaluation `task` is: a bar of `bars`, or without bars lines that begin with
+    `prefix`."""
     if bars is None:
         say(f"{prefix}evaluating {task} on {amount}")
         yield _lines(say, f"{prefix}{task}", amount)

@@ -1,9 +1,11 @@
-"""Trackers as mirrors of metrics.jsonl, which is the truth: TensorBoard, Weights & Biases, trackio, through accelerate.
+"""Trackers as mirrors of metrics.jsonl, which is the truth: TensorBoard, Weights & Biases, trackio,
+through accelerate.
 
-After a resume from an older step each mirror must tell the history that metrics.jsonl tells. TensorBoard purges what it
-has from that step on. Weights & Biases drops whatever lies below its newest step, and trackio keeps both; so there a
-run whose rows were taken back goes on as a new tracker run, `<name>-<n>` of the group `<name>`, which is told the whole
-history first. A session that takes nothing back continues the tracker run of the one before.
+After a resume from an older step each mirror must tell the history that metrics.jsonl tells.
+TensorBoard purges what it has from that step on. Weights & Biases drops whatever lies below its
+newest step, and trackio keeps both; so there a run whose rows were taken back goes on as a new
+tracker run, `<name>-<n>` of the group `<name>`, which is told the whole history first. A session
+that takes nothing back continues the tracker run of the one before.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def check_trackers(names: Iterable[str]) -> None:
 class Mirrored:
     """The run as trackers know it, at the beginning of a session that continues step `start`.
 
-    `id` tells runs of one name apart; `again` says that rows beyond `start` were taken back; `rows` are those of
-    metrics.jsonl.
+    `id` tells runs of one name apart; `again` says that rows beyond `start` were taken back; `rows`
+    are those of metrics.jsonl.
     """
 
     layout: RunLayout
@@ -77,7 +79,9 @@ class Mirrored:
         for step in codec.listed_steps(self.layout.evaluations):
             if step <= self.start:
                 history.append((step, 1, told(self.layout, step)))
-        yield from ((step, values) for step, _, values in sorted(history, key=lambda entry: entry[:2]))
+        yield from (
+            (step, values) for step, _, values in sorted(history, key=lambda entry: entry[:2])
+        )
 
 
 class Mirrors:
@@ -101,8 +105,14 @@ class Mirrors:
 
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, Measured]]) -> None:
         """Results of theta_step: `task/metric`, of the whole alone."""
-        values = {key: value for task, metrics in results.items() for key, value in whole(task, metrics).items()}
-        self._tell(step, {key: value for key, value in values.items() if (step, key) not in self._known})
+        values = {
+            key: value
+            for task, metrics in results.items()
+            for key, value in whole(task, metrics).items()
+        }
+        self._tell(
+            step, {key: value for key, value in values.items() if (step, key) not in self._known}
+        )
 
     def close(self) -> None:
         """Let each tracker write what it still holds."""
@@ -130,11 +140,17 @@ class Mirrors:
         except Exception as error:  # of code that is not ours, of any kind
             self._trackers.pop(name, None)
             what = in_one_line(error)
-            self._say(f"the tracker {name} failed ({what}) and is off for this session; metrics.jsonl has every row")
+            self._say(
+                f"the tracker {name} failed ({what}) and is off for this session; metrics.jsonl has every row"
+            )
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "step"}
+    return {
+        k: v
+        for k, v in row.items()
+        if isinstance(v, int | float) and not isinstance(v, bool) and k != "step"
+    }
 
 
 def _tensorboard(run: Mirrored) -> tuple[Any, bool]:
@@ -149,14 +165,18 @@ def _wandb(run: Mirrored) -> tuple[Any, bool]:
     from accelerate.tracking import WandBTracker
 
     place = {"dir": str(run.layout.logs), "config": dict(run.config)}
-    tracker = WandBTracker(run.project, id=run.id, name=run.segment, group=run.name, resume="allow", **place)
+    tracker = WandBTracker(
+        run.project, id=run.id, name=run.segment, group=run.name, resume="allow", **place
+    )
     return tracker, run.again
 
 
 def _trackio(run: Mirrored) -> tuple[Any, bool]:
     from accelerate.tracking import TrackioTracker
 
-    tracker = TrackioTracker(run.project, name=run.id, group=run.name, resume="allow", config=dict(run.config))
+    tracker = TrackioTracker(
+        run.project, name=run.id, group=run.name, resume="allow", config=dict(run.config)
+    )
     return tracker, run.again
 
 

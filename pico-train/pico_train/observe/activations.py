@@ -13,8 +13,8 @@ from pico_train.model.decoder import Decoder
 
 @dataclass
 class Activations:
-    """Tensors of `rows` rows on CPU, filled part by part: where every position is kept they are the largest thing in
-    memory, and joining parts would take it twice."""
+    """Tensors of `rows` rows on CPU, filled part by part: where every position is kept they are the
+    largest thing in memory, and joining parts would take it twice."""
 
     rows: int
     dtype: torch.dtype
@@ -32,12 +32,15 @@ class Activations:
 
 @contextmanager
 def capture(
-    decoder: Decoder, modules: Sequence[str], pick: Callable[[torch.Tensor], torch.Tensor], activations: Activations
+    decoder: Decoder,
+    modules: Sequence[str],
+    pick: Callable[[torch.Tensor], torch.Tensor],
+    activations: Activations,
 ) -> Iterator[None]:
     """While active, add `pick(output)` of each of `modules` to `activations` at every forward pass.
 
-    The head is the exception: the loss never calls it as a module, so its output is formed from the last norm's at
-    the kept positions alone (the mean over positions passes through a linear map).
+    The head is the exception: the loss never calls it as a module, so its output is formed from the
+    last norm's at the kept positions alone (the mean over positions passes through a linear map).
     """
 
     def keep(name: str) -> Callable[..., None]:
@@ -50,7 +53,11 @@ def capture(
     handles = []
     for name in modules:
         module = decoder.get_submodule(name)
-        hooked, hook = (decoder.model.norm, keep_logits(name)) if module is decoder.lm_head else (module, keep(name))
+        hooked, hook = (
+            (decoder.model.norm, keep_logits(name))
+            if module is decoder.lm_head
+            else (module, keep(name))
+        )
         handles.append(hooked.register_forward_hook(hook))
     try:
         yield

@@ -1,4 +1,5 @@
-"""The gradient of each micro-batch by itself, out of the backward passes that training does anyway."""
+"""The gradient of each micro-batch by itself, out of the backward passes that training does
+anyway."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ MICROBATCH_GRADIENTS = "microbatch_gradients"
 class MicroBatches:
     """Takes the gradient of each micro-batch out of `.grad`, and puts their sum back.
 
-    Each pass finds `.grad` empty and so leaves its own gradient there, exact to the last bit, which a difference of
-    sums would not be. The sum is formed as autograd forms it, one addition in place a pass, in the order of the passes:
-    training goes on with the same bits.
+    Each pass finds `.grad` empty and so leaves its own gradient there, exact to the last bit, which
+    a difference of sums would not be. The sum is formed as autograd forms it, one addition in place
+    a pass, in the order of the passes: training goes on with the same bits.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -25,11 +26,13 @@ class MicroBatches:
     terms: list[int] = field(default_factory=list)
     """Of the loss, in each micro-batch so far."""
     stacks: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Name -> (micro-batches, and the parameter's shape) on CPU: gradients of the mean loss of each."""
+    """Name -> (micro-batches, and the parameter's shape) on CPU: gradients of the mean loss of
+    each."""
     _sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def take(self, terms: int, micro_batches: int) -> None:
-        """The gradient that a pass over `terms` terms has just left, of `micro_batches` passes in all."""
+        """The gradient that a pass over `terms` terms has just left, of `micro_batches` passes in
+        all."""
         index = len(self.terms)
         self.terms.append(terms)
         for name, parameter in self.parameters.items():

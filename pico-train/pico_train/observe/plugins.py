@@ -1,4 +1,5 @@
-"""Observers of other packages, which measure while a run trains: found by name, called when due, kept apart from it."""
+"""Observers of other packages, which measure while a run trains: found by name, called when due,
+kept apart from it."""
 
 from __future__ import annotations
 
@@ -41,9 +42,9 @@ class ObserveConfig(Section):
 class Live:
     """The observers of one run of `last` updates.
 
-    A failure of one costs its measurement of that step and no more: a long run should not end for a table that can be
-    had again. It is said, and recorded in logs/observers.jsonl with its traceback; the observer is asked again when
-    next due.
+    A failure of one costs its measurement of that step and no more: a long run should not end for a
+    table that can be had again. It is said, and recorded in logs/observers.jsonl with its
+    traceback; the observer is asked again when next due.
     """
 
     run: ObservedRun
@@ -74,7 +75,8 @@ class Live:
 
     @contextmanager
     def _apart(self, name: str, step: int, say: Say) -> Iterator[None]:
-        """Nothing that an observer does to torch's generator, threads or gradients, or raises, reaches training."""
+        """Nothing that an observer does to torch's generator, threads or gradients, or raises,
+        reaches training."""
         threads = torch.get_num_threads()
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -87,11 +89,16 @@ class Live:
     def _record(self, name: str, step: int, error: Exception, say: Say) -> None:
         what = in_one_line(error)
         path = self.run.layout.observer_failures
-        say(f'the observer "{name}" failed at step {step} ({what}); training goes on, and the details are in {path}')
+        say(
+            f'the observer "{name}" failed at step {step} ({what}); training goes on, and the details are in {path}'
+        )
         entry = {"time": codec.utc_now(), "step": step, "observer": name, "error": what}
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**entry, "traceback": "".join(traceback.format_exception(error))}) + "\n")
+                file.write(
+                    json.dumps({**entry, "traceback": "".join(traceback.format_exception(error))})
+                    + "\n"
+                )
         except OSError as second:
             say(f"could not record it in {path}: {second}")
 
@@ -100,7 +107,8 @@ def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int
     """The observers that `configs` name, each having checked its options; nothing is written yet.
 
     Raises:
-        UserError: no such observer is installed, or it cannot be imported; wrong options; two write to one directory.
+        UserError: no such observer is installed, or it cannot be imported; wrong options; two write
+            to one directory.
     """
     observers: list[tuple[ObserveConfig, LiveObserver]] = []
     places: dict[Path, str] = {}
@@ -113,7 +121,9 @@ def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int
             raise UserError(f"{key}.options: {error}") from None
         other = places.setdefault(observer.results, key)
         if other != key:
-            raise UserError(f"{key} and {other} both write to {observer.results}: give one another name in its options")
+            raise UserError(
+                f"{key} and {other} both write to {observer.results}: give one another name in its options"
+            )
         observers.append((config, observer))
     return Live(run, last, observers)
 
@@ -121,7 +131,11 @@ def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int
 def _factory(name: str, key: str) -> Factory:
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in installed:
-        there = f"installed: {', '.join(sorted(installed))}" if installed else 'none is; pico-analyze brings "analyze"'
+        there = (
+            f"installed: {', '.join(sorted(installed))}"
+            if installed
+            else 'none is; pico-analyze brings "analyze"'
+        )
         raise UserError(f'{key}.name is "{name}", which is no observer that is installed ({there})')
     try:
         return installed[name].load()

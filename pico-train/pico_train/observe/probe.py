@@ -1,4 +1,5 @@
-"""The validation rows that every step of every run on some data is observed on, and the positions kept of them.
+"""The validation rows that every step of every run on some data is observed on, and the positions
+kept of them.
 
 Shapes: P probe rows, T positions a row predicts.
 """
@@ -21,7 +22,8 @@ class PositionsConfig(Section):
     """At which positions of a probe row activations are kept."""
 
     rule: Literal["last", "mean", "all", "every", "sampled"] = "last"
-    """last; mean over all; all; every k-th, ending with the last; k sampled ones, the same for every row."""
+    """last; mean over all; all; every k-th, ending with the last; k sampled ones, the same for
+    every row."""
     k: int = Field(1, ge=1)
     """Stride of "every", number of "sampled"; not read otherwise."""
 
@@ -35,7 +37,8 @@ class Probe:
 
 
 def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[int]:
-    """The positions (0-based, ascending) that `config` keeps of rows of `seq_len`; [] for the mean over all."""
+    """The positions (0-based, ascending) that `config` keeps of rows of `seq_len`; [] for the mean
+    over all."""
     if config.rule == "mean":
         return []
     if config.rule == "last":
@@ -51,9 +54,17 @@ def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[i
 def choose_probe(data: PackedData, probe_rows: int, seq_len: int) -> Probe:
     """At most `probe_rows` validation rows: a function of the data's fingerprint alone."""
     if "validation" not in data.manifest.splits:
-        return Probe(torch.empty(0, dtype=torch.int64), torch.empty(0, seq_len + 1, dtype=torch.int64))
+        return Probe(
+            torch.empty(0, dtype=torch.int64), torch.empty(0, seq_len + 1, dtype=torch.int64)
+        )
     rows = data.split("validation")
     count = min(probe_rows, rows.n_rows)
-    order = RowOrder(n_rows=rows.n_rows, batch_size=count, fingerprint=data.manifest.fingerprint, seed=0, shuffle=True)
+    order = RowOrder(
+        n_rows=rows.n_rows,
+        batch_size=count,
+        fingerprint=data.manifest.fingerprint,
+        seed=0,
+        shuffle=True,
+    )
     row_ids = order.rows(1)
     return Probe(torch.from_numpy(row_ids), torch.from_numpy(rows.take(row_ids)[:, : seq_len + 1]))

@@ -38,12 +38,18 @@ class SnapshotConfig(Section):
     """Also observe at 1, 2, 4, 8, ... below `every`, where most changes fast."""
     modules: tuple[str, ...] = ("*_proj",)
     """Patterns of modules whose weights, gradients and activations are kept."""
-    kinds: tuple[Literal["train.gradients", "train.microbatch_gradients", "val.gradients", "val.activations"], ...] = (
+    kinds: tuple[
+        Literal[
+            "train.gradients", "train.microbatch_gradients", "val.gradients", "val.activations"
+        ],
+        ...,
+    ] = (
         "train.gradients",
         "val.gradients",
         "val.activations",
     )
-    """What is kept beside the weights. Gradients of each micro-batch take as many times the room of one gradient."""
+    """What is kept beside the weights. Gradients of each micro-batch take as many times the room of
+    one gradient."""
     probe_rows: int = Field(32, ge=1)
     """Validation rows of the probe, chosen by the data's fingerprint alone."""
     positions: PositionsConfig = PositionsConfig()
@@ -66,30 +72,41 @@ class SnapshotConfig(Section):
 
 
 def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
-    """Modules with a weight that fit `patterns`, in the model's order; UserError where one fits nothing.
+    """Modules with a weight that fit `patterns`, in the model's order; UserError where one fits
+    nothing.
 
     With tied embeddings the weight of a head is the embedding's, which is then observed too.
     """
     candidates = _weighted(model)
     chosen = set(names.match(patterns, candidates))
     weights = {id(model.get_parameter(f"{name}.weight")) for name in chosen}
-    chosen |= {name.removesuffix(".weight") for name, p in model.named_parameters() if id(p) in weights}
+    chosen |= {
+        name.removesuffix(".weight") for name, p in model.named_parameters() if id(p) in weights
+    }
     return [name for name in candidates if name in chosen]
 
 
-def observed_extra(extra: Mapping[str, torch.Tensor], model: Decoder, modules: Sequence[str]) -> Tensors:
-    """Of a method's extra tensors, those that lie in no module of the plain decoder that is not observed."""
+def observed_extra(
+    extra: Mapping[str, torch.Tensor], model: Decoder, modules: Sequence[str]
+) -> Tensors:
+    """Of a method's extra tensors, those that lie in no module of the plain decoder that is not
+    observed."""
     others = tuple(f"{name}." for name in _weighted(model) if name not in modules)
     return {name: tensor for name, tensor in extra.items() if not name.startswith(others)}
 
 
 def _weighted(model: Decoder) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+    ]
 
 
 @dataclass
 class Observer:
-    """Observes the states of one run; `observe` begins a snapshot, `Pending.finish` hands it over to be written."""
+    """Observes the states of one run; `observe` begins a snapshot, `Pending.finish` hands it over
+    to be written."""
 
     config: SnapshotConfig
     layout: RunLayout
@@ -100,19 +117,29 @@ class Observer:
     micro_batch: int
 
     def observe(
-        self, state: TrainState, *, in_checkpoint: bool = False, store: bool = True, share: bool = False
+        self,
+        state: TrainState,
+        *,
+        in_checkpoint: bool = False,
+        store: bool = True,
+        share: bool = False,
     ) -> Pending | None:
-        """Everything of theta_t that needs no training batch, copied to CPU: in one pass, whoever it is for.
+        """Everything of theta_t that needs no training batch, copied to CPU: in one pass, whoever
+        it is for.
 
-        `in_checkpoint` says that a checkpoint of theta_t is on disk before the snapshot is, which then leaves the
-        weights to it; `store` is to write a snapshot; `share` is to hand the tensors to observers, weights included.
-        Probe gradients are d(mean token loss over the probe) / d(effective weights), float32, evaluation mode, not
-        clipped; activations are module outputs at the configured positions, rows in probe order (P * positions, width).
+        `in_checkpoint` says that a checkpoint of theta_t is on disk before the snapshot is, which
+        then leaves the weights to it; `store` is to write a snapshot; `share` is to hand the
+        tensors to observers, weights included. Probe gradients are d(mean token loss over the
+        probe) / d(effective weights), float32, evaluation mode, not clipped; activations are module
+        outputs at the configured positions, rows in probe order (P * positions, width).
 
-        Where the state is sharded every process takes part, and those that only give their shares get None.
+        Where the state is sharded every process takes part, and those that only give their shares
+        get None.
         """
         step, decoder = state.counters.step, state.plain_decoder()
-        extra = all_gathered(observed_extra(state.method.extra_tensors(state.model), decoder, self.modules))
+        extra = all_gathered(
+            observed_extra(state.method.extra_tensors(state.model), decoder, self.modules)
+        )
         if next(decoder.parameters()).is_meta:
             return None
         gradients, activations = self._probe_pass(decoder)
@@ -134,15 +161,18 @@ class Observer:
         return {name: parameter for name, parameter in decoder.named_parameters() if name in chosen}
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
-        """Copies of the gradients of the observed modules' parameters as training has just computed them; where they
-        are sharded every process takes part, and all but the main one get none."""
+        """Copies of the gradients of the observed modules' parameters as training has just computed
+        them; where they are sharded every process takes part, and all but the main one get none."""
         if "train.gradients" not in self.config.kinds:
             return {}
         chosen = self._trained(parameters)
-        return self._copied(all_gathered({name: p.grad for name, p in chosen.items() if p.grad is not None}))
+        return self._copied(
+            all_gathered({name: p.grad for name, p in chosen.items() if p.grad is not None})
+        )
 
     def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatches | None:
-        """What takes the gradient of each micro-batch of the observed modules' parameters; None where none asks."""
+        """What takes the gradient of each micro-batch of the observed modules' parameters; None
+        where none asks."""
         if f"train.{MICROBATCH_GRADIENTS}" not in self.config.kinds:
             return None
         return MicroBatches(self._trained(parameters), DTYPES[self.config.dtype])
@@ -163,17 +193,23 @@ class Observer:
         activations = Activations(len(self.probe.tokens) * max(len(self.positions), 1), dtype)
         observed = self.modules if wants_activations else []
         device = next(decoder.parameters()).device
-        with torch.set_grad_enabled(wants_gradients), capture(decoder, observed, self._pick, activations):
+        with (
+            torch.set_grad_enabled(wants_gradients),
+            capture(decoder, observed, self._pick, activations),
+        ):
             for rows in self.probe.tokens.split(self.micro_batch):
                 rows = rows.to(device)
                 loss_sum = decoder(rows[:, :-1], labels=rows[:, 1:])
                 if wants_gradients:
                     (loss_sum / self.probe.tokens[:, 1:].numel()).backward()
-        gradients = {name: p.grad.to("cpu", dtype) for name, p in chosen.items() if p.grad is not None}
+        gradients = {
+            name: p.grad.to("cpu", dtype) for name, p in chosen.items() if p.grad is not None
+        }
         return gradients, activations.tensors
 
     def _pick(self, output: torch.Tensor) -> torch.Tensor:
-        """(rows, T, width) -> (rows * positions, width), row by row; the mean over T under the rule "mean"."""
+        """(rows, T, width) -> (rows * positions, width), row by row; the mean over T under the rule
+        "mean"."""
         output = output.detach().float()
         picked = output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
         return picked.flatten(0, 1)
@@ -181,7 +217,11 @@ class Observer:
     def _copied(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         """Copies on CPU in the storage dtype: the live ones change with the next update."""
         dtype = DTYPES[self.config.dtype]
-        return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items() if not t.is_meta}
+        return {
+            name: t.detach().to("cpu", dtype, copy=True)
+            for name, t in tensors.items()
+            if not t.is_meta
+        }
 
 
 @dataclass
@@ -197,7 +237,8 @@ class FromTraining:
 
 @dataclass
 class Pending:
-    """An observation of theta_t that waits for the gradient which training computes at theta_t, for update t + 1.
+    """An observation of theta_t that waits for the gradient which training computes at theta_t, for
+    update t + 1.
 
     `weights` may be empty where a checkpoint of theta_t holds them.
     """
@@ -212,15 +253,24 @@ class Pending:
     val_gradients: Tensors
     val_activations: Tensors
 
-    def finish(self, train: FromTraining | None, hand_over: Callable[[Callable[[], None]], None]) -> Observation:
-        """All that was seen of theta_t; where it is to be stored, `hand_over` gets what writes snapshots/step_t.
+    def finish(
+        self, train: FromTraining | None, hand_over: Callable[[Callable[[], None]], None]
+    ) -> Observation:
+        """All that was seen of theta_t; where it is to be stored, `hand_over` gets what writes
+        snapshots/step_t.
 
         Without `train` (after the last update) the absence of what training computes is recorded.
         """
-        sets = [(one, tensors) for one, tensors in self._sets(train) if f"{one.split}.{one.kind}" in self._kinds]
+        sets = [
+            (one, tensors)
+            for one, tensors in self._sets(train)
+            if f"{one.split}.{one.kind}" in self._kinds
+        ]
         if self.store:
             hand_over(lambda: self._write(sets, train))
-        held: dict[Held, Mapping[str, torch.Tensor]] = {("weights", None): {**self.weights, **self.extra}}
+        held: dict[Held, Mapping[str, torch.Tensor]] = {
+            ("weights", None): {**self.weights, **self.extra}
+        }
         held |= {(one.kind, one.split): tensors for one, tensors in sets}
         terms = next((tuple(one.terms) for one, _ in sets if one.terms), ())
         return Observation(self.step, self.tokens, held, terms)
@@ -235,9 +285,15 @@ class Pending:
             yield self._set("train", "gradients", train.gradients, *about), train.gradients
             parts = train.micro_batches
             if parts is not None and len(parts.terms) > 1:
-                yield self._set("train", MICROBATCH_GRADIENTS, parts.stacks, *about, parts.terms), parts.stacks
+                yield (
+                    self._set("train", MICROBATCH_GRADIENTS, parts.stacks, *about, parts.terms),
+                    parts.stacks,
+                )
         loss = "mean next-token negative log-likelihood over the probe, nats"
-        yield self._set("val", "gradients", self.val_gradients, loss, "effective weights"), self.val_gradients
+        yield (
+            self._set("val", "gradients", self.val_gradients, loss, "effective weights"),
+            self.val_gradients,
+        )
         yield self._set("val", "activations", self.val_activations), self.val_activations
 
     def _write(self, sets: Sequence[tuple[TensorSet, Tensors]], train: FromTraining | None) -> None:

@@ -12,8 +12,8 @@ def checked_architecture(config: DecoderConfig, repo: str | None) -> Architectur
     """Find out what class computes the decoder.
 
     Raises:
-        UserError: the decoder has what no checkpoint holds; or checkpoints are to be pushed to the hub's `repo`, and
-            no class of transformers computes them.
+        UserError: the decoder has what no checkpoint holds; or checkpoints are to be pushed to the
+            hub's `repo`, and no class of transformers computes them.
     """
     try:
         architecture = architecture_of(config)

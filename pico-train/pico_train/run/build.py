@@ -30,22 +30,32 @@ from pico_train.sharding import Sharding
 
 
 def require_shardable(
-    sharding: Sharding, method: Method, method_name: str, optimizer: OptimizerConfig, micro_batch: int | str | None
+    sharding: Sharding,
+    method: Method,
+    method_name: str,
+    optimizer: OptimizerConfig,
+    micro_batch: int | str | None,
 ) -> None:
     """Refuse what cannot do with shares.
 
     Raises:
-        UserError: the method or the optimizer, by name; a micro-batch that is to be found by trial, in which a process
-            without memory would leave the others waiting for its share.
+        UserError: the method or the optimizer, by name; a micro-batch that is to be found by trial,
+            in which a process without memory would leave the others waiting for its share.
     """
     if sharding == "none":
         return
     if not method.shardable:
-        raise UserError(f'train.sharding is full, which the method "{method_name}" does not support: set it to none')
+        raise UserError(
+            f'train.sharding is full, which the method "{method_name}" does not support: set it to none'
+        )
     if not optimizer.supports_sharding:
-        raise UserError(f'train.sharding is full, which optimizer.name "{optimizer.name}" does not support; adamw does')
+        raise UserError(
+            f'train.sharding is full, which optimizer.name "{optimizer.name}" does not support; adamw does'
+        )
     if micro_batch == "auto":
-        raise UserError("train.sharding is full, for which train.micro_batch cannot be auto: set it to a number")
+        raise UserError(
+            "train.sharding is full, for which train.micro_batch cannot be auto: set it to a number"
+        )
 
 
 def require_processes(sharding: Sharding, processes: int) -> None:
@@ -73,9 +83,9 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     """Open the data, check the configuration against it, and build what a session needs.
 
     Raises:
-        UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is longer than the
-            rows; a device that is not there; a wrong option of the method or of an observer; a new run's init_from
-            that is not there or has another geometry.
+        UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is
+            longer than the rows; a device that is not there; a wrong option of the method or of an
+            observer; a new run's init_from that is not there or has another geometry.
     """
     with saying_where(f"{source}: data.path"):
         data = PackedData.open(config.data.path, config.data.stream)
@@ -97,11 +107,16 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
     with saying_where(source):
         architecture = checked_architecture(config.model, config.hub.repo)
-        token_ids = {**data.manifest.special_tokens, **inherited_token_ids(config.layout, config.init_from)}
+        token_ids = {
+            **data.manifest.special_tokens,
+            **inherited_token_ids(config.layout, config.init_from),
+        }
     with saying_where(f"{source}: snapshot.modules"):
         modules = observed_modules(on_meta(config.model), config.snapshot.modules)
     with saying_where(source):
-        live = open_observers(config.observe, _observed_run(config, modules, method), config.train.steps)
+        live = open_observers(
+            config.observe, _observed_run(config, modules, method), config.train.steps
+        )
     return Job(
         config=config,
         layout=config.layout,
@@ -141,14 +156,22 @@ def _row_order(config: RunConfig, data: PackedData, rows: Rows) -> RowOrder:
 
 def _check_method(config: RunConfig, method: Method) -> None:
     method.check(config.schedule, config.train.steps)
-    require_shardable(config.train.sharding, method, config.method.name, config.optimizer, config.train.micro_batch)
+    require_shardable(
+        config.train.sharding,
+        method,
+        config.method.name,
+        config.optimizer,
+        config.train.micro_batch,
+    )
 
 
 def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
     kinds = [kind.split(".") for kind in config.snapshot.kinds]
     held: list[Held] = [("weights", None), *((kind, split) for split, kind in kinds)]
     model = dataclasses.asdict(config.model)
-    return ObservedRun(config.layout, config.name, model, tuple(modules), tuple(held), method.low_rank)
+    return ObservedRun(
+        config.layout, config.name, model, tuple(modules), tuple(held), method.low_rank
+    )
 
 
 def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, source: str) -> None:
@@ -168,7 +191,11 @@ def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, sourc
             f" the tokenizer in {data.path}"
         )
     if config.observes and "validation" not in manifest.splits:
-        what = "observe is not empty" if config.observe else f"snapshot.every is {config.snapshot.every}"
+        what = (
+            "observe is not empty"
+            if config.observe
+            else f"snapshot.every is {config.snapshot.every}"
+        )
         raise UserError(
             f"{source}: {what}, but {data.path} has no validation rows for the probe; prepare it with a validation"
             " split or set snapshot.every=0 and observe=[]"

@@ -10,10 +10,11 @@ from pico_contract.errors import UserError
 
 
 def compiles(wanted: str, device: torch.device, sharding: str = "none") -> bool:
-    """Whether `train.compile` asks for it on `device`; "auto" leaves it off where the state is sharded.
+    """Whether `train.compile` asks for it on `device`; "auto" leaves it off where the state is
+    sharded.
 
-    "auto" means CUDA alone: on two CPU cores the compiled layers of decoder tiny took 4 to 8% less time than eager
-    ones, after minutes of compiling, and other machines may have no C++ compiler.
+    "auto" means CUDA alone: on two CPU cores the compiled layers of decoder tiny took 4 to 8% less
+    time than eager ones, after minutes of compiling, and other machines may have no C++ compiler.
 
     Raises:
         UserError: it is asked for where the state is sharded, which is untried.
@@ -37,7 +38,9 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if not _of_compilation(error):
             raise
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise UserError(
             f"train.compile: the model could not be compiled here ({said.strip()}); install a C++ compiler (on CUDA"
             " also Triton), or set train.compile=off"
@@ -46,4 +49,7 @@ def explained() -> Iterator[None]:
 
 def _of_compilation(error: Exception) -> bool:
     """By the module of its class: importing torch._dynamo for its name alone takes seconds."""
-    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
+    return any(
+        kind.__module__.startswith(("torch._dynamo", "torch._inductor"))
+        for kind in type(error).__mro__
+    )

@@ -1,4 +1,5 @@
-"""The configuration of a run: the rooms' configurations composed, and checked against each other."""
+"""The configuration of a run: the rooms' configurations composed, and checked against each
+other."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ class DataConfig(Section):
     """Which packed rows are read, and in which order."""
 
     path: Operation[Path]
-    """A data directory made by `pico-train data prepare` or `data fetch`; it may move: the run is bound to its
-    fingerprint."""
+    """A data directory made by `pico-train data prepare` or `data fetch`; it may move: the run is
+    bound to its fingerprint."""
     order: Literal["shuffled", "shipped"] = "shuffled"
-    """A new permutation every epoch (of a stream: of the shards, and within each), or the rows as they were packed."""
+    """A new permutation every epoch (of a stream: of the shards, and within each), or the rows as
+    they were packed."""
     stream: Operation[StreamConfig] = StreamConfig()
     """Where shards of the hub are kept."""
 
@@ -64,7 +66,8 @@ class MethodConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. Fields marked as operation may change between its sessions; the others are what the run is."""
+    """One run. Fields marked as operation may change between its sessions; the others are what the
+    run is."""
 
     name: str
     """Directory below `runs_dir`."""
@@ -99,12 +102,13 @@ class RunConfig(Section):
     hub: Operation[HubConfig] = HubConfig()
     """Pushing checkpoints to the Hugging Face hub."""
     init_from: str | None = None
-    """Start from the weights of RUN@STEP or of a Hugging Face directory, which also has the geometry that `model` does
-    not give; null starts from `seed.init`."""
+    """Start from the weights of RUN@STEP or of a Hugging Face directory, which also has the
+    geometry that `model` does not give; null starts from `seed.init`."""
 
     @classmethod
     def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fill in what follows from what is given: the geometry of the model that `init_from` names."""
+        """Fill in what follows from what is given: the geometry of the model that `init_from`
+        names."""
         return complete_geometry(raw)
 
     @model_validator(mode="after")
@@ -136,7 +140,8 @@ class RunConfig(Section):
 
     @property
     def evaluation(self) -> EvaluateConfig:
-        """`evaluate`, on as many tokens of a row as training reads where it does not say how many."""
+        """`evaluate`, on as many tokens of a row as training reads where it does not say how
+        many."""
         return self.evaluate.reading(self.train.seq_len)
 
     @property
@@ -152,7 +157,9 @@ class RunConfig(Section):
 
 def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
     if not snapshot.modules:
-        raise ValueError("snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []")
+        raise ValueError(
+            "snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []"
+        )
     kind = f"train.{MICROBATCH_GRADIENTS}"
     if kind in snapshot.kinds and train.micro_batch == "auto":
         raise ValueError(
@@ -170,16 +177,23 @@ def method_class(config: MethodConfig) -> type[Method]:
     """The class that `config.name` names.
 
     Raises:
-        UserError: no built-in method of that name, or the user's attribute cannot be imported or is no `Method`.
+        UserError: no built-in method of that name, or the user's attribute cannot be imported or is
+            no `Method`.
     """
     target = METHODS.get(config.name, config.name)
     module, colon, attribute = target.partition(":")
     if not (colon and module):
-        raise UserError(f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}')
+        raise UserError(
+            f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}'
+        )
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise UserError(f'method.name is "{config.name}", which cannot be imported: {error}') from None
+        raise UserError(
+            f'method.name is "{config.name}", which cannot be imported: {error}'
+        ) from None
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise UserError(f'method.name is "{config.name}", which is not a Method (pico_train.method.base)')
+        raise UserError(
+            f'method.name is "{config.name}", which is not a Method (pico_train.method.base)'
+        )
     return kind

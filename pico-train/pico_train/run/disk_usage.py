@@ -32,7 +32,8 @@ Shapes = Mapping[str, torch.Tensor]
 class Stored:
     """Steps of which a run holds something: models and states of checkpoints, and snapshots.
 
-    Of `saved`, the steps that ever had a checkpoint, those without a model have moved their weights to the snapshot.
+    Of `saved`, the steps that ever had a checkpoint, those without a model have moved their weights
+    to the snapshot.
     """
 
     models: Collection[int]
@@ -43,7 +44,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes of what `job` writes. Evaluations and logs (kB), and what observers write, come on top."""
+    """Bytes of what `job` writes. Evaluations and logs (kB), and what observers write, come on
+    top."""
 
     job: Job
 
@@ -59,8 +61,8 @@ class Storage:
 
     @cached_property
     def state(self) -> int:
-        """state/ after the first update, of the phase whose is largest: what the optimizer holds once it has stepped,
-        and what the method keeps."""
+        """state/ after the first update, of the phase whose is largest: what the optimizer holds
+        once it has stepped, and what the method keeps."""
         return max(file_bytes(phase.optimizer) + _of_method(phase) for phase in self.phases)
 
     @cached_property
@@ -70,18 +72,26 @@ class Storage:
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """A snapshot by kind; `weights` are stored where no checkpoint ever held them, `moved` are those of one, and
-        `extra` is the method's own, in the same file."""
+        """A snapshot by kind; `weights` are stored where no checkpoint ever held them, `moved` are
+        those of one, and `extra` is the method's own, in the same file."""
         config = self.job.config.snapshot
         files = {"weights": self._weights, **self._sets}
-        sizes = {kind: file_bytes(_as(tensors, DTYPES[config.dtype])) for kind, tensors in files.items()}
+        sizes = {
+            kind: file_bytes(_as(tensors, DTYPES[config.dtype])) for kind, tensors in files.items()
+        }
         extra = _as(self._extra, DTYPES[config.dtype])
-        return {**sizes, "extra": file_bytes(extra) if extra else 0, "moved": file_bytes(self._weights)}
+        return {
+            **sizes,
+            "extra": file_bytes(extra) if extra else 0,
+            "moved": file_bytes(self._weights),
+        }
 
     @cached_property
     def snapshot(self) -> int:
         """A snapshot without weights, of any step but the last."""
-        return sum(self.kinds[kind] for kind in [*self._sets, "extra"]) + self._batch + self._manifest
+        return (
+            sum(self.kinds[kind] for kind in [*self._sets, "extra"]) + self._batch + self._manifest
+        )
 
     @property
     def observation(self) -> int:
@@ -102,7 +112,10 @@ class Storage:
         gone, last = set(stored.saved) - set(stored.models), self.job.config.train.steps
         observed = set(stored.observed)
         own = observed - set(stored.saved)
-        of_training = sum(size for kind, size in self.kinds.items() if kind.startswith("train.")) + self._batch
+        of_training = (
+            sum(size for kind, size in self.kinds.items() if kind.startswith("train."))
+            + self._batch
+        )
         return (
             self.snapshot * len(observed)
             + self.kinds["weights"] * len(own)
@@ -110,7 +123,9 @@ class Storage:
             - of_training * (last in observed)
         )
 
-    def after(self, saved: list[int], observed: Collection[int], stateless: Collection[int] = ()) -> Stored:
+    def after(
+        self, saved: list[int], observed: Collection[int], stateless: Collection[int] = ()
+    ) -> Stored:
         """What there is once the keep policy was applied to the checkpoints `saved` (ascending)."""
         keep, last = self.job.config.checkpoint.keep, self.job.config.train.steps
         models = keep.models(saved, last)
@@ -118,7 +133,8 @@ class Storage:
         return Stored(models, states, saved, observed)
 
     def peak(self, saved: list[int], observed: list[int], stateless: Collection[int] = ()) -> int:
-        """The most that there is at one time: at the end, or at the last save before the policy was applied to it.
+        """The most that there is at one time: at the end, or at the last save before the policy was
+        applied to it.
 
         What is kept never becomes less, since a save adds more than the policy then removes for it.
         """
@@ -136,19 +152,25 @@ class Storage:
 
     @cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {f"{name}.weight": self._decoder.get_parameter(f"{name}.weight") for name in self._untied}
+        return {
+            f"{name}.weight": self._decoder.get_parameter(f"{name}.weight") for name in self._untied
+        }
 
     @property
     def _trained(self) -> Shapes:
         """What trains of the observed modules, in the last phase."""
         inside = tuple(f"{name}." for name in self.job.observer.modules)
-        return {name: p for name, p in self.phases[-1].parameters.items() if name.startswith(inside)}
+        return {
+            name: p for name, p in self.phases[-1].parameters.items() if name.startswith(inside)
+        }
 
     @property
     def _extra(self) -> Shapes:
         """The method's own tensors of a snapshot, in the last phase."""
         last = self.phases[-1]
-        return observed_extra(last.method.extra_tensors(last.model), self._decoder, self.job.observer.modules)
+        return observed_extra(
+            last.method.extra_tensors(last.model), self._decoder, self.job.observer.modules
+        )
 
     @property
     def _untied(self) -> list[str]:
@@ -163,20 +185,28 @@ class Storage:
         pieces = train.batch_size // train.rows_per_pass()
         every = {
             "train.gradients": trained,
-            f"train.{MICROBATCH_GRADIENTS}": {name: p.expand(pieces, *p.shape) for name, p in trained.items()},
+            f"train.{MICROBATCH_GRADIENTS}": {
+                name: p.expand(pieces, *p.shape) for name, p in trained.items()
+            },
             "val.gradients": weights,
             "val.activations": {
-                name: torch.empty(rows, _output_width(self._decoder.get_submodule(name)), device="meta")
+                name: torch.empty(
+                    rows, _output_width(self._decoder.get_submodule(name)), device="meta"
+                )
                 for name in job.observer.modules
             },
         }
-        return {kind: tensors for kind, tensors in every.items() if kind in job.config.snapshot.kinds}
+        return {
+            kind: tensors for kind, tensors in every.items() if kind in job.config.snapshot.kinds
+        }
 
     @property
     def _batch(self) -> int:
         """Rows and tokens of an update, 8 and 4 bytes each."""
         observes_training = any(kind.startswith("train.") for kind in self._sets)
-        return self.job.config.train.batch_size * (8 + 4 * (self.job.seq_len + 1)) * observes_training
+        return (
+            self.job.config.train.batch_size * (8 + 4 * (self.job.seq_len + 1)) * observes_training
+        )
 
     @cached_property
     def _manifest(self) -> int:
@@ -185,35 +215,54 @@ class Storage:
             split, name = kind.split(".")
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             file = observed_file(split, name)
-            sets.append(TensorSet(file=file, split=split, kind=name, dtype=observer.config.dtype, tensors=shapes))
+            sets.append(
+                TensorSet(
+                    file=file, split=split, kind=name, dtype=observer.config.dtype, tensors=shapes
+                )
+            )
         row_map = RowMap(rule="last", positions=observer.positions, probe_rows=0)
         text = SnapshotManifest(
-            run=observer.run, step=0, weights="checkpoint", modules=observer.modules, observed=sets, row_map=row_map
+            run=observer.run,
+            step=0,
+            weights="checkpoint",
+            modules=observer.modules,
+            observed=sets,
+            row_map=row_map,
         ).to_json()
         return len(text) + 300 * len(sets)  # sizes and hashes, and what the gradients are of
 
 
 def remaining(job: Job, newest: int | None) -> int:
-    """Bytes that a session which goes on from `newest` adds to what is there, at most at one time."""
+    """Bytes that a session which goes on from `newest` adds to what is there, at most at one
+    time."""
     start, storage, layout = -1 if newest is None else newest, Storage(job), job.layout
     future = [step for step in job.config.checkpoint.steps(job.config.train.steps) if step > start]
     if not future:
         return 0
-    there = [step for step in codec.intact_steps(layout.checkpoints, CheckpointManifest) if step <= start]
+    there = [
+        step for step in codec.intact_steps(layout.checkpoints, CheckpointManifest) if step <= start
+    ]
     stateless = [step for step in there if not layout.state(step).is_dir()]
     observed = job.config.snapshot.steps(job.config.train.steps)
-    now = Stored(there, set(there) - set(stateless), there, [step for step in observed if step <= start])
+    now = Stored(
+        there, set(there) - set(stateless), there, [step for step in observed if step <= start]
+    )
     peak = storage.peak([*there, *future], observed, stateless)
     return peak - storage.bytes(now) + storage.metrics(max(start, 0))
 
 
 def file_bytes(tensors: Shapes) -> int:
-    """Bytes of the safetensors file of `tensors`, its header included (safetensors' README, "Format")."""
+    """Bytes of the safetensors file of `tensors`, its header included (safetensors' README,
+    "Format")."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + size],
+        }
         end += size
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + length + -length % 8 + end

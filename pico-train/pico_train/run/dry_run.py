@@ -1,4 +1,5 @@
-"""What a run holds, found by building it on shapes alone: no weights are drawn, nothing is trained."""
+"""What a run holds, found by building it on shapes alone: no weights are drawn, nothing is
+trained."""
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ from pico_train.run.job import Job, build_method
 Shapes = Mapping[str, torch.Tensor]
 State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
 _MOST = 8
-"""Phases that are looked at: of a method that rebuilds again and again the others are taken to be no larger."""
+"""Phases that are looked at: of a method that rebuilds again and again the others are taken to be
+no larger."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run in which the same parameters train, after its first update; `parameters` and `optimizer` are
-    shapes alone (meta device)."""
+    """A stretch of a run in which the same parameters train, after its first update; `parameters`
+    and `optimizer` are shapes alone (meta device)."""
 
     model: Decoder
     method: Method
@@ -43,11 +45,12 @@ class Phase:
 
 
 def phases(job: Job) -> list[Phase]:
-    """The phases of a run, told apart by `Method.rebuild_at`; what depends on what is learnt, as ranks that adapt do,
-    stays as it begins.
+    """The phases of a run, told apart by `Method.rebuild_at`; what depends on what is learnt, as
+    ranks that adapt do, stays as it begins.
 
     Raises:
-        UserError: what `Method.prepare` refuses; a pattern of `optimizer.no_decay` that fits nothing.
+        UserError: what `Method.prepare` refuses; a pattern of `optimizer.no_decay` that fits
+            nothing.
     """
     return list(_phases(job))
 
@@ -83,7 +86,9 @@ def _phase(job: Job, state: State | None) -> Phase:
     return Phase(model, method, parameters, optimizer_tensors(optimizer, parameters))
 
 
-def _built(job: Job, state: State | None, device: str) -> tuple[Decoder, Method, dict[str, nn.Parameter]]:
+def _built(
+    job: Job, state: State | None, device: str
+) -> tuple[Decoder, Method, dict[str, nn.Parameter]]:
     method = build_method(job.config.method)
     if state is not None:
         method.load_state_dict(state[0], json.loads(json.dumps(state[1])))

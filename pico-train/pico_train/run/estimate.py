@@ -20,7 +20,8 @@ RATE = 1e14
 
 
 def estimate(config: RunConfig, source: str) -> Iterator[str]:
-    """Lines on parameters, tokens, arithmetic, memory and disk of a run; its data must exist, nothing is trained.
+    """Lines on parameters, tokens, arithmetic, memory and disk of a run; its data must exist,
+    nothing is trained.
 
     Raises:
         UserError: whatever `pico-train run` would refuse before its first step.
@@ -77,7 +78,8 @@ def _of_a_device(job: Job) -> Iterator[str]:
 
 
 def _evaluation(job: Job) -> str:
-    """The line on evaluations while the run trains, and what they add to the arithmetic of training."""
+    """The line on evaluations while the run trains, and what they add to the arithmetic of
+    training."""
     config, last = job.config.evaluation, job.config.train.steps
     tasks = default_tasks(job.data, config)
     times = f"evaluation   {len(config.steps(last)):,} times"
@@ -109,6 +111,8 @@ def _disk(job: Job, storage: Storage) -> Iterator[str]:
     yield f"checkpoints  {len(end.models)} of up to {in_units(whole)} = {in_units(storage.checkpoints(end))}"
     yield f"snapshots    {len(observed)} of up to {in_units(storage.observation)} = {in_units(storage.snapshots(end))}"
     yield f"metrics      {last // config.log.every:,} rows = {in_units(storage.metrics())}"
-    total, most = (size + storage.metrics() for size in (storage.bytes(end), storage.peak(saved, observed)))
+    total, most = (
+        size + storage.metrics() for size in (storage.bytes(end), storage.peak(saved, observed))
+    )
     free = in_units(free_bytes(job.layout.root))
     yield f"disk         {in_units(total)} in the end, {in_units(most)} at most; {free} free at {config.runs_dir}"

@@ -31,7 +31,8 @@ from pico_train.sharding import shard
 
 @dataclass
 class Job:
-    """A run ready to train: everything that `loop.fit` needs, none of it derived from what was drawn before."""
+    """A run ready to train: everything that `loop.fit` needs, none of it derived from what was
+    drawn before."""
 
     config: RunConfig
     layout: RunLayout
@@ -52,7 +53,8 @@ class Job:
         self.reader = Reader(self._batch, self.config.train.steps, ahead=self.runtime.copies_alone)
 
     def build_state(self, saved: SavedState | None, *, drop_unknown: bool = False) -> TrainState:
-        """The state at step 0, or the one in `saved`. A rebuild passes `drop_unknown`: see `Method.rebuild_at`."""
+        """The state at step 0, or the one in `saved`. A rebuild passes `drop_unknown`: see
+        `Method.rebuild_at`."""
         model = Decoder(self.config.model)
         if saved is not None:
             load_weights(model, saved.weights)
@@ -74,7 +76,9 @@ class Job:
             check_no_decay(self.config.optimizer, parameters)
         if self.sharded:
             parameters = shard(model, parameters, self.runtime.device, self.runtime.processes)
-        carry_out(model, compiled=self.compiled, checkpointing=self.config.train.activation_checkpointing)
+        carry_out(
+            model, compiled=self.compiled, checkpointing=self.config.train.activation_checkpointing
+        )
         optimizer = build_optimizer(self.config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
         if saved is not None:

@@ -1,9 +1,11 @@
-"""How many rows of a forward pass the memory holds: what `train.micro_batch: auto` finds when a run begins.
+"""How many rows of a forward pass the memory holds: what `train.micro_batch: auto` finds when a run
+begins.
 
-On CUDA the pass is tried, with room kept free for what training still lays down and for chance. Elsewhere nothing can
-be tried safely, since a machine out of memory swaps or ends the process; there it is reckoned from the tensors that
-autograd keeps for a pass of one and of two rows, against half of the machine's memory. That half does not depend on
-what else runs, so that the same machine finds the same number.
+On CUDA the pass is tried, with room kept free for what training still lays down and for chance.
+Elsewhere nothing can be tried safely, since a machine out of memory swaps or ends the process;
+there it is reckoned from the tensors that autograd keeps for a pass of one and of two rows, against
+half of the machine's memory. That half does not depend on what else runs, so that the same machine
+finds the same number.
 """
 
 from __future__ import annotations
@@ -24,20 +26,24 @@ from pico_train.run.job import Job
 _TRIED = ("cuda",)
 """Devices that answer a pass too large with an error and are none the worse for it."""
 _FREE = 0.05
-"""Share of a CUDA device's memory that a tried pass leaves free: fragmentation, observation, other programs."""
+"""Share of a CUDA device's memory that a tried pass leaves free: fragmentation, observation, other
+programs."""
 _SHARE = 0.5
-"""Share of the machine's memory that a reckoned pass and the state may fill, all processes together."""
+"""Share of the machine's memory that a reckoned pass and the state may fill, all processes
+together."""
 _PASSING = 2.0
-"""What a pass holds at its peak, as a multiple of what autograd keeps: gradients of activations, and what is freed."""
+"""What a pass holds at its peak, as a multiple of what autograd keeps: gradients of activations,
+and what is freed."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
     """The largest divisor of this process's rows that fits the memory, the same in every process.
 
-    It is sought on a state of its own, made by `build_state` and dropped, and with torch's generators put back after:
-    training begins as if nothing had been tried. The pass is that of the update that comes next; where a method's
-    updates differ in size, set `train.micro_batch` to what the largest needs.
+    It is sought on a state of its own, made by `build_state` and dropped, and with torch's
+    generators put back after: training begins as if nothing had been tried. The pass is that of the
+    update that comes next; where a method's updates differ in size, set `train.micro_batch` to what
+    the largest needs.
 
     Raises:
         UserError: not even one row fits.
@@ -85,16 +91,21 @@ def _rows_of(batch: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _loss(job: Job, state: TrainState, batch: torch.Tensor) -> torch.Tensor:
     with job.runtime.autocast(job.precision):
-        return state.method.loss(state.model, batch.to(job.runtime.device), state.counters.step + 1)[0]
+        return state.method.loss(
+            state.model, batch.to(job.runtime.device), state.counters.step + 1
+        )[0]
 
 
 def _passes(job: Job, state: TrainState, batch: torch.Tensor) -> bool:
-    """Whether a pass goes through beside gradients of an earlier one, the optimizer's moments and the free share."""
+    """Whether a pass goes through beside gradients of an earlier one, the optimizer's moments and
+    the free share."""
     device = job.runtime.device
     try:
         for parameter in state.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        kept = _moments(state) + (_FREE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0)
+        kept = _moments(state) + (
+            _FREE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+        )
         kept_free = torch.empty(int(kept), dtype=torch.uint8, device=device)
         _loss(job, state, batch).backward()
         del kept_free
@@ -114,12 +125,15 @@ def _reckoned(job: Job, state: TrainState, batch: torch.Tensor) -> float:
     one, two = (_kept_by_autograd(job, state, _rows_of(batch, rows)) for rows in (1, 2))
     each, own = two - one, 2 * one - two
     room = _SHARE * _machine_memory() / job.runtime.processes
-    room -= sum(4 * parameter.nbytes for parameter in state.parameters.values())  # weights, gradients, two moments
+    room -= sum(
+        4 * parameter.nbytes for parameter in state.parameters.values()
+    )  # weights, gradients, two moments
     return (room / _PASSING - own) / max(each, 1)
 
 
 def _kept_by_autograd(job: Job, state: TrainState, batch: torch.Tensor) -> int:
-    """Bytes of the storages that a forward pass keeps for its backward pass, parameters left out."""
+    """Bytes of the storages that a forward pass keeps for its backward pass, parameters left
+    out."""
     storages: dict[int, torch.UntypedStorage] = {}  # holds them, so that no two share an address
 
     def note(tensor: torch.Tensor) -> None:
@@ -133,7 +147,8 @@ def _kept_by_autograd(job: Job, state: TrainState, batch: torch.Tensor) -> int:
 
 
 def _moments(state: TrainState) -> int:
-    """Bytes of the optimizer's state that are still to come; two of the parameter's size are counted."""
+    """Bytes of the optimizer's state that are still to come; two of the parameter's size are
+    counted."""
     return sum(2 * p.nbytes for p in state.parameters.values() if p not in state.optimizer.state)
 
 

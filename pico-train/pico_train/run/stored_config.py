@@ -15,12 +15,15 @@ from pico_train.data.sources import in_full
 from pico_train.run.config import RunConfig
 
 
-def load_stored(layout: RunLayout, overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
+def load_stored(
+    layout: RunLayout, overrides: Sequence[str] = (), *, trust: bool = False
+) -> RunConfig:
     """Load the configuration that the run recorded, with `overrides`.
 
     Raises:
         DamagedError: config.yaml is not a file of the run.
-        UserError: config.yaml is missing; it names code to import and `trust` is not given, or is not valid.
+        UserError: config.yaml is missing; it names code to import and `trust` is not given, or is
+            not valid.
     """
     problem = irregular(layout.config)
     if problem == MISSING:

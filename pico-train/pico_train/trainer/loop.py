@@ -22,24 +22,29 @@ from pico_train.trainer.update import Update, apply_update, compute_gradients, r
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether something that happens at step 0 and then every `every` updates (0: never again) happens at `step`."""
+    """Whether something that happens at step 0 and then every `every` updates (0: never again)
+    happens at `step`."""
     return step == 0 or (every > 0 and step % every == 0)
 
 
 def fit(session: Session) -> Outcome:
-    """Train to the end of the run, or until asked to stop; everything at the top of the loop speaks of theta_step.
+    """Train to the end of the run, or until asked to stop; everything at the top of the loop speaks
+    of theta_step.
 
-    Where the device itself leaves out what is not finite, losses and norms are read only where they are told, and
-    before anything is saved or shown; elsewhere at every update.
+    Where the device itself leaves out what is not finite, losses and norms are read only where they
+    are told, and before anything is saved or shown; elsewhere at every update.
 
     Raises:
         NonFiniteError: the loss or a gradient is not finite; the optimizer has not stepped.
         LockHeldError: another process took the run over.
-        OSError: the disk is full or failing; what was saved before stays, and the run can be continued.
+        OSError: the disk is full or failing; what was saved before stays, and the run can be
+            continued.
     """
     job, config, last = session.job, session.job.config, session.job.config.train.steps
     unread: list[Update] = []
-    pending: Pending | None = None  # in the main process alone, which observes while the others wait for its gradients
+    pending: Pending | None = (
+        None  # in the main process alone, which observes while the others wait for its gradients
+    )
     while True:
         state = session.state
         step = state.counters.step
@@ -52,12 +57,16 @@ def fit(session: Session) -> Outcome:
             with session.reporter.paused():
                 session.save()
         if stopping:
-            return session.end("stopped", f"{stopping}; stopped at step {step}: run the same command to continue")
+            return session.end(
+                "stopped", f"{stopping}; stopped at step {step}: run the same command to continue"
+            )
         gathers = due.observing and (job.runtime.is_main or job.sharded)
         if gathers:
             in_checkpoint = session.saved_at == step
             with session.reporter.paused():
-                pending = job.observer.observe(state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing)
+                pending = job.observer.observe(
+                    state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing
+                )
         if due.evaluating:
             with session.reporter.paused():
                 _evaluate(session, step)
@@ -108,7 +117,9 @@ class _Due:
 
 def _due(session: Session, step: int, stopping: bool) -> _Due:
     job, config, last = session.job, session.job.config, session.job.config.train.steps
-    again = step == session.resumed_at  # its checkpoint exists; its observations may have been cut off
+    again = (
+        step == session.resumed_at
+    )  # its checkpoint exists; its observations may have been cut off
     return _Due(
         stopping=stopping,
         saving=not again and (step == last or stopping or is_due(config.checkpoint.every, step)),
@@ -127,7 +138,12 @@ def _evaluate(session: Session, step: int) -> None:
         subject = Subject(model, job.vocabulary, job.seq_len, job.data)
         place, tasks = Place(job.layout, job.config.name, step), default_tasks(job.data, config)
         results = evaluate(
-            subject, config, place, tasks, failed=session.reporter.say, show=session.reporter.show_evaluation(step)
+            subject,
+            config,
+            place,
+            tasks,
+            failed=session.reporter.say,
+            show=session.reporter.show_evaluation(step),
         )
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
@@ -147,7 +163,9 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
     }
     for name, value in update.scalars.items():
         if name in row:
-            raise UserError(f'the method logs a scalar "{name}", which is a name of metrics.jsonl\'s own: rename it')
+            raise UserError(
+                f'the method logs a scalar "{name}", which is a name of metrics.jsonl\'s own: rename it'
+            )
         row[name] = value if math.isfinite(value) else None  # JSON has no NaN
     return row
 
@@ -159,16 +177,26 @@ def _finish(session: Session, pending: Pending, seen: FromTraining | None) -> No
 
 
 def _from_training(
-    job: Job, state: TrainState, update: Update, gradients: dict[str, torch.Tensor], separate: MicroBatches | None
+    job: Job,
+    state: TrainState,
+    update: Update,
+    gradients: dict[str, torch.Tensor],
+    separate: MicroBatches | None,
 ) -> FromTraining:
     batch = {}
     if update.row_ids is not None:
-        batch = {"rows": torch.from_numpy(update.row_ids), "tokens": job.tokens(update.row_ids).int()}
+        batch = {
+            "rows": torch.from_numpy(update.row_ids),
+            "tokens": job.tokens(update.row_ids).int(),
+        }
     return FromTraining(gradients, batch, state.method.objective, state.method.dropout, separate)
 
 
-def _guarded(session: Session, unread: list[Update], update: Update, *, later: bool) -> torch.Tensor:
-    """The norm of the gradient of `update`, on the device; steps of what is not finite are ruled out from here on."""
+def _guarded(
+    session: Session, unread: list[Update], update: Update, *, later: bool
+) -> torch.Tensor:
+    """The norm of the gradient of `update`, on the device; steps of what is not finite are ruled
+    out from here on."""
     update.norm_on_device = gradient_norm(session.state.parameters)
     unread.append(update)
     if later:
@@ -179,7 +207,8 @@ def _guarded(session: Session, unread: list[Update], update: Update, *, later: b
 
 
 def _read_back(session: Session, unread: list[Update]) -> None:
-    """Read losses and norms of the updates since the last reading; NonFiniteError names the first that has none."""
+    """Read losses and norms of the updates since the last reading; NonFiniteError names the first
+    that has none."""
     read_losses([update for update in unread if math.isnan(update.loss)], session.job.runtime)
     for update in unread:
         assert update.norm_on_device is not None
@@ -198,7 +227,9 @@ def _failure(session: Session, update: Update) -> NonFiniteError:
     tokens = None if update.row_ids is None else session.job.tokens(update.row_ids)
     found = examine(state)
     culprit = session.job.runtime.on_main(
-        lambda: write_failure(layout.failure(update.step), found, update.step, update.loss, tokens, update.row_ids)
+        lambda: write_failure(
+            layout.failure(update.step), found, update.step, update.loss, tokens, update.row_ids
+        )
     )
     return NonFiniteError(
         f"update {update.step}: the {what} is not finite (first at {culprit}); nothing was stepped. The newest intact"

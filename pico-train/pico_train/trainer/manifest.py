@@ -1,4 +1,5 @@
-"""What a run says of itself: run.json, config.yaml, and under which conditions each of its sessions computed."""
+"""What a run says of itself: run.json, config.yaml, and under which conditions each of its sessions
+computed."""
 
 from __future__ import annotations
 
@@ -62,20 +63,28 @@ def check_identity(job: Job) -> None:
     """
     raw = read_yaml(job.layout.config)
     method = raw.get("method")
-    if isinstance(method, dict) and method.get("name") != job.config.method.name and code_references(method):
+    if (
+        isinstance(method, dict)
+        and method.get("name") != job.config.method.name
+        and code_references(method)
+    ):
         raise UserError(  # without importing what the other run names
             f"{job.layout.root} is another run: method.name ({method.get('name')} -> {job.config.method.name}) changed;"
             " choose another name, or undo the change"
         )
     old = validate(RunConfig, raw, str(job.layout.config))
     before, now = identity(old), identity(job.config)
-    changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
+    changed = [
+        f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]
+    ]
     manifest = codec.read_manifest(job.layout.manifest, RunManifest)
     if changed_architecture := _changed_architecture(job, manifest):
         changed.append(changed_architecture)
     recorded = manifest.data.get("fingerprint")
     if recorded != job.data.manifest.fingerprint:
-        changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})")
+        changed.append(
+            f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})"
+        )
     if changed:
         raise UserError(
             f"{job.layout.root} is another run: {', '.join(changed)} changed; choose another name, or undo the change"
@@ -83,16 +92,19 @@ def check_identity(job: Job) -> None:
 
 
 def write_config(job: Job) -> str:
-    """Write config.yaml, the resolved configuration of the newest session, and return its sha256."""
+    """Write config.yaml, the resolved configuration of the newest session, and return its
+    sha256."""
     text = to_yaml(job.config)
     codec.write_text(job.layout.config, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -> list[str]:
-    """One sentence for each file of a run that was changed by something else since training wrote it.
+    """One sentence for each file of a run that was changed by something else since training wrote
+    it.
 
-    They are run.json, the files whose digest it records, and metrics.jsonl up to the checkpoint to continue from.
+    They are run.json, the files whose digest it records, and metrics.jsonl up to the checkpoint to
+    continue from.
     """
     found = []
     try:
@@ -102,19 +114,28 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
     for path in (layout.config, layout.probe):
         digest = manifest.digests.get(path.name)
         if digest is not None and path.is_file() and codec.sha256_file(path) != digest:
-            found.append(f"{path} does not have the sha256 that run.json says: it was edited or damaged")
+            found.append(
+                f"{path} does not have the sha256 that run.json says: it was edited or damaged"
+            )
     if newest is not None:
-        entry = codec.read_manifest(layout.checkpoint(newest) / MANIFEST, CheckpointManifest).metrics
+        entry = codec.read_manifest(
+            layout.checkpoint(newest) / MANIFEST, CheckpointManifest
+        ).metrics
         text = layout.metrics.read_bytes() if layout.metrics.is_file() else b""
         if entry is not None and hashlib.sha256(text[: entry.size]).hexdigest() != entry.sha256:
-            found.append(f"{layout.metrics} is not what it was when step {newest} was saved: it was edited or damaged")
+            found.append(
+                f"{layout.metrics} is not what it was when step {newest} was saved: it was edited or damaged"
+            )
     return [f"warning: {sentence}; the run is continued with it" for sentence in found]
 
 
 def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
     """Say how the decoder differs from the one that the run began with."""
     now = job.card.architecture
-    known = {field.name: str(manifest.architecture.get(field.name, "")) for field in dataclasses.fields(now)}
+    known = {
+        field.name: str(manifest.architecture.get(field.name, ""))
+        for field in dataclasses.fields(now)
+    }
     before = Architecture(**known) if known["name"] else STOCK
     if (before.name, before.source_sha256) == (now.name, now.source_sha256):
         return None
@@ -122,7 +143,8 @@ def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
 
 
 def session_record(job: Job, from_step: int) -> dict[str, Any]:
-    """What this session runs on: bit-identical continuation holds between sessions that agree on it."""
+    """What this session runs on: bit-identical continuation holds between sessions that agree on
+    it."""
     return {
         "started": codec.utc_now(),
         "from_step": from_step,
@@ -138,15 +160,21 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "matmul_rate": _matmul_rate(job),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")},
+        "packages": {
+            name: version(name)
+            for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")
+        },
         **_code_record(job),
     }
 
 
 def _code_record(job: Job) -> dict[str, Any]:
-    """The code of this session: its commit, what differs from it, and the modules that are the user's own."""
+    """The code of this session: its commit, what differs from it, and the modules that are the
+    user's own."""
     code, config = code_state("pico_train"), job.config
-    own = code_references([config.method.name, [one.model_dump(mode="json") for one in config.observe]])
+    own = code_references(
+        [config.method.name, [one.model_dump(mode="json") for one in config.observe]]
+    )
     return {
         "commit": code.commit,
         "dirty": code.dirty,
@@ -156,7 +184,17 @@ def _code_record(job: Job) -> dict[str, Any]:
 
 
 CONDITIONS = (
-    *("processes", "sharding", "micro_batch", "device", "precision", "compile", "fp32_products", "threads", "packages"),
+    *(
+        "processes",
+        "sharding",
+        "micro_batch",
+        "device",
+        "precision",
+        "compile",
+        "fp32_products",
+        "threads",
+        "packages",
+    ),
 )
 """Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
 
@@ -172,24 +210,31 @@ def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each part of the code that differs between two sessions: commit, working tree, own modules, packages.
+    """A line for each part of the code that differs between two sessions: commit, working tree, own
+    modules, packages.
 
     What an earlier version did not record is not compared.
     """
     lines = []
     if before.get("commit") != now["commit"]:
-        lines.append(f"the code's commit changed: {_short(before.get('commit'))} -> {_short(now['commit'])}")
+        lines.append(
+            f"the code's commit changed: {_short(before.get('commit'))} -> {_short(now['commit'])}"
+        )
     if "dirty" in before and before.get("difference") != now["difference"]:
         lines.append(f"the code's working tree changed: {_tree(before)} -> {_tree(now)}")
     if "modules" in before:
         lines += [f"your module {line}" for line in _differing(before["modules"], now["modules"])]
-    lines += [f"the package {line}" for line in _differing(before.get("packages", {}), now["packages"])]
+    lines += [
+        f"the package {line}" for line in _differing(before.get("packages", {}), now["packages"])
+    ]
     return lines
 
 
 def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name} changed: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names]
+    return [
+        f"{name} changed: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names
+    ]
 
 
 def _tree(session: Mapping[str, Any]) -> str:
@@ -203,7 +248,8 @@ def _short(text: str | None) -> str:
 
 
 def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:
-    """The micro-batch of the newest session on as many processes of the same device; None where there was none."""
+    """The micro-batch of the newest session on as many processes of the same device; None where
+    there was none."""
     here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
     alike = (session for session in reversed(sessions) if here.items() <= session.items())
     return next((session["micro_batch"] for session in alike), None)

@@ -1,7 +1,8 @@
-"""What is not finite is never stepped, and what a run leaves behind when its loss or a gradient is no longer finite.
+"""What is not finite is never stepped, and what a run leaves behind when its loss or a gradient is
+no longer finite.
 
-The host looks before each step or, where the device itself leaves such an update out, later, so that it need not wait
-for the device.
+The host looks before each step or, where the device itself leaves such an update out, later, so
+that it need not wait for the device.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from pico_train.trainer.update import Update
 
 @dataclass
 class Examined:
-    """What a state says of itself when a loss or gradient is not finite; put together by all processes."""
+    """What a state says of itself when a loss or gradient is not finite; put together by all
+    processes."""
 
     decoder: Decoder
     bad_parameter: str | None
@@ -41,13 +43,17 @@ def examine(state: TrainState) -> Examined:
     return Examined(
         decoder=state.plain_decoder(),
         bad_parameter=_first_bad(state.model.named_parameters()),
-        bad_gradient=_first_bad((name, p.grad) for name, p in state.parameters.items() if p.grad is not None),
+        bad_gradient=_first_bad(
+            (name, p.grad) for name, p in state.parameters.items() if p.grad is not None
+        ),
         gradient_norms=norms,
     )
 
 
 def _first_bad(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    return next((name for name, tensor in tensors if not torch.isfinite(_whole(tensor)).all()), None)
+    return next(
+        (name for name, tensor in tensors if not torch.isfinite(_whole(tensor)).all()), None
+    )
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,11 +68,17 @@ def write_failure(
     tokens: torch.Tensor | None,
     row_ids: np.ndarray | None,
 ) -> str:
-    """Write the batch, the gradient norm of each parameter and the first non-finite module; returns that module."""
+    """Write the batch, the gradient norm of each parameter and the first non-finite module; returns
+    that module."""
     directory.mkdir(parents=True, exist_ok=True)
     culprit = first_non_finite(found, tokens)
     norms = {name: _finite_or_text(norm) for name, norm in found.gradient_norms.items()}
-    summary = {"step": step, "loss": _finite_or_text(loss), "first_non_finite": culprit, "gradient_norms": norms}
+    summary = {
+        "step": step,
+        "loss": _finite_or_text(loss),
+        "first_non_finite": culprit,
+        "gradient_norms": norms,
+    }
     codec.write_text(directory / FAILURE, json.dumps(summary, indent=2, allow_nan=False))
     if tokens is not None and row_ids is not None:
         batch = {"rows": torch.from_numpy(row_ids), "tokens": tokens.int()}
@@ -75,14 +87,16 @@ def write_failure(
 
 
 def first_non_finite(found: Examined, tokens: torch.Tensor | None) -> str:
-    """The first parameter that is not finite, else the first module (in forward order) whose output is not, else the
-    first parameter whose gradient is not."""
+    """The first parameter that is not finite, else the first module (in forward order) whose output
+    is not, else the first parameter whose gradient is not."""
     if found.bad_parameter is not None:
         return f"parameter {found.bad_parameter}"
     module = None if tokens is None else _first_bad_output(found.decoder, tokens)
     if module is not None:
         return f"the output of {module}"
-    return "the loss alone" if found.bad_gradient is None else f"the gradient of {found.bad_gradient}"
+    return (
+        "the loss alone" if found.bad_gradient is None else f"the gradient of {found.bad_gradient}"
+    )
 
 
 @torch.no_grad()
@@ -114,15 +128,16 @@ def _finite_or_text(value: float) -> float | str:
 
 
 _HOLDING = ("cuda",)
-"""Devices that work on while the host goes on, and whose fused AdamW can be told by a tensor of theirs not to step."""
+"""Devices that work on while the host goes on, and whose fused AdamW can be told by a tensor of
+theirs not to step."""
 
 
 def can_wait(state: TrainState, device: torch.device, step: int) -> bool:
-    """Whether the host may learn later that update `step` was not finite, the device having left parameters and moments
-    as they were.
+    """Whether the host may learn later that update `step` was not finite, the device having left
+    parameters and moments as they were.
 
-    Fused AdamW does so where it finds what `torch.amp.GradScaler` gives it; on shares that is untried. A method that
-    acts after an update would act on one that was left out.
+    Fused AdamW does so where it finds what `torch.amp.GradScaler` gives it; on shares that is
+    untried. A method that acts after an update would act on one that was left out.
     """
     fused = getattr(state.optimizer, "_step_supports_amp_scaling", False)
     whole = not any(is_share(parameter) for parameter in state.parameters.values())
@@ -130,8 +145,8 @@ def can_wait(state: TrainState, device: torch.device, step: int) -> bool:
 
 
 def hold_back(state: TrainState, update: Update, runtime: Runtime) -> None:
-    """Tell the device to leave out the step of `update`, unless it is finite in every process, and all that come after
-    one that was left out: the state stays that before the first of them."""
+    """Tell the device to leave out the step of `update`, unless it is finite in every process, and
+    all that come after one that was left out: the state stays that before the first of them."""
     assert update.losses is not None
     assert update.norm_on_device is not None
     finite = torch.isfinite(update.losses).all() & torch.isfinite(update.norm_on_device)

@@ -46,25 +46,35 @@ from pico_train.trainer.signals import StopRequest, listening
 
 @contextmanager
 def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
-    """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome` when it is finished.
+    """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome`
+    when it is finished.
 
     Raises:
-        UserError: a live process holds the lock, the identity of the configuration changed, or there is one process
-            where several were to share the state.
+        UserError: a live process holds the lock, the identity of the configuration changed, or
+            there is one process where several were to share the state.
     """
     require_processes(job.config.train.sharding, job.runtime.processes)
     hours, margin = job.config.train.hours, job.config.train.margin_minutes
-    stop = StopRequest(time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf)
+    stop = StopRequest(
+        time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf
+    )
     with _locked(job) as lock, listening(stop), _computing_with(job.config.train.threads):
         found = job.runtime.on_main(lambda: _found(job))
-        manifest, newest = RunManifest.from_json(found["manifest"], job.layout.manifest), found["newest"]
+        manifest, newest = (
+            RunManifest.from_json(found["manifest"], job.layout.manifest),
+            found["newest"],
+        )
         if manifest.status == "finished" and newest == manifest.total_steps:
             told = f"{job.layout.root} is finished (step {newest}); there is nothing to do"
-            yield Outcome("finished", newest, job.runtime.on_main(lambda: _push_rest(job, manifest) or told))
+            yield Outcome(
+                "finished", newest, job.runtime.on_main(lambda: _push_rest(job, manifest) or told)
+            )
             return
         session = _begin(job, lock, manifest, newest, quiet)
         session.stop = stop
-        for notice in filter(None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]):
+        for notice in filter(
+            None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]
+        ):
             session.reporter.say(notice)
         try:
             with telling_room(job.layout.root, lambda: remaining(job, session.published)):
@@ -102,14 +112,17 @@ def _found(job: Job) -> dict[str, Any]:
     manifest = _manifest(job)
     newest, notices = newest_intact(job.layout)
     if not (manifest.status == "finished" and newest == manifest.total_steps):
-        notices += edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
+        notices += (
+            edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
+        )
         notices += filter(None, [job.data.verify_at_start()])
         notices += _make_room(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
 
 
 def _make_room(job: Job, newest: int | None) -> list[str]:
-    """Apply the keep policy, which may be a new one, and see that the rest of the run fits; UserError if it must."""
+    """Apply the keep policy, which may be a new one, and see that the rest of the run fits;
+    UserError if it must."""
     notices = _thin(job, newest) if newest is not None else []
     warning = check_room(job.config.disk, job.layout.root, remaining(job, newest))
     return [*notices, *filter(None, [warning])]
@@ -132,7 +145,9 @@ def _computing_with(threads: int | None) -> Iterator[None]:
 def _manifest(job: Job) -> RunManifest:
     layout = job.layout
     parents = [layout.root, layout.checkpoints, layout.snapshots, layout.evaluations, layout.logs]
-    for parent in parents + [layout.evaluations / step_name(s) for s in codec.listed_steps(layout.evaluations)]:
+    for parent in parents + [
+        layout.evaluations / step_name(s) for s in codec.listed_steps(layout.evaluations)
+    ]:
         codec.remove_leftovers(parent)
     if not layout.manifest.is_file():
         if codec.listed_steps(layout.checkpoints):
@@ -145,7 +160,9 @@ def _manifest(job: Job) -> RunManifest:
     return codec.read_manifest(layout.manifest, RunManifest)
 
 
-def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool) -> Session:
+def _begin(
+    job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool
+) -> Session:
     layout, start = job.layout, newest or 0
 
     def build_state(job: Job = job) -> TrainState:
@@ -160,7 +177,11 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     manifest.status, manifest.step, manifest.message = "running", start, ""
     is_main = job.runtime.is_main
     reporter = Reporter(
-        job.config.log, manifest.total_steps, state.counters.step, state.counters.tokens, quiet or not is_main
+        job.config.log,
+        manifest.total_steps,
+        state.counters.step,
+        state.counters.tokens,
+        quiet or not is_main,
     )
     session = Session(job, lock, manifest, state, None, reporter, Mirrors(reporter.say), newest)
     if found is not None:
@@ -169,8 +190,11 @@ def _begin(job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, q
     return session
 
 
-def _resolve_micro_batch(job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]) -> str | None:
-    """Put a number in the place of `train.micro_batch: auto`, the one that the run has had; says what was found."""
+def _resolve_micro_batch(
+    job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]
+) -> str | None:
+    """Put a number in the place of `train.micro_batch: auto`, the one that the run has had; says
+    what was found."""
     if job.config.train.micro_batch != "auto":
         return None
     kept = job.runtime.on_main(lambda: kept_micro_batch(job, manifest.sessions))
@@ -185,18 +209,24 @@ def _open_files(session: Session, start: int) -> None:
     session.write_manifest()
     session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)
     if job.config.log.trackers:
-        session.mirrors.open(job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut))
+        session.mirrors.open(
+            job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut)
+        )
 
 
 def _write_inputs(session: Session) -> None:
-    """Write config.yaml and the probe; run.json states no digest of a file that is about to be replaced."""
+    """Write config.yaml and the probe; run.json states no digest of a file that is about to be
+    replaced."""
     job, layout, manifest = session.job, session.job.layout, session.manifest
     if manifest.digests:
         manifest.digests = {}
         session.write_manifest()
     config = write_config(job)
     _write_probe(job)
-    manifest.digests = {layout.config.name: config, layout.probe.name: codec.sha256_file(layout.probe)}
+    manifest.digests = {
+        layout.config.name: config,
+        layout.probe.name: codec.sha256_file(layout.probe),
+    }
 
 
 def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
@@ -214,35 +244,47 @@ def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
 
 
 def _push_rest(job: Job, manifest: RunManifest) -> str:
-    """What a run that is finished had not pushed; "" where nothing was left, else what became of it."""
+    """What a run that is finished had not pushed; "" where nothing was left, else what became of
+    it."""
     said: list[str] = []
     pusher = open_pusher(job.layout, job.config.hub, manifest, said.append)
     if pusher is None:
         return ""
     pusher.finish(job.config.hub.wait_minutes * 60)
-    return "; ".join(said) or (f"pushed to {job.config.hub.repo}: {pusher.delivered}" if pusher.delivered else "")
+    return "; ".join(said) or (
+        f"pushed to {job.config.hub.repo}: {pusher.delivered}" if pusher.delivered else ""
+    )
 
 
 def _write_probe(job: Job) -> None:
-    """probe.safetensors, where it is not there or was damaged: it follows from data and configuration."""
+    """probe.safetensors, where it is not there or was damaged: it follows from data and
+    configuration."""
     path, probe = job.layout.probe, job.observer.probe
     wanted = {"rows": probe.row_ids, "tokens": probe.tokens.int()}
     try:
         found = codec.read_tensors(path) if irregular(path) is None else {}
     except DamagedError:
         found = {}
-    if found.keys() != wanted.keys() or not all(torch.equal(found[name], wanted[name]) for name in wanted):
+    if found.keys() != wanted.keys() or not all(
+        torch.equal(found[name], wanted[name]) for name in wanted
+    ):
         codec.write_tensors(path, wanted)
 
 
 def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list[str]:
     if newest is None:
-        return list(filter(None, [differing_ends(job.data.manifest.special_tokens, job.card.special_tokens)]))
+        return list(
+            filter(
+                None, [differing_ends(job.data.manifest.special_tokens, job.card.special_tokens)]
+            )
+        )
     notices = [f"continuing {job.layout.root} from step {newest}"]
     changed = []
     if len(manifest.sessions) > 1:
         notices += changed_code(*manifest.sessions[-2:])
         changed = changed_conditions(*manifest.sessions[-2:])
     if changed:
-        notices.append(f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}")
+        notices.append(
+            f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}"
+        )
     return notices

@@ -35,11 +35,13 @@ class Outcome:
 
 @dataclass
 class Session:
-    """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues, None at first.
+    """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues,
+    None at first.
 
-    Of several processes the main one alone holds the lock, and alone writes; every method is called by all of them.
-    Checkpoints and snapshots are written by `writer` while training goes on; run.json is written by the thread that
-    trains, and names a checkpoint once it is there for readers.
+    Of several processes the main one alone holds the lock, and alone writes; every method is called
+    by all of them. Checkpoints and snapshots are written by `writer` while training goes on;
+    run.json is written by the thread that trains, and names a checkpoint once it is there for
+    readers.
     """
 
     job: Job
@@ -54,9 +56,11 @@ class Session:
     pusher: Pusher | None = None
     writer: Writer = field(default_factory=Writer)
     published: int = 0
-    """The newest step whose checkpoint is on disk, set by the writer's thread; of the main process alone."""
+    """The newest step whose checkpoint is on disk, set by the writer's thread; of the main process
+    alone."""
     saved_at: int | None = None
-    """The newest step whose checkpoint is on disk or will be before anything that is handed to `writer` from now on."""
+    """The newest step whose checkpoint is on disk or will be before anything that is handed to
+    `writer` from now on."""
 
     def __post_init__(self) -> None:
         self.published, self.saved_at = self.manifest.step, self.resumed_at
@@ -68,7 +72,8 @@ class Session:
 
     @property
     def flops_available(self) -> float | None:
-        """Floating-point operations a second of all processes' devices, where this session has measured its own."""
+        """Floating-point operations a second of all processes' devices, where this session has
+        measured its own."""
         rate = self.manifest.sessions[-1]["matmul_rate"]
         return None if rate is None else rate * self.job.runtime.processes
 
@@ -80,8 +85,8 @@ class Session:
         return reason or "another process was asked to stop"
 
     def save(self) -> None:
-        """Hand a checkpoint of the current step to the writer, which makes the metrics so far durable before it and
-        applies the keep policy after it."""
+        """Hand a checkpoint of the current step to the writer, which makes the metrics so far
+        durable before it and applies the keep policy after it."""
         saved = self.state.capture()
 
         def on_main() -> None:
@@ -99,11 +104,17 @@ class Session:
         self.published = int(saved.counters["step"])
         if self.pusher is not None:
             self.pusher.wake()
-        for line in thin(self.job.layout, self.job.config.checkpoint.keep, self.published, self.manifest.total_steps):
+        for line in thin(
+            self.job.layout,
+            self.job.config.checkpoint.keep,
+            self.published,
+            self.manifest.total_steps,
+        ):
             self.reporter.say(line)
 
     def newest_saved(self) -> int:
-        """The newest saved step, once everything that was handed to the writer is on disk or has failed."""
+        """The newest saved step, once everything that was handed to the writer is on disk or has
+        failed."""
 
         def on_main() -> int:
             self.writer.settle()
@@ -117,7 +128,8 @@ class Session:
         return self.job.runtime.on_main(lambda: codec.damage(snapshot, SnapshotManifest) is None)
 
     def rebuild(self) -> None:
-        """Build model, method and optimizer anew from the state, as a resume from a checkpoint of it would."""
+        """Build model, method and optimizer anew from the state, as a resume from a checkpoint of
+        it would."""
         self.state = self.job.build_state(self.state.capture(everywhere=True), drop_unknown=True)
 
     def beat(self) -> None:
@@ -134,7 +146,8 @@ class Session:
             self.write_manifest()
 
     def tells(self, step: int) -> bool:
-        """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line on the console."""
+        """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line
+        on the console."""
         return self._logs(step) or self.reporter.is_due(step)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -153,7 +166,8 @@ class Session:
         return step % self.job.config.log.every == 0 or step == self.manifest.total_steps
 
     def end(self, status: str, message: str = "") -> Outcome:
-        """Record how the session ended in good order, once everything that was handed to the writer is on disk."""
+        """Record how the session ended in good order, once everything that was handed to the writer
+        is on disk."""
 
         def on_main() -> int:
             self.writer.flush()
@@ -161,15 +175,19 @@ class Session:
             self._sync_metrics()
             self.manifest.status, self.manifest.message = status, message
             self.write_manifest()
-            if self.pusher is not None:  # a session that was asked to stop has no time; the next one pushes the rest
-                self.pusher.finish(self.job.config.hub.wait_minutes * 60 if status == "finished" else 0)
+            if (
+                self.pusher is not None
+            ):  # a session that was asked to stop has no time; the next one pushes the rest
+                self.pusher.finish(
+                    self.job.config.hub.wait_minutes * 60 if status == "finished" else 0
+                )
             return self.published
 
         return Outcome(status, self.job.runtime.on_main(on_main), message)
 
     def fail(self, error: BaseException) -> None:
-        """Record a failure where the disk still allows it, after what was handed to the writer; `error` itself is what
-        the caller sees, with a note where the writer failed as well."""
+        """Record a failure where the disk still allows it, after what was handed to the writer;
+        `error` itself is what the caller sees, with a note where the writer failed as well."""
         if not self.job.runtime.is_main:
             return
         lost = isinstance(error, LockHeldError)  # the run is another process's now
@@ -187,7 +205,9 @@ class Session:
         try:
             self.write_manifest()
         except OSError as third:
-            self.reporter.say(f"could not record the failure in {self.job.layout.manifest}: {third}")
+            self.reporter.say(
+                f"could not record the failure in {self.job.layout.manifest}: {third}"
+            )
 
     def _sync_metrics(self) -> None:
         if self.metrics is not None:

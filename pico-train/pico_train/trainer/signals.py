@@ -34,13 +34,15 @@ class StopRequest:
 
 @contextmanager
 def listening(stop: StopRequest) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request. Only the main thread may set handlers, so a
-    run started from another one (a notebook's worker) is stopped by its clock alone."""
+    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request. Only the main thread may set
+    handlers, so a run started from another one (a notebook's worker) is stopped by its clock
+    alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {
-        number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        number: signal.signal(number, stop.on_signal)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     }
     try:
         yield

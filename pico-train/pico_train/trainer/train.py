@@ -22,8 +22,8 @@ def train(
 ) -> Outcome:
     """Train the run that `config` describes, continuing it where it was interrupted.
 
-    `config` is a `RunConfig`, or the path of a YAML file to which dotted `overrides` are applied. `quiet` silences
-    the console; metrics.jsonl is always written.
+    `config` is a `RunConfig`, or the path of a YAML file to which dotted `overrides` are applied.
+    `quiet` silences the console; metrics.jsonl is always written.
 
     Raises:
         UserError: a mistake in the configuration, the data or the run directory.

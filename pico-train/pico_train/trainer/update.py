@@ -32,7 +32,9 @@ class Update:
     norm: float = math.nan
     terms: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
-    row_ids: np.ndarray | None = None  # (batch,) int64; None where the method read no language-model rows
+    row_ids: np.ndarray | None = (
+        None  # (batch,) int64; None where the method read no language-model rows
+    )
     losses: torch.Tensor | None = None  # (micro-batches,) sums of this process, on the device
     scale: float = 1.0
     """One over the terms of all processes."""
@@ -54,14 +56,20 @@ def read_losses(updates: Sequence[Update], runtime: Runtime) -> None:
 
 
 def compute_gradients(
-    job: Job, state: TrainState, step: int, separate: MicroBatches | None = None, *, later: bool = False
+    job: Job,
+    state: TrainState,
+    step: int,
+    separate: MicroBatches | None = None,
+    *,
+    later: bool = False,
 ) -> Update:
-    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever the micro-batch and
-    the number of processes.
+    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever
+    the micro-batch and the number of processes.
 
-    Micro-batches and processes give sums; the one division at the end is by the number of terms of them all, since the
-    mean of their means is another objective where these numbers differ. `separate` gets the gradient of each
-    micro-batch of this process; `later` leaves the loss to be read by `read_losses`.
+    Micro-batches and processes give sums; the one division at the end is by the number of terms of
+    them all, since the mean of their means is another objective where these numbers differ.
+    `separate` gets the gradient of each micro-batch of this process; `later` leaves the loss to be
+    read by `read_losses`.
     """
     update = Update(step, replace(state.counters))
     batch, copies = _read(job, state, update)
@@ -87,7 +95,11 @@ def compute_gradients(
     all_terms, *totals = job.runtime.sums([terms_here, *sums.values()])
     scale = 1.0 / max(all_terms, 1)
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
-    update.losses, update.scale, update.terms = torch.stack(losses), scale, round(all_terms) // copies
+    update.losses, update.scale, update.terms = (
+        torch.stack(losses),
+        scale,
+        round(all_terms) // copies,
+    )
     if not later:
         read_losses([update], job.runtime)
     update.scalars = {name: total * scale for name, total in zip(sums, totals, strict=True)}
@@ -105,7 +117,8 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
 
 
 def apply_update(state: TrainState, update: Update, factor: float) -> None:
-    """Step the optimizer at `factor` times its peak learning rates, let the method act, and count."""
+    """Step the optimizer at `factor` times its peak learning rates, let the method act, and
+    count."""
     set_learning_rates(state.optimizer, factor)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,8 @@ import torch
 def singular_values(B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     """The r singular values of B A, descending, float64 on CPU; B is (m, r), A (r, n).
 
-    B = Q_B R_B and A^T = Q_A R_A have the spectrum of the small R_B R_A^T: orthogonal maps on either side leave it.
+    B = Q_B R_B and A^T = Q_A R_A have the spectrum of the small R_B R_A^T: orthogonal maps on
+    either side leave it.
     """
     B, A = B.detach().to("cpu", torch.float64), A.detach().to("cpu", torch.float64)
     return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.T).R.T)
@@ -30,7 +31,8 @@ def effective_rank(values: torch.Tensor) -> float:
 
 
 def energy_rank(values: torch.Tensor, energy: float) -> float:
-    """The least k whose k largest singular values hold the share `energy` of the sum of squares; 0 of the zero one."""
+    """The least k whose k largest singular values hold the share `energy` of the sum of squares; 0
+    of the zero one."""
     squares = values.square()
     if squares.sum() == 0:
         return 0.0
@@ -39,18 +41,25 @@ def energy_rank(values: torch.Tensor, energy: float) -> float:
 
 
 def share_out(
-    demands: Mapping[str, float], costs: Mapping[str, int], most: Mapping[str, int], least: int, budget: int
+    demands: Mapping[str, float],
+    costs: Mapping[str, int],
+    most: Mapping[str, int],
+    least: int,
+    budget: int,
 ) -> dict[str, int]:
-    """A rank for each module, in proportion to its demand, with sum(rank * cost) up to `budget`; each between `least`
-    (or `most` where that is less) and `most`.
+    """A rank for each module, in proportion to its demand, with sum(rank * cost) up to `budget`;
+    each between `least` (or `most` where that is less) and `most`.
 
-    One common factor is rounded down for all; what is left goes, a rank each, to those who lost most by that. Without
-    any demand, all are alike. A `budget` below what `least` takes is exceeded by it.
+    One common factor is rounded down for all; what is left goes, a rank each, to those who lost
+    most by that. Without any demand, all are alike. A `budget` below what `least` takes is exceeded
+    by it.
     """
     wanted = demands if any(demands.values()) else dict.fromkeys(demands, 1.0)
 
     def at(factor: float) -> dict[str, int]:
-        return {name: min(max(math.floor(factor * d), least), most[name]) for name, d in wanted.items()}
+        return {
+            name: min(max(math.floor(factor * d), least), most[name]) for name, d in wanted.items()
+        }
 
     def cost(ranks: Mapping[str, int]) -> int:
         return sum(rank * costs[name] for name, rank in ranks.items())

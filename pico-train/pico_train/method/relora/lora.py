@@ -1,4 +1,5 @@
-"""A linear layer with a frozen weight and a low-rank update that trains beside it (LoRA, Hu et al. 2022, section 4).
+"""A linear layer with a frozen weight and a low-rank update that trains beside it (LoRA, Hu et al.
+2022, section 4).
 
 Shapes: m outputs, n inputs, r rank.
 """
@@ -19,16 +20,25 @@ from pico_train.sharding import shared_like
 class LowRankLinear(nn.Module):
     """y = W x + s B A dropout(x), s = alpha / r times a trained gain where there is one.
 
-    Parameters: `base.weight` W (m, n), frozen; `lora_A.weight` A (r, n); `lora_B.weight` B (m, r), zero at first;
-    `lora_gain` (1,), one at first, or None.
+    Parameters: `base.weight` W (m, n), frozen; `lora_A.weight` A (r, n); `lora_B.weight` B (m, r),
+    zero at first; `lora_gain` (1,), one at first, or None.
     """
 
     def __init__(
-        self, weight: torch.Tensor, rank: int, alpha: float, dropout: float, *, gain: bool, base_dtype: torch.dtype
+        self,
+        weight: torch.Tensor,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        *,
+        gain: bool,
+        base_dtype: torch.dtype,
     ) -> None:
         super().__init__()
         outputs, inputs = weight.shape
-        with torch.device("meta"):  # weights are given below, and nothing is drawn from torch's own generator
+        with torch.device(
+            "meta"
+        ):  # weights are given below, and nothing is drawn from torch's own generator
             self.base = nn.Linear(inputs, outputs, bias=False)
             self.lora_A = nn.Linear(inputs, rank, bias=False)
             self.lora_B = nn.Linear(rank, outputs, bias=False)
@@ -55,7 +65,8 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def effective(self) -> torch.Tensor:
-        """W + s B A, (m, n) float32: the weight of the plain layer that computes the same without dropout."""
+        """W + s B A, (m, n) float32: the weight of the plain layer that computes the same without
+        dropout."""
         return self.base.weight.float() + self.scaled_B() @ self.lora_A.weight
 
     @torch.no_grad()
@@ -65,14 +76,20 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self, *, scaled: bool = True) -> None:
-        """W += s B A in float32, rounded once to W's dtype; B becomes zero. `scaled=False` leaves s out, a fault."""
-        whole = self.effective() if scaled else self.base.weight.float() + self.lora_B.weight @ self.lora_A.weight
+        """W += s B A in float32, rounded once to W's dtype; B becomes zero. `scaled=False` leaves s
+        out, a fault."""
+        whole = (
+            self.effective()
+            if scaled
+            else self.base.weight.float() + self.lora_B.weight @ self.lora_A.weight
+        )
         self.base.weight.copy_(whole)
         self.lora_B.weight.zero_()
 
     @torch.no_grad()
     def draw_A(self, generator: torch.Generator) -> None:
-        """Draw A from U(-1 / sqrt(n), 1 / sqrt(n)), on CPU in float32: Kaiming with a = sqrt(5), as LoRA's own code."""
+        """Draw A from U(-1 / sqrt(n), 1 / sqrt(n)), on CPU in float32: Kaiming with a = sqrt(5), as
+        LoRA's own code."""
         drawn = torch.empty(self.lora_A.weight.shape, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         self.lora_A.weight.copy_(shared_like(self.lora_A.weight, drawn))
@@ -86,7 +103,8 @@ def low_rank_layers(model: Decoder) -> Iterator[tuple[str, LowRankLinear]]:
 
 
 def effective_weights(model: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, tensor) of the plain decoder that computes the same; low-rank layers are merged copies."""
+    """(Hugging Face name, tensor) of the plain decoder that computes the same; low-rank layers are
+    merged copies."""
     layers = dict(low_rank_layers(model))
     inside = tuple(f"{name}." for name in layers)
     for name, parameter in model.named_parameters():

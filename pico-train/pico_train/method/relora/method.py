@@ -1,4 +1,5 @@
-"""ReLoRA: pretraining by low-rank updates that are merged and begun anew (Lialin et al. 2023, arXiv 2307.05695)."""
+"""ReLoRA: pretraining by low-rank updates that are merged and begun anew (Lialin et al. 2023, arXiv
+2307.05695)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from torch import nn
 
 from pico_train.config import Section
 from pico_train.method.base import Method, Reads
-from pico_train.method.relora.adaptive_rank import effective_rank, energy_rank, share_out, singular_values
+from pico_train.method.relora.adaptive_rank import (
+    effective_rank,
+    energy_rank,
+    share_out,
+    singular_values,
+)
 from pico_train.method.relora.config import AdaptiveConfig, ReLoRAConfig
 from pico_train.method.relora.lora import LowRankLinear, effective_weights
 from pico_train.method.relora.optimizer_reset import reset
@@ -28,9 +34,9 @@ Ranks = dict[str, int]
 class ReLoRA(Method):
     """Next-token prediction in which chosen projections move by s B A alone.
 
-    After every `restart_every`-th update, W += s B A; A is drawn anew from `seed.method`, B is zero, and the optimizer
-    forgets both. Before `warm_start_steps` everything trains. Snapshots get W, A, B and s, at a restart also the
-    factors that it merged (see shared/CONTRACT.md).
+    After every `restart_every`-th update, W += s B A; A is drawn anew from `seed.method`, B is
+    zero, and the optimizer forgets both. Before `warm_start_steps` everything trains. Snapshots get
+    W, A, B and s, at a restart also the factors that it merged (see shared/CONTRACT.md).
     """
 
     Config = ReLoRAConfig
@@ -71,10 +77,12 @@ class ReLoRA(Method):
             )
 
     def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
-        """Put low-rank layers where the options say; what is left trains as it is, but for what is frozen.
+        """Put low-rank layers where the options say; what is left trains as it is, but for what is
+        frozen.
 
         Raises:
-            UserError: a pattern fits nothing; a rank exceeds a module's smaller side; nothing is left to train.
+            UserError: a pattern fits nothing; a rank exceeds a module's smaller side; nothing is
+                left to train.
         """
         self.seed = seed
         chosen = self._chosen(model)
@@ -84,9 +92,15 @@ class ReLoRA(Method):
             for name, rank in self.ranks.items():
                 self._replace(model, name, rank)
             self.saved = {}
-        training = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        training = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         if not training:
-            raise UserError("method.options.frozen leaves nothing to train: take a pattern out of it")
+            raise UserError(
+                "method.options.frozen leaves nothing to train: take a pattern out of it"
+            )
         return training
 
     def begin_step(self, step: int) -> Reads:
@@ -111,16 +125,26 @@ class ReLoRA(Method):
         return self.begun and every > 0 and step % every == 0
 
     def after_step(self, model: Decoder, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """The restart, in place: no parameter is a new object, unless its rank changes (see `rebuild_at`)."""
+        """The restart, in place: no parameter is a new object, unless its rank changes (see
+        `rebuild_at`)."""
         if not self.acts_after(step):
             return
         self.since, scaled = step, self.config.merge_scale != "none"
         for name, layer in self.layers.items():
             self.merged[names.merged_A(name)] = layer.lora_A.weight.detach().clone()
-            self.merged[names.merged_B(name)] = layer.scaled_B() if scaled else layer.lora_B.weight.detach().clone()
+            self.merged[names.merged_B(name)] = (
+                layer.scaled_B() if scaled else layer.lora_B.weight.detach().clone()
+            )
             layer.merge(scaled=scaled)
             layer.draw_A(self._draws(name))
-        reset(self.config.reset, self.config.pruning_ratio, optimizer, self._factors(), self.seed, step)
+        reset(
+            self.config.reset,
+            self.config.pruning_ratio,
+            optimizer,
+            self._factors(),
+            self.seed,
+            step,
+        )
         if self.config.adaptive is not None:
             self._adapt(self.config.adaptive)
 
@@ -138,13 +162,14 @@ class ReLoRA(Method):
         """W, A, B and s of every low-rank module, and what the restart of this step has merged."""
         bases = {names.base(name): layer.base.weight for name, layer in self.layers.items()}
         scales = {
-            names.lora_scale(name): torch.as_tensor(layer.scale).reshape(1) for name, layer in self.layers.items()
+            names.lora_scale(name): torch.as_tensor(layer.scale).reshape(1)
+            for name, layer in self.layers.items()
         }
         return {**bases, **self._factors(), **scales, **self.merged}
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """W, A, B and gains, since merged weights do not tell them apart; factors whose rank changes are left to be
-        drawn, as a restart without a change draws them."""
+        """W, A, B and gains, since merged weights do not tell them apart; factors whose rank
+        changes are left to be drawn, as a restart without a change draws them."""
         tensors = dict(self.merged)
         for name, layer in self.layers.items():
             tensors[names.base(name)] = layer.base.weight.detach()
@@ -155,7 +180,9 @@ class ReLoRA(Method):
                 tensors[names.lora_B(name)] = layer.lora_B.weight.detach()
         return tensors, {"begun": self.begun, "since": self.since, "ranks": self.history}
 
-    def load_state_dict(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]
+    ) -> None:
         self.begun, self.since = scalars["begun"], scalars["since"]
         self.history = [(step, ranks) for step, ranks in scalars["ranks"]]
         self.merged = {name: tensor for name, tensor in tensors.items() if _is_merged(name)}
@@ -163,12 +190,17 @@ class ReLoRA(Method):
 
     @property
     def ranks(self) -> Ranks:
-        """The rank of every low-rank module, from the newest change on; none before the end of a warm start."""
+        """The rank of every low-rank module, from the newest change on; none before the end of a
+        warm start."""
         return self.history[-1][1] if self.history else {}
 
     def _chosen(self, model: Decoder) -> list[str]:
         """Modules that are or become low-rank; what is frozen is frozen on the way."""
-        linear = [name for name, module in model.model.named_modules(prefix="model") if isinstance(module, nn.Linear)]
+        linear = [
+            name
+            for name, module in model.model.named_modules(prefix="model")
+            if isinstance(module, nn.Linear)
+        ]
         chosen = names.match(self.config.modules, linear)
         spared = set(names.match(self.config.full, chosen))
         weighted = [name.removesuffix(".weight") for name, _ in model.named_parameters()]
@@ -182,8 +214,14 @@ class ReLoRA(Method):
         for name in chosen:
             side = min(model.get_parameter(f"{name}.weight").shape)
             if isinstance(rank, int) and rank > side:
-                raise UserError(f"method.options.rank is {rank}, more than {name} allows, whose smaller side is {side}")
-            ranks[name] = rank if isinstance(rank, int) else min(max(round(rank * model.config.hidden_size), 1), side)
+                raise UserError(
+                    f"method.options.rank is {rank}, more than {name} allows, whose smaller side is {side}"
+                )
+            ranks[name] = (
+                rank
+                if isinstance(rank, int)
+                else min(max(round(rank * model.config.hidden_size), 1), side)
+            )
         return ranks
 
     def _replace(self, model: Decoder, name: str, rank: int) -> None:
@@ -210,7 +248,8 @@ class ReLoRA(Method):
                 layer.draw_A(self._draws(name))
 
     def _saved_as(self, key: str, like: torch.Tensor) -> torch.Tensor:
-        """Return the saved tensor `key`, or `like` where there is none; DamagedError where their shapes differ."""
+        """Return the saved tensor `key`, or `like` where there is none; DamagedError where their
+        shapes differ."""
         tensor = self.saved.get(key, like)
         if tensor.shape != like.shape:
             shapes = f"{tuple(tensor.shape)} where {tuple(like.shape)} is expected"
@@ -224,14 +263,19 @@ class ReLoRA(Method):
         return {
             key: parameter
             for name, layer in self.layers.items()
-            for key, parameter in ((names.lora_A(name), layer.lora_A.weight), (names.lora_B(name), layer.lora_B.weight))
+            for key, parameter in (
+                (names.lora_A(name), layer.lora_A.weight),
+                (names.lora_B(name), layer.lora_B.weight),
+            )
         }
 
     def _adapt(self, config: AdaptiveConfig) -> None:
         """Ranks from the spectra of what was merged just now."""
         demands, costs, most = {}, {}, {}
         for name, layer in self.layers.items():
-            values = singular_values(self.merged[names.merged_B(name)], self.merged[names.merged_A(name)])
+            values = singular_values(
+                self.merged[names.merged_B(name)], self.merged[names.merged_A(name)]
+            )
             energy = config.criterion == "energy"
             demands[name] = energy_rank(values, config.energy) if energy else effective_rank(values)
             shape = layer.base.weight.shape
@@ -243,16 +287,21 @@ class ReLoRA(Method):
             self.changed = True
 
     def _scalars(self) -> dict[str, float]:
-        """For metrics.jsonl, where ranks change; every module's own are in the method's saved scalars."""
+        """For metrics.jsonl, where ranks change; every module's own are in the method's saved
+        scalars."""
         if self.config.adaptive is None or not self.ranks:
             return {}
         ranks = self.ranks.values()
-        return {"rank_mean": sum(ranks) / len(ranks), "rank_min": min(ranks), "rank_max": max(ranks)}
+        return {
+            "rank_mean": sum(ranks) / len(ranks),
+            "rank_min": min(ranks),
+            "rank_max": max(ranks),
+        }
 
     @contextmanager
     def _masks(self, step: int, device: torch.device) -> Iterator[None]:
-        """Dropout's draws from torch's own generator, which is put back: they work in compiled layers and in those that
-        are computed again."""
+        """Dropout's draws from torch's own generator, which is put back: they work in compiled
+        layers and in those that are computed again."""
         if not self.dropout:
             yield
             return

@@ -21,13 +21,15 @@ def reset(
     seed: int,
     step: int,
 ) -> None:
-    """Forget, in place, the state of `parameters`: all of it, or the share `ratio` of the moments' entries.
+    """Forget, in place, the state of `parameters`: all of it, or the share `ratio` of the moments'
+    entries.
 
-    The step counter begins anew whenever moments of both kinds go together: m / sqrt(v) of an entry is then at most
-    about 1 in its first update, as at the beginning of training, since the bias corrections speak of the same age
-    (Kingma & Ba 2015, section 3). "independent_pruning" is a fault of earlier code: it keeps the counter and prunes
-    each moment by a mask of its own, after which entries whose second moment alone went move by many times the
-    learning rate, and entries of which both went by (1 - beta1) / sqrt(1 - beta2), 3.2 times.
+    The step counter begins anew whenever moments of both kinds go together: m / sqrt(v) of an entry
+    is then at most about 1 in its first update, as at the beginning of training, since the bias
+    corrections speak of the same age (Kingma & Ba 2015, section 3). "independent_pruning" is a
+    fault of earlier code: it keeps the counter and prunes each moment by a mask of its own, after
+    which entries whose second moment alone went move by many times the learning rate, and entries
+    of which both went by (1 - beta1) / sqrt(1 - beta2), 3.2 times.
     """
     for name, parameter in parameters.items():
         state = optimizer.state.get(parameter)
@@ -41,7 +43,11 @@ def reset(
             for entry in MOMENTS:
                 state[entry].mul_(_kept(state[entry], ratio, draws))
         else:
-            kept = _largest(state["exp_avg"], ratio) if how == "magnitude_pruning" else _kept(parameter, ratio, draws)
+            kept = (
+                _largest(state["exp_avg"], ratio)
+                if how == "magnitude_pruning"
+                else _kept(parameter, ratio, draws)
+            )
             for entry in MOMENTS:
                 state[entry].mul_(kept)
             state["step"].zero_()
