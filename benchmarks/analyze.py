@@ -27,8 +27,8 @@ import psutil
 import torch
 from pico_analyze import linalg, measure, open_run
 from pico_analyze.components import Unit, plan
-from pico_analyze.engine import pool
-from pico_analyze.sample import Sample
+from pico_analyze.engine.execute import pool
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.sources.run import Run
 from pico_contract import codec
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout, observed_file

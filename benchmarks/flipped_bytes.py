@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pico_analyze.audit import audit
+from pico_analyze.audit.checks import audit
 from pico_contract.errors import DamagedError
 from pico_contract.layout import RunLayout
 from tiny_run import make_run

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pico_analyze.engine import measure
-    from pico_analyze.figures import figure
+    from pico_analyze.engine.measure import measure
+    from pico_analyze.plot.figures import figure
     from pico_analyze.sources.open import open_source
     from pico_analyze.sources.run import open_run
 
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "figure":
-        from pico_analyze.figures import figure
+        from pico_analyze.plot.figures import figure
 
         return figure
     if name == "open_run":
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return open_source
     if name == "measure":
-        from pico_analyze.engine import measure
+        from pico_analyze.engine.measure import measure
 
         return measure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

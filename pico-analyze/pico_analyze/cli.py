@@ -37,8 +37,8 @@ def run(
     Of what other programs wrote, in ./analysis/<source>/<name>/; out=DIR puts either into DIR/analysis/<name>/.
     A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
     """
-    from pico_analyze.commands import run_analysis
-    from pico_analyze.config import check_trust, load
+    from pico_analyze.commands.analyze import run_analysis
+    from pico_analyze.config.analysis import check_trust, load
 
     say = partial(_say, err=True)
     check_trust(source, trust)
@@ -63,7 +63,7 @@ def plot(
     ] = False,
 ) -> None:
     """Draw figures from the table that `run` wrote, without measuring again."""
-    from pico_analyze.commands_plot import plot_run
+    from pico_analyze.commands.plot import plot_run
 
     metrics, formats = metric.split(",") if metric else None, format.split(",")
     for path in plot_run(run, name, metrics, heads, formats, out, spectra, distributions):
@@ -73,7 +73,7 @@ def plot(
 @app.command()
 def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
     """Write report.html from the table that `run` wrote: one file that opens offline, on a phone and on paper."""
-    from pico_analyze.commands import report_run
+    from pico_analyze.commands.analyze import report_run
 
     _say(report_run(run, name, out))
 
@@ -101,7 +101,7 @@ def compare(
     First comes what differs between the arms beyond what was meant, from config.yaml and run.json. An interval needs at
     least two runs in either arm (three or more are better); with one, none is claimed.
     """
-    from pico_analyze.commands_compare import compare_runs, parse_groups
+    from pico_analyze.commands.compare import compare_runs, parse_groups
 
     chosen = metric.split(",") if metric else None
     groups = parse_groups(group or [])
@@ -125,7 +125,7 @@ def audit(
 
     Exit code 0 when nothing was found, 1 with findings, each a line that names the file at fault.
     """
-    from pico_analyze.commands import audit_run
+    from pico_analyze.commands.audit import audit_run
 
     lines, sound = audit_run(run, hashes, partial(_say, err=True))
     for line in lines:
@@ -137,7 +137,7 @@ def audit(
 @app.command()
 def inspect(run: SourcePath) -> None:
     """What a run holds: steps, kinds, splits and modules, and what is damaged."""
-    from pico_analyze.commands import holdings
+    from pico_analyze.commands.inspect import holdings
 
     for line in holdings(run):
         _say(line)
@@ -146,7 +146,7 @@ def inspect(run: SourcePath) -> None:
 @app.command()
 def metrics() -> None:
     """What can be computed: name, arity, kinds, unit, range and source of every metric."""
-    from pico_analyze.commands import known_metrics
+    from pico_analyze.commands.inspect import known_metrics
 
     for line in known_metrics():
         _say(line)

@@ -20,13 +20,15 @@ from pico_contract.layout import parse_step
 from pico_contract.observer import Held, Observation, ObservedRun
 
 from pico_analyze import table
-from pico_analyze.components import UPDATES, check, plan
-from pico_analyze.config import AnalysisConfig, checked, to_yaml
-from pico_analyze.engine import DamagedWarning, measure
-from pico_analyze.item import defined_for
-from pico_analyze.metrics import Metric, resolve
-from pico_analyze.sources import SPLITS
-from pico_analyze.sources.memory import ObservedStep
+from pico_analyze.components.circuits import UPDATES
+from pico_analyze.components.select import check, plan
+from pico_analyze.config.analysis import AnalysisConfig, checked, to_yaml
+from pico_analyze.engine.damage import DamagedWarning
+from pico_analyze.engine.evaluate import defined_for
+from pico_analyze.engine.measure import measure
+from pico_analyze.metrics.registry import Metric, resolve
+from pico_analyze.sources.base import SPLITS
+from pico_analyze.sources.live_step import ObservedStep
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
-from pico_analyze.components import CIRCUITS
+from pico_analyze.components.circuits import CIRCUITS
 from pico_contract.names import canonical
 
 LAST = 30

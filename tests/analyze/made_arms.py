@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pico_analyze.arms import Arm
+from pico_analyze.compare.arms import Arm
 from pico_analyze.table import from_rows
 from pico_contract.layout import RunLayout
 

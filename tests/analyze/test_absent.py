@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pico_analyze import measure, open_run
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.metrics import METRICS
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout, observed_file

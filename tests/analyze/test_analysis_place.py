@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from pico_analyze.analysis_place import measured
 from pico_analyze.commands import report_run, run_analysis
-from pico_analyze.commands_compare import compare_runs
+from pico_analyze.commands.compare import compare_runs
+from pico_analyze.commands.location import measured
 from pico_analyze.config import checked
 from pico_analyze.sources.open import open_source
 from pico_contract import codec
@@ -131,7 +131,7 @@ def test_any_script_is_drawn_without_a_warning(measure: Measure, tmp_path: Path,
 
 
 def test_characters_without_a_font_are_named() -> None:
-    from pico_analyze.fonts import drawable
+    from pico_analyze.plot.fonts import drawable
 
     assert drawable("self_attn.q_proj é д") == "self_attn.q_proj é д"
     assert drawable("a\x1b[0m") == "a<U+001B>[0m"

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from pico_analyze import open_source
-from pico_analyze.circuits import OV
 from pico_analyze.components import Unit, plan
-from pico_analyze.projections import attention_at
+from pico_analyze.components.circuits import OV
+from pico_analyze.components.projections import attention_at
 from pico_analyze.sources import Source
 from pico_contract import codec
 from torch import nn

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico_analyze.audit import audit, expected_steps
+from pico_analyze.audit.checks import audit, expected_steps
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout

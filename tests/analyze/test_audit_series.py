@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico_analyze.audit_series import audit_series
+from pico_analyze.audit.series import audit_series
 from pico_analyze.commands import audit_run
 from pico_analyze.sources.open import open_source
 from safetensors.torch import save_file

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from pico_analyze.arms import Arm
 from pico_analyze.compare import COLUMNS, compare, curves
-from pico_analyze.compare_notes import notes
+from pico_analyze.compare.arms import Arm
+from pico_analyze.compare.notes import notes
 from pico_contract.errors import UserError
 from scipy import stats
 

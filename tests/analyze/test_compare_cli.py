@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from pico_analyze import plot_arms, report_arms
 from pico_analyze.cli import main
-from pico_analyze.commands_compare import open_arms, parse_groups
+from pico_analyze.commands.compare import open_arms, parse_groups
 from pico_analyze.compare import compare
+from pico_analyze.plot import arms as plot_arms
+from pico_analyze.report import arms as report_arms
 from pico_analyze.table import read
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout, RunLayout

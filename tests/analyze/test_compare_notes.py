@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pico_analyze.arms import Arm
 from pico_analyze.compare import compare
-from pico_analyze.compare_notes import UNADJUSTED, notes
+from pico_analyze.compare.arms import Arm
+from pico_analyze.compare.notes import UNADJUSTED, notes
 from pico_contract.errors import UserError
 
 from .made_arms import Manifest, arm, row, table

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pico_analyze import measure, open_run, reading
-from pico_analyze.engine import DamagedWarning
+from pico_analyze import measure, open_run
+from pico_analyze.engine import loader
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.metrics import METRICS, pair
 from pico_analyze.sources.run import Run
 from pico_contract import codec
@@ -90,17 +91,17 @@ def test_memory_is_bounded_and_without_need_each_matrix_is_read_once(
     assert len(read) == len(set(read)) == 2 * 7
     read.clear()
     if room is not None:
-        monkeypatch.setattr(reading, "_KEPT_BYTES", room)
-        monkeypatch.setattr(reading, "_BATCH_BYTES", 0)
+        monkeypatch.setattr(loader, "_KEPT_BYTES", room)
+        monkeypatch.setattr(loader, "_BATCH_BYTES", 0)
     kept: list[int] = []
-    original = reading.References.at
+    original = loader.References.at
 
-    def watched(self: reading.References, step: int) -> Any:
+    def watched(self: loader.References, step: int) -> Any:
         found = original(self, step)
         kept.append(len(self._from.kept))
         return found
 
-    monkeypatch.setattr(reading.References, "at", watched)
+    monkeypatch.setattr(loader.References, "at", watched)
     frame = measure(run, ["cka", "per"], ["up_proj"], kinds=["activations"], reference="all")
     pd.testing.assert_frame_equal(frame, expected, rtol=1e-12)
     a_step = 8 * (3 * 12 * 24 + 5 * 12**2)

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.components import CIRCUITS, Unit, plan
+from pico_analyze.components import Unit, plan
+from pico_analyze.components.circuits import CIRCUITS
 from pico_analyze.linalg import Product, spectra
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
-from pico_analyze.sample import Sample
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 

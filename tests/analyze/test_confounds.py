@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pico_analyze.arms import Arm
 from pico_analyze.compare import compare
-from pico_analyze.compare_notes import notes
-from pico_analyze.run_facts import NOT_COMPARED
+from pico_analyze.compare.arms import Arm
+from pico_analyze.compare.notes import notes
+from pico_analyze.compare.run_facts import NOT_COMPARED
 from pico_contract.layout import RunLayout
 from pico_train.config import OperationMark
 from pico_train.run import RunConfig
@@ -213,7 +213,7 @@ def operation(section: type[BaseModel], under: str) -> Iterator[str]:
 
 def test_a_source_without_config_yaml_says_so(tmp_path: Path) -> None:
     run = Measured("r", Manifest({"init": 0}), layout=RunLayout(tmp_path))
-    from pico_analyze.run_facts import read_facts
+    from pico_analyze.compare.run_facts import read_facts
 
     facts = read_facts(run)
     assert not facts.configured

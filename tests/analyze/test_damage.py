@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import measure, open_run, open_source
-from pico_analyze.captions import meaning
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.engine.damage import DamagedWarning
+from pico_analyze.report.glossary import meaning
 from pico_analyze.sources import Source
 from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, observed_file

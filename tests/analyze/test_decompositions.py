@@ -14,12 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze import decompositions
-from pico_analyze.decompositions import GRAM_ERROR, left_vectors
-from pico_analyze.linalg import Product, Spectrum, spectra
+from pico_analyze.linalg import Product, Spectrum, decompositions, spectra
+from pico_analyze.linalg.decompositions import GRAM_ERROR, left_vectors
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.pair import pwcca
-from pico_analyze.sample import Sample
 
 SPECTRAL = [name for name, metric in METRICS.items() if metric.needs == "spectrum"]
 shapes = st.sampled_from([(8, 8), (60, 60), (90, 20), (20, 90), (200, 64)])

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pico_analyze import open_run, plot_distributions
+from pico_analyze import open_run
 from pico_analyze.cli import main
-from pico_analyze.distributions import BIN, distributions
+from pico_analyze.engine.distributions import BIN, distributions
+from pico_analyze.plot import distributions as plot_distributions
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout

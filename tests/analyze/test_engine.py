@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pico_analyze import measure, reading
+from pico_analyze import measure
 from pico_analyze.components import Key, Unit
+from pico_analyze.engine import loader
+from pico_analyze.engine.loader import Loader
+from pico_analyze.engine.work import Work
 from pico_analyze.metrics import METRICS
-from pico_analyze.reading import Loader, Work
 from pico_analyze.sources.run import Run
 from pico_analyze.table import KEY, SCHEMA
 from pico_contract.errors import UserError
@@ -162,7 +164,7 @@ def test_one_metric_alone_gives_the_rows_that_all_together_give(run: Run) -> Non
 
 def test_small_batches_and_threads_change_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = measure(run)
-    monkeypatch.setattr(reading, "_BATCH_BYTES", 0)
+    monkeypatch.setattr(loader, "_BATCH_BYTES", 0)
     pd.testing.assert_frame_equal(measure(run), before, rtol=1e-12)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import linalg, measure, open_run
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout

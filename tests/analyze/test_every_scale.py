@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from pico_analyze.linalg import MicroBatches, Product, Update, entries, spectra
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample
 
 GROWS = {
     **dict.fromkeys(("frobenius_norm", "nuclear_norm", "spectral_norm", "max_abs"), 1),

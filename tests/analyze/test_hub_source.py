@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.sources.hub import open_hub
-from pico_analyze.sources.series import Series
+from pico_analyze.sources.model_series import Series
 from pico_analyze.table import read
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError

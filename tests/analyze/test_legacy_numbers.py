@@ -11,7 +11,7 @@ import torch
 from pico_analyze import measure
 from pico_analyze.linalg import spectra
 from pico_analyze.metrics import METRICS
-from pico_analyze.sources.legacy import LegacyRun, open_legacy
+from pico_analyze.sources.pico_v1 import LegacyRun, open_legacy
 
 from . import legacy_numbers
 from .legacy_numbers import ELEMENTWISE, EPS, GROUPS, LAST, OURS, Number, Values, group_of, key_of, relative

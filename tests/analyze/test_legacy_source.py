@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.engine import DamagedWarning
-from pico_analyze.sources.legacy import LegacyRun, open_legacy
+from pico_analyze.engine.damage import DamagedWarning
+from pico_analyze.sources.pico_v1 import LegacyRun, open_legacy
 from pico_contract.errors import DamagedError, UserError
 
 WIDTH, KV, INNER, ROWS = 16, 8, 24, 12

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.engine import pool
+from pico_analyze.engine.execute import pool
 from pico_analyze.linalg import Product, Spectrum, is_finite, spectra
+from pico_analyze.linalg.sample import Sample, cross
 from pico_analyze.metrics.single import condition_number, numerical_rank, per
-from pico_analyze.sample import Sample, cross
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 12)

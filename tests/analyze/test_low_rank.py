@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze import measure, open_run
 from pico_analyze.components import plan
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.components.low_rank import lora_update
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.linalg import Product, spectra
-from pico_analyze.low_rank import lora_update
 from pico_analyze.metrics import METRICS
-from pico_analyze.sources.memory import ObservedStep
+from pico_analyze.sources.live_step import ObservedStep
 from pico_analyze.sources.run import Run
 from pico_contract import codec, names
 from pico_contract.errors import UserError

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico_analyze import captions, measure, open_run, plot, report
-from pico_analyze.audit import audit
-from pico_analyze.circuits import CIRCUITS
+from pico_analyze import measure, open_run
+from pico_analyze.audit.checks import audit
+from pico_analyze.audit.trajectory import Moves
 from pico_analyze.commands import holdings, run_analysis
+from pico_analyze.components.circuits import CIRCUITS
 from pico_analyze.config import checked
-from pico_analyze.spectra import spectra
-from pico_analyze.subject import subject
+from pico_analyze.engine.spectra import spectra
+from pico_analyze.plot import over_steps
+from pico_analyze.plot.data import subject
+from pico_analyze.report import glossary
+from pico_analyze.report import run as report
 from pico_analyze.table import read
-from pico_analyze.trajectory import Moves
 from pico_contract import codec, names
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
 
@@ -64,9 +67,9 @@ def test_the_default_analysis_has_the_update_in_table_and_report(layout: RunLayo
 
 
 def test_every_circuit_has_words_and_plain_modules_need_none() -> None:
-    assert all(captions.component(name) for name in CIRCUITS)
-    assert captions.component("self_attn.q_proj.lora_update") == captions.component("lora_update")
-    assert captions.component("self_attn.q_proj") == captions.component("self_attn.q_proj.lora_A") == ""
+    assert all(glossary.component(name) for name in CIRCUITS)
+    assert glossary.component("self_attn.q_proj.lora_update") == glossary.component("lora_update")
+    assert glossary.component("self_attn.q_proj") == glossary.component("self_attn.q_proj.lora_A") == ""
 
 
 def test_a_report_without_circuits_explains_none(layout: RunLayout) -> None:
@@ -79,7 +82,8 @@ def test_the_overview_is_the_mean_over_plain_modules(layout: RunLayout) -> None:
     """The rank of an update would pull the line of the weights down."""
     run = open_run(layout.root)
     drawn = [
-        plot.overview(measure(run, ["per"], of, kinds=["weights"])) for of in (["*_proj"], ["*_proj", "lora_update"])
+        over_steps.overview(measure(run, ["per"], of, kinds=["weights"]))
+        for of in (["*_proj"], ["*_proj", "lora_update"])
     ]
     first, second = ([line.get_ydata().tolist() for line in figure.axes[0].lines] for figure in drawn)
     assert first == second
@@ -89,7 +93,7 @@ def test_the_overview_is_the_mean_over_plain_modules(layout: RunLayout) -> None:
 def test_panels_of_long_names_do_not_run_into_each_other(layout: RunLayout) -> None:
     run = open_run(layout.root)
     frame = measure(run, ["numerical_rank"], ["cumulative_lora_update"], kinds=["updates"], window=1)
-    figure = plot.lines(subject(frame, "numerical_rank", "updates"))
+    figure = over_steps.lines(subject(frame, "numerical_rank", "updates"))
     figure.draw_without_rendering()
     one, two = (axes.title.get_window_extent() for axes in figure.axes[:2])
     assert one.x1 < two.x0

@@ -12,8 +12,8 @@ import pytest
 import torch
 from pico_analyze import linalg, measure, open_run
 from pico_analyze.components import Unit
-from pico_analyze.engine import DamagedWarning
-from pico_analyze.low_rank import base_dtypes, cumulative_lora_update, explains
+from pico_analyze.components.low_rank import base_dtypes, cumulative_lora_update, explains
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.sources.run import Run
 from pico_contract import names
 from pico_contract.errors import DamagedError, UserError

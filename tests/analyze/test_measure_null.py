@@ -14,7 +14,7 @@ import torch
 from pico_analyze import measure
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.null import seed_of
-from pico_analyze.report import measured
+from pico_analyze.report.run import measured
 from pico_analyze.sources.run import Run
 
 COLUMNS = ["null_mean", "null_sd", "p"]

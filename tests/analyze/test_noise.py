@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze import measure, open_run
-from pico_analyze.linalg import REAL, MicroBatches
+from pico_analyze.linalg import MicroBatches
+from pico_analyze.linalg.decompositions import REAL
 from pico_analyze.metrics.noise import gradient_covariance_trace, gradient_noise_scale, gradient_norm_squared
 from pico_analyze.metrics.single import Outcome
 from pico_contract import codec

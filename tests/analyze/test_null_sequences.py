@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from pico_analyze import measure, open_run
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.engine.damage import DamagedWarning
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.null import Null, permutation_null
 from pico_analyze.metrics.pair import cka, cka_debiased
 from pico_analyze.metrics.single import Outcome
 from pico_analyze.metrics.unbiased import unbiased_hsic
-from pico_analyze.sample import Sample
 from pico_analyze.sources.run import Run
 from pico_contract import codec
 from pico_contract.layout import MANIFEST, RunLayout

@@ -11,9 +11,9 @@ import pytest
 import torch
 from pico_analyze import measure, open_source
 from pico_analyze.commands import holdings, run_analysis
+from pico_analyze.components.omissions import OmittedWarning
 from pico_analyze.config import AnalysisConfig
-from pico_analyze.engine import DamagedWarning
-from pico_analyze.omissions import OmittedWarning
+from pico_analyze.engine.damage import DamagedWarning
 from pico_contract import codec
 from pico_contract.errors import UserError
 

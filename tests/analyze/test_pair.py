@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze.linalg import Product
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample
 
 PAIRS = [name for name, metric in METRICS.items() if metric.arity == 2 and metric.needs == "sample"]
 LINEAR_CKA = ["cka", "cka_debiased"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.pair import cka, cka_rbf, mutual_knn
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample
 from scipy.spatial.distance import cdist, pdist
 
 seeds = st.integers(0, 2**32 - 1)

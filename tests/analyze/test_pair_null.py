@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.pair import cka, pwcca, svcca
-from pico_analyze.sample import Sample
 
 PAIRS = [name for name, metric in METRICS.items() if metric.arity == 2 and metric.needs == "sample"]
 

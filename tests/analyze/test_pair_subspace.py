@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze.linalg import Product
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.pair import procrustes, pwcca, subspace_overlap, svcca
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample
 
 REFUSED = Outcome(None, "n_less_than_d")
 seeds = st.integers(0, 2**32 - 1)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze.linalg import Product
+from pico_analyze.linalg.sample import Sample, distinct_rows
 from pico_analyze.metrics.pair import mutual_knn, pwcca, subspace_overlap, svcca
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample, distinct_rows
 
 NOT_UNIQUE, TOO_FEW_ROWS = Outcome(None, "not_unique"), Outcome(None, "n_less_than_d")
 

@@ -13,9 +13,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from pico_analyze import canvas, plot_layers
-from pico_analyze.figures import drawn
-from pico_analyze.subject import Subject, subject
+from pico_analyze.plot import over_layers, panels
+from pico_analyze.plot.data import Subject, subject
+from pico_analyze.plot.figures import drawn
 from pico_analyze.table import from_rows
 
 STEPS = (0, 1, 2, 4, 8, 16, 100, 12_000)
@@ -54,7 +54,7 @@ def panel(figure: Figure, name: str) -> Any:
 
 
 def test_a_profile_has_a_line_over_layers_for_each_of_a_few_steps() -> None:
-    figure = plot_layers.profile(shown(lambda step, layer, head: (1 + step + 100_000 * layer + head) / 1e6))
+    figure = over_layers.profile(shown(lambda step, layer, head: (1 + step + 100_000 * layer + head) / 1e6))
     axes = panel(figure, "mlp.down_proj")
     lines = [line for line in axes.lines if line.get_marker() == "o"]
     assert [line.get_ydata()[0] * 1e6 - 1 for line in lines] == pytest.approx([0, 2, 8, 16, 12_000])
@@ -66,7 +66,7 @@ def test_a_profile_has_a_line_over_layers_for_each_of_a_few_steps() -> None:
 
 
 def test_heads_are_dots_at_the_last_step_beside_their_mean() -> None:
-    axes = panel(plot_layers.profile(shown(lambda step, layer, head: 0.1 + 0.2 * head)), "ov_circuit")
+    axes = panel(over_layers.profile(shown(lambda step, layer, head: 0.1 + 0.2 * head)), "ov_circuit")
     *means, dots = axes.lines
     assert all(line.get_ydata() == pytest.approx([0.2] * 3) for line in means)
     assert sorted(dots.get_ydata()) == pytest.approx([0.1] * 3 + [0.3] * 3)
@@ -74,7 +74,7 @@ def test_heads_are_dots_at_the_last_step_beside_their_mean() -> None:
 
 def test_a_layer_settled_at_the_first_step_from_which_it_stays_near() -> None:
     near = {0: (4, 8, 16, 100, 12_000), 1: (1, 16, 100, 12_000), 2: (12_000,)}
-    figure = plot_layers.convergence(
+    figure = over_layers.convergence(
         shown(lambda step, layer, head: 0.95 if step in near[layer] else 0.5, reference=12_000)
     )
     (axes,) = figure.axes
@@ -85,7 +85,7 @@ def test_a_layer_settled_at_the_first_step_from_which_it_stays_near() -> None:
 
 
 def test_with_many_layers_a_bar_takes_the_place_of_texts() -> None:
-    figure = plot_layers.convergence(shown(lambda *_: 0.95, layers=17, reference=12_000))
+    figure = over_layers.convergence(shown(lambda *_: 0.95, layers=17, reference=12_000))
     assert list(figure.axes[0].texts) == []
     assert [axes.get_ylabel() for axes in figure.axes[1:]] == ["step"]
 
@@ -94,7 +94,7 @@ def test_a_value_that_is_lacking_is_not_near() -> None:
     def value(step: int, layer: int, head: int) -> float | None:
         return None if (step, layer) == (100, 0) or layer == 2 else 1.0
 
-    figure = plot_layers.convergence(shown(value, reference=12_000))
+    figure = over_layers.convergence(shown(value, reference=12_000))
     places = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     assert places[0, :2].tolist() == [STEPS.index(12_000), 0]
     assert np.isnan(places[:, 2]).all()
@@ -104,7 +104,7 @@ def test_a_value_that_is_lacking_is_not_near() -> None:
 @pytest.mark.parametrize(("reference", "ends"), [(12_000, True), (0, False), (None, False)])
 def test_convergence_is_of_similarities_to_the_last_step(reference: int | None, ends: bool) -> None:
     one = shown(lambda *_: 0.5, reference=reference)
-    assert plot_layers.ends_at_its_reference(one) == ends
+    assert over_layers.ends_at_its_reference(one) == ends
 
 
 def test_what_is_drawn_of_a_subject() -> None:
@@ -118,7 +118,7 @@ def test_what_is_drawn_of_a_subject() -> None:
 
 
 @pytest.mark.parametrize("layers", [2, 12, 48])
-@pytest.mark.parametrize("draw", [plot_layers.profile, plot_layers.convergence])
+@pytest.mark.parametrize("draw", [over_layers.profile, over_layers.convergence])
 def test_text_is_inside_and_labels_do_not_overlap(draw: Callable[[Subject], Figure], layers: int) -> None:
     figure = draw(shown(lambda step, layer, head: min(1.0, 0.8 + step / 500), layers=layers, reference=12_000))
     FigureCanvasAgg(figure).draw()
@@ -132,16 +132,16 @@ def test_text_is_inside_and_labels_do_not_overlap(draw: Callable[[Subject], Figu
         assert all(right.x0 > left.x1 for left, right in itertools.pairwise(labels)), axes.get_title()
 
 
-@pytest.mark.parametrize("draw", [plot_layers.profile, plot_layers.convergence])
+@pytest.mark.parametrize("draw", [over_layers.profile, over_layers.convergence])
 def test_without_any_value_it_is_drawn_all_the_same(draw: Callable[[Subject], Figure], tmp_path: Path) -> None:
     figure = draw(shown(lambda *_: None, reference=12_000))
-    assert canvas.save(figure, tmp_path / "figure.svg").stat().st_size > 1000
+    assert panels.save(figure, tmp_path / "figure.svg").stat().st_size > 1000
     assert "missing" in figure.get_supxlabel()
 
 
-@pytest.mark.parametrize("draw", [plot_layers.profile, plot_layers.convergence])
+@pytest.mark.parametrize("draw", [over_layers.profile, over_layers.convergence])
 def test_the_same_table_gives_the_same_bytes(draw: Callable[[Subject], Figure], tmp_path: Path) -> None:
     one, other = (
-        canvas.save(draw(shown(lambda *_: 0.95, reference=12_000)), tmp_path / f"{i}.svg").read_bytes() for i in (0, 1)
+        panels.save(draw(shown(lambda *_: 0.95, reference=12_000)), tmp_path / f"{i}.svg").read_bytes() for i in (0, 1)
     )
     assert one == other

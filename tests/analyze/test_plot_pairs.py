@@ -13,13 +13,16 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from pico_analyze import canvas, measure, plot_pairs, report
+from pico_analyze import measure
 from pico_analyze.cli import main
-from pico_analyze.compare import Arm, compare
-from pico_analyze.figures import drawn
-from pico_analyze.report_arms import drawn as drawn_arms
+from pico_analyze.compare import compare
+from pico_analyze.compare.arms import Arm
+from pico_analyze.plot import panels, similarity
+from pico_analyze.plot.data import subject
+from pico_analyze.plot.figures import drawn
+from pico_analyze.report import run as report
+from pico_analyze.report.arms import drawn as drawn_arms
 from pico_analyze.sources.run import Run
-from pico_analyze.subject import subject
 from pico_analyze.table import read
 
 ACTIVATIONS: dict[str, Any] = {"kinds": ["activations"]}
@@ -51,7 +54,7 @@ def images(figure: Figure) -> dict[str, np.ndarray]:
 def test_between_steps_is_a_square_of_means_over_layers(new_run: Callable[..., Run]) -> None:
     frame = measure(new_run(steps=(0, 1, 2, 3)), ["cka"], ["q_proj", "ov_circuit"], **ACTIVATIONS, reference="all")
     shown = subject(frame, "cka", "activations")
-    figure = plot_pairs.between_steps(shown)
+    figure = similarity.between_steps(shown)
     assert (
         figure.get_suptitle().replace("\n", " ")
         == "linear CKA (similarity): activations (val), between steps, run new, mean of 2 layers"
@@ -68,7 +71,7 @@ def test_between_steps_is_a_square_of_means_over_layers(new_run: Callable[..., R
 def test_between_steps_of_one_component_has_a_panel_a_layer(new_run: Callable[..., Run], make_shape: Any) -> None:
     run = new_run(make_shape(layers=6), steps=(0, 1, 2))
     shown = subject(measure(run, ["cka"], ["v_proj"], **ACTIVATIONS, reference="all"), "cka", "activations")
-    figure = plot_pairs.between_steps(shown)
+    figure = similarity.between_steps(shown)
     assert list(images(figure)) == [f"self_attn.v_proj, layer {layer}" for layer in (0, 2, 3, 5)]
     norms = {tuple(image.get_clim()) for axes in figure.axes[:4] for image in axes.get_images()[:1]}
     assert len(norms) == 1  # panels in the same colours
@@ -77,7 +80,7 @@ def test_between_steps_of_one_component_has_a_panel_a_layer(new_run: Callable[..
 def test_between_layers_at_a_few_steps(new_run: Callable[..., Run], make_shape: Any) -> None:
     run = new_run(make_shape(layers=3), steps=(0, 1, 2, 3, 4))
     shown = subject(measure(run, ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, across="layers"), "cka", "activations")
-    figure = plot_pairs.between_layers(shown, columns=3)
+    figure = similarity.between_layers(shown, columns=3)
     cells = images(figure)
     assert list(cells) == [f"self_attn.{name}_proj, step {step}" for name in "qv" for step in (0, 2, 4)]
     rows = shown.rows[(shown.rows["component"] == "self_attn.v_proj") & (shown.rows["step"] == 4)]
@@ -92,16 +95,16 @@ def test_what_has_no_value_is_hatched_and_counted(new_run: Callable[..., Run]) -
     frame = measure(new_run(), ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, reference="all")
     lost = (frame["step"] == 2) & (frame["reference_step"] == 1)
     frame.loc[lost, ["value", "status"]] = [None, "missing"]
-    figure = plot_pairs.between_steps(subject(frame, "cka", "activations"))
+    figure = similarity.between_steps(subject(frame, "cka", "activations"))
     assert "4 of 12 numbers have no value (missing\N{NO-BREAK SPACE}4)" in figure.get_supxlabel()
     frame[["value", "status"]] = [None, "missing"]
-    nothing = plot_pairs.between_steps(subject(frame, "cka", "activations"))
+    nothing = similarity.between_steps(subject(frame, "cka", "activations"))
     assert "no value to draw:\nmissing" in {text.get_text() for text in nothing.findobj(Text)}
 
 
 def test_titles_of_panels_do_not_overlap(new_run: Callable[..., Run]) -> None:
     frame = measure(new_run(), ["cka"], **ACTIVATIONS, reference="all")
-    figure = plot_pairs.between_steps(subject(frame, "cka", "activations"))
+    figure = similarity.between_steps(subject(frame, "cka", "activations"))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
@@ -118,7 +121,7 @@ def test_figures_and_report_of_pairs(run: Run, tmp_path: Path, asked: dict[str, 
     assert report.grids(frame[frame["metric"] == "cka"]) == []
     page = report.render(run, frame, ["cka"])
     assert "Each cell compares a" in page
-    paths = [canvas.save(next(drawn(frame, ["cka"])).figure, tmp_path / f"{i}.png") for i in range(2)]
+    paths = [panels.save(next(drawn(frame, ["cka"])).figure, tmp_path / f"{i}.png") for i in range(2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

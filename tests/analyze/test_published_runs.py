@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.sources.hub import open_hub
 from pico_analyze.sources.published import PublishedRun
 from pico_contract import codec

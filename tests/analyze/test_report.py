@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from pico_analyze import measure, open_run, report
-from pico_analyze.captions import STATUSES
+from pico_analyze import measure, open_run
 from pico_analyze.metrics import METRICS
+from pico_analyze.plot.data import spoken
+from pico_analyze.report import run as report
+from pico_analyze.report.glossary import STATUSES
 from pico_analyze.sources.run import Run
-from pico_analyze.subject import spoken
 from pico_contract.layout import MANIFEST, RunLayout
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
@@ -154,10 +155,10 @@ def test_statuses_are_counted_and_explained_with_their_metrics(run: Run) -> None
 
 
 def test_every_status_that_a_metric_gives_has_words() -> None:
-    package = Path(report.__file__).parent
+    package = Path(report.__file__).parents[1]
     given = {
         status
-        for path in (*package.glob("metrics/*.py"), package / "item.py")
+        for path in (*package.glob("metrics/*.py"), package / "engine" / "evaluate.py")
         for status in re.findall(r'Outcome\([^)"]*(?:\([^)]*\))?[^)"]*"(\w+)"', path.read_text(encoding="utf-8"))
     } - {"ok"}
     assert {"zero", "rank_deficient", "missing", "non_finite"} <= given

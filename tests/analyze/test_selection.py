@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pico_analyze.selection import choose_base, choose_steps
+from pico_analyze.engine.steps import choose_base, choose_steps
 from pico_contract.errors import UserError
 
 TENS = range(0, 151, 10)

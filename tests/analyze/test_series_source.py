@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from pico_analyze import measure, open_source
-from pico_analyze.engine import DamagedWarning
-from pico_analyze.sources.series import step_of
+from pico_analyze.engine.damage import DamagedWarning
+from pico_analyze.sources.model_series import step_of
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze.linalg import Product
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample
 
 NAMES = [name for name, metric in METRICS.items() if metric.arity == 1 and metric.needs == "sample"]
 NOTHING = Outcome(None, "zero")

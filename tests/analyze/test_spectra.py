@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico_analyze import open_run, plot_spectra
+from pico_analyze import open_run
 from pico_analyze.cli import main
+from pico_analyze.engine.spectra import MOST_STEPS, spectra
+from pico_analyze.plot import spectra as plot_spectra
 from pico_analyze.sources.run import Run
-from pico_analyze.spectra import MOST_STEPS, spectra
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
 

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from pico_analyze import measure, open_source, plot
-from pico_analyze.compare import Arm, compare
-from pico_analyze.distributions import distributions
-from pico_analyze.figures import drawn
-from pico_analyze.spectra import spectra
-from pico_analyze.subject import subject
+from pico_analyze import measure, open_source
+from pico_analyze.compare import compare
+from pico_analyze.compare.arms import Arm
+from pico_analyze.engine.distributions import distributions
+from pico_analyze.engine.spectra import spectra
+from pico_analyze.plot import over_steps
+from pico_analyze.plot.data import subject
+from pico_analyze.plot.figures import drawn
 from pico_contract import codec
 
 STACKS = {
@@ -71,8 +73,8 @@ def test_no_figure_and_no_comparison_averages_over_stacks(family: str, models: C
     differences = compare(arms, ["effective_rank"])
     assert sorted(differences["baseline_mean"].round(6).unique()) == [4, 12]
     table = arms[0].tables[0]
-    assert heights(plot.lines(subject(table, "effective_rank", "weights"))) == [4, 12]
-    assert heights(plot.overview(table)) == [0.25, 0.75]
+    assert heights(over_steps.lines(subject(table, "effective_rank", "weights"))) == [4, 12]
+    assert heights(over_steps.overview(table)) == [0.25, 0.75]
     for one in drawn(table, ["effective_rank"], heads=False):
         assert isinstance(one.figure, Figure)
 
@@ -84,11 +86,11 @@ def heights(figure: Figure) -> list[float]:
 
 
 def test_the_overview_names_the_stacks(models: Callable[..., Path]) -> None:
-    legend = plot.overview(measure(open_source(models(STACKS["BART"])), ["per"])).axes[0].get_legend()
+    legend = over_steps.overview(measure(open_source(models(STACKS["BART"])), ["per"])).axes[0].get_legend()
     assert legend is not None
     assert sorted(text.get_text() for text in legend.get_texts()) == ["decoder", "encoder"]
     single = {name: rank for name, rank in STACKS["BART"].items() if "decoder" in name}
-    assert plot.overview(measure(open_source(models(single, "one")), ["per"])).axes[0].get_legend() is None
+    assert over_steps.overview(measure(open_source(models(single, "one")), ["per"])).axes[0].get_legend() is None
 
 
 def test_spectra_and_distributions_name_the_stack(models: Callable[..., Path]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from pico_analyze import open_source
-from pico_analyze.sources.series import step_of
-from pico_analyze.sources.steps import read_name, steps_by_name, unit_note
+from pico_analyze.sources.model_series import step_of
+from pico_analyze.sources.step_names import read_name, steps_by_name, unit_note
 from pico_contract import codec
 from pico_contract.errors import UserError
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 from matplotlib.text import Text
-from pico_analyze import measure, plot
+from pico_analyze import measure
+from pico_analyze.plot import over_steps
+from pico_analyze.plot.data import OVERVIEW, spoken, subject, subjects
 from pico_analyze.sources.run import Run
-from pico_analyze.subject import OVERVIEW, spoken, subject, subjects
 from pico_contract.errors import UserError
 
 
@@ -89,7 +90,7 @@ def test_asked_metrics_of_every_kind_and_split(frame: pd.DataFrame) -> None:
 
 
 def test_overview_has_a_labelled_panel_for_each(frame: pd.DataFrame) -> None:
-    figure = plot.overview(frame)
+    figure = over_steps.overview(frame)
     assert figure.get_suptitle() == "run small: mean over the modules of a layer"
     words = {" ".join(text.get_text().split()) for text in figure.findobj(Text)}
     assert {"weights", "activations (val), to step 2", "gradients (val)"} <= words
@@ -105,7 +106,7 @@ def test_overview_has_a_labelled_panel_for_each(frame: pd.DataFrame) -> None:
 
 def test_overview_of_nothing_is_a_mistake(frame: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="the table has none of per of weights"):
-        plot.overview(frame[frame["metric"] == "gini"])
+        over_steps.overview(frame[frame["metric"] == "gini"])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pico_analyze import linalg
 from pico_analyze.linalg import Matrix, Product, Spectrum, difference, spectra, storage_error
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics.single import Outcome, condition_number, effective_condition_number, numerical_rank
-from pico_analyze.sample import Sample
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 

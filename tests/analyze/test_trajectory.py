@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico_analyze.trajectory import duplicates, walk
+from pico_analyze.audit.trajectory import duplicates, walk
 from pico_contract.codec import save_tensors
 
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 300, 400, 500)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pico_analyze.audit import Audit, audit
+from pico_analyze.audit.checks import audit
+from pico_analyze.audit.findings import Audit
 from pico_analyze.commands import audit_run
 from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS, RunLayout

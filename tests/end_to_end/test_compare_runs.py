@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pico_analyze import measure, open_run
 from pico_analyze import table as tables
-from pico_analyze.commands_compare import compare_runs
+from pico_analyze.commands.compare import compare_runs
 from pico_contract.layout import RunLayout
 from pico_train import train
 from pico_train.config import load

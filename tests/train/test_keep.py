@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pico_analyze import open_run
-from pico_analyze.audit import audit
+from pico_analyze.audit.checks import audit
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout

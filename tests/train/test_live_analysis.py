@@ -12,8 +12,8 @@ import torch
 from pico_analyze import live as analyze
 from pico_analyze import measure, open_run, table
 from pico_analyze.commands import report_run
-from pico_analyze.commands_plot import plot_run
-from pico_analyze.engine import DamagedWarning
+from pico_analyze.commands.plot import plot_run
+from pico_analyze.engine.damage import DamagedWarning
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout

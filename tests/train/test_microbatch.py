@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from pico_analyze import open_run
-from pico_analyze.linalg import REAL, MicroBatches
+from pico_analyze.linalg import MicroBatches
+from pico_analyze.linalg.decompositions import REAL
 from pico_analyze.metrics.noise import gradient_noise_scale
 from pico_contract import codec
 from pico_contract.errors import UserError

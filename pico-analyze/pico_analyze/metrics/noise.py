@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pico_analyze.linalg import MicroBatches
+from pico_analyze.linalg.matrix import MicroBatches
+from pico_analyze.linalg.scaling import normalized_entries, times_power
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.scaling import normalized_entries, times_power
 
 
 class Estimates(NamedTuple):

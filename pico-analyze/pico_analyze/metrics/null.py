@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.decompositions import Basis
+from pico_analyze.linalg.decompositions import Basis
+from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics.single import Outcome
-from pico_analyze.sample import Sample
 
 
 class Null(NamedTuple):

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from pico_analyze.decompositions import left_vectors
-from pico_analyze.linalg import Matrix, difference, inner, norm, norm_ratio, normalized
+from pico_analyze.linalg.decompositions import left_vectors
+from pico_analyze.linalg.matrix import Matrix, difference, inner, norm, norm_ratio, normalized
+from pico_analyze.linalg.sample import Sample, cross, fills_all_rows
 from pico_analyze.metrics.single import Outcome, bounded
 from pico_analyze.metrics.unbiased import FEWEST_SEQUENCES, own_hsic, unbiased_hsic
-from pico_analyze.sample import Sample, cross, fills_all_rows
 
 _EQUAL = 1e-12
 """Correlations that differ by no more are equal: they are computed to about 1e-15 times the root of their number."""

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg import Spectrum, Update, norm, norm_ratio, sorted_magnitudes
-from pico_analyze.power_law import PowerLaw
-from pico_analyze.sample import Sample
-from pico_analyze.scaling import normalized_entries
+from pico_analyze.linalg.matrix import Spectrum, Update, norm, norm_ratio, sorted_magnitudes
+from pico_analyze.linalg.power_law import PowerLaw
+from pico_analyze.linalg.sample import Sample
+from pico_analyze.linalg.scaling import normalized_entries
 
 FEWEST_FOR_A_TAIL = 50
 """Values that a power law is fitted to, at least: the rule of thumb of Clauset et al. 2009 for a reliable estimate."""

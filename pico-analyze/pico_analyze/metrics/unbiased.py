@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pico_analyze.sample import Sample, cross
+from pico_analyze.linalg.sample import Sample, cross
 
 FEWEST_SEQUENCES = 4
 """The estimator's fourth-order term is over four different sequences."""

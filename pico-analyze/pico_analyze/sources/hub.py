@@ -15,12 +15,12 @@ from pathlib import Path
 
 from pico_contract.errors import UserError, did_you_mean
 
-from pico_analyze.sources import SPLITS
+from pico_analyze.sources.base import SPLITS
 from pico_analyze.sources.hub_series import HubFiles, HubSeries
 from pico_analyze.sources.hub_store import PREFIX, Store
 from pico_analyze.sources.model import Model
 from pico_analyze.sources.published import Dynamics, PublishedRun, dynamics_of, saved_commits, step_folders
-from pico_analyze.sources.steps import StepName, no_step_in, read_name, steps_by_name, unit_note
+from pico_analyze.sources.step_names import StepName, no_step_in, read_name, steps_by_name, unit_note
 
 DISK_GIB = 20.0
 

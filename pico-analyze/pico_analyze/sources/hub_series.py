@@ -16,7 +16,7 @@ from pico_analyze.sources.files import Stored, digest, read_object
 from pico_analyze.sources.formats import UnsupportedError
 from pico_analyze.sources.hub_store import PREFIX, Entry, Store
 from pico_analyze.sources.model import Model
-from pico_analyze.sources.series import Series
+from pico_analyze.sources.model_series import Series
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from pathlib import Path
 from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 
-from pico_analyze.sources import Source
-from pico_analyze.sources.hub import DISK_GIB, PREFIX, open_hub
-from pico_analyze.sources.legacy import is_legacy, open_legacy
+from pico_analyze.sources.base import Source
+from pico_analyze.sources.hub import DISK_GIB, open_hub
+from pico_analyze.sources.hub_store import PREFIX
+from pico_analyze.sources.model_series import is_model, open_folders, open_one, step_folders
+from pico_analyze.sources.pico_v1 import is_legacy, open_legacy
 from pico_analyze.sources.run import open_run
-from pico_analyze.sources.series import is_model, open_folders, open_one, step_folders
 
 
 def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_GIB) -> Source:
@@ -26,7 +27,7 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
             `hub:NAME@step*`, the revisions of a model on the Hugging Face hub.
         disk_gib: GiB that files downloaded from the hub may take.
 
-    Which step a model folder is, its name says: see `pico_analyze.sources.steps`. Directories and globs leave out
+    Which step a model folder is, its name says: see `pico_analyze.sources.step_names`. Directories and globs leave out
     models whose names say no step, and `notes` of the source says so; in a list that is an error. One model folder
     alone is step 0 if its name says none.
 

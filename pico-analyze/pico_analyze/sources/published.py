@@ -16,7 +16,8 @@ import torch
 from pico_contract import names
 from pico_contract.errors import UserError
 
-from pico_analyze.sources import SPLITS, check_kind, no_module, no_step, pickled
+from pico_analyze.sources import pickled
+from pico_analyze.sources.base import SPLITS, check_kind, no_module, no_step
 from pico_analyze.sources.files import digest
 from pico_analyze.sources.hub_series import HubSeries
 from pico_analyze.sources.hub_store import PREFIX, Commit, Store

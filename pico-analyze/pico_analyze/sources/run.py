@@ -17,8 +17,8 @@ from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunL
 from pico_contract.metrics_log import read_rows
 from pico_contract.schema import CheckpointManifest, DirectoryManifest, RunManifest, SnapshotManifest, TensorSet
 
-from pico_analyze.sources import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
-from pico_analyze.sources.stored import is_tied, modules_of, stored_name
+from pico_analyze.sources.base import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
+from pico_analyze.sources.tensor_names import is_tied, modules_of, stored_name
 
 M = TypeVar("M", CheckpointManifest, SnapshotManifest)
 _OPEN_FILES = 64

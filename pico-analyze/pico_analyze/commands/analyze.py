@@ -1,0 +1,115 @@
+"""pico-analyze run and report: measure a source, and write the table, the figures and the report."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pico_contract.codec import write_text
+from pico_contract.directories import check_directory
+from pico_contract.errors import UserError
+from pico_contract.layout import AnalysisLayout
+
+from pico_analyze.commands.code_record import code_record
+from pico_analyze.commands.location import measured, note_on_place, notes_of, place, record_owner
+from pico_analyze.commands.progress import Say, show_progress, warnings_as_lines
+from pico_analyze.config.analysis import AnalysisConfig, load, to_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pico_analyze.sources.base import Source
+
+
+def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
+    """Measure, and write table, configuration, figures and report into `place`; the paths of them.
+
+    `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
+    """
+    from pico_analyze import table
+    from pico_analyze.commands.plot import draw
+    from pico_analyze.config.parts import parts_of
+    from pico_analyze.metrics.registry import resolve
+    from pico_analyze.sources.open import open_source
+
+    run = open_source(config.run, config.disk_gib)
+    other = None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
+    try:
+        for part in parts_of(config):
+            resolve(part.metrics)
+    except UserError as error:
+        raise UserError(f"{source}: metrics: {error}") from None
+    layout = place(run, config.name, config.out)
+    check_directory(layout.root)
+    for note in [*notes_of(run), *note_on_place(run, config.name, layout, config.out)]:
+        say(f"note: {note}")
+    frame = table.joined(_tables(run, other, config, layout, say))
+    record_owner(layout, run)
+    table.write(frame, layout)
+    write_text(layout.config, to_yaml(config))
+    write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
+    figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
+    files = [layout.table, layout.table_csv, layout.config, layout.code]
+    return [*files, *figures, _write_report(run, frame, layout, config)]
+
+
+def _tables(
+    run: Source, other: Source | None, config: AnalysisConfig, layout: AnalysisLayout, say: Say
+) -> list[pd.DataFrame]:
+    """What is measured, part by part."""
+    from pico_analyze.components.omissions import omissions
+    from pico_analyze.config.parts import held, parts_of, steps_of
+    from pico_analyze.engine.measure import measure
+
+    steps = steps_of(config, run, say)
+    measure_part = partial(
+        measure,
+        reference_run=other,
+        across=config.across,
+        null=config.null,
+        null_draws=config.null_draws,
+        window=config.window,
+        form_circuits=config.form_circuits,
+        cache=layout.cache,
+    )
+    tables = []
+    with warnings_as_lines(say):
+        for part in held(parts_of(config), run, say):
+            chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
+            with show_progress(say) as progress:
+                tables.append(measure_part(run, *chosen, progress))
+    for sentence in dict.fromkeys(chain(*(omissions(run, part.components) for part in parts_of(config)))):
+        say(f"note: {sentence}")
+    return tables
+
+
+def report_run(path: Path, name: str, out: Path | None = None) -> Path:
+    """Write the report of an analysis that was measured before, with the figures that its configuration names.
+
+    Raises:
+        UserError: no such run, no such analysis (with the nearest).
+    """
+    from pico_analyze import table
+    from pico_analyze.sources.open import open_source
+
+    run = open_source(path)
+    layout = measured(run, name, out)
+    return _write_report(run, table.read(layout.table), layout, load(layout.config))
+
+
+def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
+    """Of parts those that could be measured."""
+    if config.figures.metrics is not None:
+        return config.figures.metrics
+    of_parts = dict.fromkeys(metric for part in config.parts or () for metric in part.metrics or ())
+    return [metric for metric in of_parts if (frame["metric"] == metric).any()] or config.metrics
+
+
+def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
+    from pico_analyze.report import run as report
+
+    write_text(layout.report, report.render(run, frame, _drawn(config, frame), config.figures.heads))
+    return layout.report

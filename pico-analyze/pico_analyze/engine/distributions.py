@@ -1,0 +1,95 @@
+"""How the entries of tensors are distributed, over steps: where one number of them would say too little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from pico_contract.errors import DamagedError, UserError
+
+from pico_analyze import linalg
+from pico_analyze.components.select import Unit, check, plan
+from pico_analyze.engine.spectra import middle_layer, spread
+from pico_analyze.sources.base import Source
+
+BIN = 0.25
+"""Width of a bin, standard deviations."""
+_LEAST_REACH = 5.0
+
+
+def distributions(
+    source: Source,
+    components: Sequence[str] | None = None,
+    kind: str = "weights",
+    split: str | None = None,
+    layers: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Densities of entries: run, kind, split, component, layer, module, step, centre, density, n, standard_deviation.
+
+    Entries are counted in bins of `BIN` standard deviations (of the tensor at that step, about its mean), so that what
+    is compared over steps is the shape; `centre` is a bin's, and densities integrate to 1. Of the middle layer and of a
+    few steps by default. A tensor that cannot be read, is not finite or does not vary is left out.
+
+    Raises:
+        UserError: no such tensors to read, a component that matches nothing, or layers that have none.
+    """
+    held = [step for step in source.steps if split in source.splits(step, kind)]
+    what = f"{kind} (of split {split})" if split else kind
+    if not held:
+        raise UserError(f'run "{source.name}" has no intact {what} to read')
+    modules = source.modules(held[-1], kind, split)
+    if components is not None:
+        check(components, modules)
+    wanted = middle_layer(modules) if layers is None else layers
+    units = [u for u in plan(components, kind, modules, source.model) if u.keys[0].layer in wanted and not u.circuit]
+    at = spread(held) if steps is None else steps
+    frames = [frame for unit in units for frame in _of_unit(source, unit, kind, split, at)]
+    if not frames:
+        of = ", ".join(components or ["the layers"])
+        raise UserError(f'run "{source.name}" has no {what} of {of} in layer {wanted}')
+    return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})
+
+
+def _of_unit(source: Source, unit: Unit, kind: str, split: str | None, steps: Sequence[int]) -> Iterator[pd.DataFrame]:
+    for step in steps:
+        entries = _entries(source, unit.module, step, kind, split)
+        spread_of_them = float(entries.std()) if len(entries) > 1 else 0.0
+        if not (math.isfinite(spread_of_them) and spread_of_them > 0):
+            continue
+        centres, density = _density((entries - entries.mean()) / spread_of_them)
+        yield pd.DataFrame(
+            {
+                "run": source.name,
+                "kind": kind,
+                "split": split,
+                "component": unit.keys[0].component,
+                "layer": unit.keys[0].layer,
+                "module": unit.module,
+                "step": step,
+                "centre": centres,
+                "density": density,
+                "n": len(entries),
+                "standard_deviation": spread_of_them,
+            }
+        )
+
+
+def _entries(source: Source, module: str, step: int, kind: str, split: str | None) -> np.ndarray:
+    """Flat and in float64; empty where they cannot be read."""
+    try:
+        return linalg.entries(source.tensor(step, kind, module, split)).flatten().numpy()
+    except DamagedError:
+        return torch.empty(0).numpy()
+
+
+def _density(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of bins that hold all entries, and the density in each; one bin is about 0."""
+    reach = max(_LEAST_REACH, float(np.abs(standardised).max()))
+    half = math.ceil(reach / BIN)
+    edges = (np.arange(-half, half + 2) - 0.5) * BIN
+    counts, _ = np.histogram(standardised, bins=edges)
+    return (edges[:-1] + edges[1:]) / 2, counts / (len(standardised) * BIN)

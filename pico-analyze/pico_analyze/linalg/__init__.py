@@ -1,0 +1,41 @@
+"""Matrices, spectra, samples, and the one policy on precision."""
+
+from __future__ import annotations
+
+from pico_analyze.linalg.matrix import (
+    Matrix,
+    MicroBatches,
+    Product,
+    Spectrum,
+    Update,
+    coarser,
+    difference,
+    entries,
+    inner,
+    is_finite,
+    norm,
+    norm_ratio,
+    normalized,
+    sorted_magnitudes,
+    spectra,
+    storage_error,
+)
+
+__all__ = [
+    "Matrix",
+    "MicroBatches",
+    "Product",
+    "Spectrum",
+    "Update",
+    "coarser",
+    "difference",
+    "entries",
+    "inner",
+    "is_finite",
+    "norm",
+    "norm_ratio",
+    "normalized",
+    "sorted_magnitudes",
+    "spectra",
+    "storage_error",
+]

@@ -1,0 +1,1 @@
+"""Figures from a table; pandas and matplotlib, never torch."""

@@ -1,0 +1,1 @@
+"""report.html: grids, the glossary, templates."""
