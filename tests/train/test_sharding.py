@@ -21,7 +21,7 @@ from pico_train.optim import OptimizerConfig
 from pico_train.run import RunConfig, build
 from pico_train.run.build import require_shardable
 
-from .launching import Launch, launcher
+from ..support.launching import Launch, launcher
 
 Tiny = Callable[..., RunConfig]
 

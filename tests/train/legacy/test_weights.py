@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .earlier import CLOSE, VOCABULARY, WIDTH, drawn, earlier_logits, factors, saved
+from ...support.earlier_models import CLOSE, VOCABULARY, WIDTH, drawn, earlier_logits, factors, saved
 
 IDS = torch.randint(0, VOCABULARY, (20,), generator=torch.Generator().manual_seed(5))
 
