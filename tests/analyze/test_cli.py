@@ -5,35 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from pico_analyze.cli import main
 from pico_analyze.metrics import METRICS
 from pico_analyze.table import read
 from pico_contract.layout import MANIFEST, RunLayout
 
+from ..support.command_line import Command
+
 SMALL = ("metrics=[per,cka_debiased]", "components=[v_proj,ov_circuit]", "splits=[val]")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`command("run", path)` -> exit code, stdout, stderr of `pico-analyze run path`."""
-
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pico-analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return (int(stopped.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 def test_run_writes_table_figures_configuration_and_report(command: Command, layout: RunLayout) -> None:

@@ -178,7 +178,7 @@ class Cache:
             header, _, lines = path.read_text(encoding="utf-8").partition("\n")
             found, expected = json.loads(header), _header(lines)
             if found["code"] != expected["code"] or found["format_version"] != FORMAT_VERSION:
-                warnings.warn(_of_other_code(self.root), CacheWarning, stacklevel=3)
+                warnings.warn(_of_other_code(self.root), CacheWarning)
                 return {}
             if found != expected:
                 raise ValueError("its content is not what its first line says")

@@ -13,8 +13,8 @@ from pico_analyze.linalg import spectra
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.pico_v1 import LegacyRun, open_legacy
 
-from . import legacy_numbers
-from .legacy_numbers import ELEMENTWISE, EPS, GROUPS, LAST, OURS, Number, Values, group_of, key_of, relative
+from ...support import pico_v1_numbers
+from ...support.pico_v1_numbers import ELEMENTWISE, EPS, GROUPS, LAST, OURS, Number, Values, group_of, key_of, relative
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
 
@@ -23,7 +23,7 @@ HEADS = 12
 
 @pytest.fixture(scope="module")
 def place() -> Path:
-    return legacy_numbers.place()
+    return pico_v1_numbers.place()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run(place: Path) -> LegacyRun:
 
 @pytest.fixture(scope="module")
 def earlier(place: Path) -> list[Number]:
-    return [number for folder in sorted((place / "results").iterdir()) for number in legacy_numbers.printed(folder)]
+    return [number for folder in sorted((place / "results").iterdir()) for number in pico_v1_numbers.printed(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def table(run: LegacyRun) -> Values:
     metrics = [name for name in OURS.values() if name != "pwcca"]
     circuits = [f"{name}{form}" for name in ("ov_circuit", "ov_induced_change") for form in ("", "_joined")]
     asked = [*metrics, "numerical_rank"], ["*_proj", *circuits]
-    return legacy_numbers.values(measure(run, *asked, splits=["val"], reference=LAST, form_circuits=True))
+    return pico_v1_numbers.values(measure(run, *asked, splits=["val"], reference=LAST, form_circuits=True))
 
 
 def value_of(metric: str, matrix: torch.Tensor) -> float:

@@ -6,16 +6,12 @@ import base64
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from pico_analyze.cli import main
 from pico_analyze.commands.compare import open_arms, parse_groups
 from pico_analyze.compare import compare
 from pico_analyze.plot import arms as plot_arms
@@ -24,18 +20,7 @@ from pico_analyze.table import read
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout, RunLayout
 
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pico-analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return (int(stopped.value.code or 0), *capsys.readouterr())
-
-    return call
+from ...support.command_line import Command
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pico_analyze.engine.damage import DamagedWarning
 from pico_contract import codec
 from pico_contract.errors import UserError
 
-from .families import FAMILIES, saved
+from ...support.model_families import FAMILIES, saved
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
 

@@ -20,7 +20,7 @@ from pico_analyze.table import read
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 
-from .hub import REPO, Replica, serving
+from ...support.fake_hub import REPO, Replica, serving
 
 DENSE = "gpt_neox.layers.0.attention.dense"
 STEPS = (0, 1, 2, 8)

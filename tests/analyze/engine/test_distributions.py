@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from pico_analyze import open_run
-from pico_analyze.cli import main
 from pico_analyze.engine.distributions import BIN, distributions
 from pico_analyze.plot import distributions as plot_distributions
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
+
+from ...support.command_line import Command
 
 Rewrite = Callable[[Path, Callable[[torch.Tensor], torch.Tensor]], None]
 
@@ -84,15 +84,11 @@ def test_the_figure_has_a_panel_a_component_and_a_line_a_step(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_draws_weights_and_gradients(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = str(run.layout.root)
-    monkeypatch.setattr(sys, "argv", ["pico-analyze", "run", root, "metrics=[per]", "kinds=[weights]"])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    monkeypatch.setattr(sys, "argv", ["pico-analyze", "plot", root, "--distributions"])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    made = [Path(line).name for line in capsys.readouterr().out.split()]
+def test_the_command_draws_weights_and_gradients(run: Run, command: Command) -> None:
+    root = run.layout.root
+    code, printed, _ = command("run", root, "metrics=[per]", "kinds=[weights]")
+    assert code == 0
+    code, drawn, _ = command("plot", root, "--distributions")
+    assert code == 0
+    made = [Path(line).name for line in (printed + drawn).split()]
     assert {"weights_distributions.png", "gradients_val_distributions.png"} <= set(made)

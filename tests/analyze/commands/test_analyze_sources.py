@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pico_analyze.cli import main
 from pico_analyze.table import read
 from pico_contract import codec
 
-Command = Callable[..., tuple[int, list[str], str]]
+from ...support.command_line import Command
+
+LinesOf = Callable[..., tuple[int, list[str], str]]
 MODULES = ("v_proj", "o_proj")
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LinesOf:
     """`command("run", path)` -> exit code, lines of stdout, stderr of `pico-analyze run path` in a directory `here`."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
     def call(*arguments: Any) -> tuple[int, list[str], str]:
-        monkeypatch.setattr(sys, "argv", ["pico-analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out.splitlines(), printed.err
+        code, out, err = command(*arguments)
+        return code, out.splitlines(), err
 
     return call
 
@@ -62,7 +59,7 @@ def listed(root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("what", ["models", "older"])
-def test_results_lie_in_the_directory_of_the_caller(command: Command, what: str, request: Any, tmp_path: Path) -> None:
+def test_results_lie_in_the_directory_of_the_caller(command: LinesOf, what: str, request: Any, tmp_path: Path) -> None:
     source = request.getfixturevalue(what)
     before = listed(source)
     code, written, _ = command("run", source, "metrics=[frobenius_norm]", "components=['*_proj']")
@@ -80,7 +77,7 @@ def test_results_lie_in_the_directory_of_the_caller(command: Command, what: str,
 
 @pytest.mark.parametrize("renamed", [None, "gpt.h.3.dense"])
 def test_a_series_without_a_configuration_is_measured_by_default(
-    command: Command, models: Path, renamed: str | None
+    command: LinesOf, models: Path, renamed: str | None
 ) -> None:
     """Whatever its projections are called; circuits need to know the heads."""
     for step in (1, 2) if renamed else ():
@@ -93,7 +90,7 @@ def test_a_series_without_a_configuration_is_measured_by_default(
 
 
 @pytest.mark.parametrize("how", ["glob", "yaml"])
-def test_a_series_is_named_by_a_glob_or_in_a_configuration(command: Command, models: Path, how: str) -> None:
+def test_a_series_is_named_by_a_glob_or_in_a_configuration(command: LinesOf, models: Path, how: str) -> None:
     given = str(models / "step*")
     if how == "yaml":
         Path("some.yaml").write_text(f"run: [{models / 'step1'}, {models / 'step2'}]\n")
@@ -103,7 +100,7 @@ def test_a_series_is_named_by_a_glob_or_in_a_configuration(command: Command, mod
     assert sorted(set(read(Path("analysis/models/mine/table.parquet"))["step"])) == [1, 2]
 
 
-def test_plot_and_report_find_it_and_out_puts_it_elsewhere(command: Command, models: Path, tmp_path: Path) -> None:
+def test_plot_and_report_find_it_and_out_puts_it_elsewhere(command: LinesOf, models: Path, tmp_path: Path) -> None:
     small = ("metrics=[per]", "figures.metrics=[]", "components=['*_proj']")
     assert command("run", models, *small)[0] == 0
     assert command("plot", models, "--metric", "per")[0] == 0
@@ -118,14 +115,14 @@ def test_plot_and_report_find_it_and_out_puts_it_elsewhere(command: Command, mod
     assert all(Path(path).is_relative_to(tmp_path / "elsewhere") for path in written)
 
 
-def test_out_holds_the_analysis_of_a_run_of_ours_too(command: Command, layout: Any, tmp_path: Path) -> None:
+def test_out_holds_the_analysis_of_a_run_of_ours_too(command: LinesOf, layout: Any, tmp_path: Path) -> None:
     small = ("metrics=[per]", "components=[v_proj]", "kinds=[weights]", "figures.metrics=[]")
     assert command("run", layout.root, *small, f"out={tmp_path / 'elsewhere'}")[0] == 0
     assert (tmp_path / "elsewhere" / "analysis" / "default" / "table.csv").is_file()
     assert not layout.analysis("default").root.exists()
 
 
-def test_inspect_says_what_it_holds(command: Command, models: Path, older: Path) -> None:
+def test_inspect_says_what_it_holds(command: LinesOf, models: Path, older: Path) -> None:
     code, lines, _ = command("inspect", models)
     assert code == 0
     assert lines[0] == "run models"
@@ -133,7 +130,7 @@ def test_inspect_says_what_it_holds(command: Command, models: Path, older: Path)
     assert command("inspect", older)[1][2] == "observed steps (2): 1, 2"
 
 
-def test_a_directory_that_is_nothing_is_one_sentence(command: Command, tmp_path: Path) -> None:
+def test_a_directory_that_is_nothing_is_one_sentence(command: LinesOf, tmp_path: Path) -> None:
     code, _, err = command("run", tmp_path)
     assert code == 2
     assert "is neither a run" in err

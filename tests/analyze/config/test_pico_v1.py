@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from pico_analyze.cli import main
 from pico_analyze.commands import run_analysis
 from pico_analyze.config import load
 from pico_analyze.sources.run import Run
@@ -18,8 +16,9 @@ from pico_analyze.table import KEY, read
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout, RunLayout
 
-from . import legacy_numbers
-from .legacy_numbers import EPS, Number, group_of, key_of, relative
+from ...support import pico_v1_numbers
+from ...support.command_line import Command
+from ...support.pico_v1_numbers import EPS, Number, group_of, key_of, relative
 
 OV = {"output_layer": "attention.o_proj", "value_layer": "attention.v_proj"}
 W_2 = {"component_name": "simple", "data_type": "gradients", "layer_suffixes": "swiglu.w_2", "layers": [0, 1]}
@@ -48,17 +47,9 @@ Write = Callable[[Any], Path]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pico-analyze", *map(str, arguments), "figures.metrics=[]"])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return (int(stopped.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-Command = Callable[..., tuple[int, str, str]]
+def command(command: Command) -> Command:
+    """A command that draws no figures."""
+    return lambda *arguments: command(*arguments, "figures.metrics=[]")
 
 
 def test_entries_become_parts_and_what_is_of_the_same_matrices_is_measured_together(write: Write) -> None:
@@ -251,7 +242,7 @@ def measured(place: Path, file: Path, out: Path, name: str) -> pd.DataFrame:
 
 
 def agrees(number: Number, value: float | None, status: str) -> bool:
-    """As docs/legacy_numbers.md says of the group; of those that were other numbers, that there is one."""
+    """As docs/pico_v1_numbers.md says of the group; of those that were other numbers, that there is one."""
     group = group_of(number)
     if group == "noise" or (group == "rounding" and status == "rank_deficient"):
         return value is None
@@ -262,23 +253,23 @@ def agrees(number: Number, value: float | None, status: str) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_real_configuration_gives_its_numbers(name: str, write: Write, tmp_path: Path) -> None:
-    place = legacy_numbers.place()
+    place = pico_v1_numbers.place()
     file = write(reduced(yaml.safe_load((place / "configs" / f"{name}.yaml").read_text())))
     frame = measured(place, file, tmp_path, name)
     assert not frame.duplicated(KEY).any()
-    values = legacy_numbers.values(frame)
+    values = pico_v1_numbers.values(frame)
     if name == "trap_dup":
         assert sorted(key[0] for key in values) == sorted(["frobenius_norm", "nuclear_norm", "max_abs"] * 2)
     if name.startswith("trap"):
         assert {key[-1] for key in values} == {0, 20}
-    numbers = [n for n in legacy_numbers.printed(place / "results" / name) if n.step == 20 and ".3." in n.module]
+    numbers = [n for n in pico_v1_numbers.printed(place / "results" / name) if n.step == 20 and ".3." in n.module]
     assert bool(numbers) == (name not in ("pwcca", "trap_dup", "trap_nomon"))
     for number in numbers:
         assert agrees(number, *values[key_of(number)]), number
 
 
 def test_beside_a_run_of_1x_nothing_is_written(command: Command, monkeypatch: Any, tmp_path: Path) -> None:
-    place = legacy_numbers.place()
+    place = pico_v1_numbers.place()
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("run", place / "configs" / "trap_nomon.yaml", "--run", place / "run")
     assert code == 0
@@ -290,9 +281,9 @@ def test_beside_a_run_of_1x_nothing_is_written(command: Command, monkeypatch: An
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_real_configuration_gives_its_numbers(name: str, tmp_path: Path) -> None:
-    place = legacy_numbers.place()
-    values = legacy_numbers.values(measured(place, place / "configs" / f"{name}.yaml", tmp_path, name))
-    numbers = list(legacy_numbers.printed(place / "results" / name))
+    place = pico_v1_numbers.place()
+    values = pico_v1_numbers.values(measured(place, place / "configs" / f"{name}.yaml", tmp_path, name))
+    numbers = list(pico_v1_numbers.printed(place / "results" / name))
     if numbers:
         assert set(values) == {key_of(number) for number in numbers}
     for number in numbers:

@@ -24,7 +24,7 @@ from pico_contract.errors import UserError
 from pico_contract.layout import MANIFEST, SNAPSHOT_WEIGHTS, RunLayout
 from pico_contract.observer import Observation, ObservedRun
 
-from .relora import CONFIG, DOWN_PROJ, LOW_RANK, Q_PROJ, Plan, write_low_rank_run
+from ...support.low_rank_run import CONFIG, DOWN_PROJ, LOW_RANK, Q_PROJ, Plan, write_low_rank_run
 
 SPECTRAL = [name for name, metric in METRICS.items() if metric.needs == "spectrum"]
 

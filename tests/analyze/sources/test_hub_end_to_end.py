@@ -18,9 +18,9 @@ from pico_analyze.sources import hub
 from pico_analyze.sources import open as opening
 from pico_contract import codec
 
-from .hub import REPO, serving
-from .test_published_runs import RUN, history
-from .test_published_runs import tensors as pico_tensors
+from ...support.fake_hub import REPO, serving
+from .test_published import RUN, history
+from .test_published import tensors as pico_tensors
 
 Tensors = dict[str, torch.Tensor]
 Run = Callable[..., tuple[pd.DataFrame, str, str]]

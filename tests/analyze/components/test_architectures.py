@@ -21,7 +21,7 @@ from pico_analyze.sources import Source
 from pico_contract import codec
 from torch import nn
 
-from .families import FAMILIES, VOCABULARY, saved
+from ...support.model_families import FAMILIES, VOCABULARY, saved
 
 WITH_NORMS = ["qwen3", "olmo2"]
 """Families that normalise queries and keys: their scores are not those of QK circuits."""

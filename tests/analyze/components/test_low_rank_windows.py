@@ -19,7 +19,7 @@ from pico_contract import names
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS
 
-from .relora import DOWN_PROJ, LOW_RANK, Q_PROJ, Plan, Projection, write_low_rank_run
+from ...support.low_rank_run import DOWN_PROJ, LOW_RANK, Q_PROJ, Plan, Projection, write_low_rank_run
 
 EPS = float(np.finfo(np.float32).eps)
 CUMULATIVE = "cumulative_lora_update"

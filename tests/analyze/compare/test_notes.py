@@ -12,7 +12,7 @@ from pico_analyze.compare.arms import Arm
 from pico_analyze.compare.notes import UNADJUSTED, notes
 from pico_contract.errors import UserError
 
-from .made_arms import Manifest, arm, row, table
+from ...support.made_arms import Manifest, arm, row, table
 
 
 def said(*arms: Arm) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pico_analyze import measure
-from pico_analyze.cli import main
 from pico_analyze.compare import compare
 from pico_analyze.compare.arms import Arm
 from pico_analyze.plot import panels, similarity
@@ -25,19 +23,9 @@ from pico_analyze.report.arms import drawn as drawn_arms
 from pico_analyze.sources.run import Run
 from pico_analyze.table import read
 
+from ...support.command_line import Command
+
 ACTIVATIONS: dict[str, Any] = {"kinds": ["activations"]}
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pico-analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return (int(stopped.value.code or 0), *capsys.readouterr())
-
-    return call
 
 
 def images(figure: Figure) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from pico_analyze.compare.notes import notes
 from pico_contract.errors import UserError
 from scipy import stats
 
-from .made_arms import arm, row, table
+from ...support.made_arms import arm, row, table
 
 FIRST_COLUMNS = [
     *("baseline", "arm", "step", "kind", "split", "component", "layer", "metric", "variant", "reference_step"),

@@ -15,7 +15,7 @@ from pico_analyze.sources.published import PublishedRun
 from pico_contract import codec
 from pico_contract.errors import UserError
 
-from .hub import REPO, Replica, serving
+from ...support.fake_hub import REPO, Replica, serving
 
 STEPS = (0, 1000, 2000)
 RUN = "pico-decoder-tiny-1"

@@ -21,7 +21,7 @@ from pico_analyze.table import read
 from pico_contract import codec, names
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
 
-from .relora import Q_PROJ, Plan, write_low_rank_run
+from ...support.low_rank_run import Q_PROJ, Plan, write_low_rank_run
 
 
 @pytest.fixture(scope="module")

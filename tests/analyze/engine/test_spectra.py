@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from pico_analyze import open_run
-from pico_analyze.cli import main
 from pico_analyze.engine.spectra import MOST_STEPS, spectra
 from pico_analyze.plot import spectra as plot_spectra
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
+
+from ...support.command_line import Command
 
 
 def test_values_are_those_of_the_matrix_at_each_step(run: Run) -> None:
@@ -74,14 +74,11 @@ def test_the_figure_has_a_line_for_each_step(run: Run) -> None:
     assert figure.get_suptitle() == "singular values: weights of layer 0, run small"
 
 
-def test_plot_draws_them_where_asked_for(
-    layout: RunLayout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments in (["run", "metrics=[per]", "components=[v_proj]", "figures.metrics=[]"], ["plot", "--spectra"]):
-        monkeypatch.setattr(sys, "argv", ["pico-analyze", arguments[0], str(layout.root), *arguments[1:]])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert not stopped.value.code
-    drawn = Path(capsys.readouterr().out.splitlines()[-1])
+def test_plot_draws_them_where_asked_for(layout: RunLayout, command: Command) -> None:
+    code, _, _ = command("run", layout.root, "metrics=[per]", "components=[v_proj]", "figures.metrics=[]")
+    assert code == 0
+    code, printed, _ = command("plot", layout.root, "--spectra")
+    assert code == 0
+    drawn = Path(printed.splitlines()[-1])
     assert drawn == layout.analysis("default").figures / "weights_spectra.png"
     assert drawn.stat().st_size > 5000

@@ -16,7 +16,7 @@ from pico_train.config import OperationMark
 from pico_train.run import RunConfig
 from pydantic import BaseModel
 
-from .made_arms import Manifest, Measured, arm
+from ...support.made_arms import Manifest, Measured, arm
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
 

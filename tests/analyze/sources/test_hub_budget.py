@@ -14,7 +14,7 @@ import torch
 from pico_analyze import measure, open_source
 from pico_contract import codec
 
-from .hub import REPO, serving
+from ...support.fake_hub import REPO, serving
 
 STEPS = 200
 FILE = 12_560  # bytes of each, with its header
