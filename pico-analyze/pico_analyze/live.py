@@ -19,6 +19,7 @@ from pico_contract.codec import write_text
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import parse_step
 from pico_contract.observer import Held, Observation, ObservedRun
+from pico_contract.renames import ANALYSIS
 
 from pico_analyze import table
 from pico_analyze.components.circuits import UPDATES
@@ -50,6 +51,7 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
         UserError: an unknown option, metric, kind, split or component (with the nearest); a metric
             of a pair of steps; a kind that the run does not observe; nothing to measure.
     """
+    options = ANALYSIS.current(options, "analyze")
     for key in options:
         if key in AnalysisConfig.model_fields and key not in OPTIONS:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -279,6 +280,8 @@ def main() -> None:
     from pico_contract.errors import UserError, sentence_of
 
     _see_users_modules()
+    if process_of()[0]:
+        logging.getLogger("pico_train").setLevel(logging.ERROR)  # of several processes one says it
     try:
         app(prog_name="pico-train")
     except UserError as error:

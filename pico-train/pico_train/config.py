@@ -8,16 +8,19 @@ typos, and training with a default in their place wastes the run.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pico_contract import strict_yaml
 from pico_contract.config_errors import describe
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.overrides import apply_overrides, origin
+from pico_contract.renames import Renames
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 
@@ -27,6 +30,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+    renames: ClassVar[Renames] = Renames()
+    """Old names of keys and values, where this is a whole configuration."""
 
     @classmethod
     def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,9 +58,25 @@ def load(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
         UserError: no such file, not YAML, a key given twice, unknown keys, wrong types, impossible
             values; names file (or override) and key of each.
     """
-    raw = read_yaml(path) if path is not None else {}
+    source = str(path) if path is not None else "the command line"
+    written = read_yaml(path) if path is not None else {}
+    old_names = [*kind.renames.old_names(written), *kind.renames.old_keys(overrides)]
+    # An override of one name takes the place of a key of the other name in the file.
+    raw, overrides = (
+        kind.renames.current(written, source),
+        kind.renames.current_overrides(overrides),
+    )
     apply_overrides(raw, overrides)
-    return validate(kind, raw, str(path) if path is not None else "the command line", overrides)
+    old_names += kind.renames.old_names(raw)  # in sections and values of overrides
+    if old_names:
+        note("; ".join(dict.fromkeys(old_names)))
+    return validate(kind, raw, source, overrides)
+
+
+@cache
+def note(sentence: str) -> None:
+    """Log `sentence` once a process; without another handler it is a line on stderr."""
+    logging.getLogger(__name__).warning("note: %s", sentence)
 
 
 def validate(
@@ -69,8 +90,10 @@ def validate(
     section `under`.
 
     Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an
-    integer, while a list serves as a tuple and text as a path.
+    integer, while a list serves as a tuple and text as a path. Old names of keys and values are
+    accepted.
     """
+    raw = kind.renames.current(raw, source)
     infinite = [_infinite(keys, value) for keys, value in _leaves(raw, ()) if _is_infinite(value)]
     errors: list[Mapping[str, Any]] = list(infinite)
     try:

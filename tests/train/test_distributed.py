@@ -113,7 +113,7 @@ def sessions(layout: RunLayout) -> list[Mapping[str, Any]]:
 def test_two_processes_give_the_run_of_one(tiny: Tiny, launch: Launch) -> None:
     one = tiny(name="one")
     train(one, quiet=True)
-    two = tiny(name="two", **{"train.micro_batch": 2})
+    two = tiny(name="two", **{"train.micro_batch_size": 2})
     done = launch(two, 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished at step 10") == 1
@@ -130,7 +130,7 @@ def test_four_processes_and_three_that_share_unevenly(tiny: Tiny, launch: Launch
     done = launch(tiny(name="three"), 3)
     assert "train.batch_size (8) cannot be shared out among 3 processes" in done.stderr
     kinds = 'snapshot.kinds=["train.microbatch_gradients"]'
-    refused = launch(tiny(name="apart"), 2, kinds, "train.micro_batch=2")
+    refused = launch(tiny(name="apart"), 2, kinds, "train.micro_batch_size=2")
     assert "train.microbatch_gradients, which is observed in one process alone, not in 2" in refused.stderr
     assert sorted(path.name for path in four.runs_dir.iterdir()) == ["four", "one"]
 

@@ -117,10 +117,10 @@ def test_two_that_share_give_the_run_of_one(tiny: Tiny, launch: Launch, tmp_path
     """Tied embeddings, three layers, and 281 rows of the vocabulary, which two do not divide; every update clipped."""
     changes = {"model.tie_word_embeddings": True, "model.vocab_size": 281, "model.num_hidden_layers": 3}
     changes |= {"optimizer.grad_clip": 0.05, "method.name": "sharded:Sharded"}
-    two = tiny(name="two", **changes, **{"train.micro_batch": 2, "train.sharding": "full"})
+    two = tiny(name="two", **changes, **{"train.micro_batch_size": 2, "train.sharding": "full"})
     done = launch(two, 2)
     assert done.returncode == 0, done.stderr
-    one = tiny(name="one", **{"train.micro_batch": None, "train.sharding": "none"})
+    one = tiny(name="one", **{"train.micro_batch_size": None, "train.sharding": "none"})
     train(one, quiet=True)
     assert_the_same_run(two.layout, one.layout)
     assert min(row["grad_norm"] for row in read_metrics(one.layout.metrics)) > 0.05
@@ -134,7 +134,8 @@ def test_a_run_goes_from_one_to_two_that_share_to_one(tiny: Tiny, launch: Launch
     config = tiny(name="parts", **{"method.name": "sharded:Sharded"})
     whole = config.model_copy(update={"name": "whole"})
     train(whole, quiet=True)
-    cut = config.model_copy(update={"train": config.train.model_copy(update={"hours": 1e-9, "margin_minutes": 0.0})})
+    limit = {"max_hours": 1e-9, "stop_margin_minutes": 0.0}
+    cut = config.model_copy(update={"train": config.train.model_copy(update=limit)})
     assert train(cut, quiet=True).status == "stopped"
     stopped = launch(config, 2, "train.sharding=full", told="stop")
     assert "stopped at step 5" in stopped.stdout, stopped.stderr
@@ -184,5 +185,5 @@ def test_what_cannot_be_sharded_is_refused() -> None:
         require_shardable("full", Unknown(Method.Config()), "unknown", adamw, 4)
     with pytest.raises(UserError, match=r'which optimizer\.name "muon" does not support; adamw does'):
         require_shardable("full", Plain(Plain.Config()), "plain", muon, 4)
-    with pytest.raises(UserError, match=r"train\.micro_batch cannot be auto: set it to a number"):
+    with pytest.raises(UserError, match=r"train\.micro_batch_size cannot be auto: set it to a number"):
         require_shardable("full", Plain(Plain.Config()), "plain", adamw, "auto")

@@ -78,7 +78,7 @@ def _tables(
         null=config.null,
         null_draws=config.null_draws,
         window=config.window,
-        form_circuits=config.form_circuits,
+        form_circuits=config.dense_circuits,
         cache=layout.cache,
     )
     tables = []

@@ -11,6 +11,7 @@ from typing import Any
 
 from pico_contract import strict_yaml
 from pico_contract.errors import UserError
+from pico_contract.renames import RUN
 
 from pico_analyze.sources.base import Source
 
@@ -29,13 +30,18 @@ NOT_COMPARED = (
     ),
     *(
         "hub",
-        "train.micro_batch",
+        "train.micro_batch_size",
         "train.compile",
         "train.activation_checkpointing",
         "train.device",
-        "train.sharding",
     ),
-    *("train.threads", "train.hours", "train.margin_minutes", "train.timeout_minutes"),
+    *(
+        "train.sharding",
+        "train.threads",
+        "train.max_hours",
+        "train.stop_margin_minutes",
+        "train.timeout_minutes",
+    ),
 )
 """Keys of config.yaml that say how a run is carried out, not what it is (CONTRACT.md, section 3),
 and the seeds. What a session really used of them (device, precision, threads) is in run.json and is
@@ -99,7 +105,8 @@ def read_facts(run: Source) -> RunFacts:
     if manifest is None:
         return RunFacts(run.name, configuration=geometry)
     written, problem = _configuration(run)
-    data = {f"data.{key}": value for key, value in manifest.data.items() if key != "path"}
+    stated = RUN.current(manifest.data, run.name, "data")  # run.json has the old names for ever
+    data = {f"data.{key}": value for key, value in stated.items() if key != "path"}
     recorded = {**geometry, "method.name": manifest.method, **data, **dict(_leaves(written))}
     sessions = _sessions(getattr(manifest, "sessions", []))
     used = {key: value for key, value in sessions.items() if _is_below(key, _IDENTITY_OF_SESSION)}
@@ -127,7 +134,7 @@ def _configuration(run: Source) -> tuple[Mapping[str, Any], str]:
     if layout is None or not layout.config.is_file():
         return {}, ""
     try:
-        return strict_yaml.read_mapping(layout.config), ""
+        return RUN.current(strict_yaml.read_mapping(layout.config), str(layout.config)), ""
     except (OSError, UserError) as error:
         return {}, str(error)
 

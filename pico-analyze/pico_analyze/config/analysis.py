@@ -14,6 +14,7 @@ from pico_contract.config_errors import describe
 from pico_contract.errors import UserError, did_you_mean, nearest, shorten
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.overrides import apply_overrides
+from pico_contract.renames import ANALYSIS
 from pico_contract.trust import require_trust
 from pydantic import (
     BaseModel,
@@ -25,6 +26,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from pico_analyze.config import pico_v1
@@ -160,12 +162,17 @@ class AnalysisConfig(Section):
     """Step from which updates are taken: first, previous or a number."""
     figures: FiguresConfig = FiguresConfig()
     """Which figures are drawn."""
-    form_circuits: bool = False
+    dense_circuits: bool = False
     """Whether entries of circuits are measured too (gini, hoyer, ...); their matrices, D x D a
     head, are formed."""
     parts: list[Part] | None = Field(None, min_length=1)
     """Several measurements in one table, in place of metrics, components, kinds, splits and
     reference."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, raw: Any) -> Any:
+        return ANALYSIS.current(raw, "AnalysisConfig") if isinstance(raw, Mapping) else raw
 
     @field_validator("parts")
     @classmethod
@@ -204,6 +211,10 @@ def load(
         raw = _converted(raw, source, say)
     if run is not None:
         raw["run"] = str(run)
+    old_names = [*ANALYSIS.old_names(raw), *ANALYSIS.old_keys(overrides)]
+    if old_names:
+        say(f"note: {'; '.join(dict.fromkeys(old_names))}")
+    raw, overrides = ANALYSIS.current(raw, str(source)), ANALYSIS.current_overrides(overrides)
     apply_overrides(raw, overrides, "metrics=[per,gini]")
     if earlier and "run" not in raw:
         raise UserError(f"{source} is of pico-analyze 1.x and names no run: add --run RUN")
@@ -228,8 +239,9 @@ def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) 
     """Check `raw`; a UserError names `source`, or the override, and every key at fault.
 
     Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an
-    integer.
+    integer. Old names of keys are accepted.
     """
+    raw = ANALYSIS.current(raw, source)
     text = json.dumps(raw, default=str)
     try:
         return AnalysisConfig.model_validate_json(text, strict=True)

@@ -124,7 +124,7 @@ def converted(
     return {
         "name": name,
         "steps": {"among": legacy.steps} if isinstance(legacy.steps, list) else legacy.steps,
-        "form_circuits": True,
+        "dense_circuits": True,
         "parts": [_part(what, list(metrics)) for what, metrics in asked.items()],
     }
 

@@ -145,7 +145,7 @@ def _run(old: OldConfig) -> Iterator[Piece]:
 
 def _data(old: OldConfig) -> Iterator[Piece]:
     yield "data.path", _directory(old)
-    yield "data.order", "shipped"
+    yield "data.order", "sequential"
     if old.maml:
         yield "train.seq_len", min(old["model.max_seq_len"], DOLMA_IDS) - 1
         yield (
@@ -208,7 +208,7 @@ def _batch(old: OldConfig) -> Iterator[Piece]:
     readers = devices if old["data.dataset.name"] == DOLMA else 1
     batch = rows * passes * readers
     yield "train.batch_size", batch
-    yield "train.micro_batch", rows if rows < batch else None
+    yield "train.micro_batch_size", rows if rows < batch else None
     if readers < devices:
         yield (
             NOTE,

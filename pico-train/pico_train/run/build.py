@@ -34,7 +34,7 @@ def require_shardable(
     method: Method,
     method_name: str,
     optimizer: OptimizerConfig,
-    micro_batch: int | str | None,
+    micro_batch_size: int | str | None,
 ) -> None:
     """Refuse what cannot do with shares.
 
@@ -52,9 +52,9 @@ def require_shardable(
         raise UserError(
             f'train.sharding is full, which optimizer.name "{optimizer.name}" does not support; adamw does'
         )
-    if micro_batch == "auto":
+    if micro_batch_size == "auto":
         raise UserError(
-            "train.sharding is full, for which train.micro_batch cannot be auto: set it to a number"
+            "train.sharding is full, for which train.micro_batch_size cannot be auto: set it to a number"
         )
 
 
@@ -161,7 +161,7 @@ def _check_method(config: RunConfig, method: Method) -> None:
         method,
         config.method.name,
         config.optimizer,
-        config.train.micro_batch,
+        config.train.micro_batch_size,
     )
 
 

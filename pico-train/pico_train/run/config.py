@@ -7,10 +7,11 @@ import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.layout import RunLayout
+from pico_contract.renames import RUN, Renames
 from pydantic import Field, model_validator
 
 from pico_train.checkpoint.disk_space import DiskConfig
@@ -38,11 +39,16 @@ class DataConfig(Section):
     path: Operation[Path]
     """A data directory made by `pico-train data prepare` or `data fetch`; it may move: the run is
     bound to its fingerprint."""
-    order: Literal["shuffled", "shipped"] = "shuffled"
+    order: Literal["shuffled", "sequential"] = "shuffled"
     """A new permutation every epoch (of a stream: of the shards, and within each), or the rows as
     they were packed."""
     stream: Operation[StreamConfig] = StreamConfig()
     """Where shards of the hub are kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, raw: Any) -> Any:
+        return RUN.current(raw, "DataConfig", "data") if isinstance(raw, Mapping) else raw
 
 
 class SeedConfig(Section):
@@ -68,6 +74,8 @@ class MethodConfig(Section):
 class RunConfig(Section):
     """One run. Fields marked as operation may change between its sessions; the others are what the
     run is."""
+
+    renames: ClassVar[Renames] = RUN
 
     name: str
     """Directory below `runs_dir`."""
@@ -128,10 +136,10 @@ class RunConfig(Section):
                 f"train.seq_len ({train.seq_len}) exceeds model.max_position_embeddings"
                 f" ({self.model.max_position_embeddings})"
             )
-        if train.hours is not None and train.hours * 60 <= train.margin_minutes:
+        if train.max_hours is not None and train.max_hours * 60 <= train.stop_margin_minutes:
             raise ValueError(
-                f"train.hours ({train.hours}) leaves no time to train before the margin of train.margin_minutes"
-                f" ({train.margin_minutes})"
+                f"train.max_hours ({train.max_hours}) leaves no time to train before the margin of"
+                f" train.stop_margin_minutes ({train.stop_margin_minutes})"
             )
         if self.observes:
             _check_snapshot(self.snapshot, train)
@@ -161,14 +169,14 @@ def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
             "snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []"
         )
     kind = f"train.{MICROBATCH_GRADIENTS}"
-    if kind in snapshot.kinds and train.micro_batch == "auto":
+    if kind in snapshot.kinds and train.micro_batch_size == "auto":
         raise ValueError(
-            f'snapshot.kinds holds {kind}, which depends on the micro-batch, but train.micro_batch is "auto", which'
-            " depends on the machine: set it to a divisor of train.batch_size below that"
+            f'snapshot.kinds holds {kind}, which depends on the micro-batch, but train.micro_batch_size is "auto",'
+            " which depends on the machine: set it to a divisor of train.batch_size below that"
         )
     if kind in snapshot.kinds and train.rows_per_pass() == train.batch_size:
         raise ValueError(
-            f"snapshot.kinds holds {kind}, but train.micro_batch ({train.rows_per_pass()}) is the whole batch:"
+            f"snapshot.kinds holds {kind}, but train.micro_batch_size ({train.rows_per_pass()}) is the whole batch:"
             " gradients differ between several micro-batches; set it to a divisor of train.batch_size below that"
         )
 

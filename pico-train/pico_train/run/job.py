@@ -87,7 +87,7 @@ class Job:
 
     def set_micro_batch(self, rows: int) -> None:
         """What "auto" has found, for training, observation and config.yaml."""
-        train = self.config.train.model_copy(update={"micro_batch": rows})
+        train = self.config.train.model_copy(update={"micro_batch_size": rows})
         self.config = self.config.model_copy(update={"train": train})
         self.micro_batch = self.observer.micro_batch = rows
 

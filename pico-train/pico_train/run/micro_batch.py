@@ -1,5 +1,5 @@
-"""How many rows of a forward pass the memory holds: what `train.micro_batch: auto` finds when a run
-begins.
+"""How many rows of a forward pass the memory holds: what `train.micro_batch_size: auto` finds when
+a run begins.
 
 On CUDA the pass is tried, with room kept free for what training still lays down and for chance.
 Elsewhere nothing can be tried safely, since a machine out of memory swaps or ends the process;
@@ -42,8 +42,8 @@ def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
 
     It is sought on a state of its own, made by `build_state` and dropped, and with torch's
     generators put back after: training begins as if nothing had been tried. The pass is that of the
-    update that comes next; where a method's updates differ in size, set `train.micro_batch` to what
-    the largest needs.
+    update that comes next; where a method's updates differ in size, set `train.micro_batch_size` to
+    what the largest needs.
 
     Raises:
         UserError: not even one row fits.
@@ -59,8 +59,8 @@ def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
             if not job.runtime.any(not fits(rows)):
                 return rows
     raise UserError(
-        f'train.micro_batch is "auto", but not even one row fits the memory of "{device}": shorten train.seq_len,'
-        " take a smaller model, or set train.micro_batch to 1 to go on regardless"
+        f'train.micro_batch_size is "auto", but not even one row fits the memory of "{device}": shorten train.seq_len,'
+        " take a smaller model, or set train.micro_batch_size to 1 to go on regardless"
     )
 
 

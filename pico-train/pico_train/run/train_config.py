@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pico_contract.errors import UserError
-from pydantic import Field
+from pico_contract.renames import RUN
+from pydantic import Field, model_validator
 
 from pico_train.config import Operation, Section
 from pico_train.distributed import Device
@@ -19,7 +21,7 @@ class TrainConfig(Section):
     """Updates."""
     batch_size: int = Field(1024, ge=1, le=1_000_000)
     """Rows an update."""
-    micro_batch: Operation[Annotated[int, Field(ge=1)] | Literal["auto"] | None] = None
+    micro_batch_size: Operation[Annotated[int, Field(ge=1)] | Literal["auto"] | None] = None
     """Rows a forward pass of a process; null is all of its rows, "auto" as many as its memory
     holds, found when the run begins and kept. Changes memory, not gradients."""
     seq_len: int | None = Field(None, ge=1)
@@ -45,15 +47,20 @@ class TrainConfig(Section):
     before they give up an exchange."""
     threads: Operation[int | None] = Field(None, ge=1, le=1024)
     """Threads of CPU arithmetic; null leaves torch's choice."""
-    hours: Operation[float | None] = Field(None, gt=0)
+    max_hours: Operation[float | None] = Field(None, gt=0)
     """Wall-clock limit of one session, after which it saves and stops; null is off."""
-    margin_minutes: Operation[float] = Field(5.0, ge=0)
+    stop_margin_minutes: Operation[float] = Field(5.0, ge=0)
     """How long before the limit it begins to stop."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, raw: Any) -> Any:
+        return RUN.current(raw, "TrainConfig", "train") if isinstance(raw, Mapping) else raw
 
     def rows_per_pass(self, processes: int = 1) -> int:
         """The micro-batch of each of `processes`, for "auto" the largest that it may find;
         UserError where the batch does not consist of so many."""
-        given = None if self.micro_batch == "auto" else self.micro_batch
+        given = None if self.micro_batch_size == "auto" else self.micro_batch_size
         rows = given or max(self.batch_size // processes, 1)
         if self.batch_size % (rows * processes) == 0:
             return rows
@@ -67,6 +74,6 @@ class TrainConfig(Section):
             )
         near = min(fitting, key=lambda n: abs(n - rows))
         raise UserError(
-            f"train.micro_batch ({rows}){of} does not divide train.batch_size ({self.batch_size}); the nearest that"
-            f" does is {near}"
+            f"train.micro_batch_size ({rows}){of} does not divide train.batch_size ({self.batch_size}); the nearest"
+            f" that does is {near}"
         )

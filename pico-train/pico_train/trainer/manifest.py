@@ -26,6 +26,10 @@ from pico_train.model.stock import STOCK, Architecture
 from pico_train.run.config import RunConfig
 from pico_train.run.job import Job
 
+_RECORDED_ORDER = {"shuffled": "shuffled", "sequential": "shipped"}
+"""`data.order` -> its name in run.json, which stays what it was when the configuration called it
+so."""
+
 
 def new_manifest(job: Job) -> RunManifest:
     """run.json of a run that starts."""
@@ -45,7 +49,7 @@ def new_manifest(job: Job) -> RunManifest:
         data={
             "fingerprint": data.fingerprint,
             "path": str(config.data.path),
-            "order": config.data.order,
+            "order": _RECORDED_ORDER[config.data.order],
             "batch_size": config.train.batch_size,
             **({} if job.rows.blocks else {"rows": job.rows.n_rows}),
         },

@@ -54,7 +54,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
             there is one process where several were to share the state.
     """
     require_processes(job.config.train.sharding, job.runtime.processes)
-    hours, margin = job.config.train.hours, job.config.train.margin_minutes
+    hours, margin = job.config.train.max_hours, job.config.train.stop_margin_minutes
     stop = StopRequest(
         time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf
     )
@@ -193,9 +193,9 @@ def _begin(
 def _resolve_micro_batch(
     job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]
 ) -> str | None:
-    """Put a number in the place of `train.micro_batch: auto`, the one that the run has had; says
-    what was found."""
-    if job.config.train.micro_batch != "auto":
+    """Replace `train.micro_batch_size: auto` by the number that the run has had, or that fits; say
+    which it is."""
+    if job.config.train.micro_batch_size != "auto":
         return None
     kept = job.runtime.on_main(lambda: kept_micro_batch(job, manifest.sessions))
     job.set_micro_batch(kept or find_micro_batch(job, build_state))

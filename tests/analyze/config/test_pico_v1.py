@@ -74,7 +74,7 @@ def test_entries_become_parts_and_what_is_of_the_same_matrices_is_measured_toget
         (["cka"], [heads, joined], ["activations"], ["val"], 0),
         (["per"], changes, ["gradients"], ["val"], None),
     ]
-    assert (config.name, config.run, config.form_circuits) == ("old", Path("there"), True)
+    assert (config.name, config.run, config.dense_circuits) == ("old", Path("there"), True)
     assert config.steps.model_dump(exclude_none=True) == {"start": 0, "among": [0, 1, 2]}
 
 

@@ -217,7 +217,7 @@ def test_tensors_of_a_method_stay_beside_the_weights_that_move(whole: RunLayout)
 
 def test_a_new_policy_holds_from_the_start_of_a_session(whole: RunLayout, tiny: Tiny) -> None:
     shutil.rmtree(whole.checkpoint(10))
-    config = tiny(**{"checkpoint.keep": {"last": 2}, "train.hours": 1e-9, "train.margin_minutes": 0})
+    config = tiny(**{"checkpoint.keep": {"last": 2}, "train.max_hours": 1e-9, "train.stop_margin_minutes": 0})
     assert train(config, quiet=True).status == "stopped"
     assert kept(whole) == ["0", "6+", "8+"]
     assert removals(whole, config.checkpoint.keep, 8, 10) == []

@@ -205,9 +205,9 @@ def test_show_prints_as_many_rows_as_asked_for(command: Command, finished: RunCo
 
 def test_show_takes_overrides(command: Command, finished: RunConfig) -> None:
     seeded, _ = shown(command("show", finished.layout.root, "seed.data=9", "--step", 3)[1])
-    shipped, _ = shown(command("show", finished.layout.root, "data.order=shipped", "--step", 2)[1])
+    in_file_order, _ = shown(command("show", finished.layout.root, "data.order=sequential", "--step", 2)[1])
     assert seeded != build(finished).order.rows(3).tolist()
-    assert shipped == list(range(8, 16))
+    assert in_file_order == list(range(8, 16))
 
 
 def test_rows_of_a_shorter_sequence_are_shown_as_training_cuts_them(

@@ -216,7 +216,7 @@ def truth(config: RunConfig) -> list[dict[str, Any]]:
     return [{**row, "tokens_per_second": None, "mfu": None} for row in read_metrics(config.layout.metrics)]
 
 
-@pytest.mark.parametrize("order", ["shipped", "shuffled"])
+@pytest.mark.parametrize("order", ["sequential", "shuffled"])
 def test_a_run_that_was_killed_reads_the_same_rows(
     fetched: Fetched,
     hub: StandIn,
@@ -286,7 +286,7 @@ def test_the_command_fetches_and_shows(command: Command, tiny: Callable[..., Run
     assert command("fetch", REPO, "out=streamed")[2].startswith("pico-train: streamed was made with other settings")
     (tmp_path / "fetch.yaml").write_text(f"source: {REPO}\nout: other\nvocab_size: 280\n")
     assert command("fetch", tmp_path / "fetch.yaml")[0] == 0
-    changes = {"data.path": "streamed", "data.order": "shipped", "snapshot.every": 0, "evaluate.every": 0}
+    changes = {"data.path": "streamed", "data.order": "sequential", "snapshot.every": 0, "evaluate.every": 0}
     (tmp_path / "run.yaml").write_text(to_yaml(tiny(**changes)))
     code, out, err = command("show", tmp_path / "run.yaml", "--step", 9, "--rows", 1)
     assert (code, err) == (0, "")

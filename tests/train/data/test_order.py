@@ -68,7 +68,7 @@ def test_epochs_differ() -> None:
 
 
 def test_the_micro_batch_is_no_part_of_the_order(tiny: Callable[..., RunConfig]) -> None:
-    read = [build(tiny(**{"train.micro_batch": size})).order.rows(3).tolist() for size in (8, 4, 1)]
+    read = [build(tiny(**{"train.micro_batch_size": size})).order.rows(3).tolist() for size in (8, 4, 1)]
     assert read[0] == read[1] == read[2]
 
 
@@ -77,7 +77,7 @@ def test_seed_and_epoch_are_not_confused() -> None:
     assert epoch_of(100, 11, seed=1) != epoch_of(100, 1, seed=11)
 
 
-def test_shipped_order_counts_through_the_rows_and_starts_again() -> None:
+def test_sequential_order_counts_through_the_rows_and_starts_again() -> None:
     rows = order(5, 3, shuffle=False)
     assert [rows.rows(step).tolist() for step in (1, 2, 3, 4)] == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
 

@@ -33,8 +33,8 @@ def test_a_file_that_says_nothing_has_the_earlier_defaults(written: Write) -> No
     assert found == {
         "name": "old",
         "model": {"hidden_size": 768, "intermediate_size": 3072},
-        "data": {"path": "data/dolma", "order": "shipped"},
-        "train": {"micro_batch": 8, "precision": "bf16"},
+        "data": {"path": "data/dolma", "order": "sequential"},
+        "train": {"micro_batch_size": 8, "precision": "bf16"},
         "optimizer": {"grad_clip": None},
         "schedule": {"warmup_steps": 2500},
         "snapshot": {"early": False, "modules": ["self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"]},
@@ -55,8 +55,8 @@ def test_a_plain_file_as_text(plain: Raw, written: Write) -> None:
         " validation_source.split=val max_tokens=11802240\n"
         "name: first-try\n"
         "model:\n  hidden_size: 48\n  intermediate_size: 96\n  num_hidden_layers: 3\n"
-        "data:\n  path: data/dolma\n  order: shipped\n"
-        "train:\n  steps: 120\n  batch_size: 48\n  micro_batch: 6\n  precision: bf16\n"
+        "data:\n  path: data/dolma\n  order: sequential\n"
+        "train:\n  steps: 120\n  batch_size: 48\n  micro_batch_size: 6\n  precision: bf16\n"
         "optimizer:\n  lr: 0.002\n  grad_clip: null\n"
         "schedule:\n  warmup_steps: 12\n"
         "snapshot:\n  every: 40\n  early: false\n  modules:\n  - self_attn.q_proj\n  - mlp.gate_proj\n"

@@ -21,5 +21,5 @@ def test_an_empty_section_is_enough_to_know_the_project(plain: Raw, written: Wri
     assert found["method"]["name"] == "maml"
     del plain["training"]["fabric"]
     found, remarks = converted(written(plain, smlmt={}))
-    assert found["train"]["micro_batch"] == 3, "that project's default is 4 devices: 48 rows / (4 x 4)"
+    assert found["train"]["micro_batch_size"] == 3, "that project's default is 4 devices: 48 rows / (4 x 4)"
     assert "4 devices" in remarks

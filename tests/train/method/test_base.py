@@ -80,7 +80,7 @@ def truth(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def test_own_rows_do_not_advance_the_language_model_order(toy: Tiny) -> None:
-    config = toy(**{"train.micro_batch": 2})
+    config = toy(**{"train.micro_batch_size": 2})
     train(config, quiet=True)
     rows, job = truth(config), build(config)
     assert [row["tokens"] - before for row, before in zip(rows[:4], [0, 128, 132, 260], strict=True)] == [128, 4] * 2

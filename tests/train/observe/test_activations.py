@@ -30,7 +30,7 @@ def test_activation_rows_are_in_probe_order(
     tiny: Tiny, rule: str, k: int, expected: list[int] | None, micro_batch: int
 ) -> None:
     """Row r * P + j is position j of probe row r, whatever the micro-batch."""
-    config = tiny(**{"snapshot.positions": {"rule": rule, "k": k}, "train.micro_batch": micro_batch})
+    config = tiny(**{"snapshot.positions": {"rule": rule, "k": k}, "train.micro_batch_size": micro_batch})
     train(config, quiet=True)
     manifest, files = opened(config, 4)
     kept = manifest.row_map.positions

@@ -73,7 +73,7 @@ def test_the_table_is_that_of_stored_snapshots(tiny: Tiny) -> None:
     """Every metric of one step, all kinds, a tied head: 1e-12 relative, for matrices go in other batches."""
     components = ["v_proj", "o_proj", "lm_head", "ov_circuit"]
     shared = {
-        "train.micro_batch": 2,
+        "train.micro_batch_size": 2,
         "train.steps": 4,
         "snapshot.kinds": ALL,
         "snapshot.modules": components[:3],

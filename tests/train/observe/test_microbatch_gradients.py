@@ -26,7 +26,7 @@ from torch import nn
 
 Tiny = Callable[..., RunConfig]
 KINDS = ["train.gradients", "train.microbatch_gradients", "val.gradients", "val.activations"]
-STACKED = {"train.micro_batch": 2, "snapshot.kinds": KINDS}
+STACKED = {"train.micro_batch_size": 2, "snapshot.kinds": KINDS}
 
 
 class Uneven(Plain):
@@ -92,7 +92,8 @@ def test_each_is_that_of_autograd_on_its_rows(tiny: Tiny, method: str, monkeypat
 
 def test_taking_them_changes_nothing(tiny: Tiny) -> None:
     """Bit-identical losses, norms, train gradients and weights, tied embeddings (two uses of one tensor) included."""
-    shared = {"train.micro_batch": 2, "snapshot.every": 1, "snapshot.modules": ["*"], "model.tie_word_embeddings": True}
+    shared = {"train.micro_batch_size": 2, "snapshot.every": 1, "snapshot.modules": ["*"]}
+    shared["model.tie_word_embeddings"] = True
     runs = [tiny(name="off", **shared), tiny(name="on", **shared, **{"snapshot.kinds": KINDS})]
     for config in runs:
         train(config, quiet=True)
@@ -120,9 +121,9 @@ def test_what_is_absent_says_why(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) ->
     assert {one.dtype for one in read(config, 1)[1]["train.microbatch_gradients"].values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("changes", [{}, {"train.micro_batch": 8}])
+@pytest.mark.parametrize("changes", [{}, {"train.micro_batch_size": 8}])
 def test_a_batch_of_one_pass_is_refused_before_anything_is_done(tiny: Tiny, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"train\.micro_batch \(8\) is the whole batch.*below that$"):
+    with pytest.raises(UserError, match=r"train\.micro_batch_size \(8\) is the whole batch.*below that$"):
         tiny(**{"snapshot.kinds": KINDS}, **changes)
     assert tiny(**{"snapshot.every": 0, "snapshot.kinds": KINDS}, **changes).snapshot.every == 0
 
@@ -133,8 +134,8 @@ def test_their_room_is_told_before_the_run(tiny: Tiny) -> None:
         number, unit = line.split("= ")[1].split()
         return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
 
-    one = snapshots(tiny(**{"train.micro_batch": 2, "snapshot.kinds": ["train.gradients"]}))
-    four = snapshots(tiny(**{"train.micro_batch": 2, "snapshot.kinds": ["train.microbatch_gradients"]}))
+    one = snapshots(tiny(**{"train.micro_batch_size": 2, "snapshot.kinds": ["train.gradients"]}))
+    four = snapshots(tiny(**{"train.micro_batch_size": 2, "snapshot.kinds": ["train.microbatch_gradients"]}))
     gradients_at_five_steps = 4 * sum(p.numel() for p in _projections(tiny())) * 5
     assert four - one == pytest.approx(3 * gradients_at_five_steps, abs=1e5)  # printed to a tenth of a unit
 

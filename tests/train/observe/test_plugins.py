@@ -130,7 +130,7 @@ def truth(config: RunConfig) -> tuple[list[dict[str, Any]], dict[str, torch.Tens
 
 def test_it_sees_what_a_snapshot_holds_with_nothing_stored(tiny: Tiny, installed: list[Recorder]) -> None:
     """Names, tensors and terms are those of a run that stores its snapshots, at the steps that are due."""
-    shared = {"train.micro_batch": 2, "snapshot.kinds": ALL, "checkpoint.every": 0}
+    shared = {"train.micro_batch_size": 2, "snapshot.kinds": ALL, "checkpoint.every": 0}
     stored = tiny(name="stored", **shared)
     train(stored, quiet=True)
     config = tiny(name="live", **shared, **{"snapshot.every": 0, "observe": [observe("record")]})
@@ -180,7 +180,7 @@ def test_one_pass_serves_snapshot_and_observers(
 
 def test_an_observed_run_equals_an_unobserved_one(tiny: Tiny) -> None:
     """Bit for bit, whatever the observers do to torch's generator, threads and gradients, and though they fail."""
-    shared = {"method.name": "users_live:Noisy", "snapshot.every": 0, "train.micro_batch": 4}
+    shared = {"method.name": "users_live:Noisy", "snapshot.every": 0, "train.micro_batch_size": 4}
     runs = [tiny(name="off", **shared)]
     runs.append(tiny(name="on", **shared, observe=[observe("meddle", 1), observe("record", 3, at="other")]))
     found = []

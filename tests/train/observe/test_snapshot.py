@@ -49,7 +49,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 @pytest.mark.parametrize("micro_batch", [8, 2])
 def test_gradients_equal_autograd_at_theta_t(tiny: Tiny, micro_batch: int) -> None:
-    config = tiny(**{"train.micro_batch": micro_batch})
+    config = tiny(**{"train.micro_batch_size": micro_batch})
     train(config, quiet=True)
     job = build(config)
     for step in (0, 4, 8):

@@ -32,7 +32,7 @@ CASES = {
         "checkpoint.every": 1,
     },
     "micro-batches, all positions": {
-        "train.micro_batch": 2,
+        "train.micro_batch_size": 2,
         "snapshot.kinds": ["train.microbatch_gradients", "val.activations"],
         "snapshot.positions": {"rule": "all"},
         "checkpoint.every": 0,

@@ -1,4 +1,4 @@
-"""`train.micro_batch: auto`: what fits is found before training, changes nothing of it, and is kept."""
+"""`train.micro_batch_size: auto`: what fits is found before training, changes nothing of it, and is kept."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cramped(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     monkeypatch.setattr(Cramped, "tried", ())
 
     def make(**changes: object) -> RunConfig:
-        return tiny(**{"train.micro_batch": "auto", "method.name": "users_pieces:Cramped", **changes})
+        return tiny(**{"train.micro_batch_size": "auto", "method.name": "users_pieces:Cramped", **changes})
 
     return make
 
@@ -82,7 +82,7 @@ def test_the_largest_divisor_that_passes_is_taken(cramped: Tiny) -> None:
 
 def test_trying_leaves_no_trace(cramped: Tiny) -> None:
     """The run is that of the number itself, to the bit, also where the loss draws from torch's own generator."""
-    auto, given = cramped(name="auto"), cramped(name="given", **{"train.micro_batch": 2})
+    auto, given = cramped(name="auto"), cramped(name="given", **{"train.micro_batch_size": 2})
     for config in (auto, given):
         torch.manual_seed(3)
         train(config, quiet=True)
@@ -96,7 +96,7 @@ def test_what_was_found_is_stored_and_kept(
 ) -> None:
     config = cramped()
     train(config, quiet=True)
-    assert load(RunConfig, config.layout.config).train.micro_batch == 2
+    assert load(RunConfig, config.layout.config).train.micro_batch_size == 2
     assert identity(load(RunConfig, config.layout.config)) == identity(config)
     monkeypatch.setattr(Cramped, "most", 8)
     (config.layout.checkpoint(10) / "model.safetensors").unlink()
@@ -118,7 +118,7 @@ def test_processes_take_what_fits_in_all_of_them(cramped: Tiny, monkeypatch: pyt
 def test_no_room_for_a_row_is_said_before_anything_is_written(cramped: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cramped, "most", 0)
     config = cramped()
-    with pytest.raises(UserError, match=r'train\.micro_batch is "auto", but not even one row fits'):
+    with pytest.raises(UserError, match=r'train\.micro_batch_size is "auto", but not even one row fits'):
         train(config, quiet=True)
     assert not config.layout.manifest.exists()
 
@@ -134,7 +134,7 @@ def test_a_cpu_is_reckoned_from_what_autograd_keeps(
 
     A row keeps what its layers are counted to keep, and an embedding, a final norm and a loss beside it.
     """
-    config = tiny(**{"train.micro_batch": "auto"})
+    config = tiny(**{"train.micro_batch_size": "auto"})
     job = build(config)
     state = job.build_state(None)
     batch = job.tokens(job.order.rows(1))
@@ -175,12 +175,12 @@ def test_a_trial_compiles_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(resume, "find_micro_batch", find)
     with pytest.raises(FoundError):
-        train(tiny(**{"train.micro_batch": "auto", "train.compile": "on"}), quiet=True)
+        train(tiny(**{"train.micro_batch_size": "auto", "train.compile": "on"}), quiet=True)
 
 
 def test_gradients_of_micro_batches_need_a_number(tiny: Tiny) -> None:
-    changes = {"train.micro_batch": "auto", "snapshot.kinds": ["train.microbatch_gradients"]}
-    with pytest.raises(UserError, match=r'train\.microbatch_gradients, .* but train\.micro_batch is "auto"'):
+    changes = {"train.micro_batch_size": "auto", "snapshot.kinds": ["train.microbatch_gradients"]}
+    with pytest.raises(UserError, match=r'train\.microbatch_gradients, .* but train\.micro_batch_size is "auto"'):
         tiny(**changes)
 
 
@@ -189,5 +189,5 @@ def test_gradients_of_micro_batches_need_a_number(tiny: Tiny) -> None:
     [("aut", r"""should be a valid integer or 'auto' \(it is "aut"\)"""), (0, r"greater than or equal to 1 or 'auto'")],
 )
 def test_what_is_no_micro_batch_is_refused(tiny: Tiny, value: object, words: str) -> None:
-    with pytest.raises(UserError, match=rf"test\.yaml: train\.micro_batch: .*{words}"):
-        tiny(**{"train.micro_batch": value})
+    with pytest.raises(UserError, match=rf"test\.yaml: train\.micro_batch_size: .*{words}"):
+        tiny(**{"train.micro_batch_size": value})

@@ -59,8 +59,9 @@ def said(scale: ModuleType, tmp_path: Path) -> dict[str, str]:
         splits={"train": info},
     )
     codec.seal(tmp_path, manifest, layout.manifest.name)
-    changes = [f"data.path={tmp_path}", "snapshot.every=0", "evaluate.every=0", f"train.micro_batch={scale.PASS_ROWS}"]
-    config = load(RunConfig, scale.CONFIG, [*changes, "train.device=cpu"])
+    changes = [f"data.path={tmp_path}", "snapshot.every=0", "evaluate.every=0"]
+    changes += [f"train.micro_batch_size={scale.PASS_ROWS}", "train.device=cpu"]
+    config = load(RunConfig, scale.CONFIG, changes)
     return {line.split()[0]: line.partition(" ")[2].strip() for line in estimate(config, "large")}
 
 

@@ -38,7 +38,7 @@ def gradients_of(config: RunConfig) -> tuple[float, dict[str, torch.Tensor]]:
 def test_gradients_do_not_depend_on_the_micro_batch(tiny: Tiny, micro_batch: int) -> None:
     """Within 1e-6 of each tensor's largest entry: only the order of float32 sums differs."""
     loss, whole = gradients_of(tiny())
-    loss_parts, parts = gradients_of(tiny(**{"train.micro_batch": micro_batch}))
+    loss_parts, parts = gradients_of(tiny(**{"train.micro_batch_size": micro_batch}))
     assert loss_parts == pytest.approx(loss, rel=1e-6)
     for name, gradient in whole.items():
         assert (parts[name] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), name
@@ -46,7 +46,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny: Tiny, micro_batch: int
 
 def test_gradients_equal_autograd_of_the_mean_loss(tiny: Tiny) -> None:
     """Against torch's own cross entropy over all logits, on the rows of update 1."""
-    config = tiny(**{"train.micro_batch": 2})
+    config = tiny(**{"train.micro_batch_size": 2})
     _, found = gradients_of(config)
     job = build(config)
     model = job.build_state(None).model
@@ -71,7 +71,7 @@ def test_unequal_micro_batches_are_weighed_by_their_terms(tiny: Tiny, users_meth
     """The mean of micro-batch means would be another objective (transformers#34191)."""
     config = tiny(**{"method.name": "users_methods:Uneven"})
     loss, whole = gradients_of(config)
-    loss_parts, parts = gradients_of(tiny(**{"train.micro_batch": 1}))
+    loss_parts, parts = gradients_of(tiny(**{"train.micro_batch_size": 1}))
     assert loss_parts == pytest.approx(loss, rel=1e-6)
     for name, gradient in whole.items():
         assert (parts[name] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), name
@@ -132,7 +132,7 @@ def test_identity_changes_are_refused_by_name_and_operation_changes_are_recorded
 def test_operation_fields_change_freely_and_are_recorded(tiny: Tiny, users_methods: None) -> None:
     changes = {"method.name": "users_methods:Killer"}
     assert train(tiny(**changes), quiet=True).status == "stopped"
-    config = tiny(**{"train.micro_batch": 2, "log.every": 2})
+    config = tiny(**{"train.micro_batch_size": 2, "log.every": 2})
     assert train(config, quiet=True).status == "finished"
     first, second = json.loads(config.layout.manifest.read_text())["sessions"]
     assert (first["micro_batch"], second["micro_batch"]) == (8, 2)

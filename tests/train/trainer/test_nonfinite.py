@@ -73,7 +73,7 @@ def weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("micro_batch", [8, 2])
 def test_reading_later_changes_no_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, micro_batch: int) -> None:
-    changes = {"train.micro_batch": micro_batch, "log.every": 3}
+    changes = {"train.micro_batch_size": micro_batch, "log.every": 3}
     at_once = tiny(name="at_once", **changes)
     train(at_once, quiet=True)
     monkeypatch.setattr(nonfinite, "_HOLDING", ("cpu",))
@@ -135,7 +135,7 @@ def test_a_steady_update_reads_nothing(own: Tiny, holding: None, monkeypatch: py
 
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
     Counting.reads, Counting.at_update = 0, {}
-    config = own("Counting", **UNSEEN, **{"checkpoint.every": 0, "train.micro_batch": 4})
+    config = own("Counting", **UNSEEN, **{"checkpoint.every": 0, "train.micro_batch_size": 4})
     with CountReads():
         train(config, quiet=True)
     assert {Counting.at_update[step] for step in range(2, 11)} == {Counting.at_update[2]}

@@ -182,7 +182,7 @@ def test_a_line_of_metrics_that_was_cut_short_is_no_obstacle(cut: RunConfig, who
 
 def test_other_conditions_are_said(cut: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
     raw = cut.model_dump(mode="json")
-    raw["train"]["micro_batch"] = 4
+    raw["train"]["micro_batch_size"] = 4
     train(RunConfig.model_validate(raw))
     assert "not bit-identical to an uninterrupted run, for these differ: micro_batch 8 -> 4" in capfd.readouterr().out
 

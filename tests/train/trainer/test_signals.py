@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from pico_contract.errors import UserError
 from pico_train import train
 from pico_train.run import RunConfig
+from pico_train.trainer import signals
 
 from ...support.signalling_methods import Interrupt, Killer, Toleration  # noqa: F401  # by name, of this module
 
@@ -36,16 +40,19 @@ def test_a_signal_finishes_the_update_saves_and_stops(tiny: Tiny, users_methods:
     assert train(config, quiet=True).status == "finished"
 
 
-def test_a_wall_clock_limit_stops_with_a_margin(tiny: Tiny) -> None:
-    changes = {"train.steps": 1_000_000, "train.hours": 1.0, "train.margin_minutes": 60 - 1 / 60, "snapshot.every": 0}
-    config = tiny(**changes, **{"checkpoint.every": 0, "evaluate.every": 0})
+def test_a_wall_clock_limit_stops_with_a_margin(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps past the limit at its fourth reading, before update 3, however slow the machine is."""
+    readings = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (3600 if next(readings) >= 3 else 0))
+    monkeypatch.setattr(signals, "time", clock)
+    limit = {"train.max_hours": 1.0, "train.stop_margin_minutes": 5.0}
+    config = tiny(**limit, **{"snapshot.every": 0, "checkpoint.every": 0, "evaluate.every": 0})
     outcome = train(config, quiet=True)
-    assert outcome.status == "stopped"
+    assert (outcome.status, outcome.step) == ("stopped", 3)
     assert "the wall-clock limit is near" in outcome.message
-    assert 0 < outcome.step < 1_000_000
-    assert (config.layout.checkpoint(outcome.step) / "manifest.json").is_file()
+    assert (config.layout.checkpoint(3) / "manifest.json").is_file()
 
 
 def test_a_margin_longer_than_the_limit_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match=r"train.hours \(0.05\) leaves no time to train"):
-        tiny(**{"train.hours": 0.05})
+    with pytest.raises(UserError, match=r"train.max_hours \(0.05\) leaves no time to train"):
+        tiny(**{"train.max_hours": 0.05})

@@ -109,7 +109,7 @@ def test_the_optimizer_is_given_the_clipped_gradient(tiny: Tiny, limit: float | 
 
 
 def test_scalars_are_means_over_terms(own: Tiny) -> None:
-    config = own("Counted", **{"train.micro_batch": 1})
+    config = own("Counted", **{"train.micro_batch_size": 1})
     job = build(config)
     state = job.build_state(None)
     update = compute_gradients(job, state, 1)
@@ -176,7 +176,7 @@ def test_a_stop_asked_during_the_last_update_finishes_the_run(own: Tiny) -> None
 def test_conditions_are_compared_with_those_of_the_session_before(own: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
     said = []
     for micro_batch in (8, 2, 2):
-        train(own("TwoSignals", **{"train.micro_batch": micro_batch}))
+        train(own("TwoSignals", **{"train.micro_batch_size": micro_batch}))
         said.append("not bit-identical" in capfd.readouterr().out)
     assert said == [False, True, False]
 

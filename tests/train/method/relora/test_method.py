@@ -163,7 +163,7 @@ def test_a_rank_may_be_a_fraction_of_the_width(relora: Relora) -> None:
 
 def test_dropout_is_of_the_method_and_of_training_alone(relora: Relora) -> None:
     """The manifest says it, the probe has none, and masks differ between micro-batches and updates."""
-    config = relora(dropout=0.5, changes={"train.micro_batch": 4})
+    config = relora(dropout=0.5, changes={"train.micro_batch_size": 4})
     job, state = begun(config)
     list(updates(job, state, 2))
     part = job.tokens(job.order.rows(3))[:4]
