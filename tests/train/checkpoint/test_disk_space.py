@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -19,11 +18,8 @@ from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
 from pico_train.log.metrics import MetricsFile, read_metrics
-from pico_train.method.plain import Plain
-from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig, build
 from pico_train.run.disk_usage import remaining
-from torch import nn
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
 
@@ -150,16 +146,3 @@ def test_weights_that_do_not_fit_into_a_snapshot_stay_in_their_checkpoint(
     assert codec.intact_steps(config.layout.checkpoints, CheckpointManifest, hashes=True) == [0, 4, 8]
     assert train(config, quiet=True).status == "finished"
     assert codec.listed_steps(config.layout.checkpoints) == [0, 10]
-
-
-class Looking(Plain):
-    """Looks at values before it trains, which a model of shapes alone does not have."""
-
-    def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
-        self.largest = model.lm_head.weight.max().item()
-        return super().prepare(model, data, seed)
-
-
-class Restless(Plain):
-    def rebuild_at(self, step: int) -> bool:
-        return True

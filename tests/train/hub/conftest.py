@@ -42,7 +42,7 @@ def pushing(tiny: Tiny) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+def unpushed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
     """A finished run that was not pushed, for tests that push it and leave it as it is."""
     sizes = {"vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}

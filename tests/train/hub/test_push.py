@@ -85,11 +85,11 @@ def test_every_limits_what_is_pushed(hub: Hub, tiny: Tiny) -> None:
     ],
     ids=lambda fault: f"{fault.request} {fault.status or 'dropped'}{' after acting' if fault.acts else ''}",
 )
-def test_what_passes_is_tried_again_and_nothing_comes_twice(hub: Hub, finished: RunLayout, fault: Fault) -> None:
+def test_what_passes_is_tried_again_and_nothing_comes_twice(hub: Hub, unpushed: RunLayout, fault: Fault) -> None:
     hub.faults.append(fault)
-    assert push_run(finished.root, PATIENT, lambda line: None)
+    assert push_run(unpushed.root, PATIENT, lambda line: None)
     assert fault.times == 0
-    check_all(hub, finished)
+    check_all(hub, unpushed)
 
 
 @pytest.mark.parametrize(

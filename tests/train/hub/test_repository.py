@@ -13,14 +13,17 @@ from pico_train.hub.repository import HubConfig
 
 from ...support.hub_server import REPO, Fault, Hub
 
+# The library hands an open file to its HTTP client in a way that the client calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 PATIENT = HubConfig(repo=REPO, wait_minutes=0.2)
 
 
-def test_retry_after_is_obeyed(hub: Hub, finished: RunLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_obeyed(hub: Hub, unpushed: RunLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
     hub.faults.append(Fault("POST .*/commit/", 429, headers={"Retry-After": "7"}))
-    push_run(finished.root, PATIENT, lambda line: None)
+    push_run(unpushed.root, PATIENT, lambda line: None)
     assert 7.0 in waits
 
 

@@ -13,6 +13,8 @@ from pico_train.run import RunConfig, build
 from pico_train.run.disk_usage import Storage, remaining
 from pico_train.run.estimate import estimate
 
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
+
 Tiny = Callable[..., RunConfig]
 
 

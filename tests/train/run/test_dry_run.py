@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from pico_train.method.plain import Plain
+from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig, build
 from pico_train.run.disk_usage import Storage
+from torch import nn
+
+pytestmark = pytest.mark.slow  # half a minute and more for the whole file
 
 Tiny = Callable[..., RunConfig]
+
+
+class Looking(Plain):
+    """Looks at values before it trains, which a model of shapes alone does not have."""
+
+    def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
+        self.largest = model.lm_head.weight.max().item()
+        return super().prepare(model, data, seed)
+
+
+class Restless(Plain):
+    def rebuild_at(self, step: int) -> bool:
+        return True
 
 
 @pytest.mark.parametrize(("method", "count"), [("Looking", 1), ("Restless", 8)])
