@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pico_contract import names
 from pico_contract.codec import write_text
 from pico_contract.errors import DamagedError, UserError, did_you_mean
+from pico_contract.kinds import SPLITS
 from pico_contract.layout import parse_step
 from pico_contract.observer import Held, Observation, ObservedRun
 from pico_contract.renames import ANALYSIS
@@ -29,7 +30,6 @@ from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.engine.evaluate import defined_for
 from pico_analyze.engine.measure import measure
 from pico_analyze.metrics.registry import Metric, resolve
-from pico_analyze.sources.base import SPLITS
 from pico_analyze.sources.live_step import ObservedStep
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from pico_contract import codec
-from pico_contract.files import irregular
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, FileEntry, SplitInfo
+from pico_contract.verify import ALTERED, file_damage
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 BLOCK_BYTES = 1 << 26
@@ -152,8 +152,9 @@ def _split_digest(
     if entry is None:  # which `count_faults` names
         return None
     result.bytes_total += entry.size
-    if problem := _absence(path, entry):
-        result.faults.append(problem)
+    problem = file_damage(path, entry, hashes=False)
+    if problem is not None:
+        result.faults.append(f"{path} {problem}")
     if problem or _wrong_counts(path, manifest, info, entry):
         return None
     result.faults += _document_faults(layout.documents(split), info)
@@ -161,17 +162,6 @@ def _split_digest(
         result.faults += _sampled_faults(path, info, limit, result)
         return None
     return _whole_digest(path, manifest, info, entry, result)
-
-
-def _absence(path: Path, entry: FileEntry) -> str | None:
-    if problem := irregular(path):
-        return f"{path} {problem}"
-    size = path.stat().st_size
-    return (
-        f"{path} has {size} bytes where its manifest says {entry.size}"
-        if size != entry.size
-        else None
-    )
 
 
 def _wrong_counts(
@@ -211,9 +201,7 @@ def _whole_digest(
     if place * dtype.itemsize < entry.size:
         return None
     if digest.hexdigest() != entry.sha256:
-        result.faults.append(
-            f"{path} does not have the sha256 that its manifest says: its bytes were altered"
-        )
+        result.faults.append(f"{path} {ALTERED}")
         return None
     if info.tail is None and info.dropped_tokens:
         return None
@@ -265,12 +253,11 @@ def _document_faults(path: Path, info: SplitInfo) -> Iterator[str]:
 
 def _file_faults(path: Path, entry: FileEntry, result: DataVerification) -> Iterator[str]:
     result.bytes_total += entry.size
-    if problem := _absence(path, entry):
-        yield problem
-        return
-    result.bytes_checked += entry.size
-    if codec.sha256_file(path) != entry.sha256:
-        yield f"{path} does not have the sha256 that its manifest says: its bytes were altered"
+    problem = file_damage(path, entry, hashes=True)
+    if problem in (None, ALTERED):
+        result.bytes_checked += entry.size
+    if problem is not None:
+        yield f"{path} {problem}"
 
 
 def _listing_digest(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pico_contract.errors import DamagedError
 
 MISSING = "is missing"
+LINKED = "is a link, and links are not followed: put a copy of the file in its place"
 
 
 def is_plain_name(name: object) -> bool:
@@ -39,7 +40,7 @@ def irregular(path: Path) -> str | None:
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links
         return f"cannot be read ({error})"
     if stat.S_ISLNK(mode):
-        return "is a link, and links are not followed: put a copy of the file in its place"
+        return LINKED
     if not stat.S_ISREG(mode):
         return f"is {_kind_of(mode)} and not a file"
     return None

@@ -3,9 +3,15 @@ of file names."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pico_contract.kinds import observation_name
 
 MANIFEST = "manifest.json"
 
@@ -76,7 +82,13 @@ def takeover(lock: Path) -> Path:
 
 def observed_file(split: str, kind: str) -> str:
     """The file of a snapshot that holds `kind` (gradients, activations) of `split` (train, val)."""
-    return f"{split}.{kind}.safetensors"
+    return f"{observation_name(split, kind)}.safetensors"
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Hash the settings of an evaluation: eight hex digits that tell apart results of one task."""
+    text = json.dumps(dict(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -140,8 +152,8 @@ class RunLayout:
         """Results of theta_step, one file a task and its settings."""
         return self.evaluations / step_name(step)
 
-    def evaluation(self, step: int, task: str, settings_hash: str) -> Path:
-        return self.evaluations_at(step) / f"{task}-{settings_hash}.json"
+    def evaluation(self, step: int, task: str, settings: Mapping[str, Any]) -> Path:
+        return self.evaluations_at(step) / f"{task}-{settings_hash(settings)}.json"
 
     def failure(self, step: int) -> Path:
         return self.logs / f"failure_{step:08d}"

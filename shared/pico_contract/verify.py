@@ -3,6 +3,7 @@ are intact."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +14,16 @@ from pico_contract.schema import DirectoryManifest, FileEntry, Manifest, has_own
 
 M = TypeVar("M", bound=Manifest)
 
-ALTERED = "does not have the sha256 that its manifest says: its bytes were altered"
+
+def altered_since(record: str) -> str:
+    """Say of a file that its sha256 is not the one that `record` states."""
+    return f"does not have the sha256 that {record} says: its bytes were altered"
+
+
+ALTERED = altered_since("its manifest")
 EDITED = "does not have the digest that it states itself: it was edited or damaged"
+EDITED_SINCE_RECORDED = "does not have the sha256 that run.json says: it was edited or damaged"
+LINKED_STEP = "is a link: the directory of a step has to lie in the run itself"
 
 
 def read_manifest(path: Path, kind: type[M], *, digest: bool = False) -> M:
@@ -40,20 +49,34 @@ def damage(
     Without `hashes` the manifest must parse and the sizes match (enough to list); with it every
     sha256 is compared, the manifest's own as well (needed to resume, audit or verify).
     """
-    if parse_step(directory.name) is not None and directory.is_symlink():
-        return f"{directory} is a link: the directory of a step has to lie in the run itself"
+    step = parse_step(directory.name)
+    if step is not None and directory.is_symlink():
+        return f"{directory} {LINKED_STEP}"
     try:
         manifest = read_manifest(directory / name, kind, digest=hashes)
     except DamagedError as error:
         return str(error)
-    step = getattr(manifest, "step", None)
-    if parse_step(directory.name) not in (None, step):
-        return f"{directory / name} is of step {step}: the directory was renamed or copied from another"
+    stated = getattr(manifest, "step", None)
+    if step is not None and step != stated:
+        return f"{directory / name} {of_other_step(stated)}"
+    path, problem = next(damaged_files(directory, manifest, hashes=hashes), (directory, None))
+    return f"{path} {problem}" if problem else None
+
+
+def of_other_step(stated: int | None) -> str:
+    """Say of a manifest that it states another step than its directory's name."""
+    return f"is of step {stated}: the directory was renamed or copied from another"
+
+
+def damaged_files(
+    directory: Path, manifest: DirectoryManifest, *, hashes: bool
+) -> Iterator[tuple[Path, str]]:
+    """Compare the files of a directory with its manifest; (path, how it differs) of each that is
+    not intact."""
     for file, entry in manifest.files.items():
         problem = file_damage(directory / file, entry, hashes=hashes)
         if problem is not None:
-            return f"{directory / file} {problem}"
-    return None
+            yield directory / file, problem
 
 
 def file_damage(path: Path, entry: FileEntry, *, hashes: bool) -> str | None:
@@ -66,6 +89,11 @@ def file_damage(path: Path, entry: FileEntry, *, hashes: bool) -> str | None:
     if size != entry.size:
         return f"has {size} bytes where its manifest says {entry.size}"
     return ALTERED if hashes and sha256_file(path) != entry.sha256 else None
+
+
+def without_path(sentence: str, path: Path) -> str:
+    """Cut the path off a sentence that begins with it."""
+    return sentence.removeprefix(str(path)).lstrip(" ,:")
 
 
 def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False) -> list[int]:

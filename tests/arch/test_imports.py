@@ -78,7 +78,13 @@ MAY_IMPORT = {
         "pico_train.launcher",
         "pico_train.sharding",
     },
-    "pico_analyze.metrics": {"torch", "pico_analyze.linalg", "pico_analyze.metrics", "pico_contract.errors"},
+    "pico_analyze.metrics": {
+        "torch",
+        "pico_analyze.linalg",
+        "pico_analyze.metrics",
+        "pico_contract.errors",
+        "pico_contract.kinds",
+    },
     "pico_analyze.statistics": {"numpy", "scipy", "pico_analyze.statistics"},
     "pico_analyze.linalg": {"torch", "numpy", "pico_analyze.linalg"},
 }

@@ -74,7 +74,9 @@ def test_run_and_evaluation_say_what_they_said() -> None:
     manifest = codec.read_manifest(RUN.manifest, RunManifest)
     assert (manifest.name, manifest.status, manifest.step, manifest.total_steps) == ("run_v1", "finished", 2, 2)
     assert manifest.parameters["total"] == 5352
-    result = codec.read_manifest(RUN.evaluation(2, "perplexity", "1f4222ff"), EvaluationManifest)
+    path = RUN.evaluations_at(2) / "perplexity-1f4222ff.json"
+    result = codec.read_manifest(path, EvaluationManifest)
+    assert RUN.evaluation(2, "perplexity", result.settings) == path
     assert (result.run, result.step, result.settings["data"]) == ("run_v1", 2, FINGERPRINT)
     assert result.metrics["loss"].value == 5.552693471312523
     assert (result.metrics["loss"].unit, result.metrics["loss"].n) == ("nats/token", 32)

@@ -40,15 +40,20 @@ def test_paths_of_a_run_are_those_of_the_contract() -> None:
     paths = [
         *(RUN.manifest, RUN.lock, RUN.config, RUN.metrics, RUN.probe, RUN.reference),
         *(RUN.checkpoint(1000), RUN.state(1000), RUN.snapshot(0), RUN.failure(7)),
-        RUN.evaluation(1000, "perplexity", "1f4222ff"),
+        RUN.evaluation(1000, "perplexity", {"rows": 5}),
         *(RUN.analysis("main").table, RUN.analysis("main").report),
     ]
     assert [path.relative_to("runs/a").as_posix() for path in paths] == [
         *("run.json", "run.lock", "config.yaml", "metrics.jsonl", "probe.safetensors", "evaluations/reference.json"),
         *("checkpoints/step_00001000", "checkpoints/step_00001000/state", "snapshots/step_00000000"),
-        *("logs/failure_00000007", "evaluations/step_00001000/perplexity-1f4222ff.json"),
+        *("logs/failure_00000007", "evaluations/step_00001000/perplexity-de225b3a.json"),
         *("analysis/main/table.parquet", "analysis/main/report.html"),
     ]
+
+
+def test_the_hash_of_settings_does_not_depend_on_their_order() -> None:
+    assert layout.settings_hash({"a": 1, "b": 2}) == layout.settings_hash({"b": 2, "a": 1})
+    assert layout.settings_hash({"a": 1, "b": 2}) != layout.settings_hash({"a": 1, "b": 3})
 
 
 def test_paths_of_a_data_directory_are_those_of_the_contract() -> None:

@@ -7,8 +7,6 @@ the run is either compared with a recorded sha256 or named as not covered.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from typing import Any
 from pico_contract import codec
 from pico_contract.errors import DamagedError
 from pico_contract.files import read_regular_text
+from pico_contract.kinds import observation_name
 from pico_contract.layout import (
     MANIFEST,
     MODEL_WEIGHTS,
@@ -37,7 +36,7 @@ from pico_contract.schema import (
     StateManifest,
     has_own_digest,
 )
-from pico_contract.verify import EDITED, file_damage
+from pico_contract.verify import EDITED, LINKED_STEP, damaged_files, of_other_step, without_path
 
 from pico_analyze.audit.data import check_data
 from pico_analyze.audit.findings import Audit as Audit
@@ -124,23 +123,19 @@ def _check_sealed(
     readable."""
     path = directory / MANIFEST
     if directory.is_symlink():
-        result.add(
-            "damage", directory, "is a link: the directory of a step has to lie in the run itself"
-        )
+        result.add("damage", directory, LINKED_STEP)
         return None
     try:
         manifest = codec.read_manifest(path, kind)
     except DamagedError as error:
-        result.add("damage", path, _less(str(error), path))
+        result.add("damage", path, without_path(str(error), path))
         return None
     _check_digest(run, result, path, manifest, manifest.created)
-    for file, entry in manifest.files.items():
-        sentence = file_damage(directory / file, entry, hashes=run.hashes)
-        if sentence:
-            result.add("damage", directory / file, sentence)
-        result.compared.add(directory / file)
+    for file, problem in damaged_files(directory, manifest, hashes=run.hashes):
+        result.add("damage", file, problem)
+    result.compared.update(directory / file for file in manifest.files)
     if manifest.step != step:
-        result.add("damage", path, f"is of step {manifest.step}")
+        result.add("damage", path, of_other_step(manifest.step))
     return manifest
 
 
@@ -158,7 +153,7 @@ def _check_evaluations(run: AuditedRun, result: Audit) -> None:
         try:
             found = codec.read_manifest(path, EvaluationManifest)
         except DamagedError as error:
-            result.add("damage", path, _less(str(error), path))
+            result.add("damage", path, without_path(str(error), path))
             continue
         _check_digest(run, result, path, found, found.created)
         if step is not None and (sentence := _misplaced(run, step, path, found)):
@@ -172,8 +167,7 @@ def _results_of(run: AuditedRun, step: int) -> list[Path]:
 def _misplaced(run: AuditedRun, step: int, path: Path, found: EvaluationManifest) -> str | None:
     if (found.step, found.run) != (step, run.manifest.name):
         return f'is of step {found.step} of the run "{found.run}"'
-    settings = hashlib.sha256(json.dumps(found.settings, sort_keys=True).encode()).hexdigest()[:8]
-    expected = run.layout.evaluation(step, found.task, settings)
+    expected = run.layout.evaluation(step, found.task, found.settings)
     if path != expected:
         return f"its task and settings belong to {expected.name}: it was altered or renamed"
     return None
@@ -195,12 +189,14 @@ def _missing(run: AuditedRun) -> Iterator[Finding]:
                 "the snapshot of the step refers to it for its weights",
             )
     kinds = {
-        f"{one.split}.{one.kind}"
+        observation_name(one.split, one.kind)
         for manifest in run.snapshots.values()
         for one in manifest.observed
     }
     for step, manifest in run.snapshots.items():
-        held = {f"{one.split}.{one.kind}" for one in manifest.observed} | set(manifest.absent)
+        held = {observation_name(one.split, one.kind) for one in manifest.observed} | set(
+            manifest.absent
+        )
         for kind in sorted(kinds - held):
             yield Finding(
                 "missing",
@@ -276,10 +272,4 @@ def _weights(run: AuditedRun, step: int) -> Path | None:
 
 def _still(run: AuditedRun) -> set[int]:
     """Updates whose learning rate was 0, which leave the weights as they are."""
-    rows, _ = read_rows(run.layout.metrics)
-    return {row["step"] for row in rows if row.get("lr") == 0}
-
-
-def _less(sentence: str, path: Path) -> str:
-    """The sentence without the path that it begins with."""
-    return sentence.removeprefix(str(path)).lstrip(" :")
+    return {row["step"] for row in read_rows(run.layout.metrics) if row.get("lr") == 0}

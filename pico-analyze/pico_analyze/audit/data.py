@@ -14,7 +14,7 @@ from pico_contract.files import read_regular_text
 from pico_contract.layout import DataLayout
 from pico_contract.order import RowOrder
 from pico_contract.schema import DataManifest
-from pico_contract.verify import file_damage
+from pico_contract.verify import damaged_files, without_path
 
 from pico_analyze.audit.findings import Audit, AuditedRun
 
@@ -35,9 +35,7 @@ def check_data(run: AuditedRun, result: Audit) -> None:
     try:
         manifest = codec.read_manifest(layout.manifest, DataManifest, digest=run.hashes)
     except DamagedError as error:
-        result.add(
-            "damage", layout.manifest, str(error).removeprefix(str(layout.manifest)).lstrip(" :")
-        )
+        result.add("damage", layout.manifest, without_path(str(error), layout.manifest))
         return
     if manifest.fingerprint != run.manifest.data.get("fingerprint"):
         result.uncovered[layout.root] = (
@@ -46,11 +44,9 @@ def check_data(run: AuditedRun, result: Audit) -> None:
         return
     result.compared.add(layout.manifest)
     result.compared.update(layout.root / name for name in manifest.files)
-    for name, entry in manifest.files.items():
-        problem = file_damage(layout.root / name, entry, hashes=False)
-        if problem is not None:
-            result.add("damage", layout.root / name, problem)
-            return
+    for path, problem in damaged_files(layout.root, manifest, hashes=False):
+        result.add("damage", path, problem)
+        return
     for fault in verify_data(layout.root).faults if run.hashes else ():
         named = [
             layout.root / name
@@ -58,7 +54,7 @@ def check_data(run: AuditedRun, result: Audit) -> None:
             if fault.startswith(str(layout.root / name))
         ]
         path = named[0] if named else layout.manifest
-        result.add("damage", path, fault.removeprefix(str(path)).lstrip(" ,:"))
+        result.add("damage", path, without_path(fault, path))
 
 
 def row_order(run: AuditedRun) -> RowOrder | str:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pico_contract.files import MISSING, irregular, read_regular
-from pico_contract.metrics_log import Row, read_rows
+from pico_contract.metrics_log import Row, read_lines
 from pico_contract.order import RowOrder, chain_hash
 
 from pico_analyze.audit.data import row_order
@@ -30,9 +30,11 @@ def check_log(run: AuditedRun, result: Audit) -> None:
     if problem is not None:
         result.add("damage", path, problem)
         return
-    rows, odd = read_rows(path)
-    for number in odd:
-        result.add("log", path, f"line {number} is not a row with a step")
+    lines = read_lines(path)
+    for line in lines:
+        if line.row is None and line.text:
+            result.add("log", path, f"line {line.number} is not a row with a step")
+    rows = [line.row for line in lines if line.row is not None]
     for sentence in [
         *_gaps(rows),
         *_values(rows),

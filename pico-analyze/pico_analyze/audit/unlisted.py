@@ -8,8 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from pico_contract import codec
-from pico_contract.files import MISSING, irregular
+from pico_contract.files import LINKED, MISSING, irregular
 from pico_contract.layout import RunLayout, is_leftover
+from pico_contract.verify import EDITED_SINCE_RECORDED
 
 from pico_analyze.audit.findings import Audit, AuditedRun
 
@@ -30,11 +31,7 @@ def check_inputs(run: AuditedRun, result: Audit) -> None:
         elif digest is None:
             result.uncovered[path] = "run.json records no digest of it"
         elif run.hashes and codec.sha256_file(path) != digest:
-            result.add(
-                "damage",
-                path,
-                "does not have the sha256 that run.json says: it was edited or damaged",
-            )
+            result.add("damage", path, EDITED_SINCE_RECORDED)
         else:
             result.compared.add(path)
 
@@ -46,11 +43,7 @@ def check_rest(run: AuditedRun, result: Audit) -> None:
     rest: dict[Path, list[Path]] = defaultdict(list)
     for path in _files(run.layout.root):
         if path.is_symlink():
-            result.add(
-                "damage",
-                path,
-                "is a link, and links are not followed: put a copy of the file in its place",
-            )
+            result.add("damage", path, LINKED)
         elif path not in result.compared and path not in result.uncovered and path not in at_fault:
             rest[_group(run.layout, path)].append(path)
     for group, paths in rest.items():

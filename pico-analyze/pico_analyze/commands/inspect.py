@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def holdings(path: Path) -> list[str]:
     """What a source holds, as lines: status, geometry, steps, kinds by split with their modules,
     what is damaged."""
+    from pico_contract.kinds import KINDS
+
     from pico_analyze.components.omissions import described
-    from pico_analyze.sources.base import KINDS
     from pico_analyze.sources.model_config import describe
     from pico_analyze.sources.open import open_source
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pico_contract.kinds import KINDS, SPLITS
+
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.config.analysis import AnalysisConfig, Part, StepRange
-from pico_analyze.sources.base import KINDS, SPLITS, Source
+from pico_analyze.sources.base import Source
 
 Asked = AnalysisConfig | Part
 

@@ -9,18 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from pico_contract.errors import DamagedError, UserError
+from pico_contract.kinds import MICROBATCH_GRADIENTS
 
 from pico_analyze import linalg
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.low_rank import base_dtypes
 from pico_analyze.engine.inputs import Inputs
 from pico_analyze.engine.work import Reference, Work
-from pico_analyze.sources.base import (
-    MICROBATCH_GRADIENTS,
-    CountsTerms,
-    KnowsPositions,
-    NotObservedError,
-)
+from pico_analyze.sources.base import CountsTerms, KnowsPositions, NotObservedError
 
 _BATCH_BYTES = 2 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from pico_contract.errors import DamagedError, UserError, did_you_mean
+from pico_contract.kinds import KINDS, SPLITS
 
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.omissions import report_omissions
@@ -14,7 +15,7 @@ from pico_analyze.engine.damage import warn_of
 from pico_analyze.engine.references import Comparison, between_layers
 from pico_analyze.engine.steps import Steps, choose_base, choose_steps
 from pico_analyze.engine.work import Work
-from pico_analyze.sources.base import KINDS, SPLITS, Source
+from pico_analyze.sources.base import Source
 
 
 def plan_work(

@@ -10,14 +10,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pico_contract.errors import UserError, did_you_mean
+from pico_contract.kinds import ACTIVATIONS, GRADIENTS, MICROBATCH_GRADIENTS, WEIGHTS
 
 from pico_analyze.metrics import noise, pair, single
 
 ENTRY = "unit of the entries"
-_ALL = ("weights", "gradients", "activations")
-_SAMPLES = ("activations",)
+_ALL = (WEIGHTS, GRADIENTS, ACTIVATIONS)
+_SAMPLES = (ACTIVATIONS,)
 _UPDATES = ("updates",)
-_MICRO_BATCHES = ("microbatch_gradients",)
+_MICRO_BATCHES = (MICROBATCH_GRADIENTS,)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from pico_contract.kinds import KINDS, MICROBATCH_GRADIENTS, SPLITS
+
 from pico_analyze.sources.base import (
-    KINDS,
-    MICROBATCH_GRADIENTS,
-    SPLITS,
     CountsTerms,
     KnowsPositions,
     NotObservedError,

@@ -8,12 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
-
-MICROBATCH_GRADIENTS = "microbatch_gradients"
-"""The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is
-(...)."""
-KINDS = ("weights", "gradients", "activations", MICROBATCH_GRADIENTS)
-SPLITS = ("train", "val")
+from pico_contract.kinds import KINDS
 
 
 class NotObservedError(DamagedError):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pico_contract.errors import UserError, did_you_mean
+from pico_contract.kinds import SPLITS
 
-from pico_analyze.sources.base import SPLITS
 from pico_analyze.sources.hub_series import HubFiles, HubSeries
 from pico_analyze.sources.hub_store import PREFIX, Store
 from pico_analyze.sources.model import Model

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from pico_contract.errors import UserError
+from pico_contract.kinds import MICROBATCH_GRADIENTS
 from pico_contract.observer import Observation, ObservedRun
 
-from pico_analyze.sources.base import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
+from pico_analyze.sources.base import check_kind, no_module, no_step
 from pico_analyze.sources.tensor_names import is_tied, modules_of, stored_name
 
 

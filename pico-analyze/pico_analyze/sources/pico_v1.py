@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from pico_contract import names, strict_yaml
 from pico_contract.errors import DamagedError, UserError
+from pico_contract.kinds import KINDS, SPLITS
 
 from pico_analyze.sources import pickled
-from pico_analyze.sources.base import KINDS, SPLITS, check_kind, no_module, no_step
+from pico_analyze.sources.base import check_kind, no_module, no_step
 from pico_analyze.sources.files import CheckedReads
 from pico_analyze.sources.model_config import geometry
 

@@ -16,15 +16,16 @@ from pathlib import Path, PurePosixPath
 import torch
 from pico_contract import names
 from pico_contract.errors import UserError
+from pico_contract.kinds import ACTIVATIONS, GRADIENTS, SPLITS, WEIGHTS
 
 from pico_analyze.sources import pickled
-from pico_analyze.sources.base import SPLITS, check_kind, no_module, no_step
+from pico_analyze.sources.base import check_kind, no_module, no_step
 from pico_analyze.sources.files import digest
 from pico_analyze.sources.hub_series import HubSeries
 from pico_analyze.sources.hub_store import PREFIX, Commit, Store
 from pico_analyze.sources.model import Model
 
-KINDS = ("weights", "gradients", "activations")
+_KINDS = (WEIGHTS, GRADIENTS, ACTIVATIONS)
 _DYNAMICS = "learning_dynamics"
 _TITLE = re.compile(r"Saving (?:HF Model|Learning Dynamics Data \((train|val)\)) -- Step (\d+)")
 _FOLDER = re.compile(r"(?P<run>.*?)/?checkpoints/step_(?P<step>\d+)")
@@ -135,7 +136,7 @@ def dynamics_of(places: Mapping[tuple[int, str], tuple[str, str]], store: Store)
     found = {}
     for (step, split), (commit, folder) in places.items():
         paths = {
-            kind: str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt")) for kind in KINDS
+            kind: str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt")) for kind in _KINDS
         }
         held = {
             kind: DynamicsFile(store, commit, p)

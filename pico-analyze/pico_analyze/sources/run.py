@@ -13,6 +13,7 @@ import torch
 from pico_contract import codec
 from pico_contract.digests import session_sha256
 from pico_contract.errors import DamagedError, UserError, did_you_mean
+from pico_contract.kinds import MICROBATCH_GRADIENTS
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
 from pico_contract.metrics_log import read_rows
 from pico_contract.schema import (
@@ -22,8 +23,9 @@ from pico_contract.schema import (
     SnapshotManifest,
     TensorSet,
 )
+from pico_contract.verify import altered_since
 
-from pico_analyze.sources.base import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
+from pico_analyze.sources.base import check_kind, no_module, no_step
 from pico_analyze.sources.tensor_names import is_tied, modules_of, stored_name
 
 M = TypeVar("M", CheckpointManifest, SnapshotManifest)
@@ -268,10 +270,9 @@ class Run:
 
     @cached_property
     def _logged_tokens(self) -> dict[int, int]:
-        rows, _ = read_rows(
-            self.layout.metrics
-        )  # a line cut by a crash is left out; training repairs it on resume
-        return {row["step"]: row["tokens"] for row in rows if "tokens" in row}
+        return {
+            row["step"]: row["tokens"] for row in read_rows(self.layout.metrics) if "tokens" in row
+        }
 
 
 def _check_bytes(path: Path, sealed: str, where: str) -> None:
@@ -281,6 +282,4 @@ def _check_bytes(path: Path, sealed: str, where: str) -> None:
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error.strerror or error})") from None
     if found != sealed:
-        raise DamagedError(
-            f"{path} does not have the sha256 that {where} says: its bytes were altered"
-        )
+        raise DamagedError(f"{path} {altered_since(where)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -268,7 +266,7 @@ def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Mea
 def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measured] | None:
     """The intact result of `task` under `settings`; None where there is none, or one older than the
     checkpoint."""
-    path = place.layout.evaluation(place.step, task, settings_hash(settings))
+    path = place.layout.evaluation(place.step, task, settings)
     try:
         found = codec.read_manifest(path, EvaluationManifest)
         oldest = "" if place.model_sha256 is not None else _checkpoint(place).created
@@ -291,14 +289,7 @@ def _write(place: Place, task: str, settings: dict[str, Any], metrics: dict[str,
         settings=settings,
         metrics=metrics,
     )
-    codec.write_text(
-        place.layout.evaluation(place.step, task, settings_hash(settings)), result.to_json()
-    )
-
-
-def settings_hash(settings: dict[str, Any]) -> str:
-    """Eight hex digits that tell results of one task under different settings apart."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    codec.write_text(place.layout.evaluation(place.step, task, settings), result.to_json())
 
 
 def in_one_line(results: dict[str, dict[str, Measured]]) -> str:

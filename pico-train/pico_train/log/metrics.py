@@ -14,10 +14,8 @@ from pico_contract import codec
 from pico_contract.errors import DamagedError, naming
 from pico_contract.files import MISSING, irregular
 from pico_contract.layout import RunLayout
+from pico_contract.metrics_log import Line, read_lines, read_rows
 from pico_contract.schema import FileEntry
-
-_LARGEST = 1 << 63
-"""No step and no loss of a run is as large: a number beyond it is damage."""
 
 
 class MetricsFile:
@@ -70,45 +68,21 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; lines that are none (the last, cut short by a crash, or damage)
-    are left out."""
-    return [row for _, row in _lines(path) if row is not None]
-
-
-def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    if not path.is_file():
-        return []
-    return [
-        (line, _parsed(line))
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    ]
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """The row in a line of metrics.jsonl, None where it holds none."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # also a number of thousands of digits
-        return None
-    if not (
-        isinstance(row, dict)
-        and isinstance(row.get("step"), int)
-        and isinstance(row.get("loss"), int | float)
-    ):
-        return None
-    return (
-        row
-        if max(abs(row["step"]), abs(row["loss"])) < _LARGEST or row["loss"] != row["loss"]
-        else None
-    )
+    """Read the rows of a metrics.jsonl that state a loss; damaged lines are left out."""
+    return [row for row in read_rows(path) if "loss" in row]
 
 
 def _cut_metrics(layout: RunLayout, step: int) -> None:
-    lines = _lines(layout.metrics)
-    kept = [line for line, row in lines if row is not None and row["step"] <= step]
-    cut = [line for line, row in lines if row is None or row["step"] > step]
+    lines = read_lines(layout.metrics)
+    kept = [line.text for line in lines if _is_up_to(step, line)]
+    cut = [line.text for line in lines if not _is_up_to(step, line)]
     if cut:
         codec.write_text(layout.cut_metrics(), "".join(f"{line}\n" for line in cut))
     text = "".join(f"{line}\n" for line in kept)
     if not layout.metrics.is_file() or layout.metrics.read_bytes() != text.encode():
         codec.write_text(layout.metrics, text)
+
+
+def _is_up_to(step: int, line: Line) -> bool:
+    """Whether a line is the row of an update up to `step`."""
+    return line.row is not None and "loss" in line.row and line.row["step"] <= step

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-MICROBATCH_GRADIENTS = "microbatch_gradients"
-"""The kind under which snapshots hold them."""
-
 
 @dataclass
 class MicroBatches:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from pico_contract import codec, names
+from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.layout import SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, observed_file
 from pico_contract.observer import Held, Observation
 from pico_contract.schema import RowMap, SnapshotManifest, TensorSet
@@ -21,7 +22,7 @@ from pico_train.checkpoint.state import TrainState
 from pico_train.config import Section
 from pico_train.model.decoder import Decoder
 from pico_train.observe.activations import Activations, capture
-from pico_train.observe.microbatch_gradients import MICROBATCH_GRADIENTS, MicroBatches
+from pico_train.observe.microbatch_gradients import MicroBatches
 from pico_train.observe.probe import PositionsConfig, Probe
 from pico_train.sharding import all_gathered
 
@@ -173,7 +174,7 @@ class Observer:
     def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatches | None:
         """What takes the gradient of each micro-batch of the observed modules' parameters; None
         where none asks."""
-        if f"train.{MICROBATCH_GRADIENTS}" not in self.config.kinds:
+        if observation_name("train", MICROBATCH_GRADIENTS) not in self.config.kinds:
             return None
         return MicroBatches(self._trained(parameters), DTYPES[self.config.dtype])
 
@@ -264,7 +265,7 @@ class Pending:
         sets = [
             (one, tensors)
             for one, tensors in self._sets(train)
-            if f"{one.split}.{one.kind}" in self._kinds
+            if observation_name(one.split, one.kind) in self._kinds
         ]
         if self.store:
             hand_over(lambda: self._write(sets, train))
@@ -311,7 +312,7 @@ class Pending:
 
     def _manifest(self, sets: list[TensorSet], train: FromTraining | None) -> SnapshotManifest:
         observer = self.observer
-        there = {f"{one.split}.{one.kind}" for one in sets}
+        there = {observation_name(one.split, one.kind) for one in sets}
         why = "final_step" if train is None else "single_micro_batch"
         return SnapshotManifest(
             run=observer.run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pico_contract.errors import UserError
+from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.observer import Held, ObservedRun
 
 from pico_train.checkpoint.save import ModelCard
@@ -16,7 +17,6 @@ from pico_train.evaluate.tasks import check_tasks
 from pico_train.log.trackers import check_trackers
 from pico_train.method.base import Method
 from pico_train.model.cost import on_meta
-from pico_train.observe.microbatch_gradients import MICROBATCH_GRADIENTS
 from pico_train.observe.plugins import open_observers
 from pico_train.observe.probe import choose_probe, positions
 from pico_train.observe.snapshot import Observer, SnapshotConfig, observed_modules
@@ -72,7 +72,7 @@ def require_processes(sharding: Sharding, processes: int) -> None:
 
 
 def _check_processes(snapshot: SnapshotConfig, processes: int) -> None:
-    kind = f"train.{MICROBATCH_GRADIENTS}"
+    kind = observation_name("train", MICROBATCH_GRADIENTS)
     if kind in snapshot.kinds and processes > 1:
         raise UserError(
             f"snapshot.kinds holds {kind}, which is observed in one process alone, not in {processes}: leave it out"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pico_contract.errors import UserError, did_you_mean
+from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.layout import RunLayout
 from pico_contract.renames import RUN, Renames
 from pydantic import Field, model_validator
@@ -24,7 +25,6 @@ from pico_train.log.console import LogConfig
 from pico_train.method import METHODS
 from pico_train.method.base import Method
 from pico_train.model.decoder import DecoderConfig
-from pico_train.observe.microbatch_gradients import MICROBATCH_GRADIENTS
 from pico_train.observe.plugins import ObserveConfig
 from pico_train.observe.snapshot import SnapshotConfig
 from pico_train.optim import OptimizerConfig
@@ -168,7 +168,7 @@ def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
         raise ValueError(
             "snapshot.modules is empty; to observe nothing, set snapshot.every to 0 and observe to []"
         )
-    kind = f"train.{MICROBATCH_GRADIENTS}"
+    kind = observation_name("train", MICROBATCH_GRADIENTS)
     if kind in snapshot.kinds and train.micro_batch_size == "auto":
         raise ValueError(
             f'snapshot.kinds holds {kind}, which depends on the micro-batch, but train.micro_batch_size is "auto",'

@@ -9,13 +9,13 @@ from functools import cached_property
 
 import torch
 from pico_contract import codec
+from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.layout import observed_file
 from pico_contract.schema import CheckpointManifest, RowMap, SnapshotManifest, TensorSet
 from torch import nn
 
 from pico_train.model.cost import on_meta
 from pico_train.model.decoder import Decoder
-from pico_train.observe.microbatch_gradients import MICROBATCH_GRADIENTS
 from pico_train.observe.snapshot import DTYPES, observed_extra
 from pico_train.run.dry_run import Phase, phases
 from pico_train.run.job import Job
@@ -185,7 +185,7 @@ class Storage:
         pieces = train.batch_size // train.rows_per_pass()
         every = {
             "train.gradients": trained,
-            f"train.{MICROBATCH_GRADIENTS}": {
+            observation_name("train", MICROBATCH_GRADIENTS): {
                 name: p.expand(pieces, *p.shape) for name, p in trained.items()
             },
             "val.gradients": weights,

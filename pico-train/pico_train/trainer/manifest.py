@@ -17,6 +17,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MANIFEST, RunLayout
 from pico_contract.provenance import code_references, code_state, module_digests
 from pico_contract.schema import CheckpointManifest, RunManifest
+from pico_contract.verify import EDITED_SINCE_RECORDED
 
 from pico_train.checkpoint.init_from import resolved_source
 from pico_train.config import identity, read_yaml, to_yaml, validate
@@ -118,9 +119,7 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
     for path in (layout.config, layout.probe):
         digest = manifest.digests.get(path.name)
         if digest is not None and path.is_file() and codec.sha256_file(path) != digest:
-            found.append(
-                f"{path} does not have the sha256 that run.json says: it was edited or damaged"
-            )
+            found.append(f"{path} {EDITED_SINCE_RECORDED}")
     if newest is not None:
         entry = codec.read_manifest(
             layout.checkpoint(newest) / MANIFEST, CheckpointManifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -43,8 +42,7 @@ def evaluation(layout: RunLayout, step: int = 2, **keys: Any) -> Path:
     settings = {"rows": 5}
     values: dict[str, Any] = {"run": "synthetic", "step": step, "task": "perplexity", "settings": settings}
     manifest = EvaluationManifest(**values | keys, metrics={"loss": Measured(value=3.0, unit="nats/token", n=7)})
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    path = layout.evaluation(step, "perplexity", digest)
+    path = layout.evaluation(step, "perplexity", settings)
     codec.write_text(path, manifest.to_json())
     return path
 
@@ -128,7 +126,7 @@ def test_a_directory_under_the_name_of_another_step_or_from_another_run(sound: R
     seal_again(sound.snapshot(0), step=1)
     seal_again(sound.snapshot(1), run="other")
     assert findings(hashes=False) == [
-        ("damage", sound.snapshot(0) / MANIFEST, "is of step 1"),
+        ("damage", sound.snapshot(0) / MANIFEST, "is of step 1: the directory was renamed or copied from another"),
         ("damage", sound.snapshot(1) / MANIFEST, 'is of the run "other"'),
     ]
 

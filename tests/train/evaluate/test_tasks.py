@@ -26,7 +26,6 @@ from pico_train.evaluate.tasks import (
     default_tasks,
     evaluate,
     in_one_line,
-    settings_hash,
 )
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.run import RunConfig, build
@@ -101,11 +100,6 @@ def test_rows_longer_than_the_model_are_cut_to_its_positions(data: PackedData, l
     short = evaluated(data, layout, positions=8, rows=5)["perplexity"]
     assert short["loss"].n == 5 * 8
     assert codec.read_manifest(files(layout)[0], EvaluationManifest).settings["seq_len"] == 8
-
-
-def test_the_hash_of_settings_does_not_depend_on_their_order() -> None:
-    assert settings_hash({"a": 1, "b": 2}) == settings_hash({"b": 2, "a": 1})
-    assert settings_hash({"a": 1, "b": 2}) != settings_hash({"a": 1, "b": 3})
 
 
 def test_an_unknown_task_is_named_with_the_nearest(data: PackedData, layout: RunLayout) -> None:
