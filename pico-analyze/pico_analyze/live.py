@@ -19,7 +19,7 @@ from pico_contract.codec import write_text
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.kinds import SPLITS
 from pico_contract.layout import parse_step
-from pico_contract.observer import Held, Observation, ObservedRun
+from pico_contract.observer import KindSplit, Observation, ObservedRun
 from pico_contract.renames import ANALYSIS
 
 from pico_analyze import table
@@ -89,8 +89,8 @@ def _of_one_step(config: AnalysisConfig) -> dict[str, Metric]:
     return {name: metric for name, metric in chosen.items() if metric.arity == 1}
 
 
-def _asked_for(run: ObservedRun, config: AnalysisConfig) -> list[Held]:
-    kinds = [kind for kind, _ in run.held]
+def _asked_for(run: ObservedRun, config: AnalysisConfig) -> list[KindSplit]:
+    kinds = [kind for kind, _ in run.available]
     for kind in config.kinds or ():
         if kind == UPDATES:
             raise UserError(
@@ -103,7 +103,7 @@ def _asked_for(run: ObservedRun, config: AnalysisConfig) -> list[Held]:
     splits = (None, *(config.splits or SPLITS))
     return [
         (kind, split)
-        for kind, split in run.held
+        for kind, split in run.available
         if kind in (config.kinds or kinds) and split in splits
     ]
 
@@ -113,7 +113,7 @@ class LiveAnalysis:
     `pico_contract.observer.LiveObserver`."""
 
     def __init__(
-        self, run: ObservedRun, config: AnalysisConfig, metrics: list[str], held: list[Held]
+        self, run: ObservedRun, config: AnalysisConfig, metrics: list[str], held: list[KindSplit]
     ) -> None:
         self._run, self._config, self._metrics, self._held = run, config, metrics, held
         self._layout = run.layout.analysis(config.name)

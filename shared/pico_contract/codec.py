@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pico_contract import directories, interrupts
-from pico_contract.errors import DamagedError, failed_write, naming
+from pico_contract.errors import DamagedError, failed_write, rename_in_errors
 from pico_contract.files import sha256_file as sha256_file
-from pico_contract.layout import MANIFEST, is_leftover, name_before, replaced, temporary
+from pico_contract.layout import MANIFEST, is_leftover, original_name, replaced, temporary
 from pico_contract.schema import DirectoryManifest, FileEntry
-from pico_contract.verify import damage as damage
 from pico_contract.verify import intact_steps as intact_steps
 from pico_contract.verify import listed_steps as listed_steps
 from pico_contract.verify import read_manifest as read_manifest
+from pico_contract.verify import verify_directory as verify_directory
 
 
 def _no_stage(stage: str, path: Path) -> None:
@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     directories.make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
     try:
-        with interrupts.unfinished(), naming(draft, path):
+        with interrupts.unfinished(), rename_in_errors(draft, path):
             yield draft
             _sync_file(draft)
             draft.replace(path)
@@ -99,7 +99,7 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     draft = temporary(final, tag)
     directories.make_directory(final.parent)
     try:
-        with interrupts.unfinished(), naming(draft, final):
+        with interrupts.unfinished(), rename_in_errors(draft, final):
             draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
@@ -162,7 +162,7 @@ def remove_leftovers(parent: Path) -> None:
     What was set aside, and whose name no replacement has taken, gets its name back instead.
     """
     for path in list(parent.iterdir()) if parent.is_dir() else ():
-        before = name_before(path)
+        before = original_name(path)
         if before is not None and not before.exists():
             path.rename(before)
         elif is_leftover(path):

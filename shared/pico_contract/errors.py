@@ -71,7 +71,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def naming(draft: Path, final: Path) -> Iterator[None]:
+def rename_in_errors(draft: Path, final: Path) -> Iterator[None]:
     """Let an OSError of the body name what was to be written, `final` or a file in it, and not its
     draft."""
     try:

@@ -26,7 +26,7 @@ def _has_drive(name: str) -> bool:
     return len(name) > 1 and name[1] == ":" and name[0].isalpha()
 
 
-def irregular(path: Path) -> str | None:
+def irregularity(path: Path) -> str | None:
     """Say why `path` is not a regular file (`is missing`, `is a link, ...`), without following it;
     None if it is one.
 
@@ -59,7 +59,7 @@ def read_regular(path: Path) -> bytes:
         DamagedError: it is missing, a link, a directory, a pipe or a device, or cannot be read; it
             names `path`.
     """
-    problem = irregular(path)
+    problem = irregularity(path)
     if problem is not None:
         raise DamagedError(f"{path} {'does not exist' if problem == MISSING else problem}")
     try:

@@ -68,7 +68,7 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith((_TEMPORARY.removesuffix("-"), _TRASH))
 
 
-def name_before(path: Path) -> Path | None:
+def original_name(path: Path) -> Path | None:
     """What `path` was called before `replaced` named it; None where it did not."""
     if not path.name.startswith(_TRASH):
         return None

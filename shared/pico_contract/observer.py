@@ -18,7 +18,7 @@ from pico_contract.layout import RunLayout
 
 GROUP = "pico.observers"
 
-Held = tuple[str, str | None]
+KindSplit = tuple[str, str | None]
 """(kind, split): (weights, None), (gradients, train), (gradients, val), (activations, val), ..."""
 
 
@@ -32,7 +32,7 @@ class ObservedRun:
     """Geometry, in the keys of `LlamaConfig`, as in run.json."""
     modules: tuple[str, ...]
     """What is observed, by Hugging Face name."""
-    held: tuple[Held, ...]
+    available: tuple[KindSplit, ...]
     """What every observation holds; those of split train are absent after the last update."""
     low_rank: bool = False
     """Whether the method may give modules low-rank factors, which observations of weights then
@@ -47,7 +47,7 @@ class Observation:
     step: int
     tokens: int
     """Terms of the loss consumed up to and including update `step`."""
-    tensors: Mapping[Held, Mapping[str, torch.Tensor]]
+    tensors: Mapping[KindSplit, Mapping[str, torch.Tensor]]
     """Under the names, and in the dtype, that a snapshot stores them."""
     terms: tuple[int, ...] = ()
     """Of the loss, in each micro-batch of (microbatch_gradients, train)."""

@@ -241,7 +241,7 @@ class SnapshotManifest(DirectoryManifest):
 
 
 @dataclass(kw_only=True)
-class Measured:
+class Measurement:
     """One number of an evaluation; `n` is how many of `unit`'s denominator it averages over
     (tokens, pairs, spans)."""
 
@@ -259,7 +259,7 @@ class EvaluationManifest(Manifest):
     step: int
     task: str
     settings: dict[str, Any]
-    metrics: dict[str, Measured]
+    metrics: dict[str, Measurement]
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pico_contract.errors import DamagedError
-from pico_contract.files import irregular, read_regular_text, sha256_file
+from pico_contract.files import irregularity, read_regular_text, sha256_file
 from pico_contract.layout import MANIFEST, parse_step, step_name
 from pico_contract.schema import DirectoryManifest, FileEntry, Manifest, has_own_digest
 
@@ -41,7 +41,7 @@ def read_manifest(path: Path, kind: type[M], *, digest: bool = False) -> M:
     return manifest
 
 
-def damage(
+def verify_directory(
     directory: Path, kind: type[DirectoryManifest], *, hashes: bool = False, name: str = MANIFEST
 ) -> str | None:
     """Return None if `directory` is intact, else one sentence naming the file that is not and how.
@@ -82,7 +82,7 @@ def damaged_files(
 def file_damage(path: Path, entry: FileEntry, *, hashes: bool) -> str | None:
     """Say how a file differs from its entry in a manifest (`is missing`, `has 3 bytes ...`); None
     if it does not."""
-    problem = irregular(path)
+    problem = irregularity(path)
     if problem is not None:
         return problem
     size = path.lstat().st_size
@@ -102,7 +102,7 @@ def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = 
     return [
         step
         for step in listed_steps(parent)
-        if damage(parent / step_name(step), kind, hashes=hashes) is None
+        if verify_directory(parent / step_name(step), kind, hashes=hashes) is None
     ]
 
 

@@ -33,8 +33,8 @@ def publish(final: Path, value: float) -> None:
 
 def value_of(final: Path) -> float:
     """What `publish` filled the intact directory `final` with."""
-    assert codec.damage(final, CheckpointManifest, hashes=True) is None
-    assert codec.damage(final / "state", StateManifest, hashes=True) is None
+    assert codec.verify_directory(final, CheckpointManifest, hashes=True) is None
+    assert codec.verify_directory(final / "state", StateManifest, hashes=True) is None
     values = {codec.TensorFile(path).get(name)[0].item() for path, name in tensors_of(final).items()}
     assert len(values) == 1
     return values.pop()

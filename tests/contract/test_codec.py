@@ -56,7 +56,7 @@ def test_the_manifest_lists_every_file_with_size_and_sha256(sealed: Path) -> Non
         path.name: (path.stat().st_size, codec.sha256_file(path)) for path in files
     }
     assert manifest.created.endswith("+00:00")
-    assert codec.damage(sealed, CheckpointManifest, hashes=True) is None
+    assert codec.verify_directory(sealed, CheckpointManifest, hashes=True) is None
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -80,15 +80,15 @@ def test_a_file_of_another_size_is_named(
     path = sealed / file
     size = path.stat().st_size
     harm(path)
-    said = codec.damage(sealed, CheckpointManifest, hashes=hashes)
+    said = codec.verify_directory(sealed, CheckpointManifest, hashes=hashes)
     assert said == sentence.format(path=path, size=size, short=size - 1, long=size + 1)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_flipped_bit_is_named_where_hashes_are_compared(sealed: Path, file: str) -> None:
     flip(sealed / file)
-    assert codec.damage(sealed, CheckpointManifest) is None
-    said = codec.damage(sealed, CheckpointManifest, hashes=True)
+    assert codec.verify_directory(sealed, CheckpointManifest) is None
+    said = codec.verify_directory(sealed, CheckpointManifest, hashes=True)
     assert said is not None
     assert said.startswith(f"{sealed / file} does not have the sha256 that its manifest says")
 
@@ -101,20 +101,20 @@ def test_a_manifest_that_is_not_whole_is_named(sealed: Path, content: bytes | No
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    said = codec.damage(sealed, CheckpointManifest)
+    said = codec.verify_directory(sealed, CheckpointManifest)
     assert said is not None
     assert str(path) in said
 
 
 def test_the_manifest_of_something_else_is_damage(sealed: Path) -> None:
-    said = codec.damage(sealed, SnapshotManifest)
+    said = codec.verify_directory(sealed, SnapshotManifest)
     assert said == f"{sealed / 'manifest.json'} should say format \"pico-snapshot\" but says 'pico-checkpoint'"
 
 
 def test_a_directory_of_another_step_is_named(sealed: Path) -> None:
     copy = shutil.copytree(sealed, sealed.with_name(step_name(2)))
-    assert codec.damage(sealed, CheckpointManifest) is None
-    assert codec.damage(copy, CheckpointManifest) == (
+    assert codec.verify_directory(sealed, CheckpointManifest) is None
+    assert codec.verify_directory(copy, CheckpointManifest) == (
         f"{copy / 'manifest.json'} is of step 1: the directory was renamed or copied from another"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pico_contract import codec
 from pico_contract.errors import DamagedError
-from pico_contract.files import irregular, is_plain_name, read_regular, read_regular_text
+from pico_contract.files import irregularity, is_plain_name, read_regular, read_regular_text
 from pico_contract.layout import MANIFEST, RunLayout
 from pico_contract.schema import CheckpointManifest, SnapshotManifest, has_own_digest
 
@@ -38,8 +38,10 @@ def sealed(tmp_path: Path) -> Path:
 
 
 def damaged(directory: Path) -> str:
-    assert codec.damage(directory, CheckpointManifest, hashes=True) == codec.damage(directory, CheckpointManifest)
-    return str(codec.damage(directory, CheckpointManifest, hashes=True))
+    assert codec.verify_directory(directory, CheckpointManifest, hashes=True) == codec.verify_directory(
+        directory, CheckpointManifest
+    )
+    return str(codec.verify_directory(directory, CheckpointManifest, hashes=True))
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -79,7 +81,7 @@ def test_what_is_no_regular_file_is_damage_and_is_not_read(sealed: Path, tmp_pat
     for read in (read_regular, read_regular_text):
         with pytest.raises(DamagedError, match="is a"):
             read(path)
-    assert irregular(path) is not None
+    assert irregularity(path) is not None
 
 
 def test_a_link_that_takes_the_place_of_a_checked_file_is_not_opened(
@@ -88,7 +90,7 @@ def test_a_link_that_takes_the_place_of_a_checked_file_is_not_opened(
     secret, link = tmp_path / "secret", tmp_path / "link"
     secret.write_text("mine")
     link.symlink_to(secret)
-    monkeypatch.setattr("pico_contract.files.irregular", lambda path: None)  # as if it had been a file until now
+    monkeypatch.setattr("pico_contract.files.irregularity", lambda path: None)  # as if it had been a file until now
     with pytest.raises(DamagedError, match="cannot be read"):
         read_regular(link)
 
@@ -96,7 +98,7 @@ def test_a_link_that_takes_the_place_of_a_checked_file_is_not_opened(
 def test_the_directory_of_a_step_is_no_link_but_that_of_the_run_may_be(sealed: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(tmp_path / "run")
     through = RunLayout(tmp_path / "linked").checkpoint(3)
-    assert codec.damage(through, CheckpointManifest, hashes=True) is None
+    assert codec.verify_directory(through, CheckpointManifest, hashes=True) is None
     sealed.rename(tmp_path / "step_00000003")
     sealed.symlink_to(tmp_path / "step_00000003")
     assert "is a link" in damaged(sealed)
@@ -106,7 +108,7 @@ def test_every_altered_byte_of_a_manifest_is_seen_with_hashes(sealed: Path) -> N
     whole = (sealed / MANIFEST).read_bytes()
     for at in range(len(whole)):
         (sealed / MANIFEST).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        problem = codec.damage(sealed, CheckpointManifest, hashes=True)
+        problem = codec.verify_directory(sealed, CheckpointManifest, hashes=True)
         text = (sealed / MANIFEST).read_bytes().decode(errors="replace")
         # A byte of the key itself leaves a manifest of an earlier version, which the audit refuses in a newer run.
         assert problem is not None or '"digest"' not in text, at
@@ -125,7 +127,7 @@ def test_a_manifest_of_an_earlier_version_states_no_digest_and_is_intact(sealed:
     raw = json.loads((sealed / MANIFEST).read_text())
     del raw["digest"]
     (sealed / MANIFEST).write_text(json.dumps(raw))
-    assert codec.damage(sealed, CheckpointManifest, hashes=True) is None
+    assert codec.verify_directory(sealed, CheckpointManifest, hashes=True) is None
 
 
 @pytest.mark.parametrize("text", ['{"a":' * 100_000, "1" * 5000, '{"format": "pico-checkpoint", "step": ' + "9" * 5000])

@@ -54,12 +54,12 @@ def test_no_trace_of_the_machine_that_made_them() -> None:
 
 @pytest.mark.parametrize(("directory", "kind"), SEALED)
 def test_a_sealed_directory_is_intact(directory: Path, kind: type[DirectoryManifest]) -> None:
-    assert codec.damage(directory, kind, hashes=True) is None
+    assert codec.verify_directory(directory, kind, hashes=True) is None
     assert codec.read_manifest(directory / "manifest.json", kind).files
 
 
 def test_the_data_directory_is_intact() -> None:
-    assert codec.damage(DATA.root, DataManifest, hashes=True, name="data.json") is None
+    assert codec.verify_directory(DATA.root, DataManifest, hashes=True, name="data.json") is None
     manifest = PackedData.open(DATA.root).manifest
     assert manifest.fingerprint == FINGERPRINT
     assert (manifest.seq_len, manifest.vocab_size, manifest.dtype) == (8, 260, "uint16")

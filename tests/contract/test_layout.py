@@ -78,9 +78,9 @@ def test_temporary_and_replaced_names_are_leftovers_beside_the_final_one(name: s
     assert layout.is_leftover(draft)
     assert layout.is_leftover(old)
     assert not layout.is_leftover(final)
-    assert layout.name_before(old) == final
-    assert layout.name_before(draft) is None
-    assert layout.name_before(final) is None
+    assert layout.original_name(old) == final
+    assert layout.original_name(draft) is None
+    assert layout.original_name(final) is None
     assert layout.parse_step(draft.name) is None
     assert layout.parse_step(old.name) is None
 

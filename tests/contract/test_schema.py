@@ -19,7 +19,7 @@ from pico_contract.schema import (
     EvaluationManifest,
     FileEntry,
     Manifest,
-    Measured,
+    Measurement,
     RowMap,
     RunManifest,
     SnapshotManifest,
@@ -64,7 +64,7 @@ EVALUATION = EvaluationManifest(
     step=3,
     task="perplexity",
     settings={"rows": 4},
-    metrics={"loss": Measured(value=0.1 + 0.2, unit="nats/token", n=32)},
+    metrics={"loss": Measurement(value=0.1 + 0.2, unit="nats/token", n=32)},
 )
 DATA = DataManifest(
     created=CREATED,
@@ -115,7 +115,7 @@ def test_formats_differ() -> None:
 @settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive_to_the_last_bit(value: float) -> None:
-    manifest = dataclasses.replace(EVALUATION, metrics={"m": Measured(value=value, unit="1", n=1)})
+    manifest = dataclasses.replace(EVALUATION, metrics={"m": Measurement(value=value, unit="1", n=1)})
     found = EvaluationManifest.from_json(manifest.to_json(), PATH).metrics["m"].value
     assert (found, math.copysign(1, found)) == (value, math.copysign(1, value))
 
@@ -231,7 +231,7 @@ def test_a_writer_cannot_write_keys_that_are_not_declared() -> None:
 
 def test_every_key_and_format_is_in_the_specification() -> None:
     specification = (Path(__file__).parents[2] / "shared" / "CONTRACT.md").read_text(encoding="utf-8")
-    parts = [*map(type, ALL), TensorSet, RowMap, Measured, SplitInfo]
+    parts = [*map(type, ALL), TensorSet, RowMap, Measurement, SplitInfo]
     keys = {field.name for part in parts for field in dataclasses.fields(part)}
     assert len(keys) > 40
     words = {*keys, *(manifest.format for manifest in ALL)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from pico_contract.files import MISSING, irregular, read_regular
+from pico_contract.files import MISSING, irregularity, read_regular
 from pico_contract.metrics_log import Row, read_lines
 from pico_contract.order import RowOrder, chain_hash
 
@@ -22,7 +22,7 @@ def check_log(run: AuditedRun, result: Audit) -> None:
     """Check the rows of metrics.jsonl, and its bytes against what the checkpoints recorded of
     them."""
     path = run.layout.metrics
-    problem = irregular(path)
+    problem = irregularity(path)
     if problem == MISSING:
         if run.manifest.step > 0:
             result.add("log", path, f"is missing, though the run is at step {run.manifest.step}")

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from pico_contract import codec
-from pico_contract.files import LINKED, MISSING, irregular
+from pico_contract.files import LINKED, MISSING, irregularity
 from pico_contract.layout import RunLayout, is_leftover
 from pico_contract.verify import EDITED_SINCE_RECORDED
 
@@ -23,7 +23,7 @@ def check_inputs(run: AuditedRun, result: Audit) -> None:
     layout = run.layout
     for path in (layout.config, layout.probe):
         digest = run.manifest.digests.get(path.name)
-        problem = irregular(path)
+        problem = irregularity(path)
         if problem == MISSING and digest is None and path != layout.config:
             continue  # of a run that has no probe
         if problem is not None:

@@ -188,7 +188,7 @@ class Run:
         manifests = {}
         for step in codec.listed_steps(parent):
             directory = parent / step_name(step)
-            sentence = codec.damage(directory, kind)
+            sentence = codec.verify_directory(directory, kind)
             if sentence is None:
                 manifests[step] = codec.read_manifest(directory / MANIFEST, kind)
             else:

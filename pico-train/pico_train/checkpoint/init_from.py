@@ -86,7 +86,7 @@ def _weights_directory(source: str, *, hashes: bool = False) -> Path:
     if (
         parse_step(directory.name) is not None and (directory / MANIFEST).is_file()
     ):  # a checkpoint of ours
-        problem = codec.damage(directory, CheckpointManifest, hashes=hashes)
+        problem = codec.verify_directory(directory, CheckpointManifest, hashes=hashes)
         if problem is not None:
             raise DamagedError(f'init_from "{source}": {problem}')
     return directory

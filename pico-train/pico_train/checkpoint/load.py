@@ -97,9 +97,9 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
     for step in reversed(codec.listed_steps(layout.checkpoints)):
         if not layout.state(step).exists():
             continue
-        problem = codec.damage(
+        problem = codec.verify_directory(
             layout.checkpoint(step), CheckpointManifest, hashes=True
-        ) or codec.damage(layout.state(step), StateManifest, hashes=True)
+        ) or codec.verify_directory(layout.state(step), StateManifest, hashes=True)
         if problem is None:
             return step, damaged
         damaged.append(f"checkpoint {step} is damaged and skipped: {problem}")
@@ -133,7 +133,7 @@ def intact_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int]:
         raise UserError(
             f"{run} has no checkpoint{'' if step is None else f' {step}'}; it has: {known}"
         )
-    problem = codec.damage(layout.checkpoint(chosen), CheckpointManifest, hashes=True)
+    problem = codec.verify_directory(layout.checkpoint(chosen), CheckpointManifest, hashes=True)
     if problem is not None:
         others = [
             s for s in codec.intact_steps(layout.checkpoints, CheckpointManifest) if s != chosen

@@ -84,7 +84,11 @@ def removals(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> lis
     ]
     models = {newest, *keep.models(steps, last)}
     with_state = [step for step in steps if layout.state(step).is_dir()]
-    whole = [step for step in with_state if codec.damage(layout.state(step), StateManifest) is None]
+    whole = [
+        step
+        for step in with_state
+        if codec.verify_directory(layout.state(step), StateManifest) is None
+    ]
     states = {newest, *keep.states([step for step in whole if step in models])}
     return [
         *(_removal(layout, step, layout.state(step)) for step in with_state if step not in states),
@@ -142,7 +146,7 @@ def _waiting(layout: RunLayout, step: int) -> SnapshotManifest | None:
     directory = layout.snapshot(step)
     if not directory.is_dir():
         return None
-    problem = codec.damage(directory, SnapshotManifest)
+    problem = codec.verify_directory(directory, SnapshotManifest)
     if problem is not None:
         raise DamagedError(problem)
     manifest = codec.read_manifest(directory / MANIFEST, SnapshotManifest)
@@ -168,7 +172,7 @@ def _move_weights(layout: RunLayout, step: int) -> None:
     manifest = _waiting(layout, step)
     if manifest is None:
         return
-    problem = codec.damage(layout.checkpoint(step), CheckpointManifest, hashes=True)
+    problem = codec.verify_directory(layout.checkpoint(step), CheckpointManifest, hashes=True)
     if problem is not None:
         raise DamagedError(problem)
     snapshot, model = (

@@ -98,7 +98,7 @@ class PackedData:
                 f"{path} is not a data directory (it has no {layout.manifest.name}): make one with"
                 " `pico-train data prepare`"
             )
-        problem = codec.damage(path, DataManifest, name=layout.manifest.name)
+        problem = codec.verify_directory(path, DataManifest, name=layout.manifest.name)
         if problem is not None:
             raise DamagedError(problem)
         manifest = codec.read_manifest(layout.manifest, DataManifest)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from pico_contract.errors import UserError, did_you_mean
-from pico_contract.schema import Measured
+from pico_contract.schema import Measurement
 from pydantic import Field
 
 from pico_train.config import Section
@@ -99,7 +99,7 @@ def minimal_pairs(
     encoder: TextEncoder,
     batch_tokens: int,
     advance: Advance = ignore,
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     """Share of pairs with P(good) > P(bad) over whole sentences; a tie counts as wrong.
 
     ln P(sentence) is the sum over its tokens of ln p(token | start token and tokens so far), not
@@ -166,6 +166,6 @@ def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:
     }
 
 
-def _mean(paradigms: list[list[bool]]) -> Measured:
+def _mean(paradigms: list[list[bool]]) -> Measurement:
     accuracies = [np.mean(of) for of in paradigms]
-    return Measured(value=float(np.mean(accuracies)), unit="1", n=sum(map(len, paradigms)))
+    return Measurement(value=float(np.mean(accuracies)), unit="1", n=sum(map(len, paradigms)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pico_contract import codec
 from pico_contract.layout import RunLayout
-from pico_contract.schema import EvaluationManifest, Measured
+from pico_contract.schema import EvaluationManifest, Measurement
 
 from pico_train.data.packed import PackedData, Rows
 
@@ -58,7 +58,7 @@ class Bigram:
         return np.maximum(count - DISCOUNT, 0.0) / safe + backoff * self._lower[second]
 
 
-def ngram_reference(data: PackedData) -> dict[str, Measured]:
+def ngram_reference(data: PackedData) -> dict[str, Measurement]:
     """Unigram entropy of the validation labels, and the loss on them of unigram and bigram models
     fitted on train.
 
@@ -77,12 +77,12 @@ def ngram_reference(data: PackedData) -> dict[str, Measured]:
         "bigram_loss": float(bigram),
     }
     return {
-        name: Measured(value=value, unit="nats/token", n=len(validation[1]))
+        name: Measurement(value=value, unit="nats/token", n=len(validation[1]))
         for name, value in values.items()
     }
 
 
-def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, Measured]:
+def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, Measurement]:
     """`ngram_reference`, also written beside the run's evaluations."""
     metrics = ngram_reference(data)
     settings = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pico_contract.schema import Measured
+from pico_contract.schema import Measurement
 from pydantic import Field
 
 from pico_train.config import Section
@@ -57,7 +57,7 @@ def perplexity(
     batch_size: int,
     byte_lengths: np.ndarray | None,
     advance: Advance = ignore,
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken
     in float64.
 
@@ -84,7 +84,7 @@ def perplexity(
     return token_metrics(total, tokens, bytes_)
 
 
-def token_metrics(nll: float, tokens: int, bytes_: int) -> dict[str, Measured]:
+def token_metrics(nll: float, tokens: int, bytes_: int) -> dict[str, Measurement]:
     """What follows from the summed negative log-likelihood (nats) of `tokens` tokens that stand for
     `bytes_` bytes.
 
@@ -93,11 +93,11 @@ def token_metrics(nll: float, tokens: int, bytes_: int) -> dict[str, Measured]:
     predicted tokens, absent where these are 0.
     """
     loss = nll / tokens
-    result = {"loss": Measured(value=loss, unit="nats/token", n=tokens)}
+    result = {"loss": Measurement(value=loss, unit="nats/token", n=tokens)}
     if loss < LARGEST_LOSS:
-        result["perplexity"] = Measured(value=math.exp(loss), unit="1", n=tokens)
+        result["perplexity"] = Measurement(value=math.exp(loss), unit="1", n=tokens)
     if bytes_:
-        result["bits_per_byte"] = Measured(
+        result["bits_per_byte"] = Measurement(
             value=nll / math.log(2) / bytes_, unit="bits/byte", n=bytes_
         )
     return result

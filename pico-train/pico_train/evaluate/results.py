@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pico_contract import codec
 from pico_contract.errors import DamagedError
 from pico_contract.layout import RunLayout
-from pico_contract.schema import EvaluationManifest, Measured
+from pico_contract.schema import EvaluationManifest, Measurement
 
 
 def evaluations_of(layout: RunLayout, step: int) -> list[EvaluationManifest]:
@@ -27,7 +27,7 @@ def newest_evaluations(layout: RunLayout) -> list[EvaluationManifest]:
     return next((found for step in steps if (found := evaluations_of(layout, step))), [])
 
 
-def whole(task: str, metrics: Mapping[str, Measured]) -> dict[str, float]:
+def whole(task: str, metrics: Mapping[str, Measurement]) -> dict[str, float]:
     """`task/metric` -> value, without the metrics of parts (`accuracy/paradigm/X`)."""
     return {
         f"{task}/{name}": measured.value for name, measured in metrics.items() if "/" not in name

@@ -9,7 +9,7 @@ from typing import Any
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import MANIFEST, RunLayout
-from pico_contract.schema import CheckpointManifest, EvaluationManifest, Measured
+from pico_contract.schema import CheckpointManifest, EvaluationManifest, Measurement
 from pydantic import Field
 
 from pico_train.config import Section
@@ -85,7 +85,7 @@ class Prepared:
 
     settings: dict[str, Any]
     amount: Amount
-    measure: Callable[[Advance], dict[str, Measured]]
+    measure: Callable[[Advance], dict[str, Measurement]]
 
 
 def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
@@ -223,7 +223,7 @@ def evaluate(
     read_back: Callable[[str], None] | None = None,
     failed: Callable[[str], None] | None = None,
     show: ShowProgress = hidden,
-) -> dict[str, dict[str, Measured]]:
+) -> dict[str, dict[str, Measurement]]:
     """Run `tasks` and write one result file each; task -> metric -> value.
 
     With `read_back` a result that is there already is read instead of measured, and the task told
@@ -258,12 +258,12 @@ def evaluate(
     return results
 
 
-def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Measured]:
+def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Measurement]:
     with show(task, prepared.amount) as advance:
         return prepared.measure(advance)
 
 
-def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measured] | None:
+def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measurement] | None:
     """The intact result of `task` under `settings`; None where there is none, or one older than the
     checkpoint."""
     path = place.layout.evaluation(place.step, task, settings)
@@ -280,7 +280,9 @@ def _checkpoint(place: Place) -> CheckpointManifest:
     return codec.read_manifest(place.layout.checkpoint(place.step) / MANIFEST, CheckpointManifest)
 
 
-def _write(place: Place, task: str, settings: dict[str, Any], metrics: dict[str, Measured]) -> None:
+def _write(
+    place: Place, task: str, settings: dict[str, Any], metrics: dict[str, Measurement]
+) -> None:
     result = EvaluationManifest(
         created=codec.utc_now(),
         run=place.run,
@@ -292,7 +294,7 @@ def _write(place: Place, task: str, settings: dict[str, Any], metrics: dict[str,
     codec.write_text(place.layout.evaluation(place.step, task, settings), result.to_json())
 
 
-def in_one_line(results: dict[str, dict[str, Measured]]) -> str:
+def in_one_line(results: dict[str, dict[str, Measurement]]) -> str:
     """For the console: `perplexity: loss 4.2103, perplexity 67.3`; of parts (`accuracy/paradigm/X`)
     only the whole."""
     parts = [

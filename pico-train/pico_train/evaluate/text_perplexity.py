@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from pico_contract.errors import UserError
-from pico_contract.schema import Measured
+from pico_contract.schema import Measurement
 from pydantic import Field
 
 from pico_train.config import Section
@@ -78,7 +78,7 @@ class Losses:
     bytes: int
     """Of the text that the predicted tokens stand for; 0 where they cannot be counted."""
 
-    def metrics(self) -> dict[str, Measured]:
+    def metrics(self) -> dict[str, Measurement]:
         """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll /
         tokens).
 
@@ -114,7 +114,7 @@ def text_perplexity(
     encoder: TextEncoder,
     window: int,
     advance: Advance = ignore,
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     """Perplexity on `sources` in windows of `window` predicted tokens.
 
     `NAME/SOURCE` for loss (mean over the tokens of the source, nats), perplexity (its exponential),
@@ -199,13 +199,13 @@ def _windows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield ids[start : start + size + 1]
 
 
-def _summary(found: dict[str, Losses]) -> dict[str, Measured]:
+def _summary(found: dict[str, Losses]) -> dict[str, Measurement]:
     by_source = {name: losses.metrics() for name, losses in found.items()}
     metrics = {}
     for metric in ("loss", "perplexity", "bits_per_byte", "mean_text_perplexity"):
         of = [metrics_[metric] for metrics_ in by_source.values() if metric in metrics_]
         if len(of) == len(found):  # a mean over some of the sources would be another number
-            metrics[metric] = Measured(
+            metrics[metric] = Measurement(
                 value=float(np.mean([m.value for m in of])), unit=of[0].unit, n=sum(m.n for m in of)
             )
     every_text = np.concatenate([losses.nll / losses.tokens for losses in found.values()])
@@ -215,10 +215,10 @@ def _summary(found: dict[str, Losses]) -> dict[str, Measured]:
     }
 
 
-def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measured]:
+def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measurement]:
     """mean(exp(losses)), which its largest terms dominate; absent where float64 does not hold
     it."""
     if losses.max() >= LARGEST_LOSS:
         return {}
     value = float(np.mean(np.exp(losses)))
-    return {name: Measured(value=value, unit="1", n=len(losses))} if math.isfinite(value) else {}
+    return {name: Measurement(value=value, unit="1", n=len(losses))} if math.isfinite(value) else {}

@@ -100,7 +100,7 @@ class Delivery:
         if not missing:
             return False
         step, directory = missing[0], self.layout.checkpoint(missing[0])
-        problem = codec.damage(directory, CheckpointManifest, hashes=True)
+        problem = codec.verify_directory(directory, CheckpointManifest, hashes=True)
         if problem is not None:
             self._skipped.add(step)
             what = problem if directory.exists() else "it was removed before its turn came"

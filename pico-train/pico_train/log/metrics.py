@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pico_contract import codec
-from pico_contract.errors import DamagedError, naming
-from pico_contract.files import MISSING, irregular
+from pico_contract.errors import DamagedError, rename_in_errors
+from pico_contract.files import MISSING, irregularity
 from pico_contract.layout import RunLayout
 from pico_contract.metrics_log import Line, read_lines, read_rows
 from pico_contract.schema import FileEntry
@@ -29,7 +29,7 @@ class MetricsFile:
     """
 
     def __init__(self, layout: RunLayout, resumed_step: int) -> None:
-        problem = irregular(layout.metrics)
+        problem = irregularity(layout.metrics)
         if problem not in (None, MISSING):
             raise DamagedError(f"{layout.metrics} {problem}")
         layout.logs.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """One JSON object on one line, handed to the operating system at once."""
         line = json.dumps(row, allow_nan=False) + "\n"
-        with naming(self._path, self._path):
+        with rename_in_errors(self._path, self._path):
             self._handle.write(line)
             self._handle.flush()
         self._size += len(line)  # JSON is written in ASCII
@@ -58,7 +58,7 @@ class MetricsFile:
     def sync(self) -> None:
         """Make every row durable: called before a checkpoint that promises them, from any
         thread."""
-        with naming(self._path, self._path):
+        with rename_in_errors(self._path, self._path):
             os.fsync(self._handle.fileno())
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pico_contract import codec
 from pico_contract.errors import UserError, in_one_line
 from pico_contract.layout import RunLayout
-from pico_contract.schema import Measured
+from pico_contract.schema import Measurement
 
 from pico_train.evaluate.results import told, whole
 
@@ -103,7 +103,7 @@ class Mirrors:
         """A row of metrics.jsonl: its numbers, under their names there."""
         self._tell(row["step"], _numbers(row))
 
-    def evaluated(self, step: int, results: Mapping[str, Mapping[str, Measured]]) -> None:
+    def evaluated(self, step: int, results: Mapping[str, Mapping[str, Measurement]]) -> None:
         """Results of theta_step: `task/metric`, of the whole alone."""
         values = {
             key: value

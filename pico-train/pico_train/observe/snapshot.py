@@ -13,7 +13,7 @@ import torch
 from pico_contract import codec, names
 from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.layout import SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, observed_file
-from pico_contract.observer import Held, Observation
+from pico_contract.observer import KindSplit, Observation
 from pico_contract.schema import RowMap, SnapshotManifest, TensorSet
 from pydantic import Field
 from torch import nn
@@ -269,7 +269,7 @@ class Pending:
         ]
         if self.store:
             hand_over(lambda: self._write(sets, train))
-        held: dict[Held, Mapping[str, torch.Tensor]] = {
+        held: dict[KindSplit, Mapping[str, torch.Tensor]] = {
             ("weights", None): {**self.weights, **self.extra}
         }
         held |= {(one.kind, one.split): tensors for one, tensors in sets}

@@ -6,7 +6,7 @@ import dataclasses
 
 from pico_contract.errors import UserError
 from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
-from pico_contract.observer import Held, ObservedRun
+from pico_contract.observer import KindSplit, ObservedRun
 
 from pico_train.checkpoint.save import ModelCard
 from pico_train.data.order import RowOrder
@@ -167,7 +167,7 @@ def _check_method(config: RunConfig, method: Method) -> None:
 
 def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
     kinds = [kind.split(".") for kind in config.snapshot.kinds]
-    held: list[Held] = [("weights", None), *((kind, split) for split, kind in kinds)]
+    held: list[KindSplit] = [("weights", None), *((kind, split) for split, kind in kinds)]
     model = dataclasses.asdict(config.model)
     return ObservedRun(
         config.layout, config.name, model, tuple(modules), tuple(held), method.low_rank

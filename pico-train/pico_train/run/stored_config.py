@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.files import MISSING, irregular
+from pico_contract.files import MISSING, irregularity
 from pico_contract.layout import RunLayout
 from pico_contract.trust import require_trust
 
@@ -25,7 +25,7 @@ def load_stored(
         UserError: config.yaml is missing; it names code to import and `trust` is not given, or is
             not valid.
     """
-    problem = irregular(layout.config)
+    problem = irregularity(layout.config)
     if problem == MISSING:
         raise UserError(f"there is no configuration file {layout.config}")
     if problem is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError
-from pico_contract.files import irregular
+from pico_contract.files import irregularity
 from pico_contract.layout import step_name
 from pico_contract.lock import RunLock
 from pico_contract.schema import RunManifest
@@ -262,7 +262,7 @@ def _write_probe(job: Job) -> None:
     path, probe = job.layout.probe, job.observer.probe
     wanted = {"rows": probe.row_ids, "tokens": probe.tokens.int()}
     try:
-        found = codec.read_tensors(path) if irregular(path) is None else {}
+        found = codec.read_tensors(path) if irregularity(path) is None else {}
     except DamagedError:
         found = {}
     if found.keys() != wanted.keys() or not all(

@@ -125,7 +125,9 @@ class Session:
     def observed(self, step: int) -> bool:
         """Whether an intact snapshot of `step` exists."""
         snapshot = self.job.layout.snapshot(step)
-        return self.job.runtime.on_main(lambda: codec.damage(snapshot, SnapshotManifest) is None)
+        return self.job.runtime.on_main(
+            lambda: codec.verify_directory(snapshot, SnapshotManifest) is None
+        )
 
     def rebuild(self) -> None:
         """Build model, method and optimizer anew from the state, as a resume from a checkpoint of

@@ -14,7 +14,7 @@ from pico_analyze.audit.checks import audit, expected_steps
 from pico_contract import codec
 from pico_contract.errors import UserError
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout
-from pico_contract.schema import EvaluationManifest, Measured, StateManifest
+from pico_contract.schema import EvaluationManifest, Measurement, StateManifest
 
 BEYOND = "has a row of step 41, though the run has 40 steps"
 EARLY = {0, 1, 2, 4, 8, 16, 32, 64}
@@ -41,7 +41,7 @@ def seal_again(directory: Path, **keys: Any) -> None:
 def evaluation(layout: RunLayout, step: int = 2, **keys: Any) -> Path:
     settings = {"rows": 5}
     values: dict[str, Any] = {"run": "synthetic", "step": step, "task": "perplexity", "settings": settings}
-    manifest = EvaluationManifest(**values | keys, metrics={"loss": Measured(value=3.0, unit="nats/token", n=7)})
+    manifest = EvaluationManifest(**values | keys, metrics={"loss": Measurement(value=3.0, unit="nats/token", n=7)})
     path = layout.evaluation(step, "perplexity", settings)
     codec.write_text(path, manifest.to_json())
     return path

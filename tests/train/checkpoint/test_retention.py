@@ -195,7 +195,7 @@ def test_what_is_damaged_stays_and_is_named(whole: RunLayout) -> None:
 def test_altered_bytes_of_a_snapshot_are_not_sealed_anew(whole: RunLayout) -> None:
     alter(whole.snapshot(4) / "val.gradients.safetensors")
     list(prune(whole.root, ["keep.last=1"]))
-    assert "altered" in str(codec.damage(whole.snapshot(4), SnapshotManifest, hashes=True))
+    assert "altered" in str(codec.verify_directory(whole.snapshot(4), SnapshotManifest, hashes=True))
 
 
 def alter(path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_kill_between_any_two_operations_loses_nothing_and_a_second_run_finish
     list(prune(expected.root, ["keep.last=2"]))
     for count in range(int(out)):
         layout = RunLayout(whole.root.parent / f"killed-{count}" / whole.root.name)
-        assert codec.damage(layout.checkpoint(10), CheckpointManifest, hashes=True) is None
+        assert codec.verify_directory(layout.checkpoint(10), CheckpointManifest, hashes=True) is None
         list(prune(layout.root, ["keep.last=2"]))
         assert kept(layout) == ["0", "8+", "10+"]
         assert_nothing_lost(layout, before)

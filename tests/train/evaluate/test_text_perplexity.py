@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pico_contract.errors import UserError
-from pico_contract.schema import Measured
+from pico_contract.schema import Measurement
 from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.evaluate.likelihood import TextEncoder
@@ -37,7 +37,7 @@ def sources(tmp_path: Path) -> dict[str, str]:
 
 def measured(
     decoder: Decoder, data: PackedData, sources: dict[str, Any], start: Any = "eos", **changes: Any
-) -> tuple[dict[str, Any], dict[str, Measured]]:
+) -> tuple[dict[str, Any], dict[str, Measurement]]:
     raw = {"sources": sources, "start_token": start, **changes}
     config, encoder = validate(TextPerplexityConfig, raw, "test"), TextEncoder(data.vocabulary, start)
     reading, window = config.reading(), config.seq_len or POSITIONS

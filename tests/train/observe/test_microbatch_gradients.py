@@ -47,7 +47,7 @@ class Own(Plain):
 
 def read(config: RunConfig, step: int) -> tuple[SnapshotManifest, dict[str, dict[str, torch.Tensor]]]:
     directory = config.layout.snapshot(step)
-    assert codec.damage(directory, SnapshotManifest, hashes=True) is None
+    assert codec.verify_directory(directory, SnapshotManifest, hashes=True) is None
     manifest = codec.read_manifest(directory / "manifest.json", SnapshotManifest)
     return manifest, {path.stem: codec.read_tensors(path) for path in directory.glob("*.safetensors")}
 

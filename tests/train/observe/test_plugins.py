@@ -141,7 +141,7 @@ def test_it_sees_what_a_snapshot_holds_with_nothing_stored(tiny: Tiny, installed
     assert [one.step for one in recorder.seen] == [0, 4, 8, 10]
     assert [one.tokens for one in recorder.seen] == [0, 512, 1024, 1280]
     held = {("weights", None), *((kind, split) for split, kind in (name.split(".") for name in ALL))}
-    assert set(recorder.run.held) == held
+    assert set(recorder.run.available) == held
     assert [one.tensors.keys() for one in recorder.seen[:3]] == [held] * 3
     assert recorder.seen[3].tensors.keys() == {pair for pair in held if pair[1] != "train"}
     assert [one.terms for one in recorder.seen] == [(32,) * 4] * 3 + [()]

@@ -21,7 +21,7 @@ LAYER = "model.layers.1"
 
 def opened(config: RunConfig, step: int) -> tuple[SnapshotManifest, dict[str, dict[str, torch.Tensor]]]:
     directory = config.layout.snapshot(step)
-    assert codec.damage(directory, SnapshotManifest, hashes=True) is None
+    assert codec.verify_directory(directory, SnapshotManifest, hashes=True) is None
     manifest = codec.read_manifest(directory / "manifest.json", SnapshotManifest)
     return manifest, {path.stem: codec.read_tensors(path) for path in directory.glob("*.safetensors")}
 
