@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pico_contract import strict_yaml
 from pico_contract.config_errors import describe
+from pico_contract.config_types import read_booleans
 from pico_contract.errors import UserError, did_you_mean
 from pico_contract.overrides import apply_overrides, origin
 from pico_contract.renames import Renames
@@ -97,7 +98,7 @@ def validate(
     infinite = [_infinite(keys, value) for keys, value in _leaves(raw, ()) if _is_infinite(value)]
     errors: list[Mapping[str, Any]] = list(infinite)
     try:
-        text = json.dumps(kind.completed(raw), default=str)
+        text = json.dumps(read_booleans(kind, kind.completed(raw)), default=str)
         checked = kind.model_validate_json(text, strict=True)
     except ValidationError as error:
         errors += [

@@ -7,20 +7,16 @@ parts are keys.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
+from pico_contract.config_types import Keys, valid_keys
 from pico_contract.errors import did_you_mean, nearest, shorten
 from pico_contract.overrides import origin
 
 Error = Mapping[str, Any]
 """An error as pydantic's `ValidationError.errors()` lists it."""
-Keys = tuple[str | int, ...]
-"""Where a value lies: keys of mappings and indices of lists."""
 
 MOST_SENTENCES = 20
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -175,50 +171,3 @@ def _holds(value: Any, part: str | int) -> bool:
     if isinstance(value, dict):
         return part in value
     return isinstance(value, list) and isinstance(part, int) and part < len(value)
-
-
-def valid_keys(kind: Any, keys: Keys) -> list[str]:
-    """The keys that the section at `keys` of a model or dataclass may have."""
-    for key in keys:
-        kind = _inner(kind, key)
-    return list(_fields(kind))
-
-
-def _inner(kind: Any, key: str | int) -> Any:
-    """The type of what a type holds at `key`."""
-    members = [
-        member for member in _members(kind) if typing.get_origin(member) in (tuple, list, dict)
-    ]
-    if isinstance(key, int) or members:
-        return next(
-            (
-                typing.get_args(member)[-1 if typing.get_origin(member) is dict else 0]
-                for member in members
-            ),
-            None,
-        )
-    return _fields(kind).get(key)
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    """Field name -> type, of every section that a value of this type may be."""
-    found: dict[str, Any] = {}
-    for member in _members(kind):
-        if hasattr(member, "model_fields"):
-            found |= {name: info.annotation for name, info in member.model_fields.items()}
-        elif isinstance(member, type) and dataclasses.is_dataclass(member):
-            hints = typing.get_type_hints(member)
-            found |= {field.name: hints[field.name] for field in dataclasses.fields(member)}
-    return found
-
-
-def _members(kind: Any) -> Iterator[Any]:
-    """The types that a value may have, looking through Annotated and unions."""
-    origin_of_kind = typing.get_origin(kind)
-    if origin_of_kind is Annotated:
-        yield from _members(typing.get_args(kind)[0])
-    elif origin_of_kind in (typing.Union, types.UnionType):
-        for member in typing.get_args(kind):
-            yield from _members(member)
-    else:
-        yield kind

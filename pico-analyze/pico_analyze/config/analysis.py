@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pico_contract import strict_yaml
 from pico_contract.config_errors import describe
+from pico_contract.config_types import read_booleans
 from pico_contract.errors import UserError, did_you_mean, nearest, shorten
 from pico_contract.layout import AnalysisLayout, RunLayout
 from pico_contract.overrides import apply_overrides
@@ -242,7 +243,7 @@ def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) 
     integer. Old names of keys are accepted.
     """
     raw = ANALYSIS.current(raw, source)
-    text = json.dumps(raw, default=str)
+    text = json.dumps(read_booleans(AnalysisConfig, raw), default=str)
     try:
         return AnalysisConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
