@@ -126,7 +126,7 @@ def test_off_is_text_where_the_field_is_text_in_both_libraries(tmp_path: Path) -
         (of_training, "train.steps: off", 'train.steps: should be a valid integer (it is "off")'),
         (of_analysis, "null_draws: off", 'null_draws: should be a valid integer (it is "off")'),
         (of_training, "train.activation_checkpointing: 1", "should be a valid boolean (it is 1)"),
-        (of_analysis, "form_circuits: 1", "form_circuits: should be a valid boolean (it is 1)"),
+        (of_analysis, "dense_circuits: 1", "dense_circuits: should be a valid boolean (it is 1)"),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_errors_in_both_libraries(
