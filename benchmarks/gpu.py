@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pico_train.log.mfu import matmul_rate
 from pico_train.model.cost import flops_per_token
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.execution import carry_out
-from pico_train.utilisation import matmul_rate
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 """Part of a device's name -> operations a second, dense bfloat16 with float32 accumulation, by its data sheet."""

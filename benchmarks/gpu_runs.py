@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from pico_contract import codec
 from pico_contract.layout import MODEL_WEIGHTS
-from pico_train.api import train
-from pico_train.checkpoint import save_checkpoint
+from pico_train.checkpoint.save import save_checkpoint
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.loop import apply_update, compute_gradients
 from pico_train.model.decoder import DecoderConfig
+from pico_train.observe.snapshot import FromTraining
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
-from pico_train.snapshot import FromTraining
+from pico_train.trainer.train import train
+from pico_train.trainer.update import apply_update, compute_gradients
 
 PROBE_ROWS = 8
 BATCH_ROWS = 8

@@ -23,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pico_train.checkpoint import save_checkpoint
+from pico_train.checkpoint.background_writer import Write, Writer
+from pico_train.checkpoint.save import save_checkpoint
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.loop import apply_update, compute_gradients
 from pico_train.model.decoder import DecoderConfig
+from pico_train.observe.snapshot import FromTraining
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
-from pico_train.snapshot import FromTraining
-from pico_train.writer import Write, Writer
+from pico_train.trainer.update import apply_update, compute_gradients
 
 THREADS, PROBE_ROWS, CADENCE = 2, 32, 1000
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 import train as bench
 from pico_train.optim import optimizer_tensors
-from pico_train.run import MethodConfig, build
+from pico_train.run import build
+from pico_train.run.config import MethodConfig
 
 METHODS = {
     "full": MethodConfig(),

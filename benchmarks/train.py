@@ -25,13 +25,12 @@ import psutil
 import torch
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.finite import Update
-from pico_train.loop import apply_update, compute_gradients
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.loss import chunk_tokens
+from pico_train.observe.snapshot import FromTraining
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
-from pico_train.snapshot import FromTraining
+from pico_train.trainer.update import Update, apply_update, compute_gradients
 from torch.profiler import ProfilerActivity, profile
 
 SHAPES = {"tiny": DecoderConfig(), "small": DecoderConfig(hidden_size=384, intermediate_size=1536)}

@@ -24,7 +24,7 @@ from pico_train.commands import generate_text
 from pico_train.config import load
 from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
-from pico_train.evaluate.reference import write_reference
+from pico_train.evaluate.ngram import write_reference
 from pico_train.run import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "pico-train" / "configs"

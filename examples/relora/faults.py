@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
-from pico_train.loop import apply_update, compute_gradients
+from pico_train.checkpoint.state import TrainState
 from pico_train.run import Job, RunConfig, build
 from pico_train.schedule import lr_factor
-from pico_train.state import TrainState
+from pico_train.trainer.update import apply_update, compute_gradients
 
 ARMS = ("relora", "fault_merge", "fault_init", "fault_reset")
 EVERY, UPDATES = 150, 320

@@ -15,7 +15,7 @@ from pico_contract.layout import OPTIMIZER, SCALARS, RunLayout
 from pico_contract.schema import RunManifest
 from pico_train.commands import evaluate_run
 from pico_train.evaluate.results import told
-from pico_train.report import read_metrics
+from pico_train.log.metrics import read_metrics
 from plan import Planned
 
 METRICS = ["per", "condition_number", "effective_condition_number", "numerical_rank", "frobenius_norm"]

@@ -10,32 +10,48 @@ from typing import Annotated
 import typer
 from pico_contract.terminal import printable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 
 _SOURCES = (
-    "run directory (also of pico-train 1.x), directory or quoted glob of model folders, hub:NAME@step*, hub:NAME@BRANCH"
+    "run directory (also of pico-train 1.x), directory or quoted glob of model folders,"
+    " hub:NAME@step*, hub:NAME@BRANCH"
 )
 SourcePath = Annotated[Path, typer.Argument(metavar="RUN", help=_SOURCES)]
 Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
-Out = Annotated[Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
+Out = Annotated[
+    Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")
+]
 
 
 @app.command()
 def run(
-    source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help=f"{_SOURCES}; or a YAML file that names one")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CONFIG", help=f"{_SOURCES}; or a YAML file that names one"),
+    ],
     overrides: Overrides = None,
     of: Annotated[
-        Path | None, typer.Option("--run", metavar="RUN", help="the run, in place of the one that CONFIG names")
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="the run, in place of the one that CONFIG names"),
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="import and run the code that a stored analysis/<name>/config.yaml names")
+        bool,
+        typer.Option(
+            "--trust",
+            help="import and run the code that a stored analysis/<name>/config.yaml names",
+        ),
     ] = False,
 ) -> None:
-    """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a configuration: everything.
+    """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a
+    configuration: everything.
 
-    Of what other programs wrote, in ./analysis/<source>/<name>/; out=DIR puts either into DIR/analysis/<name>/.
-    A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
+    Of what other programs wrote, in ./analysis/<source>/<name>/; out=DIR puts either into
+    DIR/analysis/<name>/. A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
     """
     from pico_analyze.commands.analyze import run_analysis
     from pico_analyze.config.analysis import check_trust, load
@@ -50,12 +66,17 @@ def run(
 def plot(
     run: SourcePath,
     name: Name = "default",
-    metric: Annotated[str | None, typer.Option(help="comma-separated; a few telling ones by default")] = None,
-    heads: Annotated[bool, typer.Option("--heads", help="draw circuits head by head as well")] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="comma-separated; a few telling ones by default")
+    ] = None,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="draw circuits head by head as well")
+    ] = False,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
     out: Out = None,
     spectra: Annotated[
-        bool, typer.Option("--spectra", help="also singular values over steps, of a layer's weights")
+        bool,
+        typer.Option("--spectra", help="also singular values over steps, of a layer's weights"),
     ] = False,
     distributions: Annotated[
         bool,
@@ -72,7 +93,8 @@ def plot(
 
 @app.command()
 def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
-    """Write report.html from the table that `run` wrote: one file that opens offline, on a phone and on paper."""
+    """Write report.html from the table that `run` wrote: one file that opens offline, on a phone
+    and on paper."""
     from pico_analyze.commands.analyze import report_run
 
     _say(report_run(run, name, out))
@@ -82,30 +104,48 @@ def report(run: SourcePath, name: Name = "default", out: Out = None) -> None:
 def compare(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN ...]", help="measured runs, each an arm; the first is the baseline"),
+        typer.Argument(
+            metavar="[RUN ...]", help="measured runs, each an arm; the first is the baseline"
+        ),
     ] = None,
     group: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=RUN,RUN", help="an arm of runs that differ in their seeds; repeat")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RUN,RUN", help="an arm of runs that differ in their seeds; repeat"
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="of the analysis that each run has")] = "default",
-    metric: Annotated[str | None, typer.Option(help="comma-separated, to draw; a few telling ones by default")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="comma-separated, to draw; a few telling ones by default")
+    ] = None,
     format: Annotated[str, typer.Option(help="comma-separated: png, svg, pdf")] = "png",
-    out: Annotated[Path, typer.Option(help="directory for table, figures and report")] = Path("comparison"),
-    seed: Annotated[int, typer.Option(help="of the bootstrap, and of permutations where they are sampled")] = 0,
+    out: Annotated[Path, typer.Option(help="directory for table, figures and report")] = Path(
+        "comparison"
+    ),
+    seed: Annotated[
+        int, typer.Option(help="of the bootstrap, and of permutations where they are sampled")
+    ] = 0,
     interval: Annotated[
-        str, typer.Option(help="student: over pairs of equal seeds, else Welch's; bootstrap: from 10 runs an arm on")
+        str,
+        typer.Option(
+            help="student: over pairs of equal seeds, else Welch's; bootstrap: from 10 runs an arm on"
+        ),
     ] = "student",
 ) -> None:
-    """Differences between arms, from the tables that `run` wrote: paired by step, with intervals over seeds.
+    """Differences between arms, from the tables that `run` wrote: paired by step, with intervals
+    over seeds.
 
-    First comes what differs between the arms beyond what was meant, from config.yaml and run.json. An interval needs at
-    least two runs in either arm (three or more are better); with one, none is claimed.
+    First comes what differs between the arms beyond what was meant, from config.yaml and run.json.
+    An interval needs at least two runs in either arm (three or more are better); with one, none is
+    claimed.
     """
     from pico_analyze.commands.compare import compare_runs, parse_groups
 
     chosen = metric.split(",") if metric else None
     groups = parse_groups(group or [])
-    paths, notes = compare_runs(runs or [], groups, out, name, chosen, format.split(","), seed, interval)
+    paths, notes = compare_runs(
+        runs or [], groups, out, name, chosen, format.split(","), seed, interval
+    )
     for note in notes:
         _say(f"note: {note}", err=True)
     for path in paths:
@@ -116,12 +156,17 @@ def compare(
 def audit(
     run: SourcePath,
     hashes: Annotated[
-        bool, typer.Option(help="read every byte: hashes, duplicated steps, jumps of weights; without, sizes alone")
+        bool,
+        typer.Option(
+            help="read every byte: hashes, duplicated steps, jumps of weights; without, sizes alone"
+        ),
     ] = True,
 ) -> None:
-    """Check a run's integrity: damage, missing and duplicated steps, gaps in the log, jumps of the weights.
+    """Check a run's integrity: damage, missing and duplicated steps, gaps in the log, jumps of the
+    weights.
 
-    Every file is compared with a recorded hash or named as not covered. Of a series of models: duplicated steps.
+    Every file is compared with a recorded hash or named as not covered. Of a series of models:
+    duplicated steps.
 
     Exit code 0 when nothing was found, 1 with findings, each a line that names the file at fault.
     """
@@ -153,7 +198,8 @@ def metrics() -> None:
 
 
 def main() -> None:
-    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1."""
+    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure of the system
+    one and exit 1."""
     from pico_contract.directories import exit_code_of
     from pico_contract.errors import UserError, sentence_of
 

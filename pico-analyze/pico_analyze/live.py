@@ -1,9 +1,10 @@
 """Measuring while a run trains: the observer "analyze" of pico-train's section `observe`.
 
-The results are an analysis like any other, analysis/live/, and equal what is measured of stored snapshots of the same
-steps. Each step is one small file when it was measured; those are joined to the table, which is rewritten as a whole,
-when they are an eighth as many as its steps. So the table lags by an eighth at most, everything is on disk as soon as
-it was measured, and all of the rewriting costs as much as writing each row nine times, however long the run.
+The results are an analysis like any other, analysis/live/, and equal what is measured of stored
+snapshots of the same steps. Each step is one small file when it was measured; those are joined to
+the table, which is rewritten as a whole, when they are an eighth as many as its steps. So the table
+lags by an eighth at most, everything is on disk as soon as it was measured, and all of the
+rewriting costs as much as writing each row nine times, however long the run.
 """
 
 from __future__ import annotations
@@ -34,27 +35,34 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OPTIONS = ("name", "metrics", "components", "kinds", "splits", "figures")
-"""Keys of `AnalysisConfig` that are options here: steps are the run's to choose, and pairs are for later."""
+"""Keys of `AnalysisConfig` that are options here: steps are the run's to choose, and pairs are for
+later."""
 _SHARE = 8
 
 
 def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     """The observer "analyze" of `run`.
 
-    `options` are those of `OPTIONS`, as in the YAML of `pico-analyze run`: by default every metric of one step, of all
-    that the run observes, into analysis/live/.
+    `options` are those of `OPTIONS`, as in the YAML of `pico-analyze run`: by default every metric
+    of one step, of all that the run observes, into analysis/live/.
 
     Raises:
-        UserError: an unknown option, metric, kind, split or component (with the nearest); a metric of a pair of steps;
-            a kind that the run does not observe; nothing to measure.
+        UserError: an unknown option, metric, kind, split or component (with the nearest); a metric
+            of a pair of steps; a kind that the run does not observe; nothing to measure.
     """
     for key in options:
         if key in AnalysisConfig.model_fields and key not in OPTIONS:
-            raise UserError(f'"{key}" is no option while a run trains; choose from: {", ".join(OPTIONS)}')
+            raise UserError(
+                f'"{key}" is no option while a run trains; choose from: {", ".join(OPTIONS)}'
+            )
     config = checked({"name": "live", **options, "run": str(run.layout.root)}, "analyze")
     metrics = _of_one_step(config)
     components = config.components
-    factors = [names.lora_B(module).removesuffix(".weight") for module in run.modules] if run.low_rank else []
+    factors = (
+        [names.lora_B(module).removesuffix(".weight") for module in run.modules]
+        if run.low_rank
+        else []
+    )
     possible = [*run.modules, *factors]  # which modules have factors shows when they are observed
     if components is not None:
         check(components, possible)
@@ -83,17 +91,28 @@ def _asked_for(run: ObservedRun, config: AnalysisConfig) -> list[Held]:
     kinds = [kind for kind, _ in run.held]
     for kind in config.kinds or ():
         if kind == UPDATES:
-            raise UserError("kinds: updates are differences between two steps, of which only one is there")
+            raise UserError(
+                "kinds: updates are differences between two steps, of which only one is there"
+            )
         if kind not in kinds:
-            raise UserError(f"kinds: the run observes no {kind} (snapshot.kinds){did_you_mean(kind, set(kinds))}")
+            raise UserError(
+                f"kinds: the run observes no {kind} (snapshot.kinds){did_you_mean(kind, set(kinds))}"
+            )
     splits = (None, *(config.splits or SPLITS))
-    return [(kind, split) for kind, split in run.held if kind in (config.kinds or kinds) and split in splits]
+    return [
+        (kind, split)
+        for kind, split in run.held
+        if kind in (config.kinds or kinds) and split in splits
+    ]
 
 
 class LiveAnalysis:
-    """Measures each observation, and keeps the table of them all; see `pico_contract.observer.LiveObserver`."""
+    """Measures each observation, and keeps the table of them all; see
+    `pico_contract.observer.LiveObserver`."""
 
-    def __init__(self, run: ObservedRun, config: AnalysisConfig, metrics: list[str], held: list[Held]) -> None:
+    def __init__(
+        self, run: ObservedRun, config: AnalysisConfig, metrics: list[str], held: list[Held]
+    ) -> None:
         self._run, self._config, self._metrics, self._held = run, config, metrics, held
         self._layout = run.layout.analysis(config.name)
         self._steps: set[int] = set()
@@ -138,7 +157,8 @@ class LiveAnalysis:
             self._join(table.read(self._layout.table) if self._steps else table.from_rows(()))
 
     def _join(self, frame: pd.DataFrame) -> None:
-        """Write the table of `frame` and the parts, then remove the parts: whatever ends it, no row is in neither."""
+        """Write the table of `frame` and the parts, then remove the parts: whatever ends it, no row
+        is in neither."""
         parts = self._parts()
         whole = table.with_steps_of(frame, list(_readable(path for _, path in parts)))
         if len(whole) or self._layout.table.is_file():
@@ -157,4 +177,8 @@ def _readable(paths: Iterator[Path] | list[Path]) -> Iterator[pd.DataFrame]:
         try:
             yield table.read(path)
         except DamagedError as error:
-            warnings.warn(f"what was measured before is left out in part: {error}", DamagedWarning, stacklevel=3)
+            warnings.warn(
+                f"what was measured before is left out in part: {error}",
+                DamagedWarning,
+                stacklevel=3,
+            )

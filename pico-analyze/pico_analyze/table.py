@@ -49,22 +49,30 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a table of the declared columns and dtypes; a column that a row lacks is null.
 
     Raises:
-        ValueError: two rows differ in nothing but what was measured, which is an error of the program.
+        ValueError: two rows differ in nothing but what was measured, which is an error of the
+            program.
     """
     left = iter(rows)
     blocks = []
     while block := list(islice(left, _BLOCK)):
         columns = {name: [row.get(name) for row in block] for name in SCHEMA}
         blocks.append(_typed(pd.DataFrame(columns, dtype=object)))
-    frame = pd.concat(blocks, ignore_index=True) if blocks else _typed(pd.DataFrame(columns=list(SCHEMA)))
+    frame = (
+        pd.concat(blocks, ignore_index=True)
+        if blocks
+        else _typed(pd.DataFrame(columns=list(SCHEMA)))
+    )
     repeated = frame.duplicated(KEY)
     if repeated.any():
-        raise ValueError(f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}")
+        raise ValueError(
+            f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}"
+        )
     return frame
 
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several tables as one; a number that more than one of them holds is there once."""
+    """The rows of several tables as one; a number that more than one of them holds is there
+    once."""
     return pd.concat(frames).drop_duplicates(KEY, ignore_index=True)
 
 
@@ -76,12 +84,16 @@ def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
 
 
 def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with an apostrophe before each text that a spreadsheet would take for a formula; numbers are untouched.
+    """`frame` with an apostrophe before each text that a spreadsheet would take for a formula;
+    numbers are untouched.
 
-    Such a text begins with =, +, -, @, a tab or a carriage return, which is written as \\r. Reading the CSV back, drop
-    an apostrophe before one of these; the Parquet file holds every text as it is.
+    Such a text begins with =, +, -, @, a tab or a carriage return, which is written as \\r. Reading
+    the CSV back, drop an apostrophe before one of these; the Parquet file holds every text as it
+    is.
     """
-    return frame.assign(**{str(name): _harmless(column) for name, column in frame.items() if _is_text(column)})
+    return frame.assign(
+        **{str(name): _harmless(column) for name, column in frame.items() if _is_text(column)}
+    )
 
 
 def _is_text(column: pd.Series) -> bool:
@@ -118,13 +130,16 @@ def until(frame: pd.DataFrame, step: int) -> pd.DataFrame:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A table written by `write` (the Parquet file); UserError where it is missing, DamagedError where unreadable."""
+    """A table written by `write` (the Parquet file); UserError where it is missing, DamagedError
+    where unreadable."""
     if not path.is_file():
         raise UserError(f"there is no table {path}: run the analysis first")
     try:
         return _typed(pd.read_parquet(path)[list(SCHEMA)])
     except (OSError, ValueError, KeyError) as error:
-        raise DamagedError(f"{path} is not a measurement table ({' '.join(str(error).split())})") from None
+        raise DamagedError(
+            f"{path} is not a measurement table ({' '.join(str(error).split())})"
+        ) from None
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,33 +13,44 @@ from pico_contract.terminal import printable
 from pico_train.launcher import process_of
 
 if TYPE_CHECKING:
-    from pico_train.run import RunConfig
+    from pico_train.run.config import RunConfig
 
 STOPPED = 75
 """Exit code of a session that stopped in good order and is worth continuing (EX_TEMPFAIL)."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 data_app = typer.Typer(no_args_is_help=True, help="Packed rows: prepare them, show them.")
 app.add_typer(data_app, name="data")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
-Trust = Annotated[bool, typer.Option("--trust", help="import and run the code that the run's configuration names")]
-ModelPath = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="run, or Hugging Face model directory")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="import and run the code that the run's configuration names")
+]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="RUN|MODEL", help="run, or Hugging Face model directory")
+]
 Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 
 
 @app.command()
 def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
-    """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped, worth continuing."""
-    from pico_train.api import train
+    """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped,
+    worth continuing."""
     from pico_train.distributed import leave
+    from pico_train.trainer.train import train
 
     try:
         outcome = train(_load(config, overrides, trust), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C
-        _fail("interrupted; what was saved before stays: run the same command again to continue", 130)
+        _fail(
+            "interrupted; what was saved before stays: run the same command again to continue", 130
+        )
     finally:
         leave()
     if process_of()[0] == 0:
@@ -51,16 +62,20 @@ def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> No
 @app.command()
 def check(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
     """Parameters, tokens, memory and disk of a run, before its first step."""
-    from pico_train.estimate import estimate
+    from pico_train.run.estimate import estimate
 
     for line in estimate(_load(config, overrides, trust), str(config)):
         _say(line)
 
 
 @app.command(name="list")
-def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="directory of runs")] = Path("runs")) -> None:
+def list_runs(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="directory of runs")] = Path(
+        "runs"
+    ),
+) -> None:
     """Status, step, loss and disk of runs."""
-    from pico_train.commands import run_table
+    from pico_train.commands.runs import run_table
 
     for line in run_table(runs):
         _say(line)
@@ -70,11 +85,14 @@ def list_runs(runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="direc
 def prune(
     run: RunPath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what would be removed")
+    ] = False,
     trust: Trust = False,
 ) -> None:
-    """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation is removed."""
-    from pico_train.commands import prune as pruned
+    """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation
+    is removed."""
+    from pico_train.commands.runs import prune as pruned
 
     for line in pruned(run, overrides or [], dry_run, trust=trust):
         _say(line)
@@ -85,17 +103,24 @@ def evaluate(
     run: ModelPath,
     overrides: Overrides = None,
     step: Step = None,
-    tasks: Annotated[str | None, typer.Option(help="comma-separated; those that are set up by default")] = None,
-    again: Annotated[bool, typer.Option("--again", help="measure also what was measured before")] = False,
+    tasks: Annotated[
+        str | None, typer.Option(help="comma-separated; those that are set up by default")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="measure also what was measured before")
+    ] = False,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a checkpoint of a run, or a Hugging Face Llama: perplexity, text_perplexity, paloma, blimp."""
-    from pico_train.commands_model import evaluate_any
-    from pico_train.console import progress_on_stderr
+    """Evaluate a checkpoint of a run, or a Hugging Face Llama: perplexity, text_perplexity, paloma,
+    blimp."""
+    from pico_train.commands.models import evaluate_any
+    from pico_train.log.progress_bars import progress_on_stderr
 
     names = tasks.split(",") if tasks else None
     with progress_on_stderr() as progress:
-        result = evaluate_any(run, step, names, overrides or [], again=again, trust=trust, progress=progress)
+        result = evaluate_any(
+            run, step, names, overrides or [], again=again, trust=trust, progress=progress
+        )
     _say(result)
 
 
@@ -106,13 +131,17 @@ def generate(
     step: Step = None,
     tokens: Annotated[int, typer.Option(min=1, help="new tokens")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="most likely tokens kept; all by default")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="probability mass kept; all by default")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="most likely tokens kept; all by default")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="probability mass kept; all by default")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
 ) -> None:
     """Continue a prompt with a checkpoint of a run, or a Hugging Face Llama."""
-    from pico_train.commands_model import generate_any
-    from pico_train.generation import Sampling
+    from pico_train.commands.generation import Sampling
+    from pico_train.commands.models import generate_any
 
     _say(generate_any(run, step, prompt, Sampling(tokens, temperature, top_k, top_p, seed)))
 
@@ -122,10 +151,13 @@ def export(
     run: RunPath,
     step: Step = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
-    out: Annotated[Path | None, typer.Option(help="directory to make; NAME-stepN[-DTYPE] here by default")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="directory to make; NAME-stepN[-DTYPE] here by default")
+    ] = None,
 ) -> None:
-    """Copy a checkpoint of a run to a plain Hugging Face model, smaller if asked, with tokenizer and model card."""
-    from pico_train.export import export_checkpoint
+    """Copy a checkpoint of a run to a plain Hugging Face model, smaller if asked, with tokenizer
+    and model card."""
+    from pico_train.hub.export import export_checkpoint
 
     _say(f"model in {export_checkpoint(run, step, out, dtype)}")
 
@@ -133,12 +165,14 @@ def export(
 @app.command()
 def push(
     run: RunPath,
-    repo: Annotated[str | None, typer.Option(help="user/name on the hub; that of the run by default")] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="user/name on the hub; that of the run by default")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
-    from pico_train.commands import run_layout
-    from pico_train.pusher import push_run
+    from pico_train.checkpoint.load import run_layout
+    from pico_train.hub.push import push_run
 
     run_layout(run)
     overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
@@ -148,10 +182,15 @@ def push(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file, or directory of a checkpoint")],
-    out: Annotated[Path | None, typer.Option(help="file, or for a checkpoint the directory, to make")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="OLD", help="YAML file, or directory of a checkpoint")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="file, or for a checkpoint the directory, to make")
+    ] = None,
 ) -> None:
-    """YAML or a checkpoint of pico-train 1.x, relora-pico or pico-maml-train to ours; says what has no equivalent."""
+    """YAML or a checkpoint of pico-train 1.x, relora-pico or pico-maml-train to ours; says what has
+    no equivalent."""
     from pico_train.legacy import convert as converted
 
     text, remarks = converted(source, out)
@@ -162,7 +201,9 @@ def convert(
 
 @data_app.command()
 def prepare(
-    config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or the first override")] = None,
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or the first override")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Text, or a hub data set, to packed rows."""
@@ -179,10 +220,13 @@ def prepare(
 
 @data_app.command()
 def fetch(
-    config: Annotated[str, typer.Argument(metavar="CONFIG|REPO|DIR", help="YAML file, hub data set or directory")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG|REPO|DIR", help="YAML file, hub data set or directory")
+    ],
     overrides: Overrides = None,
 ) -> None:
-    """Tokenised rows of the hub, or of a directory of its layout, to be streamed while a run trains."""
+    """Tokenised rows of the hub, or of a directory of its layout, to be streamed while a run
+    trains."""
     from pico_train.config import load
     from pico_train.data.fetch import FetchConfig
     from pico_train.data.fetch import fetch as fetch_data
@@ -195,16 +239,20 @@ def fetch(
 @data_app.command()
 def show(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG|RUN|DATA", help="YAML file of a run, a run directory, a data directory")
+        Path,
+        typer.Argument(
+            metavar="CONFIG|RUN|DATA", help="YAML file of a run, a run directory, a data directory"
+        ),
     ],
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(min=1, help="update whose rows are shown")] = 1,
     rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
     trust: Trust = False,
 ) -> None:
-    """The very rows that an update reads, ids and text; of a data directory, what it is and its first rows."""
-    from pico_train.commands import rows_of_step
-    from pico_train.commands_data import describe_data, is_data_directory
+    """The very rows that an update reads, ids and text; of a data directory, what it is and its
+    first rows."""
+    from pico_train.commands.data import describe_data, is_data_directory
+    from pico_train.commands.runs import rows_of_step
 
     if is_data_directory(config):
         lines = describe_data(config, overrides or [], rows)
@@ -216,15 +264,17 @@ def show(
 
 @data_app.command()
 def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data directory")]) -> None:
-    """Compare every byte of a data directory, and the shards that it keeps, with what data.json says."""
-    from pico_train.commands_data import verify_all
+    """Compare every byte of a data directory, and the shards that it keeps, with what data.json
+    says."""
+    from pico_train.commands.data import verify_all
 
     for line in verify_all(data):
         _say(line)
 
 
 def main() -> None:
-    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure one sentence and exit 1."""
+    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure one sentence
+    and exit 1."""
     from pico_contract.directories import exit_code_of
     from pico_contract.errors import UserError, sentence_of
 
@@ -238,7 +288,7 @@ def main() -> None:
         _fail(f"{sentence_of(error)}; {remedy}", exit_code_of(error))
     except Exception as error:
         from pico_train.distributed import is_peers
-        from pico_train.failure import NonFiniteError
+        from pico_train.errors import NonFiniteError
 
         if not (isinstance(error, NonFiniteError) or is_peers(error)):
             raise
@@ -260,8 +310,8 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
 
     from pico_train.config import load, read_yaml
     from pico_train.data.sources import in_full
-    from pico_train.run import RunConfig
-    from pico_train.stored import is_stored, load_stored
+    from pico_train.run.config import RunConfig
+    from pico_train.run.stored_config import is_stored, load_stored
 
     if is_stored(path):
         return load_stored(RunLayout(path.parent), overrides or [], trust=trust)
@@ -271,7 +321,9 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
     config = load_stored(RunLayout(path), [place, *(overrides or [])], trust=trust)
     if config.layout.root.name != path.resolve().name:
-        raise UserError(f'{path} holds the run "{config.name}": rename the directory to that to go on with it')
+        raise UserError(
+            f'{path} holds the run "{config.name}": rename the directory to that to go on with it'
+        )
     return config
 
 

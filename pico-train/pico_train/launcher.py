@@ -1,6 +1,8 @@
-"""Which of several processes this one is, as torchrun and accelerate launch say in environment variables.
+"""Which of several processes this one is, as torchrun and accelerate launch say in environment
+variables.
 
-Shells, containers and batch systems leave single variables behind; those that describe no launch are not believed.
+Shells, containers and batch systems leave single variables behind; those that describe no launch
+are not believed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _REMEDY = "start several processes with torchrun or accelerate launch, or unset 
 
 
 def process_of() -> tuple[int, int]:
-    """(number of this process, number of processes) for messages; (0, 1) where the environment says nothing usable."""
+    """(number of this process, number of processes) for messages; (0, 1) where the environment says
+    nothing usable."""
     try:
         check_launch()
     except UserError:
@@ -30,7 +33,8 @@ def check_launch() -> None:
     """Refuse an environment that numbers processes and is not a launcher's.
 
     Raises:
-        UserError: a variable is not a number, or one of several processes is named without the others; names it.
+        UserError: a variable is not a number, or one of several processes is named without the
+            others; names it.
     """
     counts = {name: _number(name) for name in (*_COUNTS, *_MPI_SIZES) if name in os.environ}
     several = [name for name, count in counts.items() if count > (0 if "RANK" in name else 1)]
@@ -46,7 +50,11 @@ def check_launch() -> None:
 @contextmanager
 def only_a_launch() -> Iterator[None]:
     """Hide variables that describe no launch from the body, which would follow any of them."""
-    hidden = {} if _is_launched() else {n: os.environ.pop(n) for n in (*_COUNTS, *_MPI_SIZES) if n in os.environ}
+    hidden = (
+        {}
+        if _is_launched()
+        else {n: os.environ.pop(n) for n in (*_COUNTS, *_MPI_SIZES) if n in os.environ}
+    )
     try:
         yield
     finally:
@@ -62,4 +70,6 @@ def _number(name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f'the environment says {name}="{shorten(text)}", which is not a number: {_REMEDY}') from None
+        raise UserError(
+            f'the environment says {name}="{shorten(text)}", which is not a number: {_REMEDY}'
+        ) from None

@@ -1,65 +1,36 @@
-"""Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process (FSDP2).
+"""Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process
+(FSDP2).
 
-Which rows are whose, and how a tensor is put together and taken apart: `shares`.
+A tensor in shares is a DTensor, whose shape is the whole tensor's. To put one together is a
+collective: every process takes part, also where the main one alone wants it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from pico_contract.errors import UserError
 from torch import nn
 
-from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
-from pico_train.optim import OptimizerConfig
-from pico_train.shares import is_share
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Sharding = Literal["none", "full"]
-
-
-def require_shardable(
-    sharding: Sharding, method: Method, method_name: str, optimizer: OptimizerConfig, micro_batch: int | str | None
-) -> None:
-    """Refuse what cannot do with shares.
-
-    Raises:
-        UserError: the method or the optimizer, by name; a micro-batch that is to be found by trial, in which a process
-            without memory would leave the others waiting for its share.
-    """
-    if sharding == "none":
-        return
-    if not method.shardable:
-        raise UserError(f'train.sharding is full, which the method "{method_name}" does not support: set it to none')
-    if not optimizer.supports_sharding:
-        raise UserError(f'train.sharding is full, which optimizer.name "{optimizer.name}" does not support; adamw does')
-    if micro_batch == "auto":
-        raise UserError("train.sharding is full, for which train.micro_batch cannot be auto: set it to a number")
-
-
-def require_processes(sharding: Sharding, processes: int) -> None:
-    """Refuse to share the state among one process.
-
-    Raises:
-        UserError: that was asked for.
-    """
-    if sharding == "full" and processes == 1:
-        raise UserError(
-            "train.sharding is full, but this is the only process: start several by torchrun or accelerate launch, or"
-            " set it to none"
-        )
 
 
 def shard(
     model: Decoder, parameters: Mapping[str, nn.Parameter], device: torch.device, processes: int
 ) -> dict[str, nn.Parameter]:
-    """Share `model` out among all processes, layer by layer, onto their devices; `parameters` as they are afterwards.
+    """Share `model` out among all processes, layer by layer, onto their devices; `parameters` as
+    they are afterwards.
 
-    Gradients come out of each backward pass as shares of the sum over the processes, which their averages would be
-    only after a multiplication. They are exchanged after every micro-batch: to keep whole ones until the last would
-    take the memory that sharding saves.
+    Gradients come out of each backward pass as shares of the sum over the processes, which their
+    averages would be only after a multiplication. They are exchanged after every micro-batch: to
+    keep whole ones until the last would take the memory that sharding saves.
 
     Raises:
         UserError: a parameter that trains is not one of the model's, or was left whole; names it.
@@ -81,8 +52,51 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
-    sharded = {name: model.get_parameter(names[id(parameter)]) for name, parameter in parameters.items()}
+    sharded = {
+        name: model.get_parameter(names[id(parameter)]) for name, parameter in parameters.items()
+    }
     whole = [name for name, parameter in sharded.items() if not is_share(parameter)]
     if whole:
         raise UserError(f'train.sharding is full, but "{whole[0]}" was left whole')
     return sharded
+
+
+def is_share(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Whether `tensor` is a DTensor; told by an attribute of it, since its module is slow to
+    import, sets filters of warnings, and is there wherever there are shares."""
+    return hasattr(tensor, "placements")
+
+
+def gathered(
+    tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False
+) -> torch.Tensor:
+    """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main
+    process (or `everywhere`) and on the meta device, shape and dtype alone, in the others."""
+    if not is_share(tensor):
+        return tensor
+    whole = tensor.full_tensor().detach()
+    return whole.to(device if everywhere or tensor.device_mesh.get_rank() == 0 else "meta")
+
+
+def all_gathered(
+    tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False
+) -> dict[str, torch.Tensor]:
+    """`gathered` on CPU of each of `tensors`, one at a time."""
+    return {
+        name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()
+    }
+
+
+def shared_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and
+    sharded as it is."""
+    if not is_share(parameter) or tensor.dim() == 0:
+        return tensor.to(parameter.device, copy=True)
+    from torch.distributed.tensor import distribute_tensor
+
+    share = distribute_tensor(
+        tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+    return (
+        share.clone()
+    )  # a share on the same device is a view of the whole, which it would keep in memory

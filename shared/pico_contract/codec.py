@@ -1,4 +1,5 @@
-"""Bytes on disk: directories that appear whole or not at all, their verification, and tensors read one by one."""
+"""Bytes on disk: directories that appear whole or not at all, their verification, and tensors read
+one by one."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def _no_stage(stage: str, path: Path) -> None:
 
 
 on_stage: Callable[[str, Path], None] = _no_stage
-"""Called at each stage of a directory's writing (`temporary_created`, `file_written`, `before_rename`, where there is
-an older one `old_set_aside`, `after_rename`) with the final path; crash tests replace it to end the process there."""
+"""Called at each stage of a directory's writing (`temporary_created`, `file_written`,
+`before_rename`, where there is an older one `old_set_aside`, `after_rename`) with the final path;
+crash tests replace it to end the process there."""
 
 
 def utc_now() -> str:
@@ -57,10 +59,12 @@ def _sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Replace a file atomically: the body writes the draft that it is given; readers see the old file or the new.
+    """Replace a file atomically: the body writes the draft that it is given; readers see the old
+    file or the new.
 
     Raises:
-        OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is left.
+        OSError: the disk is full or fails; it names `path`, which is untouched, and no draft is
+            left.
     """
     directories.make_directory(path.parent)
     draft = temporary(path, uuid.uuid4().hex[:8])
@@ -85,10 +89,11 @@ def write_text(path: Path, text: str) -> None:
 def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """Write a directory so that it appears under `final` whole or not at all.
 
-    The body gets a temporary directory beside `final`, fills it and calls `seal` on it last; then it is renamed.
-    An older `final` is replaced, or without `replace` an OSError, also where it appeared meanwhile. When the body
-    raises, the temporary directory is removed and `final` is untouched. When the process is killed in the moment in
-    which neither has the name, `remove_leftovers` gives it back to the old.
+    The body gets a temporary directory beside `final`, fills it and calls `seal` on it last; then
+    it is renamed. An older `final` is replaced, or without `replace` an OSError, also where it
+    appeared meanwhile. When the body raises, the temporary directory is removed and `final` is
+    untouched. When the process is killed in the moment in which neither has the name,
+    `remove_leftovers` gives it back to the old.
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
@@ -112,7 +117,8 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _rename(draft: Path, final: Path, aside: Path | None) -> Path | None:
-    """Rename `draft` to `final`; an older `final` is renamed to `aside`, which is then returned, or refused."""
+    """Rename `draft` to `final`; an older `final` is renamed to `aside`, which is then returned, or
+    refused."""
     if aside is None or not final.exists():
         draft.rename(final)  # which the system refuses where there is more than an empty directory
         return None
@@ -128,15 +134,20 @@ def _rename(draft: Path, final: Path, aside: Path | None) -> Path | None:
 
 
 def seal(
-    directory: Path, manifest: DirectoryManifest, name: str = MANIFEST, known: Mapping[str, FileEntry] | None = None
+    directory: Path,
+    manifest: DirectoryManifest,
+    name: str = MANIFEST,
+    known: Mapping[str, FileEntry] | None = None,
 ) -> None:
     """Flush every file of `directory`, then write its manifest (sizes, sha256) as the last one.
 
-    Files below a subdirectory are not listed: such a subdirectory (a checkpoint's `state/`) has its own manifest.
-    Those that are `known` were sealed before: they are neither flushed nor read.
+    Files below a subdirectory are not listed: such a subdirectory (a checkpoint's `state/`) has its
+    own manifest. Those that are `known` were sealed before: they are neither flushed nor read.
     """
     sealed = dict(known or {})
-    for path in sorted(path for path in directory.iterdir() if path.is_file() and path.name not in (name, *sealed)):
+    for path in sorted(
+        path for path in directory.iterdir() if path.is_file() and path.name not in (name, *sealed)
+    ):
         _sync_file(path)
         sealed[path.name] = FileEntry(path.stat().st_size, sha256_file(path))
     manifest.files = dict(sorted(sealed.items()))
@@ -145,7 +156,8 @@ def seal(
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Delete what interrupted writes left below `parent`; only the holder of the run's lock may call this.
+    """Delete what interrupted writes left below `parent`; only the holder of the run's lock may
+    call this.
 
     What was set aside, and whose name no replacement has taken, gets its name back instead.
     """
@@ -157,8 +169,11 @@ def remove_leftovers(parent: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file (metadata `format: pt`, which Hugging Face loaders ask for). Not atomic by itself.
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file (metadata `format: pt`, which Hugging Face loaders ask for). Not
+    atomic by itself.
 
     Raises:
         OSError: the disk is full or fails.
@@ -182,8 +197,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 class TensorFile:
     """A safetensors file of which single tensors are read on demand, without loading the rest.
 
-    Raises (on construction):
-        DamagedError: missing, not safetensors, or shorter or longer than its header says, with both byte counts.
+    Raises (on construction): DamagedError: missing, not safetensors, or shorter or longer than its
+        header says, with both byte counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -203,14 +218,18 @@ class TensorFile:
         return str(self._entry(name)["dtype"])
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor called `name`, in its stored dtype, on CPU, not sharing memory with the file."""
+        """The tensor called `name`, in its stored dtype, on CPU, not sharing memory with the
+        file."""
         self._entry(name)
         try:
-            # Opened anew, 0.06 ms: pages of a file that stays mapped count as this process's memory until it is closed.
+            # Opened anew, 0.06 ms: pages of a file that stays mapped count as this process's memory
+            # until it is closed.
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 return file.get_tensor(name).clone()
         except (SafetensorError, OSError) as error:
-            raise DamagedError(f'{self.path}: the tensor "{name}" cannot be read ({error})') from None
+            raise DamagedError(
+                f'{self.path}: the tensor "{name}" cannot be read ({error})'
+            ) from None
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._entries:
@@ -225,16 +244,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _checked_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Header of a safetensors file, its end compared with the file's size (the library's own message misleads)."""
+    """Header of a safetensors file, its end compared with the file's size (the library's own
+    message misleads)."""
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             actual = os.fstat(handle.fileno()).st_size
             if not 2 <= length <= actual - 8:
-                raise DamagedError(f"{path} is not a safetensors file, or its header was cut ({actual} bytes in all)")
+                raise DamagedError(
+                    f"{path} is not a safetensors file, or its header was cut ({actual} bytes in all)"
+                )
             header = json.loads(handle.read(length))
         header.pop("__metadata__", None)
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        expected = (
+            8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        )
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except (ValueError, KeyError, TypeError, AttributeError):

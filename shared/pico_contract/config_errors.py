@@ -1,7 +1,8 @@
 """Sentences about a configuration that its schema refuses, the same in both libraries.
 
-The schema's errors are pydantic's, as dictionaries. Their locations hold names of types beside the keys of the user,
-wherever a value may be of several types; the configuration itself tells which parts are keys.
+The schema's errors are pydantic's, as dictionaries. Their locations hold names of types beside the
+keys of the user, wherever a value may be of several types; the configuration itself tells which
+parts are keys.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ _EXPECTED = {
 
 
 def describe(
-    kind: Any, raw: Any, errors: Sequence[Error], source: str, overrides: Sequence[str] = (), under: str = ""
+    kind: Any,
+    raw: Any,
+    errors: Sequence[Error],
+    source: str,
+    overrides: Sequence[str] = (),
+    under: str = "",
 ) -> str:
     """All errors of a configuration: one sentence, or a head line and a line for each.
 
@@ -50,7 +56,8 @@ def describe(
     """
     prefix: Keys = tuple(filter(None, under.split(".")))
     found = [
-        (origin(source, dotted((*prefix, *keys)), overrides), text) for keys, text in _texts(kind, raw, errors, prefix)
+        (origin(source, dotted((*prefix, *keys)), overrides), text)
+        for keys, text in _texts(kind, raw, errors, prefix)
     ]
     if len(found) == 1:
         place, text = found[0]
@@ -69,18 +76,26 @@ def dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
 
 
-def _texts(kind: Any, raw: Any, errors: Sequence[Error], prefix: Keys) -> Iterator[tuple[Keys, str]]:
-    """(where, sentence) of every mistake; of one value that fits none of its types there is a single sentence."""
+def _texts(
+    kind: Any, raw: Any, errors: Sequence[Error], prefix: Keys
+) -> Iterator[tuple[Keys, str]]:
+    """(where, sentence) of every mistake; of one value that fits none of its types there is a
+    single sentence."""
     located = [(_keys(error, raw), error) for error in errors]
     groups: dict[Keys, list[Error]] = {}
     for keys, error in located:
         if not _is_other_type(keys, error, located):
             groups.setdefault(keys, []).append(error)
-    meant = {(*keys[:-1], name) for keys, group in groups.items() for name in _suggested(kind, keys, group)}
+    meant = {
+        (*keys[:-1], name)
+        for keys, group in groups.items()
+        for name in _suggested(kind, keys, group)
+    }
     for keys, group in groups.items():
         if group[0]["type"] == "missing" and keys in meant:
             continue  # a required key that is misspelt is both missing and unknown; the second says more
-        # A combination of values lies in no key: the file and the overrides may each hold a part of it.
+        # A combination of values lies in no key: the file and the overrides may each hold a part of
+        # it.
         where = () if group[0]["type"] == "value_error" else keys
         yield where, _sentence(kind, keys, group, prefix)
 
@@ -93,7 +108,9 @@ def _sentence(kind: Any, keys: Keys, group: Sequence[Error], prefix: Keys) -> st
     if first["type"] in _UNKNOWN:
         section = shorten(dotted((*prefix, *keys[:-1])))
         where = f'in section "{section}"' if section else "at the top level"
-        return f'unknown key "{key}" {where}{did_you_mean(str(keys[-1]), valid_keys(kind, keys[:-1]))}'
+        return (
+            f'unknown key "{key}" {where}{did_you_mean(str(keys[-1]), valid_keys(kind, keys[:-1]))}'
+        )
     if first["type"] == "missing":
         return f'the key "{key}" is missing'
     return f"{key}: {_expected(group)} (it is {_given(first['input'])})"
@@ -109,7 +126,9 @@ def _given(value: Any) -> str:
 
 def _expected(group: Sequence[Error]) -> str:
     """What a value should be, of all types that it may have."""
-    messages = [_EXPECTED.get(error["type"], error["msg"].removeprefix("Input ")) for error in group]
+    messages = [
+        _EXPECTED.get(error["type"], error["msg"].removeprefix("Input ")) for error in group
+    ]
     first, *others = dict.fromkeys(f"{message[:1].lower()}{message[1:]}" for message in messages)
     return " or ".join([first, *(message.removeprefix("should be ") for message in others)])
 
@@ -121,7 +140,8 @@ def _suggested(kind: Any, keys: Keys, group: Sequence[Error]) -> list[str]:
 
 
 def _is_other_type(keys: Keys, error: Error, located: Sequence[tuple[Keys, Error]]) -> bool:
-    """Whether a value fails as one of its types, but as another only in what it holds, which says more."""
+    """Whether a value fails as one of its types, but as another only in what it holds, which says
+    more."""
     deeper = any(len(other) > len(keys) and other[: len(keys)] == keys for other, _ in located)
     return deeper and error["type"].endswith("_type")
 
@@ -138,7 +158,8 @@ def _keys(error: Error, raw: Any) -> Keys:
 
 
 def _ways(location: Sequence[str | int], value: Any) -> Iterator[tuple[Keys, Any]]:
-    """(keys, value there) for each way to read a location as keys of `value` with names of types between them."""
+    """(keys, value there) for each way to read a location as keys of `value` with names of types
+    between them."""
     if not location:
         yield (), value
         return
@@ -165,10 +186,16 @@ def valid_keys(kind: Any, keys: Keys) -> list[str]:
 
 def _inner(kind: Any, key: str | int) -> Any:
     """The type of what a type holds at `key`."""
-    members = [member for member in _members(kind) if typing.get_origin(member) in (tuple, list, dict)]
+    members = [
+        member for member in _members(kind) if typing.get_origin(member) in (tuple, list, dict)
+    ]
     if isinstance(key, int) or members:
         return next(
-            (typing.get_args(member)[-1 if typing.get_origin(member) is dict else 0] for member in members), None
+            (
+                typing.get_args(member)[-1 if typing.get_origin(member) is dict else 0]
+                for member in members
+            ),
+            None,
         )
     return _fields(kind).get(key)
 

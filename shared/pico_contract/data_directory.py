@@ -1,4 +1,5 @@
-"""Verification of a data directory: its bytes against data.json, and data.json against its own fingerprint."""
+"""Verification of a data directory: its bytes against data.json, and data.json against its own
+fingerprint."""
 
 from __future__ import annotations
 
@@ -24,13 +25,15 @@ BLOCK_BYTES = 1 << 26
 
 
 def data_fingerprint(seq_len: int, digests: Mapping[str, str]) -> str:
-    """Name data by the row length and, in order, the sha256 of each split's stream of ids (or list of shards)."""
+    """Name data by the row length and, in order, the sha256 of each split's stream of ids (or list
+    of shards)."""
     lines = [str(seq_len), *(f"{split} {digest}" for split, digest in digests.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def shards_digest(row_length: int, shards: Iterable[tuple[str, int]]) -> str:
-    """sha256 over the row length and the (sha256, rows) of shards in their order, wherever they lie."""
+    """sha256 over the row length and the (sha256, rows) of shards in their order, wherever they
+    lie."""
     text = "\n".join([str(row_length), *(f"{sha256} {rows}" for sha256, rows in shards)])
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -70,7 +73,8 @@ class DataVerification:
     bytes_checked: int = 0
     bytes_total: int = 0
     is_fingerprint_checked: bool = False
-    """Whether the fingerprint was computed anew from the bytes, which data.json of earlier versions does not allow."""
+    """Whether the fingerprint was computed anew from the bytes, which data.json of earlier versions
+    does not allow."""
 
     @property
     def is_whole(self) -> bool:
@@ -81,17 +85,21 @@ class DataVerification:
     def stated(self) -> str:
         """What was compared, as a phrase for a message."""
         if self.is_whole:
-            return "every byte" + ("" if self.is_fingerprint_checked else " (its fingerprint cannot be computed anew)")
+            return "every byte" + (
+                "" if self.is_fingerprint_checked else " (its fingerprint cannot be computed anew)"
+            )
         return f"{self.bytes_checked / 2**20:,.0f} of {self.bytes_total / 2**20:,.0f} MiB"
 
 
 def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
-    """Compare a data directory with its data.json: every byte, or with `limit` a sample of larger files of rows.
+    """Compare a data directory with its data.json: every byte, or with `limit` a sample of larger
+    files of rows.
 
-    A file of rows larger than `limit` bytes is compared in about so many: its first and last block and others, drawn
-    anew at each call, by the digests of blocks that data.json records. Where data.json (of an earlier version) records
-    none, only the size of such a file is compared. Read in full, rows are also checked for ids outside the vocabulary.
-    Shards of a stream are not read here, only their list.
+    A file of rows larger than `limit` bytes is compared in about so many: its first and last block
+    and others, drawn anew at each call, by the digests of blocks that data.json records. Where
+    data.json (of an earlier version) records none, only the size of such a file is compared. Read
+    in full, rows are also checked for ids outside the vocabulary. Shards of a stream are not read
+    here, only their list.
 
     Raises:
         DamagedError: data.json itself cannot be read.
@@ -99,7 +107,9 @@ def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
     layout = DataLayout(directory)
     manifest = codec.read_manifest(layout.manifest, DataManifest)
     result = DataVerification(manifest.fingerprint, list(count_faults(layout, manifest)))
-    digests = {split: _split_digest(layout, manifest, split, result, limit) for split in manifest.splits}
+    digests = {
+        split: _split_digest(layout, manifest, split, result, limit) for split in manifest.splits
+    }
     rows = {layout.rows(split).name for split in manifest.splits}
     for name, entry in manifest.files.items():
         if name not in rows:
@@ -113,7 +123,8 @@ def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
 
 
 def count_faults(layout: DataLayout, manifest: DataManifest) -> Iterator[str]:
-    """Sentences on what data.json states of its splits that does not agree with the files that it lists."""
+    """Sentences on what data.json states of its splits that does not agree with the files that it
+    lists."""
     for split, info in manifest.splits.items():
         if layout.shards(split).name in manifest.files:
             continue
@@ -126,9 +137,14 @@ def count_faults(layout: DataLayout, manifest: DataManifest) -> Iterator[str]:
 
 
 def _split_digest(
-    layout: DataLayout, manifest: DataManifest, split: str, result: DataVerification, limit: int | None
+    layout: DataLayout,
+    manifest: DataManifest,
+    split: str,
+    result: DataVerification,
+    limit: int | None,
 ) -> str | None:
-    """Check the rows and documents of a split; the digest of its stream, None where it is not known."""
+    """Check the rows and documents of a split; the digest of its stream, None where it is not
+    known."""
     info, path = manifest.splits[split], layout.rows(split)
     if layout.shards(split).name in manifest.files:
         return _listing_digest(layout.shards(split))
@@ -151,10 +167,16 @@ def _absence(path: Path, entry: FileEntry) -> str | None:
     if problem := irregular(path):
         return f"{path} {problem}"
     size = path.stat().st_size
-    return f"{path} has {size} bytes where its manifest says {entry.size}" if size != entry.size else None
+    return (
+        f"{path} has {size} bytes where its manifest says {entry.size}"
+        if size != entry.size
+        else None
+    )
 
 
-def _wrong_counts(path: Path, manifest: DataManifest, info: SplitInfo, entry: FileEntry) -> str | None:
+def _wrong_counts(
+    path: Path, manifest: DataManifest, info: SplitInfo, entry: FileEntry
+) -> str | None:
     if manifest.dtype not in DTYPES:
         return f'data.json of {path.parent} states the dtype "{manifest.dtype}": choose from {", ".join(DTYPES)}'
     expected = info.rows * (manifest.seq_len + 1)
@@ -170,7 +192,8 @@ def _wrong_counts(path: Path, manifest: DataManifest, info: SplitInfo, entry: Fi
 def _whole_digest(
     path: Path, manifest: DataManifest, info: SplitInfo, entry: FileEntry, result: DataVerification
 ) -> str | None:
-    """Hash a file of rows, and check its ids; the sha256 of the stream where the ids that filled no row are known."""
+    """Hash a file of rows, and check its ids; the sha256 of the stream where the ids that filled no
+    row are known."""
     digest, dtype = hashlib.sha256(), DTYPES[manifest.dtype]
     place = 0
     for block in _blocks(path):
@@ -179,14 +202,18 @@ def _whole_digest(
         outside = np.flatnonzero(ids >= manifest.vocab_size)
         if outside.size:
             row = (place + int(outside[0])) // (manifest.seq_len + 1)
-            result.faults.append(f"{path}, row {row} holds the id {ids[outside[0]]}, {_vocabulary(manifest)}")
+            result.faults.append(
+                f"{path}, row {row} holds the id {ids[outside[0]]}, {_vocabulary(manifest)}"
+            )
             break
         place += len(ids)
     result.bytes_checked += entry.size
     if place * dtype.itemsize < entry.size:
         return None
     if digest.hexdigest() != entry.sha256:
-        result.faults.append(f"{path} does not have the sha256 that its manifest says: its bytes were altered")
+        result.faults.append(
+            f"{path} does not have the sha256 that its manifest says: its bytes were altered"
+        )
         return None
     if info.tail is None and info.dropped_tokens:
         return None
@@ -204,11 +231,17 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _sampled_faults(path: Path, info: SplitInfo, limit: int, result: DataVerification) -> Iterator[str]:
+def _sampled_faults(
+    path: Path, info: SplitInfo, limit: int, result: DataVerification
+) -> Iterator[str]:
     count = len(info.blocks)
     wanted = min(count, max(2, limit // BLOCK_BYTES))
     middle = range(1, count - 1)
-    chosen = sorted({0, count - 1, *random.sample(middle, min(len(middle), wanted - 2))}) if count else []
+    chosen = (
+        sorted({0, count - 1, *random.sample(middle, min(len(middle), wanted - 2))})
+        if count
+        else []
+    )
     with path.open("rb") as file:
         for number in chosen:
             file.seek(number * BLOCK_BYTES)
@@ -224,7 +257,9 @@ def _document_faults(path: Path, info: SplitInfo) -> Iterator[str]:
         yield f"{path} does not hold the {info.documents} offsets of documents that data.json states"
         return
     offsets = np.fromfile(path, dtype="<i8")
-    if len(offsets) and (offsets[0] != 0 or offsets[-1] > info.tokens or (np.diff(offsets) < 0).any()):
+    if len(offsets) and (
+        offsets[0] != 0 or offsets[-1] > info.tokens or (np.diff(offsets) < 0).any()
+    ):
         yield f"{path} holds offsets of documents that do not ascend from 0 to {info.tokens}"
 
 
@@ -242,6 +277,8 @@ def _listing_digest(path: Path) -> str | None:
     """The digest of a list of shards; None where it cannot be read, which its sha256 shows."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return shards_digest(raw["row_length"], [(shard["sha256"], shard["rows"]) for shard in raw["shards"]])
+        return shards_digest(
+            raw["row_length"], [(shard["sha256"], shard["rows"]) for shard in raw["shards"]]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

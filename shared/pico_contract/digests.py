@@ -1,4 +1,5 @@
-"""Hashes of files that a session reads more than once: each is computed once while the file stays as it is."""
+"""Hashes of files that a session reads more than once: each is computed once while the file stays
+as it is."""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ from pico_contract.files import sha256_file
 _Stamp = tuple[int, int, int, int, int]
 
 _known: dict[Path, tuple[_Stamp, str]] = {}
-"""Absolute path -> what the file system said of the file when it was hashed, and its sha256; of this process alone."""
+"""Absolute path -> what the file system said of the file when it was hashed, and its sha256; of
+this process alone."""
 
 
 def session_sha256(path: Path) -> str:
-    """Hash a file's bytes (sha256, hex), reading them once a process while the file is not replaced or written to.
+    """Hash a file's bytes (sha256, hex), reading them once a process while the file is not replaced
+    or written to.
 
-    The file system's change time is part of what is compared, which a user cannot set: an archive unpacked over the
-    file with the same size and modification time is read again. A later session reads everything again.
+    The file system's change time is part of what is compared, which a user cannot set: an archive
+    unpacked over the file with the same size and modification time is read again. A later session
+    reads everything again.
 
     Raises:
         OSError: the file cannot be read.

@@ -10,7 +10,8 @@ from pathlib import Path
 from pico_contract.errors import UserError, shorten
 
 LONGEST_NAME = 228
-"""Bytes of a name; file systems allow 255, and a directory is written under a longer temporary name."""
+"""Bytes of a name; file systems allow 255, and a directory is written under a longer temporary
+name."""
 MISTAKES = (
     errno.EACCES,
     errno.EPERM,
@@ -29,7 +30,8 @@ def check_directory(path: Path) -> None:
     """Refuse `path` where no directory can be made or written; nothing is changed.
 
     Raises:
-        UserError: a file or a link to nothing is in the way, a name is too long, or the place is not writable.
+        UserError: a file or a link to nothing is in the way, a name is too long, or the place is
+            not writable.
     """
     for place in (path, *path.parents):
         status = _status(place)
@@ -86,9 +88,15 @@ def _check_place(path: Path, place: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         status = _target_status(place, what)
     if not stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{what} is not a directory: choose another place, or remove what lies there")
-    if not os.access(place, os.W_OK | os.X_OK) and place.exists():  # it may have gone with another process's lock
-        raise UserError(f"{what} is not writable: choose another directory, or change its permissions")
+        raise UserError(
+            f"{what} is not a directory: choose another place, or remove what lies there"
+        )
+    if (
+        not os.access(place, os.W_OK | os.X_OK) and place.exists()
+    ):  # it may have gone with another process's lock
+        raise UserError(
+            f"{what} is not writable: choose another directory, or change its permissions"
+        )
 
 
 def _target_status(link: Path, what: str) -> os.stat_result:
@@ -105,4 +113,6 @@ def _target_status(link: Path, what: str) -> os.stat_result:
 def _check_name(place: Path) -> None:
     size = len(os.fsencode(place.name))
     if size > LONGEST_NAME:
-        raise UserError(f'the name "{shorten(place.name)}" has {size} bytes; use {LONGEST_NAME} at most')
+        raise UserError(
+            f'the name "{shorten(place.name)}" has {size} bytes; use {LONGEST_NAME} at most'
+        )

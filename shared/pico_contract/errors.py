@@ -13,20 +13,23 @@ from pathlib import Path
 _MOST_CHOICES = 60
 """Every list of keys, metrics or values of ours is shorter; a directory of files need not be."""
 _LONGEST_WORD = 200
-"""Nothing longer resembles a name, and comparing takes time that grows with the square of the length."""
+"""Nothing longer resembles a name, and comparing takes time that grows with the square of the
+length."""
 
 
 _LONGEST_SENTENCE = 4_000
 
 
 class UserError(Exception):
-    """A mistake that its reader can mend: one sentence, shown on stderr without a traceback; exit code 2."""
+    """A mistake that its reader can mend: one sentence, shown on stderr without a traceback; exit
+    code 2."""
 
     exit_code = 2
 
 
 class DamagedError(UserError):
-    """A file or directory of a run that is missing, truncated, altered or of an unknown version; names the file."""
+    """A file or directory of a run that is missing, truncated, altered or of an unknown version;
+    names the file."""
 
 
 def nearest(word: str, choices: Iterable[str], limit: int = 1) -> list[str]:
@@ -35,7 +38,8 @@ def nearest(word: str, choices: Iterable[str], limit: int = 1) -> list[str]:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A clause such as `; did you mean "steps"?`, or the list of what exists when nothing is near."""
+    """A clause such as `; did you mean "steps"?`, or the list of what exists when nothing is
+    near."""
     known = sorted(choices)
     near = nearest(word[:_LONGEST_WORD], known)
     if near:
@@ -45,8 +49,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def shorten(text: str, limit: int = 100) -> str:
-    """`text` in one line of at most `limit` characters, cut in the middle; control characters are escaped."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 4 * limit])
+    """`text` in one line of at most `limit` characters, cut in the middle; control characters are
+    escaped."""
+    plain = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 4 * limit]
+    )
     if len(plain) <= limit and len(text) <= 4 * limit:
         return plain
     return f"{plain[: limit - 40]}... ({len(text):,} characters)"
@@ -65,7 +72,8 @@ def in_one_line(error: BaseException) -> str:
 
 @contextmanager
 def naming(draft: Path, final: Path) -> Iterator[None]:
-    """Let an OSError of the body name what was to be written, `final` or a file in it, and not its draft."""
+    """Let an OSError of the body name what was to be written, `final` or a file in it, and not its
+    draft."""
     try:
         yield
     except OSError as error:
@@ -76,7 +84,8 @@ def naming(draft: Path, final: Path) -> Iterator[None]:
 
 
 def failed_write(error: Exception, path: Path) -> OSError:
-    """What a library that is not Python's says of a failed write, as Python would: by the number in its text."""
+    """What a library that is not Python's says of a failed write, as Python would: by the number in
+    its text."""
     code = re.search(r"os error (\d+)", str(error))
     if code is None:
         return OSError(errno.EIO, str(error), str(path))

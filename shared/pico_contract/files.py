@@ -1,4 +1,5 @@
-"""Regular files with plain names: all that a manifest may name, and all that is opened on its word."""
+"""Regular files with plain names: all that a manifest may name, and all that is opened on its
+word."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MISSING = "is missing"
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether `name` names a file of its own directory: no separator, no drive, no `..`, no NUL, not empty."""
+    """Whether `name` names a file of its own directory: no separator, no drive, no `..`, no NUL,
+    not empty."""
     if not isinstance(name, str) or name in ("", ".", ".."):
         return False
     return not any(character in "/\\\0" for character in name) and not _has_drive(name)
@@ -24,10 +26,11 @@ def _has_drive(name: str) -> bool:
 
 
 def irregular(path: Path) -> str | None:
-    """Say why `path` is not a regular file (`is missing`, `is a link, ...`), without following it; None if it is one.
+    """Say why `path` is not a regular file (`is missing`, `is a link, ...`), without following it;
+    None if it is one.
 
-    A link may lead out of the run to a file of the reader's own, which must not be hashed, copied or exported as
-    content of the run.
+    A link may lead out of the run to a file of the reader's own, which must not be hashed, copied
+    or exported as content of the run.
     """
     try:
         mode = path.lstat().st_mode
@@ -48,10 +51,12 @@ def _kind_of(mode: int) -> str:
 
 
 def read_regular(path: Path) -> bytes:
-    """Read a regular file; a link is refused even if it takes the file's place just before it is opened.
+    """Read a regular file; a link is refused even if it takes the file's place just before it is
+    opened.
 
     Raises:
-        DamagedError: it is missing, a link, a directory, a pipe or a device, or cannot be read; it names `path`.
+        DamagedError: it is missing, a link, a directory, a pipe or a device, or cannot be read; it
+            names `path`.
     """
     problem = irregular(path)
     if problem is not None:

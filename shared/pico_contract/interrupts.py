@@ -1,8 +1,10 @@
-"""Ctrl-C, SIGTERM and SIGHUP at any moment of a command: one line on stderr, an exit code, never a traceback.
+"""Ctrl-C, SIGTERM and SIGHUP at any moment of a command: one line on stderr, an exit code, never a
+traceback.
 
-The handler is installed before anything heavy is imported. A signal that arrives during an import ends the process at
-once, because an exception there may be swallowed or crash the library that is being imported; anywhere else it raises
-`Interrupted`, so drafts are removed and locks given back. Inside `unfinished` the end of an import is waited for.
+The handler is installed before anything heavy is imported. A signal that arrives during an import
+ends the process at once, because an exception there may be swallowed or crash the library that is
+being imported; anywhere else it raises `Interrupted`, so drafts are removed and locks given back.
+Inside `unfinished` the end of an import is waited for.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _RETRY_SECONDS = 0.05
 _IMPORTER = "<frozen importlib._bootstrap>"
 
-_bodies: list[None] = []  # one entry for each body of `unfinished`; appending is atomic, writers are threads
+_bodies: list[
+    None
+] = []  # one entry for each body of `unfinished`; appending is atomic, writers are threads
 
 
 class Interrupted(BaseException):
@@ -43,7 +49,8 @@ class Program:
 
     Args:
         name: as it is typed, for messages.
-        advice: first words of a command -> what an interruption leaves and how to go on; "" is for all others.
+        advice: first words of a command -> what an interruption leaves and how to go on; "" is for
+            all others.
     """
 
     def __init__(self, name: str, advice: Mapping[str, str]) -> None:
@@ -56,11 +63,13 @@ class Program:
     def run(self, load: Callable[[], Callable[[], Any]]) -> NoReturn:
         """Import the command-line interface with `load`, call it, and end the process."""
         for number in SIGNALS:
-            if signal.getsignal(number) in _DEFAULTS:  # nohup and background jobs ignore some: so do we
+            if (
+                signal.getsignal(number) in _DEFAULTS
+            ):  # nohup and background jobs ignore some: so do we
                 signal.signal(number, self._on_signal)
         sys.unraisablehook = self._on_unraisable
-        # Registered first, called last: the interpreter then restores the default of every handler but SIG_IGN, and
-        # takes a second or more to take large libraries apart.
+        # Registered first, called last: the interpreter then restores the default of every handler
+        # but SIG_IGN, and takes a second or more to take large libraries apart.
         atexit.register(_ignore_signals)
         try:
             load()()
@@ -112,7 +121,11 @@ class Program:
     def _leave(self) -> NoReturn:
         number = self._number or signal.SIGINT
         _ignore_signals()
-        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        what = (
+            "interrupted"
+            if number == signal.SIGINT
+            else f"stopped by {signal.Signals(number).name}"
+        )
         with suppress(Exception):  # a stream may be closed, or in the middle of a write
             sys.stdout.flush()
         with suppress(Exception):

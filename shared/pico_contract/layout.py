@@ -1,4 +1,5 @@
-"""Where everything of a run and of a data directory lies: pure path arithmetic, and the only home of file names."""
+"""Where everything of a run and of a data directory lies: pure path arithmetic, and the only home
+of file names."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def replaced(final: Path, tag: str) -> Path:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is what an interrupted write left behind, safe to delete by the holder of the lock."""
+    """Whether `path` is what an interrupted write left behind, safe to delete by the holder of the
+    lock."""
     # safetensors' own temporary files are called .tmpXXXXXX, without the dash.
     return path.name.startswith((_TEMPORARY.removesuffix("-"), _TRASH))
 
@@ -121,7 +123,8 @@ class RunLayout:
 
     @property
     def reference(self) -> Path:
-        """N-gram reference losses of the run's data, next to which its own validation loss is read."""
+        """N-gram reference losses of the run's data, next to which its own validation loss is
+        read."""
         return self.evaluations / "reference.json"
 
     def checkpoint(self, step: int) -> Path:
@@ -155,8 +158,11 @@ class RunLayout:
 
     @property
     def cuts(self) -> int:
-        """The highest n of `logs/metrics.cut-<n>.jsonl`, 0 without one: how often rows were taken back."""
-        numbers = [int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")]
+        """The highest n of `logs/metrics.cut-<n>.jsonl`, 0 without one: how often rows were taken
+        back."""
+        numbers = [
+            int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")
+        ]
         return max(numbers, default=0)
 
     def cut_metrics(self) -> Path:
@@ -241,7 +247,8 @@ class DataLayout:
         return self.root / f"{split}.documents.bin"
 
     def shards(self, split: str) -> Path:
-        """In place of packed rows: which files hold the rows of `split`, which are read from where they lie."""
+        """In place of packed rows: which files hold the rows of `split`, which are read from where
+        they lie."""
         return self.root / f"{split}.shards.json"
 
     @property

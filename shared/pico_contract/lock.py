@@ -1,9 +1,10 @@
 """One writer a run: a lock file that says who holds it, and is taken over when its holder is gone.
 
-Creation is a hard link of a finished file, which is atomic also on NFS; what network file systems do not guarantee
-is in CONTRACT.md. A lock is stale when its process has ended on this host, or when its heartbeat is older than
-`STALE_SECONDS` (another host, or a process id used again). Taking a stale lock over is itself done under a lock, so
-that of several processes that find it stale one alone replaces it.
+Creation is a hard link of a finished file, which is atomic also on NFS; what network file systems
+do not guarantee is in CONTRACT.md. A lock is stale when its process has ended on this host, or when
+its heartbeat is older than `STALE_SECONDS` (another host, or a process id used again). Taking a
+stale lock over is itself done under a lock, so that of several processes that find it stale one
+alone replaces it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class LockHeldError(UserError):
 
 
 class RunLock:
-    """The lock of one run directory. `acquire`, then `beat` now and then, then `release`; also a context manager."""
+    """The lock of one run directory. `acquire`, then `beat` now and then, then `release`; also a
+    context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +49,8 @@ class RunLock:
 
         Raises:
             LockHeldError: a live process holds it.
-            UserError: the directory cannot be made or written, or something other than a file has the lock's name.
+            UserError: the directory cannot be made or written, or something other than a file has
+                the lock's name.
         """
         self._held.enter_context(unfinished())
         while not self._try_create():
@@ -67,22 +70,29 @@ class RunLock:
         """Renew the heartbeat when `every` seconds have passed; True when it was renewed.
 
         Raises:
-            LockHeldError: the lock was taken over by another process, which now writes the run: stop at once.
+            LockHeldError: the lock was taken over by another process, which now writes the run:
+                stop at once.
         """
         if time.monotonic() - self._last_beat < every:
             return False
         holder = read_lock(self.path)
         if holder is None or holder.get("token") != self.token:
-            who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "somebody who removed it"
-            raise LockHeldError(f"{self.path} was taken over by {who} while this process was silent")
+            who = (
+                f"process {holder.get('pid')} on {holder.get('host')}"
+                if holder
+                else "somebody who removed it"
+            )
+            raise LockHeldError(
+                f"{self.path} was taken over by {who} while this process was silent"
+            )
         draft = self._write_draft()
         draft.replace(self.path)
         self._last_beat = time.monotonic()
         return True
 
     def release(self) -> None:
-        """Give the lock back; harmless when it is no longer ours. A directory that was made for the lock, and that
-        nothing was written to, goes with it."""
+        """Give the lock back; harmless when it is no longer ours. A directory that was made for the
+        lock, and that nothing was written to, goes with it."""
         self._held.close()
         try:
             holder = read_lock(self.path)
@@ -103,7 +113,12 @@ class RunLock:
 
     def _write_draft(self) -> Path:
         draft = temporary(self.path, self.token[:8])
-        content = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time(), "token": self.token}
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "heartbeat": time.time(),
+            "token": self.token,
+        }
         draft.write_text(json.dumps(content), encoding="utf-8")
         return draft
 
@@ -114,7 +129,8 @@ class RunLock:
             os.link(self._write_draft(), self.path)
             return True
         except FileExistsError:
-            # Over NFS a link that was made may be reported as refused, when the server's first answer was lost.
+            # Over NFS a link that was made may be reported as refused, when the server's first
+            # answer was lost.
             return (read_lock(self.path) or {}).get("token") == self.token
         except FileNotFoundError:
             return False  # the holder has swept our draft away as a leftover, or an empty directory with its lock

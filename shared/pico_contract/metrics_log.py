@@ -33,5 +33,7 @@ def _parsed(line: str) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(row, dict) and all(type(row.get(key, 0)) is int for key in ("step", "tokens"))
+    whole = isinstance(row, dict) and all(
+        type(row.get(key, 0)) is int for key in ("step", "tokens")
+    )
     return row if whole and 0 < row.get("step", -1) < 1 << 63 else None

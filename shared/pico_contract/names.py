@@ -1,4 +1,5 @@
-"""Module names: Hugging Face Llama's, what each one is, the aliases of earlier Pico code, and pattern matching."""
+"""Module names: Hugging Face Llama's, what each one is, the aliases of earlier Pico code, and
+pattern matching."""
 
 from __future__ import annotations
 
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 
 from pico_contract.errors import UserError, nearest
 
-_WRAPPERS = re.compile(r"^(?:(?:_forward_module|_orig_mod|module|pico_decoder)\.)+|(?<=\.)_orig_mod\.")
-_OF_EARLIER_CODE = re.compile(r"(?:layers\.|embedding_proj\b|de_embedding_proj\b|output_norm\b|attention|swiglu)")
+_WRAPPERS = re.compile(
+    r"^(?:(?:_forward_module|_orig_mod|module|pico_decoder)\.)+|(?<=\.)_orig_mod\."
+)
+_OF_EARLIER_CODE = re.compile(
+    r"(?:layers\.|embedding_proj\b|de_embedding_proj\b|output_norm\b|attention|swiglu)"
+)
 _GLOB = re.compile(r"[*?\[]")
 _EARLIER = (
     (re.compile(r"\battention_norm\b"), "input_layernorm"),
@@ -43,9 +48,10 @@ _LOW_RANK = re.compile(
 
 @dataclass(frozen=True)
 class ModuleName:
-    """What a module's name says: `layer` is None outside the layers; `kind` is one of attention, mlp, norm,
-    embedding, head, other; `component` is the name within its layer, such as `self_attn.q_proj`; `stack` is the name
-    before the number of its layer, such as `model.layers`, and empty outside the layers."""
+    """What a module's name says: `layer` is None outside the layers; `kind` is one of attention,
+    mlp, norm, embedding, head, other; `component` is the name within its layer, such as
+    `self_attn.q_proj`; `stack` is the name before the number of its layer, such as `model.layers`,
+    and empty outside the layers."""
 
     name: str
     layer: int | None
@@ -57,9 +63,10 @@ class ModuleName:
 def canonical(name: str) -> str:
     """The Hugging Face name for `name`, which may be a wrapped name or one of earlier Pico code.
 
-    `_forward_module.layers.0.swiglu.w_2` -> `model.layers.0.mlp.down_proj`; a name already in use is unchanged.
-    Works on glob patterns as well, since only whole name parts are replaced. Names of other families that share a
-    part with earlier Pico code (`transformer.h.0.attn.attention.q_proj` of GPT-Neo) are unchanged.
+    `_forward_module.layers.0.swiglu.w_2` -> `model.layers.0.mlp.down_proj`; a name already in use
+    is unchanged. Works on glob patterns as well, since only whole name parts are replaced. Names of
+    other families that share a part with earlier Pico code (`transformer.h.0.attn.attention.q_proj`
+    of GPT-Neo) are unchanged.
     """
     name = _WRAPPERS.sub("", name)
     if not (_OF_EARLIER_CODE.match(name) or _GLOB.search(name)):
@@ -72,23 +79,30 @@ def canonical(name: str) -> str:
 def parse(name: str) -> ModuleName:
     """Split a module (or parameter) name into layer, kind and component; aliases are accepted.
 
-    The layer is the first number that follows a part such as `layers`, `layer`, `block`, `resblocks` or `h`: in
-    `encoder.block.2.layer.0.SelfAttention.q` it is 2, and `layer.0` is part of the component.
+    The layer is the first number that follows a part such as `layers`, `layer`, `block`,
+    `resblocks` or `h`: in `encoder.block.2.layer.0.SelfAttention.q` it is 2, and `layer.0` is part
+    of the component.
     """
     name = canonical(name)
     match = _LAYER.match(name)
     stack, layer, component = (match[1], int(match[2]), match[3]) if match else ("", None, name)
     kind = next(
-        (kind for part, kind in _KINDS.items() if component == part or component.startswith(part + ".")), "other"
+        (
+            kind
+            for part, kind in _KINDS.items()
+            if component == part or component.startswith(part + ".")
+        ),
+        "other",
     )
     return ModuleName(name, layer, kind, component, stack)
 
 
 def stack_prefixes(modules: Iterable[str]) -> dict[str, str]:
-    """Find what tells apart the stacks of layers that share a component: stack -> prefix for its components.
+    """Find what tells apart the stacks of layers that share a component: stack -> prefix for its
+    components.
 
-    {`model.encoder.layers`: `encoder`, `model.decoder.layers`: `decoder`} for the modules of BART; a stack that shares
-    no component with another, as that of a decoder-only model, is not in it.
+    {`model.encoder.layers`: `encoder`, `model.decoder.layers`: `decoder`} for the modules of BART;
+    a stack that shares no component with another, as that of a decoder-only model, is not in it.
     """
     stacks_of: dict[str, set[str]] = {}
     for module in map(parse, modules):
@@ -96,14 +110,19 @@ def stack_prefixes(modules: Iterable[str]) -> dict[str, str]:
             stacks_of.setdefault(module.component, set()).add(module.stack)
     shared = [stacks for stacks in stacks_of.values() if len(stacks) > 1]
     stacks = sorted(set().union(*shared))
-    return {stack: _distinguishing(stack, [other for other in stacks if other != stack]) for stack in stacks}
+    return {
+        stack: _distinguishing(stack, [other for other in stacks if other != stack])
+        for stack in stacks
+    }
 
 
 def _distinguishing(stack: str, others: Sequence[str]) -> str:
     """The parts of `stack` behind those that all `others` begin with, as many as no other has."""
     parts, rivals = stack.split("."), [other.split(".") for other in others]
     common = 0
-    while common < len(parts) - 1 and all(rival[common : common + 1] == [parts[common]] for rival in rivals):
+    while common < len(parts) - 1 and all(
+        rival[common : common + 1] == [parts[common]] for rival in rivals
+    ):
         common += 1
     end = common + 1
     while end < len(parts) and any(rival[:end] == parts[:end] for rival in rivals):
@@ -119,7 +138,8 @@ def lora_A(module: str) -> str:
 
 
 def lora_B(module: str) -> str:
-    """The tensor (out, r) of a low-rank module that writes its output; zero where a cycle begins."""
+    """The tensor (out, r) of a low-rank module that writes its output; zero where a cycle
+    begins."""
     return f"{module}.lora_B.weight"
 
 
@@ -144,12 +164,14 @@ def merged_A(module: str) -> str:
 
 
 def merged_B(module: str) -> str:
-    """The tensor (out, r) of the cycle that a restart ended, the scale in it; only at the step of the restart."""
+    """The tensor (out, r) of the cycle that a restart ended, the scale in it; only at the step of
+    the restart."""
     return f"{module}.merged_B.weight"
 
 
 def low_rank_part(tensor: str) -> tuple[str, str] | None:
-    """The module and which part of it, for a tensor that only low-rank modules have; None for any other.
+    """The module and which part of it, for a tensor that only low-rank modules have; None for any
+    other.
 
     `model.layers.0.mlp.up_proj.lora_A.weight` -> (`model.layers.0.mlp.up_proj`, `lora_A`).
     """
@@ -160,8 +182,9 @@ def low_rank_part(tensor: str) -> tuple[str, str] | None:
 def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
     """Those of `names` that fit any of the glob `patterns`, in the order of `names`.
 
-    A pattern is compared with the whole name and with its endings at a dot, so `v_proj`, `self_attn.v_proj` and
-    `model.layers.*.self_attn.v_proj` all work; `*` crosses dots. Aliases of earlier Pico code are accepted.
+    A pattern is compared with the whole name and with its endings at a dot, so `v_proj`,
+    `self_attn.v_proj` and `model.layers.*.self_attn.v_proj` all work; `*` crosses dots. Aliases of
+    earlier Pico code are accepted.
 
     Raises:
         UserError: a pattern fits nothing; the sentence names it and the nearest names.
@@ -179,12 +202,17 @@ def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
 def fits(pattern: str, name: str) -> bool:
     """Whether a glob pattern fits `name`, as in `match`."""
     parts = canonical(name).split(".")
-    patterns = {pattern, canonical(pattern)}  # `attention.*` is a name of other families as well as an alias
+    patterns = {
+        pattern,
+        canonical(pattern),
+    }  # `attention.*` is a name of other families as well as an alias
     endings = [".".join(parts[start:]) for start in range(len(parts))]
     return any(fnmatch.fnmatchcase(ending, one) for ending in endings for one in patterns)
 
 
 def _nothing_fits(pattern: str, names: list[str]) -> str:
-    endings = {".".join(name.split(".")[start:]) for name in names for start in range(len(name.split(".")))}
+    endings = {
+        ".".join(name.split(".")[start:]) for name in names for start in range(len(name.split(".")))
+    }
     near = nearest(canonical(pattern), endings, limit=3) or sorted(names)[:3]
     return f'the pattern "{pattern}" matches no module; the nearest names are: {", ".join(near) or "(there are none)"}'

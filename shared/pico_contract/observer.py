@@ -1,7 +1,8 @@
-"""Measuring while a run trains: what training hands to an observer of another package, in types of the contract alone.
+"""Measuring while a run trains: what training hands to an observer of another package, in types of
+the contract alone.
 
-A package offers an observer as an entry point of the group `pico.observers`: a factory that is called with an
-`ObservedRun` and the observer's options before anything is trained, and checks both.
+A package offers an observer as an entry point of the group `pico.observers`: a factory that is
+called with an `ObservedRun` and the observer's options before anything is trained, and checks both.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class ObservedRun:
     held: tuple[Held, ...]
     """What every observation holds; those of split train are absent after the last update."""
     low_rank: bool = False
-    """Whether the method may give modules low-rank factors, which observations of weights then hold."""
+    """Whether the method may give modules low-rank factors, which observations of weights then
+    hold."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of theta_step. The tensors are on CPU, shared with whatever else looks at them: never changed."""
+    """What was seen of theta_step. The tensors are on CPU, shared with whatever else looks at them:
+    never changed."""
 
     step: int
     tokens: int
@@ -58,7 +61,8 @@ class LiveObserver(Protocol):
         """The directory that it writes to, which no other observer of the run may share."""
 
     def resume(self, step: int) -> None:
-        """The run begins (0) or goes on from `step`: what was measured beyond it is dropped, and measured again.
+        """The run begins (0) or goes on from `step`: what was measured beyond it is dropped, and
+        measured again.
 
         Called once, by the holder of the run's lock; until then nothing may be written.
         """
@@ -71,4 +75,5 @@ class LiveObserver(Protocol):
 
 
 Factory = Callable[[ObservedRun, Mapping[str, Any]], LiveObserver]
-"""Raises UserError, with a sentence that names the option, for options that could not be measured."""
+"""Raises UserError, with a sentence that names the option, for options that could not be
+measured."""

@@ -1,4 +1,5 @@
-"""The order of rows as pure index arithmetic: no state, no memory, the same for any number of processes."""
+"""The order of rows as pure index arithmetic: no state, no memory, the same for any number of
+processes."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ _ROUNDS = 8
 class RowOrder:
     """Which rows each update reads: a pure function of (fingerprint, seed, step).
 
-    Position p = (step - 1) * batch_size + i of the stream is row permutation_e(p mod n_rows) of epoch e = p div n_rows;
-    a batch may span two epochs. The permutation is a keyed Feistel network over the smallest even number of bits that
-    holds n_rows, walked along its cycle until it lands below n_rows (Black & Rogaway 2002): O(1) memory for any n_rows.
+    Position p = (step - 1) * batch_size + i of the stream is row permutation_e(p mod n_rows) of
+    epoch e = p div n_rows; a batch may span two epochs. The permutation is a keyed Feistel network
+    over the smallest even number of bits that holds n_rows, walked along its cycle until it lands
+    below n_rows (Black & Rogaway 2002): O(1) memory for any n_rows.
 
-    With `blocks` (the rows of each shard of a stream, n_rows in all) an epoch reads the shards one after the other, in
-    a permuted order, and permutes the rows within each, so that a batch needs one or two shards instead of all.
+    With `blocks` (the rows of each shard of a stream, n_rows in all) an epoch reads the shards one
+    after the other, in a permuted order, and permutes the rows within each, so that a batch needs
+    one or two shards instead of all.
     """
 
     n_rows: int
@@ -42,7 +45,8 @@ class RowOrder:
         return result
 
     def ahead(self, step: int, last: int) -> np.ndarray:
-        """Row ids of the update up to `last` that comes so much later that the longest block was read in between."""
+        """Row ids of the update up to `last` that comes so much later that the longest block was
+        read in between."""
         return self.rows(min(step + -(-max(self.blocks, default=0) // self.batch_size), last))
 
     def _shuffled(self, within: np.ndarray, epoch: int) -> np.ndarray:
@@ -57,17 +61,22 @@ class RowOrder:
         for number in np.unique(turn):
             here, block = turn == number, int(sequence[number])
             place = within[here] - (ends[number] - sizes[block])
-            result[here] = starts[block] + permute(place, int(sizes[block]), self._keys(epoch, block))
+            result[here] = starts[block] + permute(
+                place, int(sizes[block]), self._keys(epoch, block)
+            )
         return result
 
     def _keys(self, *place: int) -> np.ndarray:
         """Keys for the permutation of an epoch, or of a block in an epoch."""
-        digest = hashlib.sha512("\x1f".join(map(str, (self.fingerprint, self.seed, *place))).encode()).digest()
+        digest = hashlib.sha512(
+            "\x1f".join(map(str, (self.fingerprint, self.seed, *place))).encode()
+        ).digest()
         return np.frombuffer(digest, dtype="<u8")[:_ROUNDS]
 
 
 def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Images of `index` (int64, each below n) under the permutation of range(n) that `keys` (rounds,) uint64 names."""
+    """Images of `index` (int64, each below n) under the permutation of range(n) that `keys`
+    (rounds,) uint64 names."""
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     values = index.astype(np.uint64)
     outside = np.ones(values.shape, dtype=bool)
@@ -94,5 +103,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def chain_hash(previous: str, rows: np.ndarray) -> str:
-    """sha256 in hex over the previous hash and these row ids (little-endian int64): equal hashes, equal history."""
+    """sha256 in hex over the previous hash and these row ids (little-endian int64): equal hashes,
+    equal history."""
     return hashlib.sha256(previous.encode() + rows.astype("<i8").tobytes()).hexdigest()

@@ -9,11 +9,14 @@ from pico_contract import strict_yaml
 from pico_contract.errors import UserError, shorten
 
 
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str], example: str = "train.steps=100") -> None:
+def apply_overrides(
+    raw: dict[str, Any], overrides: Sequence[str], example: str = "train.steps=100"
+) -> None:
     """Set in `raw` what `overrides` say, each `key=value`; the last of several with one key wins.
 
     Raises:
-        UserError: no key, no value, a value that is not YAML, or a key below a value; names the override.
+        UserError: no key, no value, a value that is not YAML, or a key below a value; names the
+            override.
     """
     for override in overrides:
         _apply(raw, override, example)
@@ -40,7 +43,8 @@ def _apply(raw: dict[str, Any], override: str, example: str) -> None:
 
 
 def origin(source: str, key: str, overrides: Sequence[str]) -> str:
-    """Name where `key` was given: `source`, or the command line; both for "", which stands for several keys."""
+    """Name where `key` was given: `source`, or the command line; both for "", which stands for
+    several keys."""
     if not key:
         return f"{source} with the overrides of the command line" if overrides else source
     names = [override.partition("=")[0] for override in overrides]

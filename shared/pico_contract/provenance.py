@@ -38,7 +38,9 @@ def code_state(package: str) -> CodeState:
     """The checkout that the imported `package` lies in."""
     root = Path(str(sys.modules[package].__file__)).resolve().parent
     try:
-        _git(root, "ls-files", "--error-unmatch", "__init__.py")  # an environment may lie within a repository of others
+        _git(
+            root, "ls-files", "--error-unmatch", "__init__.py"
+        )  # an environment may lie within a repository of others
         top = Path(_git(root, "rev-parse", "--show-toplevel").decode().strip())
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         difference = _difference(top)
@@ -48,7 +50,8 @@ def code_state(package: str) -> CodeState:
 
 
 def _difference(top: Path) -> str | None:
-    """sha256 of what differs from the commit, None where nothing does; untracked Python files belong to it."""
+    """sha256 of what differs from the commit, None where nothing does; untracked Python files
+    belong to it."""
     changed = _git(top, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
     listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").decode(
         errors="surrogateescape"
@@ -66,7 +69,9 @@ def _git(directory: Path, *arguments: str) -> bytes:
     # Variables such as GIT_DIR, which a hook sets, would speak of another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", *arguments]
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, timeout=10, check=True)
+    done = subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, timeout=10, check=True
+    )
     return done.stdout
 
 
@@ -87,9 +92,11 @@ def _texts(raw: Any) -> Iterator[str]:
 
 
 def module_digests(references: Iterable[str]) -> dict[str, str]:
-    """Module -> sha256 of its source file, for the imported modules that `module:attribute` references name.
+    """Module -> sha256 of its source file, for the imported modules that `module:attribute`
+    references name.
 
-    Modules of the same folder that they import are there as well. One without a source file is left out.
+    Modules of the same folder that they import are there as well. One without a source file is left
+    out.
     """
     found: dict[str, str] = {}
     waiting = [sys.modules.get(reference.partition(":")[0]) for reference in references]
@@ -99,7 +106,9 @@ def module_digests(references: Iterable[str]) -> dict[str, str]:
         if module is None or path is None or module.__name__ in found:
             continue
         found[module.__name__] = sha256_file(path)
-        waiting += [other for other in _imported(module, path) if _shares_folder(_source_of(other), path)]
+        waiting += [
+            other for other in _imported(module, path) if _shares_folder(_source_of(other), path)
+        ]
     return dict(sorted(found.items()))
 
 

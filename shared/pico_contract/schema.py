@@ -1,7 +1,7 @@
 """The manifests as dataclasses: strict JSON out, checked JSON in, and the version policy.
 
-A reader ignores keys that it does not know (a later minor version may have written them) and refuses a major version
-above its own. A writer can only write the fields declared here.
+A reader ignores keys that it does not know (a later minor version may have written them) and
+refuses a major version above its own. A writer can only write the fields declared here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class FileEntry:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """What every manifest has: the name of its format, its version, when it was created (UTC, ISO 8601).
+    """What every manifest has: the name of its format, its version, when it was created (UTC, ISO
+    8601).
 
-    `digest` is the sha256 of the manifest's own text with the digest left empty; "" in those of earlier versions.
+    `digest` is the sha256 of the manifest's own text with the digest left empty; "" in those of
+    earlier versions.
     """
 
     FORMAT: ClassVar[str] = ""
@@ -66,8 +68,8 @@ class Manifest:
         """Parse and check; `path` is only for messages.
 
         Raises:
-            DamagedError: not JSON, another format, a newer major version, a missing key, a wrong type or a number
-                that is not finite, by name.
+            DamagedError: not JSON, another format, a newer major version, a missing key, a wrong
+                type or a number that is not finite, by name.
         """
         try:
             raw = json.loads(text)
@@ -75,9 +77,15 @@ class Manifest:
             raise DamagedError(f"{path} is not valid JSON ({error})") from None
         if not isinstance(raw, dict) or raw.get("format") != cls.FORMAT:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {shorten(repr(found))}')
+            raise DamagedError(
+                f'{path} should say format "{cls.FORMAT}" but says {shorten(repr(found))}'
+            )
         version = raw.get("format_version")
-        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
+        if (
+            not isinstance(version, int)
+            or isinstance(version, bool)
+            or not 1 <= version <= FORMAT_VERSION
+        ):
             reads = f"this version reads 1 to {FORMAT_VERSION}: update pico-contract"
             raise DamagedError(f"{path} has format_version {shorten(repr(version))}; {reads}")
         place = non_finite(raw, str(path))
@@ -113,11 +121,19 @@ class RunManifest(Manifest):
     method: str
     seeds: dict[str, int]
     data: dict[str, Any]  # fingerprint, path, order
-    sessions: list[dict[str, Any]]  # one per start: host, processes, micro-batch, device, precision, packages, commit
+    sessions: list[
+        dict[str, Any]
+    ]  # one per start: host, processes, micro-batch, device, precision, packages, commit
     message: str = ""  # why it stopped or failed, in one sentence
-    digests: dict[str, str] = field(default_factory=dict)  # file name -> sha256: config.yaml, probe.safetensors
-    architecture: dict[str, Any] = field(default_factory=dict)  # name of the class, and of our own its source's sha256
-    stock: bool = True  # whether checkpoints are Hugging Face models that transformers opens and computes
+    digests: dict[str, str] = field(
+        default_factory=dict
+    )  # file name -> sha256: config.yaml, probe.safetensors
+    architecture: dict[str, Any] = field(
+        default_factory=dict
+    )  # name of the class, and of our own its source's sha256
+    stock: bool = (
+        True  # whether checkpoints are Hugging Face models that transformers opens and computes
+    )
 
     @classmethod
     def checked(cls, manifest: Self, path: Path) -> Self:
@@ -132,7 +148,8 @@ class RunManifest(Manifest):
 
 @dataclass(kw_only=True)
 class DirectoryManifest(Manifest):
-    """The last file of a sealed directory: without it, or with sizes that differ, the directory does not exist."""
+    """The last file of a sealed directory: without it, or with sizes that differ, the directory
+    does not exist."""
 
     files: dict[str, FileEntry] = field(default_factory=dict)
 
@@ -145,14 +162,17 @@ class DirectoryManifest(Manifest):
 
 @dataclass(kw_only=True)
 class CheckpointManifest(DirectoryManifest):
-    """checkpoints/step_t/manifest.json: theta_t as a Hugging Face model; `state/` has a manifest of its own."""
+    """checkpoints/step_t/manifest.json: theta_t as a Hugging Face model; `state/` has a manifest of
+    its own."""
 
     FORMAT: ClassVar[str] = "pico-checkpoint"
     run: str
     step: int
     tokens: int  # consumed up to and including update t
     dtype: str = "float32"
-    metrics: FileEntry | None = None  # the beginning of metrics.jsonl that holds every row up to this step
+    metrics: FileEntry | None = (
+        None  # the beginning of metrics.jsonl that holds every row up to this step
+    )
 
 
 @dataclass(kw_only=True)
@@ -167,9 +187,10 @@ class StateManifest(DirectoryManifest):
 class TensorSet:
     """One observed file of a snapshot.
 
-    `tensors` maps the stored name (a parameter's for gradients, a module's for activations) to its shape;
-    `objective`, `parameters` and `dropout` say what a gradient is of: which loss, with respect to what, dropout on.
-    `terms` is how many terms of the loss each micro-batch has, where gradients are stacked by micro-batch.
+    `tensors` maps the stored name (a parameter's for gradients, a module's for activations) to its
+    shape; `objective`, `parameters` and `dropout` say what a gradient is of: which loss, with
+    respect to what, dropout on. `terms` is how many terms of the loss each micro-batch has, where
+    gradients are stacked by micro-batch.
     """
 
     file: str
@@ -187,8 +208,9 @@ class TensorSet:
 class RowMap:
     """Which token each row of an activation tensor belongs to.
 
-    Row r belongs to probe row r // len(positions), at position positions[r % len(positions)]. With rule "mean" there
-    is one row per probe row, the mean over all positions, and `positions` is empty.
+    Row r belongs to probe row r // len(positions), at position positions[r % len(positions)]. With
+    rule "mean" there is one row per probe row, the mean over all positions, and `positions` is
+    empty.
     """
 
     rule: str  # last | mean | all | every | sampled
@@ -207,7 +229,9 @@ class SnapshotManifest(DirectoryManifest):
     modules: list[str]
     observed: list[TensorSet]
     row_map: RowMap | None = None
-    absent: dict[str, str] = field(default_factory=dict)  # for example {"train.gradients": "final_step"}
+    absent: dict[str, str] = field(
+        default_factory=dict
+    )  # for example {"train.gradients": "final_step"}
 
     @classmethod
     def checked(cls, manifest: Self, path: Path) -> Self:
@@ -218,7 +242,8 @@ class SnapshotManifest(DirectoryManifest):
 
 @dataclass(kw_only=True)
 class Measured:
-    """One number of an evaluation; `n` is how many of `unit`'s denominator it averages over (tokens, pairs, spans)."""
+    """One number of an evaluation; `n` is how many of `unit`'s denominator it averages over
+    (tokens, pairs, spans)."""
 
     value: float
     unit: str
@@ -241,8 +266,8 @@ class EvaluationManifest(Manifest):
 class SplitInfo:
     """Counts of one split of a data directory; `dropped_tokens` did not fill a last row.
 
-    `tail` holds their bytes in hex, as rows are stored, so that the fingerprint can be computed anew; `blocks` the
-    sha256 of each block of 64 MiB of the rows. Earlier versions wrote neither.
+    `tail` holds their bytes in hex, as rows are stored, so that the fingerprint can be computed
+    anew; `blocks` the sha256 of each block of 64 MiB of the rows. Earlier versions wrote neither.
     """
 
     rows: int
@@ -277,7 +302,9 @@ class DataManifest(DirectoryManifest):
     special_tokens: dict[str, int]  # eos, pad, mask where they exist
     splits: dict[str, SplitInfo]
     settings: dict[str, Any] = field(default_factory=dict)  # how it was prepared
-    source_files: list[SourceFile] | None = None  # of this machine; None where they were not recorded
+    source_files: list[SourceFile] | None = (
+        None  # of this machine; None where they were not recorded
+    )
     token_bytes: str = ""  # "exact": ids stand for as many bytes as the text of each document has; "not exact"; unknown
 
 

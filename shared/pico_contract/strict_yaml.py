@@ -1,8 +1,10 @@
-"""The YAML of both libraries: the core schema of YAML 1.2, strict and bounded. Nothing else imports PyYAML.
+"""The YAML of both libraries: the core schema of YAML 1.2, strict and bounded. Nothing else imports
+PyYAML.
 
-PyYAML scans and parses; this module alone decides what a scalar means, because PyYAML follows YAML 1.1, where 010 is 8,
-1:30 is 90 and `off` is false. A key is always text, exactly as it is written, and is given once in a mapping. Merge
-keys (`<<: *base`) work, and a mapping's own keys always win. No tag constructs an object.
+PyYAML scans and parses; this module alone decides what a scalar means, because PyYAML follows YAML
+1.1, where 010 is 8, 1:30 is 90 and `off` is false. A key is always text, exactly as it is written,
+and is given once in a mapping. Merge keys (`<<: *base`) work, and a mapping's own keys always win.
+No tag constructs an object.
 
 Source: https://yaml.org/spec/1.2.2, section 10.3.
 """
@@ -35,10 +37,13 @@ _CORE_SCHEMA = {
     "null": re.compile(r"null|Null|NULL|~|"),
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
     "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
-    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    "float": re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
     "str": re.compile(r".*", re.DOTALL),
 }
-"""Type -> the plain scalars that have it; the first that matches wins. Section 10.3.2 of the specification."""
+"""Type -> the plain scalars that have it; the first that matches wins. Section 10.3.2 of the
+specification."""
 _TAG = "tag:yaml.org,2002:"
 _MERGE = "<<"
 
@@ -48,7 +53,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is not a regular file, cannot be read, is not YAML, or holds something else; names the position.
+        UserError: it is not a regular file, cannot be read, is not YAML, or holds something else;
+            names the position.
     """
     raw = parse(read_text(path), str(path))
     if raw is None:
@@ -60,9 +66,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file of at most `MAX_BYTES` in UTF-8; a byte order mark is dropped. Raises as `read_mapping`."""
+    """Read a text file of at most `MAX_BYTES` in UTF-8; a byte order mark is dropped. Raises as
+    `read_mapping`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would wait for its writer
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # opening a FIFO would wait for its writer
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UserError(f"{path} is not a regular file: save the configuration to one")
@@ -71,7 +80,9 @@ def read_text(path: Path) -> str:
         raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{shorten(str(path))} cannot be read as a configuration file: {reason}") from None
+        raise UserError(
+            f"{shorten(str(path))} cannot be read as a configuration file: {reason}"
+        ) from None
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} is larger than a configuration may be ({MAX_BYTES:,} bytes)")
     try:
@@ -105,7 +116,8 @@ def parse(text: str, name: str) -> Any:
 def dump(raw: Mapping[str, Any]) -> str:
     """Write `raw` as YAML, keys in their order; `parse` gives an equal value back.
 
-    Text that YAML 1.1 or 1.2 would read as anything else is quoted, so other programs read it as text as well.
+    Text that YAML 1.1 or 1.2 would read as anything else is quoted, so other programs read it as
+    text as well.
     """
     return yaml.dump(dict(raw), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -124,7 +136,9 @@ class _Document:
     def __init__(self, text: str, name: str) -> None:
         self._events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
         self._name = name
-        self._anchors: dict[str, _Anchored | None] = {}  # None while the anchored collection is open
+        self._anchors: dict[
+            str, _Anchored | None
+        ] = {}  # None while the anchored collection is open
         self._values = 0
 
     def value(self) -> Any:
@@ -174,7 +188,9 @@ class _Document:
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._key(event)
             if key in lines:
-                self._refuse(event, f'the key "{shorten(key)}" is given twice (first in line {lines[key]})')
+                self._refuse(
+                    event, f'the key "{shorten(key)}" is given twice (first in line {lines[key]})'
+                )
             lines[key] = event.start_mark.line + 1
             value_event = next(self._events)
             value = self._node(value_event, depth + 1)
@@ -187,7 +203,9 @@ class _Document:
     def _key(self, event: Any) -> str:
         """The text of a key, whatever type it would have as a value."""
         if not isinstance(event, yaml.ScalarEvent):
-            self._refuse(event, "a key should be text; quote braces and brackets that belong to a text")
+            self._refuse(
+                event, "a key should be text; quote braces and brackets that belong to a text"
+            )
         if event.tag not in (None, "!", f"{_TAG}str"):
             self._refuse_tag(event)
         if event.value == "" and event.style is None:
@@ -199,7 +217,9 @@ class _Document:
     def _merged(self, event: Any, value: Any) -> dict[str, Any]:
         parts = value if isinstance(value, list) else [value]
         if not parts or not all(isinstance(part, dict) for part in parts):
-            self._refuse(event, f"{_MERGE} merges a mapping, or a list of mappings, and not another value")
+            self._refuse(
+                event, f"{_MERGE} merges a mapping, or a list of mappings, and not another value"
+            )
         merged: dict[str, Any] = {}
         for part in parts:
             merged = {**part, **merged}  # the first of several wins
@@ -207,10 +227,16 @@ class _Document:
 
     def _alias(self, event: Any, depth: int) -> Any:
         if event.anchor not in self._anchors:
-            self._refuse(event, f'the alias "*{shorten(event.anchor)}" has no anchor before it; quote a text with "*"')
+            self._refuse(
+                event,
+                f'the alias "*{shorten(event.anchor)}" has no anchor before it; quote a text with "*"',
+            )
         anchored = self._anchors[event.anchor]
         if anchored is None:
-            self._refuse(event, f'the alias "*{shorten(event.anchor)}" lies inside its own anchor, which has no end')
+            self._refuse(
+                event,
+                f'the alias "*{shorten(event.anchor)}" lies inside its own anchor, which has no end',
+            )
         self._count(event, anchored.size)
         self._require_depth(event, depth + anchored.height - 1)
         return copy.deepcopy(anchored.value)
@@ -219,7 +245,9 @@ class _Document:
         self._require_text(event)
         kinds = list(_CORE_SCHEMA)
         if event.tag is not None and event.tag != "!":
-            kinds = [kind for kind in kinds if event.tag == f"{_TAG}{kind}"] or self._refuse_tag(event)
+            kinds = [kind for kind in kinds if event.tag == f"{_TAG}{kind}"] or self._refuse_tag(
+                event
+            )
         elif event.tag == "!" or event.style is not None:
             kinds = ["str"]
         kind = next((kind for kind in kinds if _CORE_SCHEMA[kind].fullmatch(event.value)), None)
@@ -232,7 +260,9 @@ class _Document:
     def _number(self, event: Any, kind: str) -> int | float:
         text = event.value
         if len(text) > MAX_DIGITS:
-            self._refuse(event, f"a number of {len(text):,} characters; at most {MAX_DIGITS:,} are read")
+            self._refuse(
+                event, f"a number of {len(text):,} characters; at most {MAX_DIGITS:,} are read"
+            )
         if kind == "int":
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
         number = float(re.sub(r"\.(?=inf|nan)", "", text, flags=re.IGNORECASE))
@@ -255,7 +285,10 @@ class _Document:
 
     def _refuse_tag(self, event: Any) -> NoReturn:
         tag = event.tag.replace(_TAG, "!!")
-        self._refuse(event, f'the tag "{shorten(tag)}" is not allowed: a configuration holds plain values only')
+        self._refuse(
+            event,
+            f'the tag "{shorten(tag)}" is not allowed: a configuration holds plain values only',
+        )
 
     def _refuse(self, event: Any, problem: str) -> NoReturn:
         _refuse(self._name, event.start_mark, problem)
@@ -270,7 +303,9 @@ def _height(value: Any) -> int:
 
 
 def _refuse(name: str, mark: Any, problem: str) -> NoReturn:
-    raise UserError(f"{name} is not valid YAML: line {mark.line + 1}, column {mark.column + 1}: {problem}")
+    raise UserError(
+        f"{name} is not valid YAML: line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    )
 
 
 def _explained(problem: str, text: str, mark: Any) -> str:
@@ -281,7 +316,8 @@ def _explained(problem: str, text: str, mark: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text for either version of YAML and writes equal values without aliases."""
+    """SafeDumper that quotes text for either version of YAML and writes equal values without
+    aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -296,4 +332,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 for _kind, _pattern in _CORE_SCHEMA.items():
     if _kind != "str":
-        _Dumper.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern.pattern})$"), None)
+        _Dumper.add_implicit_resolver(
+            f"{_TAG}{_kind}", re.compile(f"(?:{_pattern.pattern})$"), None
+        )

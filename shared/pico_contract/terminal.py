@@ -1,14 +1,18 @@
-"""Text on a terminal: names come from files of others, and must not move the cursor, hide text or forge lines."""
+"""Text on a terminal: names come from files of others, and must not move the cursor, hide text or
+forge lines."""
 
 from __future__ import annotations
 
 import unicodedata
 
-_REORDERING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)}
+_REORDERING = {
+    chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)
+}
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Escape control characters but those in `keep`, marks that reorder text, and halves of surrogate pairs."""
+    """Escape control characters but those in `keep`, marks that reorder text, and halves of
+    surrogate pairs."""
     return "".join(one if one in keep else _escaped(one) for one in text)
 
 

@@ -1,4 +1,5 @@
-"""Consent to run the code that a stored configuration names: one from elsewhere would run the code of its author."""
+"""Consent to run the code that a stored configuration names: one from elsewhere would run the code
+of its author."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from pico_contract.provenance import code_references
 
 
 def require_trust(raw: Any, source: Path, trust: bool) -> None:
-    """Refuse `raw`, read from the stored file `source`, if it names `module:attribute` and `trust` was not given.
+    """Refuse `raw`, read from the stored file `source`, if it names `module:attribute` and `trust`
+    was not given.
 
-    Such a module is looked for in the current directory, where an archive may have put it beside the run. A
-    configuration that the user names as a file of their own is not asked about.
+    Such a module is looked for in the current directory, where an archive may have put it beside
+    the run. A configuration that the user names as a file of their own is not asked about.
 
     Raises:
         UserError: names the file and the code.

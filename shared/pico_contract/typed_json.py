@@ -15,12 +15,21 @@ def non_finite(raw: Any, where: str) -> str | None:
     """A sentence that names the first number in `raw` that JSON does not have, else None."""
     if isinstance(raw, float) and not math.isfinite(raw):
         return f"{where} is {raw}, which is no number of JSON"
-    inner = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list | tuple) else ()
-    return next((found for key, value in inner if (found := non_finite(value, f"{where}: {key}"))), None)
+    inner = (
+        raw.items()
+        if isinstance(raw, dict)
+        else enumerate(raw)
+        if isinstance(raw, list | tuple)
+        else ()
+    )
+    return next(
+        (found for key, value in inner if (found := non_finite(value, f"{where}: {key}"))), None
+    )
 
 
 def build(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` (parsed JSON) as `kind` (a type annotation), or a DamagedError naming the place in the file."""
+    """`raw` (parsed JSON) as `kind` (a type annotation), or a DamagedError naming the place in the
+    file."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return raw
@@ -38,7 +47,9 @@ def build(kind: Any, raw: Any, where: str) -> Any:
         return float(raw)
     if isinstance(kind, type) and type(raw) is kind:
         return raw
-    raise DamagedError(f"{where} should be {getattr(kind, '__name__', kind)} but is {shorten(repr(raw))}")
+    raise DamagedError(
+        f"{where} should be {getattr(kind, '__name__', kind)} but is {shorten(repr(raw))}"
+    )
 
 
 def _build_dataclass(kind: type, raw: Any, where: str) -> Any:

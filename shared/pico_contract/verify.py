@@ -1,4 +1,5 @@
-"""Manifests read, and whether the directory of one is what it says: which steps exist, and which are intact."""
+"""Manifests read, and whether the directory of one is what it says: which steps exist, and which
+are intact."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ EDITED = "does not have the digest that it states itself: it was edited or damag
 
 
 def read_manifest(path: Path, kind: type[M], *, digest: bool = False) -> M:
-    """Read the manifest at `path`; with `digest` its text must have the digest that it states, if it states one.
+    """Read the manifest at `path`; with `digest` its text must have the digest that it states, if
+    it states one.
 
     Raises:
-        DamagedError: it is missing, a link, not JSON, of another format or a newer major version, lacks a key, or was
-            edited.
+        DamagedError: it is missing, a link, not JSON, of another format or a newer major version,
+            lacks a key, or was edited.
     """
     text = read_regular_text(path)
     manifest = kind.from_json(text, path)
@@ -30,11 +32,13 @@ def read_manifest(path: Path, kind: type[M], *, digest: bool = False) -> M:
     return manifest
 
 
-def damage(directory: Path, kind: type[DirectoryManifest], *, hashes: bool = False, name: str = MANIFEST) -> str | None:
+def damage(
+    directory: Path, kind: type[DirectoryManifest], *, hashes: bool = False, name: str = MANIFEST
+) -> str | None:
     """Return None if `directory` is intact, else one sentence naming the file that is not and how.
 
-    Without `hashes` the manifest must parse and the sizes match (enough to list); with it every sha256 is compared,
-    the manifest's own as well (needed to resume, audit or verify).
+    Without `hashes` the manifest must parse and the sizes match (enough to list); with it every
+    sha256 is compared, the manifest's own as well (needed to resume, audit or verify).
     """
     if parse_step(directory.name) is not None and directory.is_symlink():
         return f"{directory} is a link: the directory of a step has to lie in the run itself"
@@ -53,7 +57,8 @@ def damage(directory: Path, kind: type[DirectoryManifest], *, hashes: bool = Fal
 
 
 def file_damage(path: Path, entry: FileEntry, *, hashes: bool) -> str | None:
-    """Say how a file differs from its entry in a manifest (`is missing`, `has 3 bytes ...`); None if it does not."""
+    """Say how a file differs from its entry in a manifest (`is missing`, `has 3 bytes ...`); None
+    if it does not."""
     problem = irregular(path)
     if problem is not None:
         return problem
@@ -64,12 +69,18 @@ def file_damage(path: Path, entry: FileEntry, *, hashes: bool) -> str | None:
 
 
 def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False) -> list[int]:
-    """Steps below `parent` (a run's checkpoints or snapshots) whose directories are intact, ascending."""
-    return [step for step in listed_steps(parent) if damage(parent / step_name(step), kind, hashes=hashes) is None]
+    """Steps below `parent` (a run's checkpoints or snapshots) whose directories are intact,
+    ascending."""
+    return [
+        step
+        for step in listed_steps(parent)
+        if damage(parent / step_name(step), kind, hashes=hashes) is None
+    ]
 
 
 def listed_steps(parent: Path) -> list[int]:
-    """Steps that have a directory below `parent`, intact or not, ascending; [] when `parent` does not exist."""
+    """Steps that have a directory below `parent`, intact or not, ascending; [] when `parent` does
+    not exist."""
     if not parent.is_dir():
         return []
     steps = (parse_step(path.name) for path in parent.iterdir() if path.is_dir())

@@ -18,3 +18,9 @@ def test_a_public_path_can_be_imported(path: str) -> None:
 
 def test_each_path_stands_once_in_order() -> None:
     assert sorted(set(PATHS)) == PATHS
+
+
+def test_a_method_of_a_name_in_yaml_is_public() -> None:
+    from pico_train.method import METHODS
+
+    assert set(METHODS.values()) <= set(PATHS)

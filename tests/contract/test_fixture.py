@@ -20,7 +20,7 @@ from pico_contract.schema import (
     SnapshotManifest,
     StateManifest,
 )
-from pico_train.checkpoint import load_checkpoint, newest_intact
+from pico_train.checkpoint.load import load_checkpoint, newest_intact
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData
 

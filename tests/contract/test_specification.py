@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pico_contract import lock
 from pico_train.config import OperationMark, Section
-from pico_train.record import CONDITIONS
 from pico_train.run import RunConfig
+from pico_train.trainer.manifest import CONDITIONS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "shared" / "CONTRACT.md").read_text(encoding="utf-8")

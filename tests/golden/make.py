@@ -14,10 +14,10 @@ import torch
 from pico_train.config import load
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.data.sources import DEMO_WHEEL
-from pico_train.loop import apply_update, compute_gradients
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import RunConfig, build
 from pico_train.schedule import lr_factor
+from pico_train.trainer.update import apply_update, compute_gradients
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("demo_losses.txt")

@@ -10,7 +10,7 @@ from pico_contract import strict_yaml
 from pico_contract.errors import UserError
 from pico_train.config import load, validate
 from pico_train.data.prepare import PrepareConfig
-from pico_train.method.relora_config import ReLoRAConfig
+from pico_train.method.relora.config import ReLoRAConfig
 from pico_train.run import RunConfig
 
 

@@ -14,14 +14,14 @@ from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest
 from pico_train import train
+from pico_train.log.metrics import read_metrics
 from pico_train.method.base import Method
 from pico_train.method.plain import Plain
 from pico_train.optim import OptimizerConfig
-from pico_train.report import read_metrics
 from pico_train.run import RunConfig, build
-from pico_train.sharding import require_shardable
+from pico_train.run.build import require_shardable
 
-from .launching import Launch, launcher
+from ..support.launching import Launch, launcher
 
 Tiny = Callable[..., RunConfig]
 

@@ -1,7 +1,8 @@
-"""Integrity of a run: what is damaged, missing, repeated or out of line, each finding with the file at fault.
+"""Integrity of a run: what is damaged, missing, repeated or out of line, each finding with the file
+at fault.
 
-Rests on run.json, metrics.jsonl and the manifests, and on the files that these name. Every file of the run is either
-compared with a recorded sha256 or named as not covered.
+Rests on run.json, metrics.jsonl and the manifests, and on the files that these name. Every file of
+the run is either compared with a recorded sha256 or named as not covered.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import Any
 from pico_contract import codec
 from pico_contract.errors import DamagedError
 from pico_contract.files import read_regular_text
-from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, step_name
+from pico_contract.layout import (
+    MANIFEST,
+    MODEL_WEIGHTS,
+    SNAPSHOT_WEIGHTS,
+    TRAIN_BATCH,
+    RunLayout,
+    step_name,
+)
 from pico_contract.metrics_log import read_rows
 from pico_contract.schema import (
     CheckpointManifest,
@@ -43,7 +51,8 @@ Progress = Callable[[int, int], None]
 
 
 def audit(root: str | Path, hashes: bool = True, progress: Progress | None = None) -> Audit:
-    """Check the run at `root`; without `hashes` manifests and sizes alone, so that no tensor is read.
+    """Check the run at `root`; without `hashes` manifests and sizes alone, so that no tensor is
+    read.
 
     Raises:
         DamagedError: there is no run.json, or it does not parse.
@@ -68,11 +77,18 @@ def audit(root: str | Path, hashes: bool = True, progress: Progress | None = Non
     return result
 
 
-def _check_digest(run: AuditedRun, result: Audit, path: Path, manifest: Manifest, written: str) -> None:
-    """Compare the text of a manifest, which was `written` at that time, with the digest that it states."""
+def _check_digest(
+    run: AuditedRun, result: Audit, path: Path, manifest: Manifest, written: str
+) -> None:
+    """Compare the text of a manifest, which was `written` at that time, with the digest that it
+    states."""
     if not manifest.digest:
         if run.states_digest(written):
-            result.add("damage", path, "states no digest, though the version that wrote it states one: it was edited")
+            result.add(
+                "damage",
+                path,
+                "states no digest, though the version that wrote it states one: it was edited",
+            )
         else:
             result.uncovered[path] = "the version that wrote it recorded no digest"
         return
@@ -101,11 +117,16 @@ def _check_directories(run: AuditedRun, result: Audit) -> None:
                 _check_sealed(run, result, run.layout.state(step), StateManifest, step)
 
 
-def _check_sealed(run: AuditedRun, result: Audit, directory: Path, kind: type[Any], step: int) -> Any:
-    """Compare a directory with its manifest, which is returned, or None where it is not readable."""
+def _check_sealed(
+    run: AuditedRun, result: Audit, directory: Path, kind: type[Any], step: int
+) -> Any:
+    """Compare a directory with its manifest, which is returned, or None where it is not
+    readable."""
     path = directory / MANIFEST
     if directory.is_symlink():
-        result.add("damage", directory, "is a link: the directory of a step has to lie in the run itself")
+        result.add(
+            "damage", directory, "is a link: the directory of a step has to lie in the run itself"
+        )
         return None
     try:
         manifest = codec.read_manifest(path, kind)
@@ -124,9 +145,12 @@ def _check_sealed(run: AuditedRun, result: Audit, directory: Path, kind: type[An
 
 
 def _check_evaluations(run: AuditedRun, result: Audit) -> None:
-    """Find evaluations that do not parse or whose digest, step, run or settings are not those of their place."""
+    """Find evaluations that do not parse or whose digest, step, run or settings are not those of
+    their place."""
     steps = codec.listed_steps(run.layout.evaluations)
-    paths: list[tuple[int | None, Path]] = [(step, path) for step in steps for path in _results_of(run, step)]
+    paths: list[tuple[int | None, Path]] = [
+        (step, path) for step in steps for path in _results_of(run, step)
+    ]
     if run.layout.reference.is_file():
         paths.append((None, run.layout.reference))
     for step, path in paths:
@@ -156,51 +180,82 @@ def _misplaced(run: AuditedRun, step: int, path: Path, found: EvaluationManifest
 
 
 def _missing(run: AuditedRun) -> Iterator[Finding]:
-    """Steps that run.json and the regular spacing of the others call for, and parts that a manifest calls for."""
+    """Steps that run.json and the regular spacing of the others call for, and parts that a manifest
+    calls for."""
     layout, newest = run.layout, run.manifest.step
     if newest not in run.checkpoints and newest not in codec.listed_steps(layout.checkpoints):
-        yield Finding("missing", layout.checkpoint(newest), "run.json says that this step was saved")
+        yield Finding(
+            "missing", layout.checkpoint(newest), "run.json says that this step was saved"
+        )
     for step, manifest in run.snapshots.items():
         if manifest.weights == "checkpoint" and step not in run.checkpoints:
-            yield Finding("missing", layout.checkpoint(step), "the snapshot of the step refers to it for its weights")
-    kinds = {f"{one.split}.{one.kind}" for manifest in run.snapshots.values() for one in manifest.observed}
+            yield Finding(
+                "missing",
+                layout.checkpoint(step),
+                "the snapshot of the step refers to it for its weights",
+            )
+    kinds = {
+        f"{one.split}.{one.kind}"
+        for manifest in run.snapshots.values()
+        for one in manifest.observed
+    }
     for step, manifest in run.snapshots.items():
         held = {f"{one.split}.{one.kind}" for one in manifest.observed} | set(manifest.absent)
         for kind in sorted(kinds - held):
-            yield Finding("missing", layout.snapshot(step) / MANIFEST, f"names no {kind}, which other steps have")
+            yield Finding(
+                "missing",
+                layout.snapshot(step) / MANIFEST,
+                f"names no {kind}, which other steps have",
+            )
     listed = set(codec.listed_steps(layout.snapshots))
     for step in sorted(expected_steps(listed, newest, run.manifest.total_steps) - listed):
-        yield Finding("missing", layout.snapshot(step), "was not observed, though the steps around it were")
+        yield Finding(
+            "missing", layout.snapshot(step), "was not observed, though the steps around it were"
+        )
 
 
 def expected_steps(observed: set[int], newest: int, total: int) -> set[int]:
-    """Steps that a regular schedule with the `observed` ones has up to `newest`; only the ends where there is none.
+    """Steps that a regular schedule with the `observed` ones has up to `newest`; only the ends
+    where there is none.
 
-    A schedule is step 0, the multiples of a stride, the last step, and, where 1 and 2 were observed, powers of two
-    below the stride. The stride is the greatest common divisor of the observed steps that are none of the others; it
-    is believed where it has two such steps, explains all that was observed and lacks fewer steps than it explains.
+    A schedule is step 0, the multiples of a stride, the last step, and, where 1 and 2 were
+    observed, powers of two below the stride. The stride is the greatest common divisor of the
+    observed steps that are none of the others; it is believed where it has two such steps, explains
+    all that was observed and lacks fewer steps than it explains.
     """
     early = {1, 2} <= observed
     powers = {2**i for i in range(total.bit_length())} if early else set()
     regular = observed - {0, total} - powers
     stride = reduce(math.gcd, regular, 0)
     due = {0} | ({total} if newest >= total else set()) if observed else set()
-    if len(regular) < 2 or newest // stride > 2 * len(observed):  # a schedule that lacks more than it explains
+    if len(regular) < 2 or newest // stride > 2 * len(
+        observed
+    ):  # a schedule that lacks more than it explains
         return due
-    due |= set(range(0, newest + 1, stride)) | {power for power in powers if power < min(stride, newest)}
+    due |= set(range(0, newest + 1, stride)) | {
+        power for power in powers if power < min(stride, newest)
+    }
     return due if observed - {total} <= due and len(due - observed) < len(due & observed) else {0}
 
 
 def _duplicate_files(run: AuditedRun) -> Iterator[Finding]:
-    """Observations of one file name that are bit-identical in two steps, by the sha256 of their manifests."""
+    """Observations of one file name that are bit-identical in two steps, by the sha256 of their
+    manifests."""
     seen: dict[tuple[str, str], list[int]] = defaultdict(list)
     for step, manifest in sorted(run.snapshots.items()):
         for file, entry in manifest.files.items():
-            if file not in (SNAPSHOT_WEIGHTS, TRAIN_BATCH):  # weights are compared tensor by tensor, rows may recur
+            if file not in (
+                SNAPSHOT_WEIGHTS,
+                TRAIN_BATCH,
+            ):  # weights are compared tensor by tensor, rows may recur
                 seen[file, entry.sha256].append(step)
     for (file, _), steps in seen.items():
         for step in steps[1:]:
-            yield Finding("duplicate", run.layout.snapshot(step) / file, f"is bit-identical to that of step {steps[0]}")
+            yield Finding(
+                "duplicate",
+                run.layout.snapshot(step) / file,
+                f"is bit-identical to that of step {steps[0]}",
+            )
 
 
 def _trajectory(run: AuditedRun, progress: Progress | None) -> Iterator[Finding]:

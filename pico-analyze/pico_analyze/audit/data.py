@@ -1,4 +1,5 @@
-"""Audit of the data directory of a run: its files against data.json, and the order of rows that follows from it."""
+"""Audit of the data directory of a run: its files against data.json, and the order of rows that
+follows from it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _MOST = 1 << 24
 
 
 def check_data(run: AuditedRun, result: Audit) -> None:
-    """Compare the files of the data directory with data.json, where it is still there and holds the run's data."""
+    """Compare the files of the data directory with data.json, where it is still there and holds the
+    run's data."""
     named = run.manifest.data.get("path")
     if not isinstance(named, str) or not named:
         return
@@ -33,10 +35,14 @@ def check_data(run: AuditedRun, result: Audit) -> None:
     try:
         manifest = codec.read_manifest(layout.manifest, DataManifest, digest=run.hashes)
     except DamagedError as error:
-        result.add("damage", layout.manifest, str(error).removeprefix(str(layout.manifest)).lstrip(" :"))
+        result.add(
+            "damage", layout.manifest, str(error).removeprefix(str(layout.manifest)).lstrip(" :")
+        )
         return
     if manifest.fingerprint != run.manifest.data.get("fingerprint"):
-        result.uncovered[layout.root] = "it holds other data than the run was trained on (another fingerprint)"
+        result.uncovered[layout.root] = (
+            "it holds other data than the run was trained on (another fingerprint)"
+        )
         return
     result.compared.add(layout.manifest)
     result.compared.update(layout.root / name for name in manifest.files)
@@ -46,20 +52,28 @@ def check_data(run: AuditedRun, result: Audit) -> None:
             result.add("damage", layout.root / name, problem)
             return
     for fault in verify_data(layout.root).faults if run.hashes else ():
-        named = [layout.root / name for name in manifest.files if fault.startswith(str(layout.root / name))]
+        named = [
+            layout.root / name
+            for name in manifest.files
+            if fault.startswith(str(layout.root / name))
+        ]
         path = named[0] if named else layout.manifest
         result.add("damage", path, fault.removeprefix(str(path)).lstrip(" ,:"))
 
 
 def row_order(run: AuditedRun) -> RowOrder | str:
-    """The order of rows that run.json (of earlier versions with config.yaml and the data) states, or why it is unknown.
+    """The order of rows that run.json (of earlier versions with config.yaml and the data) states,
+    or why it is unknown.
 
     Of damaged files nothing is taken.
     """
     data, seed = run.manifest.data, run.manifest.seeds.get("data")
     batch_size = data["batch_size"] if "batch_size" in data else _configured_batch_size(run)
     n_rows, blocks = _rows_of(run)
-    if not all(isinstance(one, int) and 0 < one <= most for one, most in ((batch_size, _MOST), (n_rows, 1 << 62))):
+    if not all(
+        isinstance(one, int) and 0 < one <= most
+        for one, most in ((batch_size, _MOST), (n_rows, 1 << 62))
+    ):
         return "the order of rows is not known: neither run.json nor the data directory say how many rows there are"
     if seed is None or data.get("order") not in ("shuffled", "shipped", "sequential"):
         return "the order of rows is not known: run.json states no seed or no order of the data"

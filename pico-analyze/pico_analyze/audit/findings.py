@@ -12,7 +12,8 @@ from pico_contract.terminal import one_line
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be: which check found it, the file at fault, and a sentence."""
+    """One thing that is not as it should be: which check found it, the file at fault, and a
+    sentence."""
 
     check: str  # damage | missing | duplicate | log | discontinuity
     path: Path
@@ -30,7 +31,8 @@ class Audit:
         findings: what is wrong.
         directories: checkpoints and snapshots that were looked at.
         evaluations: evaluations that were looked at.
-        compared: files whose every byte was compared with a recorded sha256, or, without hashes, whose size was.
+        compared: files whose every byte was compared with a recorded sha256, or, without hashes,
+            whose size was.
         uncovered: file or directory -> why its content is compared with nothing.
     """
 
@@ -49,7 +51,8 @@ class Audit:
 
 @dataclass
 class AuditedRun:
-    """A run while it is audited: its manifest and, by step, its intact checkpoints and snapshots."""
+    """A run while it is audited: its manifest and, by step, its intact checkpoints and
+    snapshots."""
 
     layout: RunLayout
     manifest: RunManifest
@@ -58,6 +61,9 @@ class AuditedRun:
     snapshots: dict[int, SnapshotManifest] = field(default_factory=dict)
 
     def states_digest(self, created: str) -> bool:
-        """Whether a manifest of that time must state a digest: the sessions since then did record the code's state."""
-        since = [str(session.get("started")) for session in self.manifest.sessions if "dirty" in session]
+        """Whether a manifest of that time must state a digest: the sessions since then did record
+        the code's state."""
+        since = [
+            str(session.get("started")) for session in self.manifest.sessions if "dirty" in session
+        ]
         return bool(since) and created >= min(since)

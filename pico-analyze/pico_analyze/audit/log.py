@@ -1,4 +1,5 @@
-"""Audit of metrics.jsonl: its rows, the digests that checkpoints recorded of it, and the order that it states."""
+"""Audit of metrics.jsonl: its rows, the digests that checkpoints recorded of it, and the order that
+it states."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from pico_analyze.audit.findings import Audit, AuditedRun
 
 
 def check_log(run: AuditedRun, result: Audit) -> None:
-    """Check the rows of metrics.jsonl, and its bytes against what the checkpoints recorded of them."""
+    """Check the rows of metrics.jsonl, and its bytes against what the checkpoints recorded of
+    them."""
     path = run.layout.metrics
     problem = irregular(path)
     if problem == MISSING:
@@ -31,7 +33,11 @@ def check_log(run: AuditedRun, result: Audit) -> None:
     rows, odd = read_rows(path)
     for number in odd:
         result.add("log", path, f"line {number} is not a row with a step")
-    for sentence in [*_gaps(rows), *_values(rows), *_ends(rows, run.manifest.step, run.manifest.total_steps)]:
+    for sentence in [
+        *_gaps(rows),
+        *_values(rows),
+        *_ends(rows, run.manifest.step, run.manifest.total_steps),
+    ]:
         result.add("log", path, sentence)
     if not run.hashes:
         result.uncovered[path] = "its rows were read, and without hashes compared with no digest"
@@ -41,7 +47,8 @@ def check_log(run: AuditedRun, result: Audit) -> None:
 
 
 def _gaps(rows: Sequence[Row]) -> Iterator[str]:
-    """Steps that repeat, go back or are left out, at the beginning as well, and tokens that fall."""
+    """Steps that repeat, go back or are left out, at the beginning as well, and tokens that
+    fall."""
     strides = [later["step"] - earlier["step"] for earlier, later in pairwise(rows)]
     usual, first = _usual(strides), next((stride for stride in strides if stride > 0), None)
     if first is not None and rows[0]["step"] > max(usual, first):
@@ -59,7 +66,8 @@ def _gaps(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _usual(strides: Sequence[int]) -> int:
-    """The most frequent distance between rows, the smallest of equally frequent ones; 1 where there is none."""
+    """The most frequent distance between rows, the smallest of equally frequent ones; 1 where there
+    is none."""
     counts = Counter(stride for stride in strides if stride > 0)
     return max(sorted(counts), key=lambda stride: counts[stride], default=1)
 
@@ -86,17 +94,28 @@ def _ends(rows: Sequence[Row], newest: int, total: int) -> Iterator[str]:
 
 
 def _check_bytes(run: AuditedRun, result: Audit, path: Path) -> None:
-    """Compare the file with what each checkpoint recorded of its beginning; the first difference is a finding."""
+    """Compare the file with what each checkpoint recorded of its beginning; the first difference is
+    a finding."""
     text = read_regular(path)
-    entries = [(step, one.metrics) for step, one in sorted(run.checkpoints.items()) if one.metrics is not None]
+    entries = [
+        (step, one.metrics)
+        for step, one in sorted(run.checkpoints.items())
+        if one.metrics is not None
+    ]
     right = 0
     for step, entry in entries:
         if len(text) < entry.size:
-            result.add("log", path, f"has {len(text)} bytes where it had {entry.size} when step {step} was saved")
+            result.add(
+                "log",
+                path,
+                f"has {len(text)} bytes where it had {entry.size} when step {step} was saved",
+            )
             return
         if hashlib.sha256(text[: entry.size]).hexdigest() != entry.sha256:
             result.add(
-                "log", path, f"was altered after byte {right} and before byte {entry.size}, as step {step} shows"
+                "log",
+                path,
+                f"was altered after byte {right} and before byte {entry.size}, as step {step} shows",
             )
             return
         right = entry.size
@@ -105,15 +124,23 @@ def _check_bytes(run: AuditedRun, result: Audit, path: Path) -> None:
     elif len(text) == right:
         result.compared.add(path)
     elif run.manifest.status == "finished":
-        result.add("log", path, f"has {len(text) - right} bytes beyond those that the last checkpoint recorded")
+        result.add(
+            "log",
+            path,
+            f"has {len(text) - right} bytes beyond those that the last checkpoint recorded",
+        )
     else:
-        result.uncovered[path] = f"its last {len(text) - right} bytes, which were written after the last checkpoint"
+        result.uncovered[path] = (
+            f"its last {len(text) - right} bytes, which were written after the last checkpoint"
+        )
 
 
 def _check_order(run: AuditedRun, result: Audit, rows: Sequence[Row]) -> None:
     """Compute the chained hash of row ids anew, and compare every row that states one."""
     path = run.layout.metrics
-    stated = [(row["step"], row["order_hash"]) for row in rows if isinstance(row.get("order_hash"), str)]
+    stated = [
+        (row["step"], row["order_hash"]) for row in rows if isinstance(row.get("order_hash"), str)
+    ]
     if not stated:
         return
     order = row_order(run)
@@ -127,7 +154,8 @@ def _check_order(run: AuditedRun, result: Audit, rows: Sequence[Row]) -> None:
 
 
 def _first_wrong(order: RowOrder, stated: Sequence[tuple[int, str]]) -> int | None:
-    """The first step whose hash no number of reads gives: a method may leave out rows, but never reads them twice."""
+    """The first step whose hash no number of reads gives: a method may leave out rows, but never
+    reads them twice."""
     reads, current = 0, ""
     for step, expected in stated:
         while current != expected and reads < step:

@@ -1,4 +1,5 @@
-"""Audit of a series of models that other programs wrote: its steps, compared by the content of their files."""
+"""Audit of a series of models that other programs wrote: its steps, compared by the content of
+their files."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Identified(Protocol):
     """A source that knows which of its steps are equal, if need be without downloading them."""
 
     def content_id(self, step: int) -> str:
-        """Equal for two steps if the bytes of their weights are; DamagedError where they cannot be read."""
+        """Equal for two steps if the bytes of their weights are; DamagedError where they cannot be
+        read."""
 
 
 def audit_series(source: Source) -> list[str]:
@@ -26,8 +28,14 @@ def audit_series(source: Source) -> list[str]:
         UserError: the source knows of no content of its steps.
     """
     if not isinstance(source, Identified):
-        raise UserError(f"{source.name} is not a run of pico-train: its files state no hashes that could be compared")
-    lines = [f"damage: step {step}: {sentence}" for step, found in source.damaged.items() for sentence in found]
+        raise UserError(
+            f"{source.name} is not a run of pico-train: its files state no hashes that could be compared"
+        )
+    lines = [
+        f"damage: step {step}: {sentence}"
+        for step, found in source.damaged.items()
+        for sentence in found
+    ]
     steps: dict[str, list[int]] = defaultdict(list)
     for step in source.steps:
         try:
@@ -35,5 +43,8 @@ def audit_series(source: Source) -> list[str]:
         except DamagedError as error:
             lines.append(f"damage: step {step}: {error}")
     for first, *others in steps.values():
-        lines += [f"duplicate: step {step}: its files are bit-identical to those of step {first}" for step in others]
+        lines += [
+            f"duplicate: step {step}: its files are bit-identical to those of step {first}"
+            for step in others
+        ]
     return lines

@@ -1,6 +1,8 @@
-"""The path of the weights from step to step: steps that are bit-identical, and steps out of line with the others.
+"""The path of the weights from step to step: steps that are bit-identical, and steps out of line
+with the others.
 
-Tensor by tensor, three steps of one at a time, so that memory does not grow with the model or the run.
+Tensor by tensor, three steps of one at a time, so that memory does not grow with the model or the
+run.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from pico_contract.errors import DamagedError
 from pico_contract.names import low_rank_part
 
 ASIDE = 3.0
-"""A step lies aside when it is this many times farther from both neighbours than they are from each other."""
+"""A step lies aside when it is this many times farther from both neighbours than they are from each
+other."""
 JUMP = 10.0
-"""A move is a jump when it is this many times longer than the longest of up to two moves on either side, where moves
-over fewer steps count as if they had gone on at their pace."""
+"""A move is a jump when it is this many times longer than the longest of up to two moves on either
+side, where moves over fewer steps count as if they had gone on at their pace."""
 LEAST = 0.05
 """Moves shorter than this share of the tensor's norm are never reported."""
 
@@ -34,8 +37,9 @@ def walk(
 ) -> Iterator[Fault]:
     """(check, step, sentence) of what is wrong with the weights in `paths` (step -> file).
 
-    `still` are updates that leave the weights as they are: steps with only such ones between them may be equal.
-    Of low-rank modules the effective weights alone count: base and factors are merged and reset by design.
+    `still` are updates that leave the weights as they are: steps with only such ones between them
+    may be equal. Of low-rank modules the effective weights alone count: base and factors are merged
+    and reset by design.
     """
     files: dict[int, TensorFile] = {}
     for step, path in sorted(paths.items()):
@@ -65,11 +69,16 @@ def walk(
         yield "duplicate", step, f"its weights are bit-identical to those of step {first}"
     for step, found in sorted(odd.items()):
         name, sentence = next(iter(found.items()))
-        yield "discontinuity", step, f"{len(found)} of {len(digests[step])} tensors are out of line: {name} {sentence}"
+        yield (
+            "discontinuity",
+            step,
+            f"{len(found)} of {len(digests[step])} tensors are out of line: {name} {sentence}",
+        )
 
 
 def duplicates(digests: Digests, still: set[int]) -> Iterator[tuple[int, int]]:
-    """(first, later) steps whose common tensors are all bit-identical; a later step once, with the first it equals."""
+    """(first, later) steps whose common tensors are all bit-identical; a later step once, with the
+    first it equals."""
     found: set[int] = set()
     for (first, one), (step, other) in combinations(digests.items(), 2):
         common = one.keys() & other.keys()
@@ -81,7 +90,8 @@ def duplicates(digests: Digests, still: set[int]) -> Iterator[tuple[int, int]]:
 
 
 class Moves:
-    """How far one tensor moves between the steps that hold it; steps must be added in ascending order."""
+    """How far one tensor moves between the steps that hold it; steps must be added in ascending
+    order."""
 
     def __init__(self) -> None:
         self.broken: list[int] = []
@@ -115,11 +125,16 @@ class Moves:
         for place, (start, end) in enumerate(pairwise(kept)):
             gap, move = self._steps[end] - self._steps[start], moves[place]
             around = [
-                moves[other] * max(1.0, gap / (self._steps[kept[other + 1]] - self._steps[kept[other]]))
+                moves[other]
+                * max(1.0, gap / (self._steps[kept[other + 1]] - self._steps[kept[other]]))
                 for other in range(max(place - 2, 0), min(place + 3, len(moves)))
                 if other != place and not math.isnan(moves[other])
             ]
-            if len(around) >= 2 and move > JUMP * max(around) and move > LEAST * self._size((start, end)):
+            if (
+                len(around) >= 2
+                and move > JUMP * max(around)
+                and move > LEAST * self._size((start, end))
+            ):
                 found[self._steps[end]] = (
                     f"moves by {self._share(move, start)} of its norm from step {self._steps[start]}, "
                     f"{_times(move, max(around))} the moves around it"
@@ -133,7 +148,10 @@ class Moves:
             if nearer > ASIDE * past and nearer > LEAST * self._size((place - 1, place, place + 1)):
                 either = f"{self._steps[place - 1]} and {self._steps[place + 1]}"
                 away, apart = self._share(nearer, place - 1), self._share(past, place - 1)
-                yield self._steps[place], f"is {away} of its norm away from steps {either}, which are {apart} apart"
+                yield (
+                    self._steps[place],
+                    f"is {away} of its norm away from steps {either}, which are {apart} apart",
+                )
 
     def _move(self, start: int, end: int) -> float:
         """Between two steps that are neighbours, or have one step that lies aside between them."""

@@ -1,4 +1,5 @@
-"""Audit of the files that no directory's manifest lists: those that run.json records, and those that nothing does."""
+"""Audit of the files that no directory's manifest lists: those that run.json records, and those
+that nothing does."""
 
 from __future__ import annotations
 
@@ -29,18 +30,27 @@ def check_inputs(run: AuditedRun, result: Audit) -> None:
         elif digest is None:
             result.uncovered[path] = "run.json records no digest of it"
         elif run.hashes and codec.sha256_file(path) != digest:
-            result.add("damage", path, "does not have the sha256 that run.json says: it was edited or damaged")
+            result.add(
+                "damage",
+                path,
+                "does not have the sha256 that run.json says: it was edited or damaged",
+            )
         else:
             result.compared.add(path)
 
 
 def check_rest(run: AuditedRun, result: Audit) -> None:
-    """Name every other file of the run as not covered, and report links, which no reader follows."""
+    """Name every other file of the run as not covered, and report links, which no reader
+    follows."""
     at_fault = {finding.path for finding in result.findings}
     rest: dict[Path, list[Path]] = defaultdict(list)
     for path in _files(run.layout.root):
         if path.is_symlink():
-            result.add("damage", path, "is a link, and links are not followed: put a copy of the file in its place")
+            result.add(
+                "damage",
+                path,
+                "is a link, and links are not followed: put a copy of the file in its place",
+            )
         elif path not in result.compared and path not in result.uncovered and path not in at_fault:
             rest[_group(run.layout, path)].append(path)
     for group, paths in rest.items():
@@ -52,7 +62,8 @@ def check_rest(run: AuditedRun, result: Audit) -> None:
 
 
 def _files(root: Path) -> list[Path]:
-    """Every file and every link below `root`, where the directories of a run may be links themselves."""
+    """Every file and every link below `root`, where the directories of a run may be links
+    themselves."""
     found = []
     tops = [path for path in root.iterdir() if path.is_dir()]
     for top in [root, *tops]:
@@ -69,7 +80,8 @@ def _analyses(layout: RunLayout) -> Path:
 
 
 def _group(layout: RunLayout, path: Path) -> Path:
-    """The directory under which a file is named: one of the run's own, or the one that it lies in."""
+    """The directory under which a file is named: one of the run's own, or the one that it lies
+    in."""
     parts = path.relative_to(layout.root).parts
     top = layout.root / parts[0]
     return top if top in (layout.logs, _analyses(layout)) else path.parent

@@ -1,4 +1,5 @@
-"""One file a command, for a notebook as well: each takes plain values and gives back paths or lines."""
+"""One file a command, for a notebook as well: each takes plain values and gives back paths or
+lines."""
 
 from __future__ import annotations
 

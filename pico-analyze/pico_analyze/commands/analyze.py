@@ -1,4 +1,5 @@
-"""pico-analyze run and report: measure a source, and write the table, the figures and the report."""
+"""pico-analyze run and report: measure a source, and write the table, the figures and the
+report."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     """Measure, and write table, configuration, figures and report into `place`; the paths of them.
 
-    `source` is where the configuration came from, for messages; `say` gets progress and warnings, line by line.
+    `source` is where the configuration came from, for messages; `say` gets progress and warnings,
+    line by line.
     """
     from pico_analyze import table
     from pico_analyze.commands.plot import draw
@@ -36,7 +38,9 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     from pico_analyze.sources.open import open_source
 
     run = open_source(config.run, config.disk_gib)
-    other = None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
+    other = (
+        None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
+    )
     try:
         for part in parts_of(config):
             resolve(part.metrics)
@@ -51,7 +55,9 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
-    figures = draw(frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats)
+    figures = draw(
+        frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats
+    )
     files = [layout.table, layout.table_csv, layout.config, layout.code]
     return [*files, *figures, _write_report(run, frame, layout, config)]
 
@@ -81,13 +87,16 @@ def _tables(
             chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with show_progress(say) as progress:
                 tables.append(measure_part(run, *chosen, progress))
-    for sentence in dict.fromkeys(chain(*(omissions(run, part.components) for part in parts_of(config)))):
+    for sentence in dict.fromkeys(
+        chain(*(omissions(run, part.components) for part in parts_of(config)))
+    ):
         say(f"note: {sentence}")
     return tables
 
 
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:
-    """Write the report of an analysis that was measured before, with the figures that its configuration names.
+    """Write the report of an analysis that was measured before, with the figures that its
+    configuration names.
 
     Raises:
         UserError: no such run, no such analysis (with the nearest).
@@ -108,8 +117,12 @@ def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
     return [metric for metric in of_parts if (frame["metric"] == metric).any()] or config.metrics
 
 
-def _write_report(run: Source, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig) -> Path:
+def _write_report(
+    run: Source, frame: pd.DataFrame, layout: AnalysisLayout, config: AnalysisConfig
+) -> Path:
     from pico_analyze.report import run as report
 
-    write_text(layout.report, report.render(run, frame, _drawn(config, frame), config.figures.heads))
+    write_text(
+        layout.report, report.render(run, frame, _drawn(config, frame), config.figures.heads)
+    )
     return layout.report

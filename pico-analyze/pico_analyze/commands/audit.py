@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
-    """A line for each finding of the audit, for what it did not cover and to sum up, and whether the run is sound.
+    """A line for each finding of the audit, for what it did not cover and to sum up, and whether
+    the run is sound.
 
     Raises:
         UserError: no such run.
@@ -31,7 +32,10 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
             return _audit_of_series(source)
     with show_progress(say, "read") as progress:
         result = audit(check_run(path).root, hashes, progress)
-    lines = [*map(str, result.findings), *(one_line(f"not covered: {p}: {why}") for p, why in result.uncovered.items())]
+    lines = [
+        *map(str, result.findings),
+        *(one_line(f"not covered: {p}: {why}") for p, why in result.uncovered.items()),
+    ]
     return [*lines, _sum_of(result, hashes)], not result.findings
 
 
@@ -40,12 +44,18 @@ def _audit_of_series(source: Source) -> tuple[list[str], bool]:
 
     lines = audit_series(source)
     looked = f"{len(source.steps)} steps, compared with each other by the hashes of their files"
-    found = f"{len(lines)} finding{'s' if len(lines) > 1 else ''} in" if lines else "nothing found in"
+    found = (
+        f"{len(lines)} finding{'s' if len(lines) > 1 else ''} in" if lines else "nothing found in"
+    )
     return [*lines, f"{found} {looked}; no manifest says what they should be"], not lines
 
 
 def _sum_of(result: Audit, hashes: bool) -> str:
-    compared = "every byte was compared with a recorded sha256" if hashes else "the size alone was compared"
+    compared = (
+        "every byte was compared with a recorded sha256"
+        if hashes
+        else "the size alone was compared"
+    )
     looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
     looked += f" {len(result.compared)} files {compared}"
     if result.uncovered:

@@ -11,7 +11,8 @@ from pico_analyze.config.analysis import AnalysisConfig
 
 
 def code_record(config: AnalysisConfig) -> dict[str, Any]:
-    """The code that measures: versions, the commit and what differs from it, and the user's own modules."""
+    """The code that measures: versions, the commit and what differs from it, and the user's own
+    modules."""
     code = code_state("pico_analyze")
     return {
         "packages": {name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")},

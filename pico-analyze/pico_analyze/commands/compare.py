@@ -1,4 +1,5 @@
-"""What `compare` does: arms from run directories and their tables, the differences, and what is written of them."""
+"""What `compare` does: arms from run directories and their tables, the differences, and what is
+written of them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def parse_groups(groups: Sequence[str]) -> dict[str, list[Path]]:
     for group in groups:
         name, _, paths = group.partition("=")
         if not (name and paths.strip(",")):
-            raise UserError(f'"{group}" is not a group: write NAME=RUN,RUN with the runs that differ in their seeds')
+            raise UserError(
+                f'"{group}" is not a group: write NAME=RUN,RUN with the runs that differ in their seeds'
+            )
         if name in found:
             raise UserError(f'the group "{name}" is given twice: name all of its runs at once')
         found[name] = [Path(path) for path in paths.split(",") if path]
@@ -35,7 +38,8 @@ def parse_groups(groups: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: str) -> list[Arm]:
-    """Each of `runs` as an arm of its own, then the groups; with the table of the analysis `name` of each run.
+    """Each of `runs` as an arm of its own, then the groups; with the table of the analysis `name`
+    of each run.
 
     Raises:
         UserError: a run that is not there, has no such analysis, or is named twice.
@@ -60,7 +64,8 @@ def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: 
 
 
 def _short_names(arms: list[Arm]) -> list[Arm]:
-    """Call arms of one run each as their runs, if no two of those names are equal; by their paths otherwise."""
+    """Call arms of one run each as their runs, if no two of those names are equal; by their paths
+    otherwise."""
     from dataclasses import replace
 
     names = [arm.runs[0].name for arm in arms]
@@ -79,7 +84,8 @@ def compare_runs(
     seed: int = 0,
     interval: str = "student",
 ) -> tuple[list[Path], list[str]]:
-    """Compare, and write table, figures and report into `out`; the paths of them, and what to know before believing."""
+    """Compare, and write table, figures and report into `out`; the paths of them, and what to know
+    before believing."""
     from pico_analyze import compare
     from pico_analyze.compare import notes as compare_notes
     from pico_analyze.plot import arms as plot_arms
@@ -100,6 +106,8 @@ def compare_runs(
             if not rows.rows.empty:
                 figures[f"{shown.stem}_difference_{index}"] = plot_arms.difference_map(rows)
         for stem, figure in figures.items():
-            written += [panels.save(figure, layout.figures / f"{stem}.{ending}") for ending in formats]
+            written += [
+                panels.save(figure, layout.figures / f"{stem}.{ending}") for ending in formats
+            ]
     write_text(layout.report, report_arms.render(arms, differences, metrics))
     return [*written, layout.report], compare_notes.notes(arms, differences)

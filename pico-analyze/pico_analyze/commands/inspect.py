@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def holdings(path: Path) -> list[str]:
-    """What a source holds, as lines: status, geometry, steps, kinds by split with their modules, what is damaged."""
+    """What a source holds, as lines: status, geometry, steps, kinds by split with their modules,
+    what is damaged."""
     from pico_analyze.components.omissions import described
     from pico_analyze.sources.base import KINDS
     from pico_analyze.sources.model_config import describe
@@ -31,7 +32,11 @@ def holdings(path: Path) -> list[str]:
         lines += _lines_of_kind(run, kind)
     lines += [*described(run), *_low_rank_lines(run)]
     lines += [f"note: {note}" for note in notes_of(run)]
-    lines += [f"damaged at step {step}: {sentence}" for step, found in run.damaged.items() for sentence in found]
+    lines += [
+        f"damaged at step {step}: {sentence}"
+        for step, found in run.damaged.items()
+        for sentence in found
+    ]
     return lines
 
 
@@ -68,7 +73,8 @@ def _low_rank_lines(run: Source) -> list[str]:
     factors = {
         step: found
         for step in run.steps
-        if run.splits(step, "weights") and (found := fitting("lora_A", run.modules(step, "weights")))
+        if run.splits(step, "weights")
+        and (found := fitting("lora_A", run.modules(step, "weights")))
     }
     if not factors:
         return []
@@ -78,12 +84,15 @@ def _low_rank_lines(run: Source) -> list[str]:
         ranks.setdefault(parse(name).component.removesuffix(".lora_A"), set()).add(
             len(run.tensor(last, "weights", name))
         )
-    of = ", ".join(f"{name} ({' and '.join(map(str, sorted(found)))})" for name, found in ranks.items())
+    of = ", ".join(
+        f"{name} ({' and '.join(map(str, sorted(found)))})" for name, found in ranks.items()
+    )
     return [f"low-rank at {len(factors)} steps (rank at step {last}): {of}"]
 
 
 def known_metrics() -> list[str]:
-    """A line for each metric: name, arity, kinds, unit, range, source, and what it cannot be compared with."""
+    """A line for each metric: name, arity, kinds, unit, range, source, and what it cannot be
+    compared with."""
     from pico_analyze.metrics.registry import METRICS
 
     width = max(map(len, METRICS))

@@ -1,7 +1,8 @@
 """The place of the analysis of a source, and the source that an analysis is of.
 
-An analysis records what its source was opened from. Two series of one name, or two subsets of one series, therefore
-never share a place: the second is written beside the first, and reading finds that of the source that is named.
+An analysis records what its source was opened from. Two series of one name, or two subsets of one
+series, therefore never share a place: the second is written beside the first, and reading finds
+that of the source that is named.
 """
 
 from __future__ import annotations
@@ -23,36 +24,43 @@ _HUB = "hub:"
 
 
 def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Find where an analysis is kept: RUN/analysis/NAME; of what other programs wrote ./analysis/SOURCE/NAME.
+    """Find where an analysis is kept: RUN/analysis/NAME; of what other programs wrote
+    ./analysis/SOURCE/NAME.
 
-    With `out` it is OUT/analysis/NAME for either. If the analysis of another source lies there, it is NAME-<hash of
-    what the source was opened from>. Nothing is ever written into what another program wrote.
+    With `out` it is OUT/analysis/NAME for either. If the analysis of another source lies there, it
+    is NAME-<hash of what the source was opened from>. Nothing is ever written into what another
+    program wrote.
     """
     from pico_analyze.sources.run import Run
 
     if out is None and isinstance(source, Run):
         return source.layout.analysis(name)
     first = usual_place(source, name, out)
-    own = AnalysisLayout(first.root.with_name(f"{name}-{hashlib.sha256(origin(source).encode()).hexdigest()[:8]}"))
+    own = AnalysisLayout(
+        first.root.with_name(f"{name}-{hashlib.sha256(origin(source).encode()).hexdigest()[:8]}")
+    )
     if own.table.is_file() or owner(first) not in (None, origin(source)):
         return own
     return first
 
 
 def usual_place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
-    """Find where the analysis of a source would lie if no other source of the same name had been measured."""
+    """Find where the analysis of a source would lie if no other source of the same name had been
+    measured."""
     if out is not None:
         return RunLayout(out).analysis(name)
     return AnalysisLayout(RunLayout(Path()).analysis(source.name).root / name)
 
 
 def origin(source: Source) -> str:
-    """Return what a source was opened from: an absolute path, several, or a name of the hub with its pattern."""
+    """Return what a source was opened from: an absolute path, several, or a name of the hub with
+    its pattern."""
     return str(getattr(source, "origin", source.name))
 
 
 def owner(layout: AnalysisLayout) -> str | None:
-    """Return what the source of an analysis was opened from; None if nothing was measured there or nothing says it."""
+    """Return what the source of an analysis was opened from; None if nothing was measured there or
+    nothing says it."""
     if not layout.table.is_file():
         return None
     try:
@@ -67,7 +75,9 @@ def _of_config(run: str | list[str]) -> str:
     """Return what an analysis that records no source was opened from, by its configuration."""
     if isinstance(run, str) and run.startswith(_HUB):
         return run
-    return " ".join(sorted(str(Path(path).resolve()) for path in ([run] if isinstance(run, str) else run)))
+    return " ".join(
+        sorted(str(Path(path).resolve()) for path in ([run] if isinstance(run, str) else run))
+    )
 
 
 def record_owner(layout: AnalysisLayout, source: Source) -> None:
@@ -75,14 +85,17 @@ def record_owner(layout: AnalysisLayout, source: Source) -> None:
     run = getattr(source, "layout", None)
     if run is not None and run.root in layout.root.parents:
         return
-    write_text(layout.source, json.dumps({"name": source.name, "origin": origin(source)}, indent=2) + "\n")
+    write_text(
+        layout.source, json.dumps({"name": source.name, "origin": origin(source)}, indent=2) + "\n"
+    )
 
 
 def measured(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     """Find the analysis `name` of a source.
 
     Raises:
-        UserError: there is no such table; names the nearest analysis, or the other source that the one there is of.
+        UserError: there is no such table; names the nearest analysis, or the other source that the
+            one there is of.
     """
     layout = place(source, name, out)
     if layout.table.is_file():
@@ -92,13 +105,18 @@ def measured(source: Source, name: str, out: Path | None = None) -> AnalysisLayo
         raise UserError(
             f"{first.root} is the analysis of {owner(first)} and not of {origin(source)}: run pico-analyze run first"
         )
-    known = [path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()]
+    known = [
+        path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()
+    ]
     near = did_you_mean(name, known) or ": run pico-analyze run first"
     raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
 
 
-def note_on_place(source: Source, name: str, layout: AnalysisLayout, out: Path | None = None) -> list[str]:
-    """A sentence if an analysis does not lie at its usual place, since that of another source does."""
+def note_on_place(
+    source: Source, name: str, layout: AnalysisLayout, out: Path | None = None
+) -> list[str]:
+    """A sentence if an analysis does not lie at its usual place, since that of another source
+    does."""
     first = usual_place(source, name, out)
     if layout.root.name == name:
         return []

@@ -28,11 +28,12 @@ def plot_run(
 ) -> list[Path]:
     """Draw the figures of an analysis that was measured before; their paths.
 
-    With `spectra` also singular values over steps, with `distributions` those of entries: neither is a part of the
-    table, so that tensors are read.
+    With `spectra` also singular values over steps, with `distributions` those of entries: neither
+    is a part of the table, so that tensors are read.
 
     Raises:
-        UserError: no such run, no such analysis (with the nearest), a metric that the table does not hold.
+        UserError: no such run, no such analysis (with the nearest), a metric that the table does
+            not hold.
     """
     from pico_analyze import table
     from pico_analyze.sources.open import open_source
@@ -53,7 +54,9 @@ def _draw_spectra(source: Source, layout: AnalysisLayout, formats: Sequence[str]
     return [panels.save(figure, layout.figures / f"weights_spectra.{ending}") for ending in formats]
 
 
-def _draw_distributions(source: Source, layout: AnalysisLayout, formats: Sequence[str]) -> list[Path]:
+def _draw_distributions(
+    source: Source, layout: AnalysisLayout, formats: Sequence[str]
+) -> list[Path]:
     from pico_analyze.engine.distributions import distributions
     from pico_analyze.plot import distributions as plot_distributions
     from pico_analyze.plot import panels
@@ -68,7 +71,11 @@ def _draw_distributions(source: Source, layout: AnalysisLayout, formats: Sequenc
 
 
 def draw(
-    frame: pd.DataFrame, layout: AnalysisLayout, metrics: Sequence[str] | None, heads: bool, formats: Sequence[str]
+    frame: pd.DataFrame,
+    layout: AnalysisLayout,
+    metrics: Sequence[str] | None,
+    heads: bool,
+    formats: Sequence[str],
 ) -> list[Path]:
     """Figures of each of `metrics`, with `heads` also head by head; of a telling few by default."""
     from pico_analyze.plot import panels

@@ -1,4 +1,5 @@
-"""Arms of a comparison: runs that should differ in their seeds alone, and which of them count as one."""
+"""Arms of a comparison: runs that should differ in their seeds alone, and which of them count as
+one."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from pico_analyze.compare.run_facts import RunFacts, read_facts
 from pico_analyze.sources.base import Source
 from pico_analyze.statistics import Pairing, choose_pairs
 
-CELL = ["kind", "split", "component", "layer", "metric", "variant", "reference_step", "reference_module"]
+CELL = [
+    "kind",
+    "split",
+    "component",
+    "layer",
+    "metric",
+    "variant",
+    "reference_step",
+    "reference_module",
+]
 """With the step, what makes numbers of two runs comparable."""
 PLAIN = "plain"
 """The training method that draws nothing from `seed.method`."""
@@ -62,7 +72,8 @@ class ArmValues:
         arm: the arm.
         units: in the order of their first runs.
         cells: a row for each number and step that every run has, a column for each unit.
-        telling: (cells,) whether two runs that agree there to the last bit are one; counts may agree by nature.
+        telling: (cells,) whether two runs that agree there to the last bit are one; counts may
+            agree by nature.
     """
 
     arm: Arm
@@ -75,7 +86,8 @@ class ArmValues:
         return " and ".join(self.arm.runs[run].name for run in self.units[unit].runs)
 
     def keys(self, with_method: bool, parents: frozenset[str]) -> list[Hashable | None]:
-        """What a partner of each unit in another arm must share: its seeds, and which of `parents` it began from."""
+        """What a partner of each unit in another arm must share: its seeds, and which of `parents`
+        it began from."""
         found: list[Hashable | None] = []
         for unit in self.units:
             facts = [self.arm.facts[run] for run in unit.runs]
@@ -86,14 +98,17 @@ class ArmValues:
 
 
 def values_of(arm: Arm, metrics: Sequence[str] | None = None) -> ArmValues:
-    """Collect the numbers of an arm: means over heads, and over runs that are not independent of each other."""
+    """Collect the numbers of an arm: means over heads, and over runs that are not independent of
+    each other."""
     series, fractional = [], []
     for table in arm.tables:
         rows = table if metrics is None else table[table["metric"].isin(metrics)]
         keys = [rows[column] for column in ("step", *CELL, "unit")]
         series.append(rows["value"].groupby(keys, dropna=False, sort=False).agg(strict_mean))
         fractional.append((rows["value"] % 1 > 0).groupby(keys, dropna=False, sort=False).any())
-    by_run = pd.concat(series, axis=1, join="inner", keys=range(len(series))).replace([np.inf, -np.inf], np.nan)
+    by_run = pd.concat(series, axis=1, join="inner", keys=range(len(series))).replace(
+        [np.inf, -np.inf], np.nan
+    )
     telling = pd.concat(fractional, axis=1, join="inner").any(axis=1)
     units = _units(arm, by_run.to_numpy(dtype=float)[telling.to_numpy()])
     means = [by_run[list(unit.runs)].mean(axis=1, skipna=False) for unit in units]
@@ -101,7 +116,8 @@ def values_of(arm: Arm, metrics: Sequence[str] | None = None) -> ArmValues:
 
 
 def pair(baseline: ArmValues, arm: ArmValues) -> Pairing:
-    """Pair the units of two arms by their seeds; `seed.method` counts where both methods draw from it."""
+    """Pair the units of two arms by their seeds; `seed.method` counts where both methods draw from
+    it."""
     with_method = baseline.arm.draws and arm.arm.draws
     parents = frozenset(_parents(baseline.arm) & _parents(arm.arm))
     return choose_pairs(baseline.keys(with_method, parents), arm.keys(with_method, parents))
@@ -113,7 +129,8 @@ def strict_mean(values: pd.Series) -> float:
 
 
 def seed_key(facts: RunFacts, with_method: bool) -> tuple[tuple[str, int], ...] | None:
-    """Return the seeds that must be equal for two runs to be a pair; None where they are not recorded."""
+    """Return the seeds that must be equal for two runs to be a pair; None where they are not
+    recorded."""
     kept = {name: seed for name, seed in facts.seeds.items() if with_method or name != "method"}
     return tuple(sorted(kept.items())) or None
 
@@ -123,14 +140,17 @@ def _parents(arm: Arm) -> set[str]:
 
 
 def _units(arm: Arm, telling: Any) -> list[Unit]:
-    """Group the runs of an arm that began from one pretrained model, have equal seeds, or have equal numbers.
+    """Group the runs of an arm that began from one pretrained model, have equal seeds, or have
+    equal numbers.
 
     `telling` is (cells, runs).
     """
     units: list[Unit] = []
     for run, facts in enumerate(arm.facts):
         for place, unit in enumerate(units):
-            same = bool(len(telling)) and np.array_equal(telling[:, run], telling[:, unit.runs[0]], equal_nan=True)
+            same = bool(len(telling)) and np.array_equal(
+                telling[:, run], telling[:, unit.runs[0]], equal_nan=True
+            )
             why = _why_one(facts, arm.facts[unit.runs[0]], arm.draws, same)
             if why:
                 identical = same and (unit.identical or len(unit.runs) == 1)

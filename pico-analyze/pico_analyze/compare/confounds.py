@@ -19,15 +19,22 @@ _START = ("init_from", "parent")
 
 
 def mixed_keys(arm: Arm) -> list[str]:
-    """List the keys of the configuration in which runs of one arm differ, so that they are not seeds of one thing.
+    """List the keys of the configuration in which runs of one arm differ, so that they are not
+    seeds of one thing.
 
-    What is observed may differ, and so may the pretrained models that all of them begin from, each with its own seed.
+    What is observed may differ, and so may the pretrained models that all of them begin from, each
+    with its own seed.
     """
-    return [key for key in _configuration_keys(arm.facts) if _varies(arm.facts, key) and not _is_harmless(arm, key)]
+    return [
+        key
+        for key in _configuration_keys(arm.facts)
+        if _varies(arm.facts, key) and not _is_harmless(arm, key)
+    ]
 
 
 def confounds(arms: Sequence[Arm]) -> list[str]:
-    """Say what differs within an arm, then between arms, then what follows and on what the runs were made."""
+    """Say what differs within an arm, then between arms, then what follows and on what the runs
+    were made."""
     baseline, others = arms[0], arms[1:]
     return [
         *(sentence for arm in arms for sentence in _mixture(arm)),
@@ -63,7 +70,8 @@ def _between(baseline: Arm, arm: Arm) -> Iterator[str]:
 
 
 def _unread(arms: Sequence[Arm]) -> Iterator[str]:
-    """Say of which runs the configuration is unknown, so that silence is not taken for agreement."""
+    """Say of which runs the configuration is unknown, so that silence is not taken for
+    agreement."""
     facts = [one for arm in arms for one in arm.facts]
     for one in facts:
         if one.problem:
@@ -78,7 +86,11 @@ def _unread(arms: Sequence[Arm]) -> Iterator[str]:
 
 def _unfinished(arms: Sequence[Arm]) -> Iterator[str]:
     for arm in arms:
-        early = [f"{one.name} ({one.status} at step {one.step})" for one in arm.facts if one.status not in _DONE]
+        early = [
+            f"{one.name} ({one.status} at step {one.step})"
+            for one in arm.facts
+            if one.status not in _DONE
+        ]
         if early:
             yield (
                 f'{len(early)} of {len(arm.runs)} runs of "{arm.name}" did not finish: {_listing(early)}. What they '
@@ -87,7 +99,8 @@ def _unfinished(arms: Sequence[Arm]) -> Iterator[str]:
 
 
 def _equal_amounts(arms: Sequence[Arm]) -> Iterator[str]:
-    """Say whether arms have as many parameters, and have read as many tokens at the last step that all share."""
+    """Say whether arms have as many parameters, and have read as many tokens at the last step that
+    all share."""
     counts = {arm.name: {one.parameters for one in arm.facts} for arm in arms}
     yield from _equality("parameters", counts)
     shared = sorted(set.intersection(*(set(run.steps) for arm in arms for run in arm.runs)))
@@ -104,26 +117,41 @@ def _equality(quantity: str, by_arm: dict[str, set[int | None]]) -> Iterator[str
     if len(distinct) == 1:
         yield f"Equal {quantity}: {distinct[0]:,}."
         return
-    words = "; ".join(f"{name}: {_listing([f'{n:,}' for n in values])}" for name, values in known.items())
+    words = "; ".join(
+        f"{name}: {_listing([f'{n:,}' for n in values])}" for name, values in known.items()
+    )
     yield f"Unequal {quantity} ({words})."
 
 
 def _listed_within(arm: Arm) -> Iterator[str]:
-    harmless = [key for key in _configuration_keys(arm.facts) if _varies(arm.facts, key) and _is_harmless(arm, key)]
+    harmless = [
+        key
+        for key in _configuration_keys(arm.facts)
+        if _varies(arm.facts, key) and _is_harmless(arm, key)
+    ]
     keys = [*harmless, *(key for key in _surrounding_keys(arm.facts) if _varies(arm.facts, key))]
     if keys:
         yield f'Runs of "{arm.name}" differ in {_by_run(arm.facts, keys)}.'
 
 
 def _surroundings(baseline: Arm, arm: Arm) -> Iterator[str]:
-    keys = [key for key in _surrounding_keys([*baseline.facts, *arm.facts]) if _differs(baseline, arm, key)]
+    keys = [
+        key
+        for key in _surrounding_keys([*baseline.facts, *arm.facts])
+        if _differs(baseline, arm, key)
+    ]
     if keys:
         words = _in_words(baseline, arm, keys)
         yield f'"{arm.name}" was trained in another environment than "{baseline.name}": {words}.'
 
 
 def _uncommitted(arms: Sequence[Arm]) -> Iterator[str]:
-    dirty = [one.name for arm in arms for one in arm.facts if one.value("dirty") not in (None, False, "", UNKNOWN)]
+    dirty = [
+        one.name
+        for arm in arms
+        for one in arm.facts
+        if one.value("dirty") not in (None, False, "", UNKNOWN)
+    ]
     if dirty:
         yield f"The code of {_listing(dirty)} is in no commit: its working tree had changes."
 
@@ -159,7 +187,10 @@ def _distinct(facts: Sequence[RunFacts], key: str) -> list[str]:
 def _in_words(baseline: Arm, arm: Arm, keys: Sequence[str]) -> str:
     parts = []
     for key in keys:
-        theirs, ours = (" and ".join(_short(text) for text in _distinct(one.facts, key)) for one in (arm, baseline))
+        theirs, ours = (
+            " and ".join(_short(text) for text in _distinct(one.facts, key))
+            for one in (arm, baseline)
+        )
         parts.append(f"{key} ({theirs} instead of {ours})")
     return ", ".join(parts)
 
@@ -168,7 +199,9 @@ def _by_run(facts: Sequence[RunFacts], keys: Sequence[str]) -> str:
     parts = []
     for key in keys:
         known = [(one.name, one.value(key)) for one in facts if one.value(key) is not UNKNOWN]
-        parts.append(f"{key} ({'; '.join(f'{name}: {_short(_exactly(value))}' for name, value in known)})")
+        parts.append(
+            f"{key} ({'; '.join(f'{name}: {_short(_exactly(value))}' for name, value in known)})"
+        )
     return ", ".join(parts)
 
 

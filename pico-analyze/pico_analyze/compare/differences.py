@@ -1,7 +1,8 @@
 """Differences between arms: groups of runs (seeds) of which the same was measured, paired by step.
 
-An arm's value is the mean over its runs of the mean over heads. Its difference from the first arm, the baseline, gets
-an interval by Student's t over pairs of equal seeds, or by Welch's t over all runs; with one run an arm it gets none.
+An arm's value is the mean over its runs of the mean over heads. Its difference from the first arm,
+the baseline, gets an interval by Student's t over pairs of equal seeds, or by Welch's t over all
+runs; with one run an arm it gets none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pico_analyze.statistics import Interval, Pairing
 from pico_analyze.table import for_spreadsheets
 
 INTERVALS = ("student", "bootstrap")
-"""How an interval may be computed; `student` is Student's t over pairs, or Welch's over all runs."""
+"""How an interval may be computed; `student` is Student's t over pairs, or Welch's over all
+runs."""
 COLUMNS = [
     *("baseline", "arm", "step", *CELL, "unit"),
     *("baseline_mean", "arm_mean", "difference", "relative", "low", "high", "effect_size"),
@@ -34,28 +36,33 @@ _MAP = ["kind", "split", "metric"]
 
 
 def compare(
-    arms: Sequence[Arm], metrics: Sequence[str] | None = None, seed: int = 0, interval: str = "student"
+    arms: Sequence[Arm],
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    interval: str = "student",
 ) -> pd.DataFrame:
     """Tabulate each later arm less the baseline: a row for each arm, comparable number and step.
 
-    Where `step` is null the row is of the mean over all shared steps. `relative` is the difference over |baseline|.
-    `low` and `high` bound the unadjusted 95% interval named in `interval`: `student_pairs` over the pairs of runs with
-    equal seeds, `welch` over all runs where too few have a partner, or `bootstrap` if asked for. `df` is its degrees
-    of freedom. `effect_size` is Hedges' g (1981), the difference in pooled standard deviations, corrected for few
-    runs. `p_max_t` is adjusted for all layers, components and steps of one metric of one kind; it is null where so
-    few runs cannot reach 0.05. `baseline_runs` and `arm_runs` count the independent runs that were used. `status`:
-    `ok`, `one_run` (no interval and no effect size), `mixed` (nor there, since an arm holds several configurations),
-    or `missing` where a run of either arm has no value.
+    Where `step` is null the row is of the mean over all shared steps. `relative` is the difference
+    over |baseline|. `low` and `high` bound the unadjusted 95% interval named in `interval`:
+    `student_pairs` over the pairs of runs with equal seeds, `welch` over all runs where too few
+    have a partner, or `bootstrap` if asked for. `df` is its degrees of freedom. `effect_size` is
+    Hedges' g (1981), the difference in pooled standard deviations, corrected for few runs.
+    `p_max_t` is adjusted for all layers, components and steps of one metric of one kind; it is null
+    where so few runs cannot reach 0.05. `baseline_runs` and `arm_runs` count the independent runs
+    that were used. `status`: `ok`, `one_run` (no interval and no effect size), `mixed` (nor there,
+    since an arm holds several configurations), or `missing` where a run of either arm has no value.
 
     Args:
         arms: the baseline and what is compared with it.
         metrics: names of those compared; all by default.
-        seed: of the bootstrap, and of the sample of permutations where there are too many to try all.
+        seed: of the bootstrap, and of the sample of permutations where there are too many to try
+            all.
         interval: one of `INTERVALS`.
 
     Raises:
-        UserError: fewer than two arms, two of one name, nothing that two arms share, an unknown kind of interval, or a
-            bootstrap of too few runs.
+        UserError: fewer than two arms, two of one name, nothing that two arms share, an unknown
+            kind of interval, or a bootstrap of too few runs.
     """
     _check_names(arms)
     if interval not in INTERVALS:
@@ -71,13 +78,19 @@ def _check_names(arms: Sequence[Arm]) -> None:
     names = [arm.name for arm in arms]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f'two arms are called "{twice}": give them names of their own, --group NAME=RUN for each')
+        raise UserError(
+            f'two arms are called "{twice}": give them names of their own, --group NAME=RUN for each'
+        )
 
 
-def _differences(baseline: ArmValues, arm: ArmValues, seed: int, by_bootstrap: bool) -> pd.DataFrame:
+def _differences(
+    baseline: ArmValues, arm: ArmValues, seed: int, by_bootstrap: bool
+) -> pd.DataFrame:
     both = pd.concat([baseline.cells, arm.cells], axis=1, join="inner", keys=["baseline", "arm"])
     if both.empty:
-        raise UserError(f'"{baseline.arm.name}" and "{arm.arm.name}" have no number of the same step in common')
+        raise UserError(
+            f'"{baseline.arm.name}" and "{arm.arm.name}" have no number of the same step in common'
+        )
     cells = pd.concat([_over_steps(both), both])
     pairing = pair(baseline, arm)
     x, y = compared(cells, len(baseline.units), pairing)
@@ -90,7 +103,11 @@ def _differences(baseline: ArmValues, arm: ArmValues, seed: int, by_bootstrap: b
     size = table["baseline_mean"].abs()
     table["relative"] = table["difference"] / size.where(size > 0)
     table["baseline_sd"], table["arm_sd"] = _scatter(x), _scatter(y)
-    table["baseline_runs"], table["arm_runs"], table["paired"] = x.shape[1], y.shape[1], bool(pairing.pairs)
+    table["baseline_runs"], table["arm_runs"], table["paired"] = (
+        x.shape[1],
+        y.shape[1],
+        bool(pairing.pairs),
+    )
     mixed = bool(mixed_keys(baseline.arm) or mixed_keys(arm.arm))
     alone = min(x.shape[1], y.shape[1]) < 2
     claims = "mixed" if mixed else "one_run" if alone else "ok"
@@ -101,7 +118,8 @@ def _differences(baseline: ArmValues, arm: ArmValues, seed: int, by_bootstrap: b
 
 
 def compared(cells: pd.DataFrame, count: int, pairing: Pairing) -> tuple[Any, Any]:
-    """Split the values into (cells, runs) of either arm: of the pairs in one order, or of all runs."""
+    """Split the values into (cells, runs) of either arm: of the pairs in one order, or of all
+    runs."""
     values = cells.to_numpy(dtype=float)
     x, y = values[:, :count], values[:, count:]
     if not pairing.pairs:
@@ -153,12 +171,15 @@ def _over_steps(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Tabulate run by run what `compare` compares: a row for each arm, run, number and step, the mean over heads."""
+    """Tabulate run by run what `compare` compares: a row for each arm, run, number and step, the
+    mean over heads."""
     frames = []
     for arm in arms:
         for place, one in enumerate(arm.tables):
             keys = [one[column] for column in ("step", *CELL, "unit")]
-            values = one["value"].groupby(keys, dropna=False, sort=False).agg(strict_mean).reset_index()
+            values = (
+                one["value"].groupby(keys, dropna=False, sort=False).agg(strict_mean).reset_index()
+            )
             status = np.where(values["value"].isna(), "missing", "ok")
             frames.append(values.assign(arm=arm.name, run=f"{arm.name}/{place}", status=status))
     return pd.concat(frames, ignore_index=True)
@@ -166,6 +187,9 @@ def curves(arms: Sequence[Arm]) -> pd.DataFrame:
 
 def write(differences: pd.DataFrame, parquet: Path, csv: Path) -> None:
     """Write the differences as a Parquet file and its CSV twin."""
-    for path, save in ((parquet, differences.to_parquet), (csv, for_spreadsheets(differences).to_csv)):
+    for path, save in (
+        (parquet, differences.to_parquet),
+        (csv, for_spreadsheets(differences).to_csv),
+    ):
         with replacing(path) as draft:
             save(draft, index=False)

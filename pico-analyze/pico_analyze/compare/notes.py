@@ -62,13 +62,16 @@ def _why(arm: Arm, unit: Unit) -> str:
 
 
 def _same_runs(baseline: ArmValues, arm: ArmValues) -> Iterator[str]:
-    """Name runs of two arms that are one: copies under two names have no difference by construction."""
+    """Name runs of two arms that are one: copies under two names have no difference by
+    construction."""
     frames = [one.cells[one.telling.to_numpy()] for one in (baseline, arm)]
     telling = pd.concat(frames, axis=1, join="inner").to_numpy(dtype=float)
     count = len(baseline.units)
     for i in range(count):
         for j in range(len(arm.units)):
-            if len(telling) and np.array_equal(telling[:, i], telling[:, count + j], equal_nan=True):
+            if len(telling) and np.array_equal(
+                telling[:, i], telling[:, count + j], equal_nan=True
+            ):
                 yield (
                     f'{baseline.name(i)} of "{baseline.arm.name}" and {arm.name(j)} of "{arm.arm.name}" have numbers '
                     "that are identical to the last bit: they look like one run."
@@ -115,11 +118,16 @@ def _inference(baseline: ArmValues, arm: ArmValues, differences: pd.DataFrame) -
 
 
 def _pairing(baseline: ArmValues, arm: ArmValues, pairing: Pairing) -> str:
-    left, right = ([one.name(i) for i in alone] for one, alone in zip((baseline, arm), pairing.unpaired, strict=True))
+    left, right = (
+        [one.name(i) for i in alone]
+        for one, alone in zip((baseline, arm), pairing.unpaired, strict=True)
+    )
     between = f'"{arm.arm.name}" less "{baseline.arm.name}"'
     if pairing.pairs:
         count = len(pairing.pairs)
-        sentence = f"{between}: {count} {'pair' if count == 1 else 'pairs'} of runs with equal seeds."
+        sentence = (
+            f"{between}: {count} {'pair' if count == 1 else 'pairs'} of runs with equal seeds."
+        )
         alone = f" Left out, since no run of the other arm has their seeds: {_listing([*left, *right])}."
         return sentence + (alone if left or right else "")
     counts = f"{len(baseline.units)} and {len(arm.units)}"
@@ -133,7 +141,9 @@ def _sensitivity(arm: ArmValues, baseline: ArmValues, runs: int, paired: bool) -
     effect = statistics.detectable_effect(runs, paired)
     of = "of the paired differences" if paired else "of an arm"
     many = f"{runs} pairs" if paired else f"{runs} runs in each arm"
-    degree = " Two runs leave one degree of freedom: the interval is very wide." if runs == 2 else ""
+    degree = (
+        " Two runs leave one degree of freedom: the interval is very wide." if runs == 2 else ""
+    )
     return (
         f'"{arm.arm.name}" less "{baseline.arm.name}": {many} find a true difference of {effect:.2g} standard '
         f"deviations {of} in {statistics.POWER:.0%} of experiments, a smaller one less often; an interval that "
@@ -153,7 +163,9 @@ def _unequal_scatter(baseline: ArmValues, arm: ArmValues, x: Any, y: Any) -> Ite
 
 def _outliers_of_arm(values: ArmValues) -> Iterator[str]:
     names = [values.name(unit) for unit in range(len(values.units))]
-    yield from _outliers(values.cells.to_numpy(dtype=float), values.cells.index, names, f'of "{values.arm.name}"')
+    yield from _outliers(
+        values.cells.to_numpy(dtype=float), values.cells.index, names, f'of "{values.arm.name}"'
+    )
 
 
 def _outliers(values: Any, index: pd.Index, names: Sequence[str], where: str) -> Iterator[str]:
@@ -166,7 +178,9 @@ def _outliers(values: Any, index: pd.Index, names: Sequence[str], where: str) ->
     for run, name in enumerate(names):
         found = unlikely.index[unlikely[run]]
         if len(found):
-            what = _listing(list(dict.fromkeys(f"{spoken(str(metric))} of {kind}" for kind, _, metric in found)))
+            what = _listing(
+                list(dict.fromkeys(f"{spoken(str(metric))} of {kind}" for kind, _, metric in found))
+            )
             yield (
                 f"{name} lies far from the other {len(names) - 1} {where} in {what}: means and intervals depend on it. "
                 "Find out why before believing either; do not leave it out for its value."
@@ -193,12 +207,22 @@ def _marks(arm: ArmValues, rows: pd.DataFrame) -> Iterator[str]:
 
 def _unshared(arms: Sequence[Arm], differences: pd.DataFrame) -> list[str]:
     shared = sorted(int(step) for step in differences["step"].dropna().unique())
-    measured = {int(step) for arm in arms for table in arm.tables for step in table["step"].unique()}
+    measured = {
+        int(step) for arm in arms for table in arm.tables for step in table["step"].unique()
+    }
     left = sorted(measured - set(shared))
     missing = int((differences["status"] == "missing").sum())
     return [
-        *([f"Steps that not every run has were left out: {', '.join(map(str, left))}."] if left else []),
-        *([f"{missing:,} differences have no value, since a run has none there."] if missing else []),
+        *(
+            [f"Steps that not every run has were left out: {', '.join(map(str, left))}."]
+            if left
+            else []
+        ),
+        *(
+            [f"{missing:,} differences have no value, since a run has none there."]
+            if missing
+            else []
+        ),
     ]
 
 

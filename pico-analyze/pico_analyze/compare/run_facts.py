@@ -1,4 +1,5 @@
-"""What is recorded of how a run was trained: its resolved configuration, its sessions, what it began from."""
+"""What is recorded of how a run was trained: its resolved configuration, its sessions, what it
+began from."""
 
 from __future__ import annotations
 
@@ -14,12 +15,31 @@ from pico_contract.errors import UserError
 from pico_analyze.sources.base import Source
 
 NOT_COMPARED = (
-    *("name", "runs_dir", "data.path", "data.stream", "seed", "observe", "checkpoint", "disk", "evaluate", "log"),
-    *("hub", "train.micro_batch", "train.compile", "train.activation_checkpointing", "train.device", "train.sharding"),
+    *(
+        "name",
+        "runs_dir",
+        "data.path",
+        "data.stream",
+        "seed",
+        "observe",
+        "checkpoint",
+        "disk",
+        "evaluate",
+        "log",
+    ),
+    *(
+        "hub",
+        "train.micro_batch",
+        "train.compile",
+        "train.activation_checkpointing",
+        "train.device",
+        "train.sharding",
+    ),
     *("train.threads", "train.hours", "train.margin_minutes", "train.timeout_minutes"),
 )
-"""Keys of config.yaml that say how a run is carried out, not what it is (CONTRACT.md, section 3), and the seeds. What
-a session really used of them (device, precision, threads) is in run.json and is compared from there."""
+"""Keys of config.yaml that say how a run is carried out, not what it is (CONTRACT.md, section 3),
+and the seeds. What a session really used of them (device, precision, threads) is in run.json and is
+compared from there."""
 _IDENTITY_OF_SESSION = ("precision", "modules")
 """Keys of a session that change what is computed, as the configuration does."""
 _NOT_OF_INTEREST = ("started", "from_step", "matmul_rate")
@@ -35,15 +55,17 @@ class RunFacts:
         name: of the run.
         sections: top-level keys of its config.yaml; empty where it was not read.
         configuration: dotted key -> value of what makes the run this run; its seeds are not in it.
-        surroundings: dotted key -> value of what it ran on: commit, device, packages. Several sessions that differ
-            give all their values, in their order.
+        surroundings: dotted key -> value of what it ran on: commit, device, packages. Several
+            sessions that differ give all their values, in their order.
         seeds: `init`, `data`, `method`; empty where they are not recorded.
         method: name of the training method, empty where it is not recorded.
-        parent: the pretrained model that it began from, without a step; None where it began from its own seed.
+        parent: the pretrained model that it began from, without a step; None where it began from
+            its own seed.
         parameters: their number, None where it is not recorded.
         status: `finished`, `running`, `stopped` or `failed`; empty where it is not recorded.
         step: the newest step that was saved.
-        problem: why config.yaml could not be read, in a sentence; empty where it could or is not there.
+        problem: why config.yaml could not be read, in a sentence; empty where it could or is not
+            there.
     """
 
     name: str
@@ -64,7 +86,8 @@ class RunFacts:
         return bool(self.sections)
 
     def value(self, key: str) -> Any:
-        """Return what is recorded under `key`: None if its section of config.yaml lacks it, `UNKNOWN` elsewhere."""
+        """Return what is recorded under `key`: None if its section of config.yaml lacks it,
+        `UNKNOWN` elsewhere."""
         absent = None if key.partition(".")[0] in self.sections else UNKNOWN
         return self.configuration.get(key, self.surroundings.get(key, absent))
 
@@ -83,7 +106,10 @@ def read_facts(run: Source) -> RunFacts:
     return RunFacts(
         name=run.name,
         sections=frozenset(map(str, written)),
-        configuration={key: value for key, value in recorded.items() if not _is_below(key, NOT_COMPARED)} | used,
+        configuration={
+            key: value for key, value in recorded.items() if not _is_below(key, NOT_COMPARED)
+        }
+        | used,
         surroundings={key: value for key, value in sessions.items() if key not in used},
         seeds=dict(manifest.seeds),
         method=str(manifest.method),
@@ -123,11 +149,16 @@ def _sessions(sessions: Any) -> dict[str, Any]:
             values = found.setdefault(key, [])
             if key not in _NOT_OF_INTEREST and value not in values:
                 values.append(value)
-    return {key: values[0] if len(values) == 1 else tuple(values) for key, values in found.items() if values}
+    return {
+        key: values[0] if len(values) == 1 else tuple(values)
+        for key, values in found.items()
+        if values
+    }
 
 
 def _pretrained(parent: str | None) -> str | None:
-    """Name the pretrained run or model, whichever of its steps it is and however its path is written."""
+    """Name the pretrained run or model, whichever of its steps it is and however its path is
+    written."""
     if parent is None:
         return None
     place = re.sub(r"@\d+$", "", str(parent))

@@ -1,8 +1,10 @@
-"""Where families of models keep the projections of attention and MLP, and how fused matrices are divided.
+"""Where families of models keep the projections of attention and MLP, and how fused matrices are
+divided.
 
-Shapes: D hidden_size, H query heads, G key-value heads, hd head_dim, I intermediate_size. What is given back is of
-linear layers: query (H * hd, D), key and value (G * hd, D), output (D, H * hd), up (I, D), down (D, I). To support
-another family, add the names of its projections and, where its projections are fused, how they are divided.
+Shapes: D hidden_size, H query heads, G key-value heads, hd head_dim, I intermediate_size. What is
+given back is of linear layers: query (H * hd, D), key and value (G * hd, D), output (D, H * hd), up
+(I, D), down (D, I). To support another family, add the names of its projections and, where its
+projections are fused, how they are divided.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ Role = Literal["query", "key", "value", "output", "up", "down"]
 class Layout(NamedTuple):
     """The names of the matrices of one attention or MLP, each below the module that owns them.
 
-    A name that several roles share is a fused matrix. `half` is the half of the MLP's fused matrix that no
-    nonlinearity is applied to, 0 or 1.
+    A name that several roles share is a fused matrix. `half` is the half of the MLP's fused matrix
+    that no nonlinearity is applied to, 0 or 1.
     """
 
     names: Mapping[Role, str]
@@ -89,7 +91,8 @@ MLPS = (
 
 
 class Division(NamedTuple):
-    """How the rows of a fused projection are divided: `blocks` equal ones, each its share of every role in `order`."""
+    """How the rows of a fused projection are divided: `blocks` equal ones, each its share of every
+    role in `order`."""
 
     blocks: int | Literal["groups"]
     order: tuple[Role, Role, Role] = ("query", "key", "value")
@@ -104,17 +107,22 @@ _BY_NAME = {
 _BY_MODEL_TYPE = {
     **dict.fromkeys(("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "qwen"), _STACKED),
     **dict.fromkeys(("phi3", "phi3small", "phi4mm", "openelm", "chatglm"), _STACKED),
-    **dict.fromkeys(("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "gpt_bigcode", "internlm2"), _BY_GROUP),
+    **dict.fromkeys(
+        ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "gpt_bigcode", "internlm2"),
+        _BY_GROUP,
+    ),
     **dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel"), _BY_GROUP),
     "codegen": Division(4, ("query", "value", "key")),  # four blocks, from training on four devices
 }
 _BY_PATH = {"gpt_neox": _BY_GROUP}
 """Divisions by a part of the module's name, where no configuration says the family."""
 TRANSPOSED = ("c_attn", "c_fc")
-"""Fused or widening matrices that GPT-2 stores as (in, out), with all others of the same attention or MLP."""
+"""Fused or widening matrices that GPT-2 stores as (in, out), with all others of the same attention
+or MLP."""
 _TRANSPOSING = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LIKE_A_PROJECTION = re.compile(
-    r"\w*qkv\w*|query_key_value|v_proj|value|c_attn|att_proj|w_pack|in_proj_weight|kv_[ab]_proj\w*", re.IGNORECASE
+    r"\w*qkv\w*|query_key_value|v_proj|value|c_attn|att_proj|w_pack|in_proj_weight|kv_[ab]_proj\w*",
+    re.IGNORECASE,
 )
 """Names by which a projection of attention is recognised where no layout fits it."""
 
@@ -123,15 +131,19 @@ _NORM = re.compile(r"(?:^|\.)((?:q|k|query|key|qk)_?(?:layer_?)?(?:norm|ln))\b")
 
 
 def query_key_norms(tensors: Iterable[str]) -> list[str]:
-    """What the norms of queries and keys are called, such as `q_norm`; [] of a model that has none."""
+    """What the norms of queries and keys are called, such as `q_norm`; [] of a model that has
+    none."""
     return list(dict.fromkeys(found[1] for name in tensors if (found := _NORM.search(name))))
 
 
-def layouts(modules: Iterable[str], known: Iterable[Layout], roles: Sequence[Role]) -> dict[str, Layout]:
-    """Module that owns an attention or MLP -> its layout, for each of `modules` of which all `roles` are there.
+def layouts(
+    modules: Iterable[str], known: Iterable[Layout], roles: Sequence[Role]
+) -> dict[str, Layout]:
+    """Module that owns an attention or MLP -> its layout, for each of `modules` of which all
+    `roles` are there.
 
-    A layout of which every role is there goes before one of which only `roles` are: parts of names of one family are
-    whole names of another.
+    A layout of which every role is there goes before one of which only `roles` are: parts of names
+    of one family are whole names of another.
 
     Args:
         known: `ATTENTIONS` or `MLPS`; the first that fits counts.
@@ -147,10 +159,14 @@ def layouts(modules: Iterable[str], known: Iterable[Layout], roles: Sequence[Rol
             for layout in by_last.get(module.rpartition(".")[2], ()) if module not in taken else ():
                 owner = module.removesuffix(f".{layout.names[roles[0]]}")
                 needed = layout.names if whole else roles
-                if owner != module and all(f"{owner}.{layout.names[role]}" in held for role in needed):
+                if owner != module and all(
+                    f"{owner}.{layout.names[role]}" in held for role in needed
+                ):
                     found.setdefault(owner, layout)
                     taken.add(module)
-    return {owner: layout for module in held for owner, layout in _owner_in(module, found, roles[0])}
+    return {
+        owner: layout for module in held for owner, layout in _owner_in(module, found, roles[0])
+    }
 
 
 def _owner_in(module: str, found: Mapping[str, Layout], role: Role) -> Iterator[tuple[str, Layout]]:
@@ -162,17 +178,20 @@ def _owner_in(module: str, found: Mapping[str, Layout], role: Role) -> Iterator[
 
 
 def division_of(model: Mapping[str, Any], owner: str, layout: Layout) -> Division | None:
-    """How the fused projection of an attention is divided; None where neither names nor configuration say it."""
+    """How the fused projection of an attention is divided; None where neither names nor
+    configuration say it."""
     name, family = layout.names["query"], stack_of(model, owner).get("model_type")
-    by_path = next((division for part, division in _BY_PATH.items() if part in owner.split(".")), None)
+    by_path = next(
+        (division for part, division in _BY_PATH.items() if part in owner.split(".")), None
+    )
     if name == "c_attn" and family is None:
         return _STACKED  # as GPT-2 has it; every newer family says its name
     return _BY_NAME.get(name) or _BY_MODEL_TYPE.get(str(family)) or by_path
 
 
 def divided(fused: torch.Tensor, division: Division, heads: Heads) -> dict[Role, torch.Tensor]:
-    """The rows of each role in a fused projection ((H + 2 G) * hd, any): query (H * hd, any), key and value (G * hd,
-    any).
+    """The rows of each role in a fused projection ((H + 2 G) * hd, any): query (H * hd, any), key
+    and value (G * hd, any).
 
     Raises:
         ValueError: the rows are not those of so many heads.
@@ -180,15 +199,24 @@ def divided(fused: torch.Tensor, division: Division, heads: Heads) -> dict[Role,
     blocks = heads.groups if division.blocks == "groups" else division.blocks
     rows, total = fused.shape[0], heads.queries + 2 * heads.groups
     if rows % total or heads.queries % blocks or heads.groups % blocks:
-        raise ValueError(f"{rows} rows are not those of {heads.queries} heads and {heads.groups} key-value heads")
+        raise ValueError(
+            f"{rows} rows are not those of {heads.queries} heads and {heads.groups} key-value heads"
+        )
     head_dim, (queries, groups) = rows // total, heads
-    counts: dict[Role, int] = {"query": queries // blocks, "key": groups // blocks, "value": groups // blocks}
-    parts = fused.unflatten(0, (blocks, -1)).split([counts[role] * head_dim for role in division.order], dim=1)
+    counts: dict[Role, int] = {
+        "query": queries // blocks,
+        "key": groups // blocks,
+        "value": groups // blocks,
+    }
+    parts = fused.unflatten(0, (blocks, -1)).split(
+        [counts[role] * head_dim for role in division.order], dim=1
+    )
     return {role: part.flatten(0, 1) for role, part in zip(division.order, parts, strict=True)}
 
 
 def is_transposed(model: Mapping[str, Any], owner: str, weight: torch.Tensor) -> bool:
-    """Whether a matrix called as in `TRANSPOSED` is stored as (in, out), with those beside it: GPT-2's Conv1D."""
+    """Whether a matrix called as in `TRANSPOSED` is stored as (in, out), with those beside it:
+    GPT-2's Conv1D."""
     shape = stack_of(model, owner)
     if "model_type" in shape:
         return shape["model_type"] in _TRANSPOSING

@@ -1,8 +1,9 @@
 """Low-rank updates of projections, from stored factors: of one cycle, and over a window of steps.
 
-A low-rank projection is W = base + scale * B @ A, (m, n), with B (m, r) and A (r, n). A restart adds scale * B @ A to
-the base, draws A anew and sets B to zero; its step holds what was merged (shared/CONTRACT.md, section 4).
-Source: Lialin et al. 2023, "ReLoRA: high-rank training through low-rank updates", sec. 3.
+A low-rank projection is W = base + scale * B @ A, (m, n), with B (m, r) and A (r, n). A restart
+adds scale * B @ A to the base, draws A anew and sets B to zero; its step holds what was merged
+(shared/CONTRACT.md, section 4). Source: Lialin et al. 2023, "ReLoRA: high-rank training through
+low-rank updates", sec. 3.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pico_analyze.linalg.matrix import Matrix, Product
 from pico_analyze.sources.base import NotObservedError, Source
 
 MERGED_AS_SUMMED = 1e-3
-"""How far merges may be from the products of what they merged, in sizes of those: TF32 rounds by 2^-11."""
+"""How far merges may be from the products of what they merged, in sizes of those: TF32 rounds by
+2^-11."""
 
 
 class Change(NamedTuple):
@@ -30,24 +32,29 @@ class Change(NamedTuple):
     start: torch.Tensor  # (m, n) float64: what it was at the start of the window
 
 
-def lora_update(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
+def lora_update(
+    source: Source, module: str, step: int, kind: str, split: str | None
+) -> list[Matrix]:
     """scale * B @ A, (m, n) of rank at most r: what the running cycle has added to the base so far.
 
-    At the step of a restart it is what that merged, the whole update of the cycle that ended there. Zero (status
-    `zero`) where a cycle begins without a restart: at initialisation and at the end of a full-rank warm start.
+    At the step of a restart it is what that merged, the whole update of the cycle that ended there.
+    Zero (status `zero`) where a cycle begins without a restart: at initialisation and at the end of
+    a full-rank warm start.
 
-    It is judged, like every product, by the rounding of its stored factors (`linalg.storage_error`). A full-rank matrix
-    of the same update, W(t2) - W(t1), also carries the rounding of W, which is relative to the size of W.
+    It is judged, like every product, by the rounding of its stored factors
+    (`linalg.storage_error`). A full-rank matrix of the same update, W(t2) - W(t1), also carries the
+    rounding of W, which is relative to the size of W.
     """
     return [_merged(source, module, step) or _running(source, module, step)]
 
 
 def cumulative_lora_update(source: Source, module: str, start: int, end: int) -> Change:
-    """W(end) - W(start) through factors, (m, n): the sum of what every restart in (start, end] merged and of the
-    running update at `end`, less the running update at `start`, as one product of all these factors side by side.
+    """W(end) - W(start) through factors, (m, n): the sum of what every restart in (start, end]
+    merged and of the running update at `end`, less the running update at `start`, as one product of
+    all these factors side by side.
 
-    From a step at which B is zero to the k-th restart after it the rank is at most k * r. The tolerance is the sum of
-    those of the summed updates: the base and its rounding play no part.
+    From a step at which B is zero to the k-th restart after it the rank is at most k * r. The
+    tolerance is the sum of those of the summed updates: the base and its rounding play no part.
 
     Raises:
         UserError: the module is not low-rank at one of the two steps.
@@ -65,18 +72,22 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
 
 
 def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch.dtype]:
-    """The dtypes in which the bases of those of `modules` that are low-rank are stored: merges are rounded there."""
+    """The dtypes in which the bases of those of `modules` that are low-rank are stored: merges are
+    rounded there."""
     if not modules:
         return []
     held = {*source.modules(step, "weights")}
-    low_rank = [module for module in modules if names.lora_B(module).removesuffix(".weight") in held]
+    low_rank = [
+        module for module in modules if names.lora_B(module).removesuffix(".weight") in held
+    ]
     return [source.tensor(step, "weights", names.base(module)).dtype for module in low_rank]
 
 
 def _running(source: Source, module: str, step: int) -> Product:
     """scale * B @ A; UserError where the module is not low-rank at `step`."""
     left, right, scale = (
-        source.tensor(step, "weights", name(module)) for name in (names.lora_B, names.lora_A, names.lora_scale)
+        source.tensor(step, "weights", name(module))
+        for name in (names.lora_B, names.lora_A, names.lora_scale)
     )
     return Product(left, right, float(scale))
 
@@ -84,7 +95,10 @@ def _running(source: Source, module: str, step: int) -> Product:
 def _merged(source: Source, module: str, step: int) -> Product | None:
     """What was merged at `step`; None where nothing was."""
     try:
-        left, right = (source.tensor(step, "weights", name(module)) for name in (names.merged_B, names.merged_A))
+        left, right = (
+            source.tensor(step, "weights", name(module))
+            for name in (names.merged_B, names.merged_A)
+        )
     except DamagedError:
         raise
     except UserError:
@@ -95,8 +109,9 @@ def _merged(source: Source, module: str, step: int) -> Product | None:
 def explains(merged: Sequence[Product], old: torch.Tensor, new: torch.Tensor) -> bool:
     """Whether the base (m, n) went from `old` to `new` by `merged` alone, up to rounding.
 
-    Each merge rounds the base once, by half an eps of its entries at most, and its own product as computed. What is
-    within that is too small to matter: it is less than `MERGED_AS_SUMMED` of the sum, or cannot be seen in the base.
+    Each merge rounds the base once, by half an eps of its entries at most, and its own product as
+    computed. What is within that is too small to matter: it is less than `MERGED_AS_SUMMED` of the
+    sum, or cannot be seen in the base.
     """
     rest = new.to(REAL) - old.to(REAL)
     for one in merged:
@@ -104,4 +119,6 @@ def explains(merged: Sequence[Product], old: torch.Tensor, new: torch.Tensor) ->
     sizes = sum(linalg.norm(one) for one in merged)
     eps = torch.finfo(linalg.coarser(old.dtype, new.dtype)).eps
     rounding = (len(merged) + 1) * eps * (max(linalg.norm(old), linalg.norm(new)) + sizes)
-    return not linalg.norm(rest) > rounding + MERGED_AS_SUMMED * sizes  # NaN is reported as such where it is measured
+    return (
+        not linalg.norm(rest) > rounding + MERGED_AS_SUMMED * sizes
+    )  # NaN is reported as such where it is measured

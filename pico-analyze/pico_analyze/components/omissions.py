@@ -1,4 +1,5 @@
-"""What an analysis does not measure of a model, said in sentences: matrices, tensors of experts, circuits."""
+"""What an analysis does not measure of a model, said in sentences: matrices, tensors of experts,
+circuits."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pico_analyze.sources.base import Source
 
 
 def omissions(source: Source, components: Sequence[str] | None) -> list[str]:
-    """What a measurement of weights leaves out where `components` are chosen, by default where nothing is."""
+    """What a measurement of weights leaves out where `components` are chosen, by default where
+    nothing is."""
     modules, tensors = _last(source)
     circuits = [name for name, _ in map(circuit_of, components or DEFAULT_CIRCUITS) if name]
     found = left_out(circuits, {"weights": modules}, source.model) if components is None else []
@@ -48,20 +50,24 @@ def report_omissions(
 
 
 def described(source: Source) -> list[str]:
-    """Which circuits the weights of a source have, which not and why, and what is no matrix: lines of `inspect`."""
+    """Which circuits the weights of a source have, which not and why, and what is no matrix: lines
+    of `inspect`."""
     modules, tensors = _last(source)
     if not modules:
         return []
     wanted = ("ov_circuit", "qk_circuit", "mlp_path")
     lacking = left_out(wanted, {"weights": modules}, source.model)
-    has = [name for name in wanted if not any(sentence.startswith(f"{name} ") for sentence in lacking)]
+    has = [
+        name for name in wanted if not any(sentence.startswith(f"{name} ") for sentence in lacking)
+    ]
     caveat = norms_of(tensors) if "qk_circuit" in has else None
     lines = [f"circuits of weights: {', '.join(has)}"] if has else []
     return [*lines, *lacking, *([caveat] if caveat else []), *_not_matrices(tensors)]
 
 
 def norms_of(tensors: Iterable[str]) -> str | None:
-    """A sentence on what QK circuits are of a model that normalises queries and keys; None of any other."""
+    """A sentence on what QK circuits are of a model that normalises queries and keys; None of any
+    other."""
     norms = query_key_norms(tensors)
     if not norms:
         return None
@@ -72,7 +78,8 @@ def norms_of(tensors: Iterable[str]) -> str | None:
 
 
 def _last(source: Source) -> tuple[list[str], Mapping[str, tuple[int, ...]]]:
-    """The modules of the last step that holds weights, and its tensors with their shapes, as far as they are known."""
+    """The modules of the last step that holds weights, and its tensors with their shapes, as far as
+    they are known."""
     steps = [step for step in source.steps if source.splits(step, "weights")]
     if not steps:
         return [], {}
@@ -88,7 +95,9 @@ def _outside(modules: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(parse(name).component for name in others))
     if not names:
         return []
-    return [f"by default only matrices of the layers are measured; choose others by components: {', '.join(names)}"]
+    return [
+        f"by default only matrices of the layers are measured; choose others by components: {', '.join(names)}"
+    ]
 
 
 def _is_offered(module: str) -> bool:
@@ -96,8 +105,11 @@ def _is_offered(module: str) -> bool:
 
 
 def _not_matrices(tensors: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The tensors of the layers with more than two dimensions, such as those of all experts of a layer in one."""
-    found = {parse(name).component: shape for name, shape in tensors.items() if _is_stack(name, shape)}
+    """The tensors of the layers with more than two dimensions, such as those of all experts of a
+    layer in one."""
+    found = {
+        parse(name).component: shape for name, shape in tensors.items() if _is_stack(name, shape)
+    }
     if not found:
         return []
     names = ", ".join(f"{name} {shape}" for name, shape in found.items())

@@ -1,4 +1,5 @@
-"""The projections of one attention or MLP at one step, read as linear layers whatever its family stores.
+"""The projections of one attention or MLP at one step, read as linear layers whatever its family
+stores.
 
 Shapes as in `pico_analyze.components.architectures`.
 """
@@ -37,7 +38,8 @@ class Attention:
     heads: Heads
 
     def rows(self, role: Role, kind: str, split: str | None = None) -> torch.Tensor:
-        """One projection: (H * hd or G * hd, D), the output projection (D, H * hd); of activations (width, P).
+        """One projection: (H * hd or G * hd, D), the output projection (D, H * hd); of activations
+        (width, P).
 
         Raises:
             UserError: the step does not hold it.
@@ -65,12 +67,15 @@ def attention_at(source: Source, module: str, step: int, roles: Sequence[Role]) 
 
     Raises:
         UserError: the step does not hold them, or no configuration gives the number of heads.
-        NotObservedError: the step has other heads than the source as a whole: the two cannot be compared.
+        NotObservedError: the step has other heads than the source as a whole: the two cannot be
+            compared.
     """
     layout = _layout(source, module, step, ATTENTIONS, roles)
     heads, usual = heads_of(model_at(source, step), module), heads_of(source.model, module)
     if heads is None or usual is None:
-        raise UserError(f"the configuration of {source.name} does not give the number of heads of {module}")
+        raise UserError(
+            f"the configuration of {source.name} does not give the number of heads of {module}"
+        )
     if heads != usual:
         raise NotObservedError(
             f"{module} has {heads.queries} heads and {heads.groups} key-value heads at step {step} of {source.name}, "
@@ -80,13 +85,16 @@ def attention_at(source: Source, module: str, step: int, roles: Sequence[Role]) 
 
 
 def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """up (I, D) and down (D, I) of an MLP; of a fused matrix the half that no nonlinearity is applied to.
+    """up (I, D) and down (D, I) of an MLP; of a fused matrix the half that no nonlinearity is
+    applied to.
 
     Raises:
         UserError: the step does not hold them.
     """
     layout = _layout(source, module, step, MLPS, ("up", "down"))
-    up, down = (source.tensor(step, kind, f"{module}.{layout.names[role]}") for role in ("up", "down"))
+    up, down = (
+        source.tensor(step, kind, f"{module}.{layout.names[role]}") for role in ("up", "down")
+    )
     if _is_transposed(source, module, layout.names["up"], step):
         up, down = up.T, down.T
     if layout.half is not None and up.shape[0] == 2 * down.shape[1]:
@@ -94,11 +102,15 @@ def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Ten
     return up, down
 
 
-def _layout(source: Source, module: str, step: int, known: Sequence[Layout], roles: Sequence[Role]) -> Layout:
+def _layout(
+    source: Source, module: str, step: int, known: Sequence[Layout], roles: Sequence[Role]
+) -> Layout:
     held = [name for name in source.modules(step, "weights") if name.startswith(f"{module}.")]
     found = layouts(held, known, roles)
     if module not in found:
-        raise UserError(f"step {step} of {source.name} does not hold the {' and '.join(roles)} of {module}")
+        raise UserError(
+            f"step {step} of {source.name} does not hold the {' and '.join(roles)} of {module}"
+        )
     return found[module]
 
 

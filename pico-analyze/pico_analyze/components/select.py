@@ -1,4 +1,5 @@
-"""What is measured: plain modules and circuits, chosen by name, as units of matrices of one step."""
+"""What is measured: plain modules and circuits, chosen by name, as units of matrices of one
+step."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from pico_analyze.sources.base import Source
 from pico_analyze.sources.model_config import heads_of
 
 DEFAULT_CIRCUITS = ("ov_circuit", "lora_update")
-"""Circuits that are measured, beside the matrices of the layers, where no components are asked for."""
+"""Circuits that are measured, beside the matrices of the layers, where no components are asked
+for."""
 _NO_MATRIX = re.compile(r"\w*norm\w*|ln_?\w*|\w*bias\w*", re.IGNORECASE)
 """Last part of the names of vectors: gains of norms, biases."""
 _ORDER = (  # of a layer, as the forward pass goes
@@ -36,8 +38,13 @@ _ORDER = (  # of a layer, as the forward pass goes
 )
 
 
-_PROJECTIONS = {"ov": ("v_proj", "o_proj"), "qk": ("q_proj", "k_proj"), "mlp": ("up_proj", "down_proj")}
-"""What circuits are made of, by the first part of their names; those of low-rank factors are not among them."""
+_PROJECTIONS = {
+    "ov": ("v_proj", "o_proj"),
+    "qk": ("q_proj", "k_proj"),
+    "mlp": ("up_proj", "down_proj"),
+}
+"""What circuits are made of, by the first part of their names; those of low-rank factors are not
+among them."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class Key:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is loaded and measured together, at every step: one module, one layer's circuit (of all heads), or one
-    component of all layers."""
+    """What is loaded and measured together, at every step: one module, one layer's circuit (of all
+    heads), or one component of all layers."""
 
     circuit: str | None  # a name in CIRCUITS; None for plain modules
     module: str
@@ -68,14 +75,16 @@ class Unit:
         return load(source, self.module, step, kind, split)
 
     def change(self, source: Source, start: int, step: int) -> Change:
-        """What it changed by over a window, where `is_of_window`; UserError where either end lacks what it needs."""
+        """What it changed by over a window, where `is_of_window`; UserError where either end lacks
+        what it needs."""
         over = None if self.circuit is None else CIRCUITS[self.circuit].over
         assert over is not None, f"{self.module} changes by the difference of two steps"
         return over(source, self.module, start, step)
 
     @property
     def is_of_window(self) -> bool:
-        """Whether an update of it depends on the steps within the window, and not on its two ends alone."""
+        """Whether an update of it depends on the steps within the window, and not on its two ends
+        alone."""
         return self.circuit is not None and CIRCUITS[self.circuit].over is not None
 
     @property
@@ -84,12 +93,15 @@ class Unit:
         return self.circuit is None and len(self.keys) > 1
 
     def effective_weights(self, kind: str) -> list[str]:
-        """The modules whose effective weights it is made of, which are merged from a base where they are low-rank."""
+        """The modules whose effective weights it is made of, which are merged from a base where
+        they are low-rank."""
         if kind not in ("weights", UPDATES):
             return []
         if self.circuit is None:
             return [key.module for key in self.keys]
-        return [f"{self.module}.{part}" for part in _PROJECTIONS.get(self.circuit.partition("_")[0], ())]
+        return [
+            f"{self.module}.{part}" for part in _PROJECTIONS.get(self.circuit.partition("_")[0], ())
+        ]
 
     def reads(self, kind: str) -> tuple[str, ...]:
         """The stored kinds that a measurement of `kind` depends on."""
@@ -97,14 +109,18 @@ class Unit:
         return (stored,) if self.circuit is None else tuple(dict.fromkeys(("weights", stored)))
 
 
-def plan(components: Sequence[str] | None, kind: str, modules: Iterable[str], model: Mapping[str, Any]) -> list[Unit]:
-    """The units of `kind` that `components` choose, in model order; by default every matrix of the layers and
-    `DEFAULT_CIRCUITS`.
+def plan(
+    components: Sequence[str] | None, kind: str, modules: Iterable[str], model: Mapping[str, Any]
+) -> list[Unit]:
+    """The units of `kind` that `components` choose, in model order; by default every matrix of the
+    layers and `DEFAULT_CIRCUITS`.
 
-    A component is a glob over `modules`, or a name of `CIRCUITS`: of every layer, or behind a glob over what its
-    modules lie in, as `layers.0.self_attn.ov_circuit` and `layers.0.self_attn.q_proj.lora_update`.
+    A component is a glob over `modules`, or a name of `CIRCUITS`: of every layer, or behind a glob
+    over what its modules lie in, as `layers.0.self_attn.ov_circuit` and
+    `layers.0.self_attn.q_proj.lora_update`.
 
-    Keys name the stack of layers where two stacks of the model share a component: `encoder.self_attn.q_proj`.
+    Keys name the stack of layers where two stacks of the model share a component:
+    `encoder.self_attn.q_proj`.
     """
     modules = sorted(modules, key=_place)
     circuits: dict[str, list[str]] = {}
@@ -120,12 +136,15 @@ def plan(components: Sequence[str] | None, kind: str, modules: Iterable[str], mo
     for circuit, places in circuits.items():
         owners, _ = available(circuit, kind, modules, model)
         there = {owner for where in places for owner in fitting(where, owners, prefixes)}
-        units += _circuit_units(circuit, [owner for owner in owners if owner in there], owners, model, prefixes)
+        units += _circuit_units(
+            circuit, [owner for owner in owners if owner in there], owners, model, prefixes
+        )
     return units
 
 
 def of_layers(modules: Iterable[str]) -> list[str]:
-    """The matrices of the layers, without norms, biases and factors; of a model without layers all of `modules`."""
+    """The matrices of the layers, without norms, biases and factors; of a model without layers all
+    of `modules`."""
     modules = list(modules)
     inside = [name for name in modules if names.parse(name).layer is not None]
     return [name for name in inside if _is_matrix(name)] or modules
@@ -136,24 +155,37 @@ def _is_matrix(module: str) -> bool:
     return not is_factor and _NO_MATRIX.fullmatch(module.rpartition(".")[2]) is None
 
 
-def available(circuit: str, kind: str, modules: Sequence[str], model: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The modules that have a circuit, and a sentence for each reason why others that should have it do not."""
+def available(
+    circuit: str, kind: str, modules: Sequence[str], model: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """The modules that have a circuit, and a sentence for each reason why others that should have
+    it do not."""
     made = CIRCUITS[circuit]
     if kind not in made.kinds:
         return [], []
     owners = made.owners(modules, kind)
     if not made.heads:
         return list(owners), [] if owners else [_nowhere(made)]
-    lacking = {owner: reason for owner, layout in owners.items() if (reason := _lacks(owner, layout, model))}
+    lacking = {
+        owner: reason
+        for owner, layout in owners.items()
+        if (reason := _lacks(owner, layout, model))
+    }
     strange = [] if kind == "activations" else unrecognised(modules, owners)
-    reasons = [*lacking.values(), *(f"the layout of {component_of(name)} is not known" for name in strange)]
+    reasons = [
+        *lacking.values(),
+        *(f"the layout of {component_of(name)} is not known" for name in strange),
+    ]
     if not owners and not strange:
         reasons = [_nowhere(made)]
     return [owner for owner in owners if owner not in lacking], list(dict.fromkeys(reasons))
 
 
-def left_out(circuits: Iterable[str], modules: Mapping[str, Sequence[str]], model: Mapping[str, Any]) -> list[str]:
-    """A sentence for each of `circuits` that some attention or MLP of the model should have and has not, and why.
+def left_out(
+    circuits: Iterable[str], modules: Mapping[str, Sequence[str]], model: Mapping[str, Any]
+) -> list[str]:
+    """A sentence for each of `circuits` that some attention or MLP of the model should have and has
+    not, and why.
 
     Args:
         modules: kind -> those of which it is there.
@@ -174,7 +206,11 @@ def _nowhere(circuit: Circuit) -> str:
 
 def _lacks(owner: str, layout: Layout | None, model: Mapping[str, Any]) -> str | None:
     """Why an attention has no circuits, None where it has them."""
-    if layout is not None and layout.is_fused("value") and division_of(model, owner, layout) is None:
+    if (
+        layout is not None
+        and layout.is_fused("value")
+        and division_of(model, owner, layout) is None
+    ):
         fused = f"{component_of(owner)}.{layout.names['value']}".removeprefix(".")
         return f"query, key and value are one matrix ({fused}), and no model_type in config.json says how it is divided"
     if heads_of(model, owner) is None:
@@ -184,13 +220,15 @@ def _lacks(owner: str, layout: Layout | None, model: Mapping[str, Any]) -> str |
 
 
 def circuit_of(component: str) -> tuple[str | None, str]:
-    """The circuit that a component names and the glob over what it lies in; None for a glob over modules."""
+    """The circuit that a component names and the glob over what it lies in; None for a glob over
+    modules."""
     where, _, name = component.rpartition(".")
     return (name, where or "*") if name in CIRCUITS else (None, component)
 
 
 def across_layers(units: Iterable[Unit]) -> list[Unit]:
-    """A unit for each component that several layers have as a plain module, its keys layer by layer.
+    """A unit for each component that several layers have as a plain module, its keys layer by
+    layer.
 
     Heads of one layer are not those of another: circuits are left out.
     """
@@ -198,54 +236,80 @@ def across_layers(units: Iterable[Unit]) -> list[Unit]:
     for unit in units:
         if unit.circuit is None and unit.keys[0].layer is not None:
             by_component.setdefault(unit.keys[0].component, []).append(unit.keys[0])
-    return [Unit(None, f"*.{name}", tuple(keys)) for name, keys in by_component.items() if len(keys) > 1]
+    return [
+        Unit(None, f"*.{name}", tuple(keys)) for name, keys in by_component.items() if len(keys) > 1
+    ]
 
 
 def _place(module: str) -> tuple[float, int, str]:
     """Sorts modules layer by layer, those outside the layers last."""
     name = names.parse(module)
-    inside = next((i for i, known in enumerate(_ORDER) if f"{name.component}.".startswith(f"{known}.")), len(_ORDER))
+    inside = next(
+        (i for i, known in enumerate(_ORDER) if f"{name.component}.".startswith(f"{known}.")),
+        len(_ORDER),
+    )
     return math.inf if name.layer is None else name.layer, inside, module
 
 
-def fitting(pattern: str, modules: Iterable[str], prefixes: Mapping[str, str] | None = None) -> list[str]:
+def fitting(
+    pattern: str, modules: Iterable[str], prefixes: Mapping[str, str] | None = None
+) -> list[str]:
     """Modules whose names fit a glob, or whose components in the table do; [] where none does."""
     return [
         name
         for name in modules
-        if names.fits(pattern, name) or (prefixes and fnmatchcase(component_of(name, prefixes), pattern))
+        if names.fits(pattern, name)
+        or (prefixes and fnmatchcase(component_of(name, prefixes), pattern))
     ]
 
 
 def check(components: Sequence[str], modules: Sequence[str]) -> None:
-    """Raise UserError for a component that is neither a circuit nor a pattern that fits one of `modules`."""
+    """Raise UserError for a component that is neither a circuit nor a pattern that fits one of
+    `modules`."""
     prefixes = names.stack_prefixes(modules)
     for component in components:
         circuit, where = circuit_of(component)
-        owners = modules if circuit is None else list(CIRCUITS[circuit].owners(modules, "activations"))
+        owners = (
+            modules if circuit is None else list(CIRCUITS[circuit].owners(modules, "activations"))
+        )
         if fitting(where, owners, prefixes) or (where == "*" and circuit is not None):
             continue
         if circuit is None and nearest(component, CIRCUITS):
-            raise UserError(f'there is no component "{component}"{did_you_mean(component, CIRCUITS)}')
+            raise UserError(
+                f'there is no component "{component}"{did_you_mean(component, CIRCUITS)}'
+            )
         names.match(where, owners)
 
 
 def _module_unit(name: str, prefixes: Mapping[str, str]) -> Unit:
-    return Unit(None, name, (Key(component_of(name, prefixes), names.parse(name).layer, None, name),))
+    return Unit(
+        None, name, (Key(component_of(name, prefixes), names.parse(name).layer, None, name),)
+    )
 
 
 def _circuit_units(
-    circuit: str, chosen: list[str], owners: list[str], model: Mapping[str, Any], prefixes: Mapping[str, str]
+    circuit: str,
+    chosen: list[str],
+    owners: list[str],
+    model: Mapping[str, Any],
+    prefixes: Mapping[str, str],
 ) -> list[Unit]:
-    """A circuit of each module in `chosen`, named behind what it lies in where `owners` lie in several places."""
+    """A circuit of each module in `chosen`, named behind what it lies in where `owners` lie in
+    several places."""
     made = CIRCUITS[circuit]
     of_several = made.of_projection or len({component_of(owner, prefixes) for owner in owners}) > 1
     units = []
     for owner in chosen:
-        component = f"{component_of(owner, prefixes)}.{circuit}".removeprefix(".") if of_several else circuit
+        component = (
+            f"{component_of(owner, prefixes)}.{circuit}".removeprefix(".")
+            if of_several
+            else circuit
+        )
         layer, heads = names.parse(f"{owner}.weight").layer, heads_of(model, owner)
         numbers = range(heads.queries) if made.heads == "each" and heads else [None]
-        units.append(Unit(circuit, owner, tuple(Key(component, layer, head, owner) for head in numbers)))
+        units.append(
+            Unit(circuit, owner, tuple(Key(component, layer, head, owner) for head in numbers))
+        )
     return units
 
 
@@ -256,5 +320,8 @@ def component_of(module: str, prefixes: Mapping[str, str] | None = None) -> str:
         prefixes: `names.stack_prefixes` of the model's modules.
     """
     found = names.parse(f"{module}.weight")
-    parts = ((prefixes or {}).get(found.stack, ""), found.component.removesuffix("weight").removesuffix("."))
+    parts = (
+        (prefixes or {}).get(found.stack, ""),
+        found.component.removesuffix("weight").removesuffix("."),
+    )
     return ".".join(part for part in parts if part)

@@ -1,4 +1,5 @@
-"""What an analysis computes: defaults < YAML file < dotted overrides, unknown keys refused by name."""
+"""What an analysis computes: defaults < YAML file < dotted overrides, unknown keys refused by
+name."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ from pico_analyze.engine.steps import REFERENCES
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class StepRange(Section):
@@ -46,14 +49,16 @@ class StepRange(Section):
     step: int | None = Field(None, ge=1)
     """Stride from `start`; every observed step by default."""
     among: list[int] | None = Field(None, min_length=1)
-    """Only those of this list; unlike a list in place of the range, it may name steps that were not observed."""
+    """Only those of this list; unlike a list in place of the range, it may name steps that were not
+    observed."""
 
 
 class FiguresConfig(Section):
     """Which figures are drawn."""
 
     metrics: list[str] | None = None
-    """Metrics drawn by layer and as heat maps; those of `metrics`, or a telling few, by default. [] for none."""
+    """Metrics drawn by layer and as heat maps; those of `metrics`, or a telling few, by default. []
+    for none."""
     heads: bool = False
     """Whether circuits are drawn head by head as well as in the mean over heads."""
     formats: list[Literal["png", "svg", "pdf"]] = ["png"]
@@ -69,10 +74,16 @@ def _step_or_end(value: Any) -> Any:
 
 
 def _reference(value: Any) -> Any:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or value in REFERENCES:
+    if (
+        value is None
+        or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        or value in REFERENCES
+    ):
         return value
     near = "".join(f', did you mean "{name}"?' for name in nearest(str(value)[:100], REFERENCES))
-    raise ValueError(f"should be one of {', '.join(REFERENCES)}, or a step (it is {_shown(value)}{near})")
+    raise ValueError(
+        f"should be one of {', '.join(REFERENCES)}, or a step (it is {_shown(value)}{near})"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -84,7 +95,8 @@ def _shape_of_steps(value: Any) -> str:
 
 
 Steps = Annotated[
-    Annotated[StepRange, Tag("range")] | Annotated[list[int], Tag("list")], Discriminator(_shape_of_steps)
+    Annotated[StepRange, Tag("range")] | Annotated[list[int], Tag("list")],
+    Discriminator(_shape_of_steps),
 ]
 
 
@@ -108,33 +120,40 @@ class AnalysisConfig(Section):
     """One analysis of one run."""
 
     run: Path | list[Path]
-    """Run directory (also of pico-train 1.x); folders of models in safetensors, a glob, a list; hub:NAME@step*."""
+    """Run directory (also of pico-train 1.x); folders of models in safetensors, a glob, a list;
+    hub:NAME@step*."""
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
-    """The analysis is written to analysis/<name>/ in the run, in place of an earlier one of that name."""
+    """The analysis is written to analysis/<name>/ in the run, in place of an earlier one of that
+    name."""
     out: Path | None = None
-    """Directory for analysis/<name>/; the run itself, for sources of other programs ./analysis/<source>/<name>/."""
+    """Directory for analysis/<name>/; the run itself, for sources of other programs
+    ./analysis/<source>/<name>/."""
     disk_gib: float = Field(20.0, gt=0)
     """GiB that files downloaded from the hub may take."""
     metrics: list[str] | None = None
-    """Names that `pico-analyze metrics` lists, or module:attribute of a function of your own; all by default."""
+    """Names that `pico-analyze metrics` lists, or module:attribute of a function of your own; all
+    by default."""
     components: list[str] | None = None
-    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit; docs/components.md);
-    matrices of the layers, OV and low-rank updates by default."""
+    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit;
+    docs/components.md); matrices of the layers, OV and low-rank updates by default."""
     steps: Steps | None = None
-    """A list of steps, or start, end and step of a range; by default, for each kind, the steps that hold it."""
+    """A list of steps, or start, end and step of a range; by default, for each kind, the steps that
+    hold it."""
     kinds: Kinds | None = None
     """What is measured; all but updates (differences of weights) by default."""
     splits: Splits | None = None
     """Of which data; both by default."""
     reference: Reference = None
-    """Step that similarities are taken to: first, last (the default), previous (each to the one before it), a number,
-    or all (each to every earlier one); of another run same (the default), first, last or a number."""
+    """Step that similarities are taken to: first, last (the default), previous (each to the one
+    before it), a number, or all (each to every earlier one); of another run same (the default),
+    first, last or a number."""
     reference_run: Path | None = None
     """Another run, to whose steps similarities are taken."""
     across: Literal["layers"] | None = None
     """layers: similarities between the layers of each step instead of between steps."""
     null: Literal["permutation"] | None = None
-    """permutation: what each similarity of samples is where the reference's probe rows are in any order."""
+    """permutation: what each similarity of samples is where the reference's probe rows are in any
+    order."""
     null_draws: int = Field(99, ge=2)
     """Orders of the rows; each similarity is computed as many times more."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
@@ -142,29 +161,40 @@ class AnalysisConfig(Section):
     figures: FiguresConfig = FiguresConfig()
     """Which figures are drawn."""
     form_circuits: bool = False
-    """Whether entries of circuits are measured too (gini, hoyer, ...); their matrices, D x D a head, are formed."""
+    """Whether entries of circuits are measured too (gini, hoyer, ...); their matrices, D x D a
+    head, are formed."""
     parts: list[Part] | None = Field(None, min_length=1)
-    """Several measurements in one table, in place of metrics, components, kinds, splits and reference."""
+    """Several measurements in one table, in place of metrics, components, kinds, splits and
+    reference."""
 
     @field_validator("parts")
     @classmethod
-    def _in_place_of_the_rest(cls, parts: list[Part] | None, info: ValidationInfo) -> list[Part] | None:
-        beside = [key for key in Part.model_fields if info.data.get(key) != cls.model_fields[key].default]
+    def _in_place_of_the_rest(
+        cls, parts: list[Part] | None, info: ValidationInfo
+    ) -> list[Part] | None:
+        beside = [
+            key for key in Part.model_fields if info.data.get(key) != cls.model_fields[key].default
+        ]
         if parts and beside:
             raise ValueError(f'"{beside[0]}" belongs into each part and not beside them')
         return parts
 
 
 def load(
-    source: Path, overrides: Sequence[str] = (), run: Path | None = None, say: Callable[[str], None] = lambda _: None
+    source: Path,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> AnalysisConfig:
-    """The configuration in the YAML file `source`, or the default one of the run or series that `source` names.
+    """The configuration in the YAML file `source`, or the default one of the run or series that
+    `source` names.
 
-    A file of pico-analyze 1.x is converted, and `say` gets a line for what is not quite what it was. `run` takes the
-    place of the file's.
+    A file of pico-analyze 1.x is converted, and `say` gets a line for what is not quite what it
+    was. `run` takes the place of the file's.
 
     Raises:
-        UserError: no such file or run, not YAML, an unknown key, a wrong type; one sentence that names file and key.
+        UserError: no such file or run, not YAML, an unknown key, a wrong type; one sentence that
+            names file and key.
     """
     if run is not None and _names_a_source(source):
         raise UserError(f"{source} is a run already: leave out --run {run}")
@@ -181,7 +211,8 @@ def load(
 
 
 def check_trust(source: Path, trust: bool) -> None:
-    """Refuse the configuration of an earlier analysis, which came with its run, if it names code and `trust` is off.
+    """Refuse the configuration of an earlier analysis, which came with its run, if it names code
+    and `trust` is off.
 
     Raises:
         UserError: names the file and the code.
@@ -196,19 +227,24 @@ def check_trust(source: Path, trust: bool) -> None:
 def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:
     """Check `raw`; a UserError names `source`, or the override, and every key at fault.
 
-    Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an integer.
+    Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an
+    integer.
     """
     text = json.dumps(raw, default=str)
     try:
         return AnalysisConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        raise UserError(describe(AnalysisConfig, json.loads(text), errors, source, overrides)) from None
+        raise UserError(
+            describe(AnalysisConfig, json.loads(text), errors, source, overrides)
+        ) from None
 
 
 def _converted(raw: dict[str, Any], source: Path, say: Callable[[str], None]) -> dict[str, Any]:
     try:
-        return pico_v1.converted(raw, str(source), source.stem, lambda sentence: say(f"note: {sentence}"))
+        return pico_v1.converted(
+            raw, str(source), source.stem, lambda sentence: say(f"note: {sentence}")
+        )
     except ValidationError as error:
         errors = error.errors(include_url=False)
         raise UserError(describe(pico_v1.LegacyConfig, raw, errors, str(source))) from None
@@ -220,15 +256,23 @@ def to_yaml(config: AnalysisConfig) -> str:
 
 
 def _names_a_source(source: Path) -> bool:
-    return source.is_dir() or str(source).startswith("hub:") or (has_magic(str(source)) and not source.is_file())
+    return (
+        source.is_dir()
+        or str(source).startswith("hub:")
+        or (has_magic(str(source)) and not source.is_file())
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix in _MODEL_FILES:
         raise UserError(f"{path} is a file: name the folder that it lies in")
     if not path.exists():
-        near = [p.name for p in path.parent.iterdir() if _is_choice(p)] if path.parent.is_dir() else []
-        raise UserError(f"there is neither a run nor a configuration file {path}{did_you_mean(path.name, near)}")
+        near = (
+            [p.name for p in path.parent.iterdir() if _is_choice(p)] if path.parent.is_dir() else []
+        )
+        raise UserError(
+            f"there is neither a run nor a configuration file {path}{did_you_mean(path.name, near)}"
+        )
     return strict_yaml.read_mapping(path)
 
 

@@ -18,18 +18,24 @@ def parts_of(config: AnalysisConfig) -> Sequence[Asked]:
 
 
 def held(parts: Sequence[Asked], run: Source, say: Callable[[str], None]) -> Sequence[Asked]:
-    """Those of whose kinds and splits the run has something; `say` gets a line for each other. All where it has none.
+    """Those of whose kinds and splits the run has something; `say` gets a line for each other. All
+    where it has none.
 
-    An analysis of several parts is then measured as far as it can be; what nothing is there of is `measure`'s to say.
+    An analysis of several parts is then measured as far as it can be; what nothing is there of is
+    `measure`'s to say.
     """
-    there = {(kind, split) for step in run.steps for kind in KINDS for split in run.splits(step, kind)}
+    there = {
+        (kind, split) for step in run.steps for kind in KINDS for split in run.splits(step, kind)
+    }
     found, lines = [], []
     for part in parts:
         kinds = ["weights" if kind == UPDATES else kind for kind in part.kinds or KINDS]
         splits: Sequence[str] = part.splits or SPLITS
         if there.isdisjoint((kind, split) for kind in kinds for split in (*splits, None)):
             of = f"{' or '.join(kinds)} (of split {' or '.join(splits)})"
-            lines.append(f"note: the run has no {of}: left out, of {', '.join(part.metrics or ['all metrics'])}")
+            lines.append(
+                f"note: the run has no {of}: left out, of {', '.join(part.metrics or ['all metrics'])}"
+            )
         else:
             found.append(part)
     if not found:
@@ -39,8 +45,11 @@ def held(parts: Sequence[Asked], run: Source, say: Callable[[str], None]) -> Seq
     return found
 
 
-def steps_of(config: AnalysisConfig, run: Source, say: Callable[[str], None]) -> list[int] | dict[str, Any] | None:
-    """The steps as `measure` takes them; `say` gets a line for those of `among` that the run does not have."""
+def steps_of(
+    config: AnalysisConfig, run: Source, say: Callable[[str], None]
+) -> list[int] | dict[str, Any] | None:
+    """The steps as `measure` takes them; `say` gets a line for those of `among` that the run does
+    not have."""
     if not isinstance(config.steps, StepRange):
         return config.steps
     absent = sorted({*(config.steps.among or ())} - {*run.steps, *run.damaged})

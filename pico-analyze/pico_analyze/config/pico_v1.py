@@ -1,8 +1,9 @@
-"""Configurations of pico-analyze 1.x in our terms: recognised by their shape, measured as parts of one analysis.
+"""Configurations of pico-analyze 1.x in our terms: recognised by their shape, measured as parts of
+one analysis.
 
-A file of 1.x lists metrics, each with components of its own: a kind of data, module suffixes and layers. What has no
-equivalent here is said key by key; what cannot be had at all is an error. docs/legacy_numbers.md says which numbers
-are those that 1.x printed.
+A file of 1.x lists metrics, each with components of its own: a kind of data, module suffixes and
+layers. What has no equivalent here is said key by key; what cannot be had at all is an error.
+docs/legacy_numbers.md says which numbers are those that 1.x printed.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ class LegacyConfig(_Section):
 
 _NORMS = {"frobenius": "frobenius_norm", "inf": "max_abs", "nuclear": "nuclear_norm"}
 _PAIRS = ("cka", "pwcca")
-_CIRCUIT_OF = {"weights": "ov_circuit", "activations": "ov_circuit", "gradients": "ov_induced_change"}
+_CIRCUIT_OF = {
+    "weights": "ov_circuit",
+    "activations": "ov_circuit",
+    "gradients": "ov_induced_change",
+}
 _SUFFIXES = {"output_layer": "self_attn.o_proj", "value_layer": "self_attn.v_proj"}
 _SIGNS = ("analysis_name", "monitoring")
 _SIGNS_OF_METRIC = ("metric_name", "components", "data_split")
@@ -81,13 +86,22 @@ class _Asked(NamedTuple):
 
 
 def is_legacy(raw: Mapping[str, Any]) -> bool:
-    """Whether a YAML mapping is a file of 1.x: ours has neither these keys nor metrics that are mappings."""
+    """Whether a YAML mapping is a file of 1.x: ours has neither these keys nor metrics that are
+    mappings."""
     metrics = raw.get("metrics")
-    of_metrics = [set(metric) for metric in metrics if isinstance(metric, dict)] if isinstance(metrics, list) else []
-    return any(key in raw for key in _SIGNS) or any(not keys.isdisjoint(_SIGNS_OF_METRIC) for keys in of_metrics)
+    of_metrics = (
+        [set(metric) for metric in metrics if isinstance(metric, dict)]
+        if isinstance(metrics, list)
+        else []
+    )
+    return any(key in raw for key in _SIGNS) or any(
+        not keys.isdisjoint(_SIGNS_OF_METRIC) for keys in of_metrics
+    )
 
 
-def converted(raw: Mapping[str, Any], file: str, stem: str, note: Callable[[str], None]) -> dict[str, Any]:
+def converted(
+    raw: Mapping[str, Any], file: str, stem: str, note: Callable[[str], None]
+) -> dict[str, Any]:
     """The keys of our configuration, without `run`, which 1.x took from the command line.
 
     Args:
@@ -116,7 +130,11 @@ def converted(raw: Mapping[str, Any], file: str, stem: str, note: Callable[[str]
 
 
 def _part(what: _Asked, metrics: list[str]) -> dict[str, Any]:
-    part: dict[str, Any] = {"metrics": metrics, "components": list(what.components), "kinds": [what.kind]}
+    part: dict[str, Any] = {
+        "metrics": metrics,
+        "components": list(what.components),
+        "kinds": [what.kind],
+    }
     part |= {} if what.split is None else {"splits": [what.split]}
     return part | ({} if what.reference is None else {"reference": what.reference})
 
@@ -136,24 +154,30 @@ def _asked(metric: LegacyMetric, where: str) -> Iterator[_Asked]:
 
 
 def _components(component: LegacyComponent, where: str) -> list[str]:
-    """Names of ours: of a module in each layer, or of the circuit by head and of all heads side by side."""
+    """Names of ours: of a module in each layer, or of the circuit by head and of all heads side by
+    side."""
     suffixes = component.layer_suffixes
     if component.component_name == "simple":
         if not isinstance(suffixes, str):
             raise UserError(f'{where}: layer_suffixes of "simple" should be the name of one module')
         return [names.canonical(f"layers.{layer}.{suffixes}") for layer in component.layers]
     given = (
-        {key: names.canonical(str(suffix)) for key, suffix in suffixes.items()} if isinstance(suffixes, dict) else {}
+        {key: names.canonical(str(suffix)) for key, suffix in suffixes.items()}
+        if isinstance(suffixes, dict)
+        else {}
     )
     if given != _SUFFIXES:
-        raise UserError(f"{where}: ov_circuit has output_layer attention.o_proj and value_layer attention.v_proj alone")
+        raise UserError(
+            f"{where}: ov_circuit has output_layer attention.o_proj and value_layer attention.v_proj alone"
+        )
     circuit = _CIRCUIT_OF[component.data_type]
     owners = [f"model.layers.{layer}.self_attn" for layer in component.layers]
     return [f"{owner}.{name}" for name in (circuit, f"{circuit}_joined") for owner in owners]
 
 
 def _name(metric: LegacyMetric, where: str) -> str:
-    """Our name of a metric; UserError where a parameter is missing, or is given to a metric that has none."""
+    """Our name of a metric; UserError where a parameter is missing, or is given to a metric that
+    has none."""
     for key, of in (("norm_type", ("norm",)), ("target_checkpoint", _PAIRS)):
         if (getattr(metric, key) is None) == (metric.metric_name in of):
             what = f'needs the key "{key}"' if metric.metric_name in of else f'has no key "{key}"'

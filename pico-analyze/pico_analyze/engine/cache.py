@@ -1,9 +1,11 @@
-"""Results kept by content: what was measured of the same bytes by the same code is read, not computed again.
+"""Results kept by content: what was measured of the same bytes by the same code is read, not
+computed again.
 
-One file a work item: a header, then one JSON line for each content, which is the sha256 of the tensors' files of a step
-(and of the step that it is compared with), with the numbers of each metric. The step itself is no part of it, but with
-a permutation null, whose draws depend on it. A file that is damaged, or of other code, is as none at all; each is
-replaced as a whole, so that a kill leaves the old or the new.
+One file a work item: a header, then one JSON line for each content, which is the sha256 of the
+tensors' files of a step (and of the step that it is compared with), with the numbers of each
+metric. The step itself is no part of it, but with a permutation null, whose draws depend on it. A
+file that is damaged, or of other code, is as none at all; each is replaced as a whole, so that a
+kill leaves the old or the new.
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ from pico_contract.errors import UserError
 from pico_contract.provenance import module_digests
 
 from pico_analyze.components.circuits import UPDATES
-from pico_analyze.engine.evaluate import Measured, Numbers, Result, chosen_for, has_null, places, seeded_by
+from pico_analyze.engine.evaluate import (
+    Measured,
+    Numbers,
+    Result,
+    chosen_for,
+    has_null,
+    places,
+    seeded_by,
+)
 from pico_analyze.engine.work import Place, Reference, Work
 from pico_analyze.metrics.registry import METRICS, Metric
 from pico_analyze.sources.base import Source, model_at
@@ -35,10 +45,13 @@ FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
 _CODE = ("components", "engine", "linalg", "metrics", "sources")
 """The rooms of this package that a number depends on."""
 _ALONE = "alone"
-_LONGEST_NAME = 120  # 143 bytes are allowed on eCryptfs, of which the endings and the draft's prefix need some
+_LONGEST_NAME = (
+    120  # 143 bytes are allowed on eCryptfs, of which the endings and the draft's prefix need some
+)
 
 Kept = dict[str, dict[str, Any]]
-"""Content -> metric -> one list of fields for each key of the unit, or None where the metric does not apply."""
+"""Content -> metric -> one list of fields for each key of the unit, or None where the metric does
+not apply."""
 
 
 class CacheWarning(UserWarning):
@@ -50,11 +63,13 @@ class Fingerprinted(Protocol):
     """A source whose results can be kept."""
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """A text that changes whenever a tensor of `kind` at `step` may have; UserError where the step has none."""
+        """A text that changes whenever a tensor of `kind` at `step` may have; UserError where the
+        step has none."""
 
 
 class Cache:
-    """Results of one source, below one directory. Those of a source without `fingerprint` are not kept."""
+    """Results of one source, below one directory. Those of a source without `fingerprint` are not
+    kept."""
 
     def __init__(self, root: Path, source: Source) -> None:
         self.root = root
@@ -62,7 +77,8 @@ class Cache:
         self._contents: dict[tuple[Any, ...], str | None] = {}
 
     def known(self, work: Work, metrics: Mapping[str, Metric]) -> dict[Place, Numbers]:
-        """What is kept of a work item: place -> those of `metrics` whose numbers there are known."""
+        """What is kept of a work item: place -> those of `metrics` whose numbers there are
+        known."""
         if not self._kept or not self._path(work).is_file():
             return {}
         kept = self._read(self._path(work))
@@ -80,7 +96,11 @@ class Cache:
         added: Kept = {}
         for place, content, name, key in self._named(work, metrics):
             lost = place.reference is not None and place.reference.step in result.lost
-            if name in result.at.get(place, {}) and not lost and work.base.get(place.step) not in result.damages:
+            if (
+                name in result.at.get(place, {})
+                and not lost
+                and work.base.get(place.step) not in result.damages
+            ):
                 added.setdefault(content, {})[key] = result.at[place][name]
         if not added:
             return
@@ -88,13 +108,21 @@ class Cache:
         kept = self._read(path) if path.is_file() else {}
         for content, numbers_of in added.items():
             kept.setdefault(content, {}).update(numbers_of)
-        lines = "".join(json.dumps([content, numbers_of]) + "\n" for content, numbers_of in kept.items())
+        lines = "".join(
+            json.dumps([content, numbers_of]) + "\n" for content, numbers_of in kept.items()
+        )
         codec.write_text(path, json.dumps(_header(lines)) + "\n" + lines)
 
-    def _named(self, work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, str, str, str]]:
-        """(place, content, metric, what it is called in the file) of each metric that can be kept."""
+    def _named(
+        self, work: Work, metrics: Mapping[str, Metric]
+    ) -> Iterator[tuple[Place, str, str, str]]:
+        """(place, content, metric, what it is called in the file) of each metric that can be
+        kept."""
         kept = isinstance(work.other or work.source, Fingerprinted)
-        keys = {name: _metric_key(name, metric, work) for name, metric in chosen_for(work, metrics).items()}
+        keys = {
+            name: _metric_key(name, metric, work)
+            for name, metric in chosen_for(work, metrics).items()
+        }
         for place, measured in places(work, metrics):
             own = self._content(work.source, work, place.step)
             if own is None:
@@ -104,8 +132,11 @@ class Cache:
                 if content is not None and (key := keys[name]) is not None:
                     yield place, content, name, key
 
-    def _compared(self, own: str, work: Work, place: Place, metric: Metric, kept: bool) -> str | None:
-        """The content of a step, with what it is compared with; None where that cannot be told (not `kept`)."""
+    def _compared(
+        self, own: str, work: Work, place: Place, metric: Metric, kept: bool
+    ) -> str | None:
+        """The content of a step, with what it is compared with; None where that cannot be told (not
+        `kept`)."""
         if metric.arity == 1 and work.kind != UPDATES:
             return own
         base = work.base.get(place.step)
@@ -114,13 +145,21 @@ class Cache:
             return f"{own} {_ALONE}"
         if not kept:
             return None
-        content = f"{own} {self._content(work.other or work.source, work, reference.step) or _ALONE}"
+        content = (
+            f"{own} {self._content(work.other or work.source, work, reference.step) or _ALONE}"
+        )
         if work.unit.is_of_window:
-            inside = [self._content(work.source, work, s) for s in work.source.steps if reference.step < s < place.step]
+            inside = [
+                self._content(work.source, work, s)
+                for s in work.source.steps
+                if reference.step < s < place.step
+            ]
             content += f" {_digest(inside)}"
         if reference.shift:
             content += f" {reference.shift} {_digest([key.module for key in work.unit.keys])}"
-        return content + (f" {_digest(seeded_by(work, *place))}" if work.draws and has_null(metric) else "")
+        return content + (
+            f" {_digest(seeded_by(work, *place))}" if work.draws and has_null(metric) else ""
+        )
 
     def _path(self, work: Work) -> Path:
         unit = work.unit
@@ -145,7 +184,11 @@ class Cache:
                 raise ValueError("its content is not what its first line says")
             return dict(json.loads(line) for line in lines.splitlines())
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{path} is damaged and left out ({error}): computed again", CacheWarning, stacklevel=3)
+            warnings.warn(
+                f"{path} is damaged and left out ({error}): computed again",
+                CacheWarning,
+                stacklevel=3,
+            )
             return {}
 
 
@@ -155,7 +198,8 @@ def _of_other_code(root: Path) -> str:
 
 
 def _file_name(text: str) -> str:
-    """A text as the name of a file: what is too long for some file system is cut and ends with a hash of the whole."""
+    """A text as the name of a file: what is too long for some file system is cut and ends with a
+    hash of the whole."""
     name = quote(text, safe=" ")
     if len(name) <= _LONGEST_NAME:
         return name
@@ -170,10 +214,18 @@ def _header(lines: str) -> dict[str, Any]:
 def _fingerprint(source: Source, kinds: Sequence[str], split: str | None, step: int) -> str | None:
     assert isinstance(source, Fingerprinted)
     try:
-        found = [source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds]
+        found = [
+            source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds
+        ]
     except UserError:
         return None
-    return _digest([sorted(map(list, model_at(source, step).items())), sorted(map(list, source.model.items())), found])
+    return _digest(
+        [
+            sorted(map(list, model_at(source, step).items())),
+            sorted(map(list, source.model.items())),
+            found,
+        ]
+    )
 
 
 def _digest(of: Any) -> str:
@@ -185,7 +237,8 @@ def _code() -> str:
     """The version of this package and of torch, and the bytes of what computes.
 
     Raises:
-        RuntimeError: a room has no files, so that this code would hash nothing and results of any code would match.
+        RuntimeError: a room has no files, so that this code would hash nothing and results of any
+            code would match.
     """
     root = Path(__file__).parents[1]
     hashes = []
@@ -200,7 +253,8 @@ def _code() -> str:
 
 
 def _metric_key(name: str, metric: Metric, work: Work) -> str | None:
-    """The metric and its parameters, a user's own with the file that defines it; None where that cannot be told."""
+    """The metric and its parameters, a user's own with the file that defines it; None where that
+    cannot be told."""
     parameters = metric.variant
     if work.draws and has_null(metric):
         parameters += f" permutation {work.draws}"
@@ -218,7 +272,11 @@ def _file_of(fn: Callable[..., Any]) -> str | None:
     None for closures, cells of a notebook and objects, whose code is not in a file alone.
     """
     module = inspect.getmodule(fn)
-    if module is None or not inspect.isfunction(fn) or getattr(module, fn.__qualname__, None) is not fn:
+    if (
+        module is None
+        or not inspect.isfunction(fn)
+        or getattr(module, fn.__qualname__, None) is not fn
+    ):
         return None
     found = module_digests([module.__name__])
     return _digest(found) if found else None
@@ -227,8 +285,9 @@ def _file_of(fn: Callable[..., Any]) -> str | None:
 def pending(
     work: Work, metrics: Mapping[str, Metric], known: Mapping[Place, Numbers]
 ) -> list[tuple[Work, dict[str, Metric]]]:
-    """What is still to be measured of a work item: steps that lack the same metrics go together, each with those
-    references to which something is lacking. A step without a pair goes with those that have some.
+    """What is still to be measured of a work item: steps that lack the same metrics go together,
+    each with those references to which something is lacking. A step without a pair goes with those
+    that have some.
     """
     alone: dict[int, dict[str, None]] = {}
     pairs: dict[int, dict[str, None]] = {}
@@ -236,7 +295,9 @@ def pending(
     for place, measured in places(work, metrics):
         names = dict.fromkeys(name for name in measured if name not in known.get(place, {}))
         paired = dict.fromkeys(name for name in names if metrics[name].arity == 2)
-        alone.setdefault(place.step, {}).update((name, None) for name in names if name not in paired)
+        alone.setdefault(place.step, {}).update(
+            (name, None) for name in names if name not in paired
+        )
         pairs.setdefault(place.step, {}).update(paired)
         if paired:
             references[place.step] = (*references.get(place.step, ()), place.reference)
@@ -247,7 +308,10 @@ def pending(
         if names or pairs[step]:
             groups.setdefault(key, []).append(step)
     return [
-        (replace(work, steps=tuple(steps), references=references), {name: metrics[name] for name in names})
+        (
+            replace(work, steps=tuple(steps), references=references),
+            {name: metrics[name] for name in names},
+        )
         for names, steps in groups.items()
     ]
 

@@ -1,4 +1,5 @@
-"""Which numbers of a work item are lacking because a file could not be read, or is not what its hash says."""
+"""Which numbers of a work item are lacking because a file could not be read, or is not what its
+hash says."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True)
 class Damage:
-    """The steps of a work item, and those that they are compared with, of which such a file was needed."""
+    """The steps of a work item, and those that they are compared with, of which such a file was
+    needed."""
 
     steps: frozenset[int] = frozenset()
     references: frozenset[int] = frozenset()
@@ -40,7 +42,9 @@ class Damage:
         """With the steps whose directories were found damaged when the source was opened."""
         own = frozenset(step for step in work.steps if _is_lost(work.source, step, work.kind))
         other = work.other or work.source
-        compared = {found.step for step in work.steps for found in work.references.get(step, ()) if found}
+        compared = {
+            found.step for step in work.steps for found in work.references.get(step, ()) if found
+        }
         compared |= set() if work.other else set(work.base.values())
         return self.and_also(own, (step for step in compared if _is_lost(other, step, work.kind)))
 
@@ -53,8 +57,11 @@ class Damage:
         return compared in self.references or (work.other is None and compared in self.steps)
 
     def hides(self, work: Work) -> bool:
-        """Whether a module of which nothing was measured has rows all the same, since a file of it is damaged."""
-        return work.unit.circuit is None and any(self.concerns(work, step, None) for step in work.steps)
+        """Whether a module of which nothing was measured has rows all the same, since a file of it
+        is damaged."""
+        return work.unit.circuit is None and any(
+            self.concerns(work, step, None) for step in work.steps
+        )
 
 
 def _is_lost(source: Source, step: int, kind: str) -> bool:

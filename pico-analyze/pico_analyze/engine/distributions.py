@@ -1,4 +1,5 @@
-"""How the entries of tensors are distributed, over steps: where one number of them would say too little."""
+"""How the entries of tensors are distributed, over steps: where one number of them would say too
+little."""
 
 from __future__ import annotations
 
@@ -28,14 +29,17 @@ def distributions(
     layers: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
-    """Densities of entries: run, kind, split, component, layer, module, step, centre, density, n, standard_deviation.
+    """Densities of entries: run, kind, split, component, layer, module, step, centre, density, n,
+    standard_deviation.
 
-    Entries are counted in bins of `BIN` standard deviations (of the tensor at that step, about its mean), so that what
-    is compared over steps is the shape; `centre` is a bin's, and densities integrate to 1. Of the middle layer and of a
-    few steps by default. A tensor that cannot be read, is not finite or does not vary is left out.
+    Entries are counted in bins of `BIN` standard deviations (of the tensor at that step, about its
+    mean), so that what is compared over steps is the shape; `centre` is a bin's, and densities
+    integrate to 1. Of the middle layer and of a few steps by default. A tensor that cannot be read,
+    is not finite or does not vary is left out.
 
     Raises:
-        UserError: no such tensors to read, a component that matches nothing, or layers that have none.
+        UserError: no such tensors to read, a component that matches nothing, or layers that have
+            none.
     """
     held = [step for step in source.steps if split in source.splits(step, kind)]
     what = f"{kind} (of split {split})" if split else kind
@@ -45,7 +49,11 @@ def distributions(
     if components is not None:
         check(components, modules)
     wanted = middle_layer(modules) if layers is None else layers
-    units = [u for u in plan(components, kind, modules, source.model) if u.keys[0].layer in wanted and not u.circuit]
+    units = [
+        u
+        for u in plan(components, kind, modules, source.model)
+        if u.keys[0].layer in wanted and not u.circuit
+    ]
     at = spread(held) if steps is None else steps
     frames = [frame for unit in units for frame in _of_unit(source, unit, kind, split, at)]
     if not frames:
@@ -54,7 +62,9 @@ def distributions(
     return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})
 
 
-def _of_unit(source: Source, unit: Unit, kind: str, split: str | None, steps: Sequence[int]) -> Iterator[pd.DataFrame]:
+def _of_unit(
+    source: Source, unit: Unit, kind: str, split: str | None, steps: Sequence[int]
+) -> Iterator[pd.DataFrame]:
     for step in steps:
         entries = _entries(source, unit.module, step, kind, split)
         spread_of_them = float(entries.std()) if len(entries) > 1 else 0.0

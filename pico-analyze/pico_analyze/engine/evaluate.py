@@ -1,4 +1,5 @@
-"""A work item measured: its matrices decomposed once, metrics applied to them, and the rows of the table."""
+"""A work item measured: its matrices decomposed once, metrics applied to them, and the rows of the
+table."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.registry import ENTRY, Metric
 from pico_analyze.metrics.single import Outcome
 
-_ENTRY_UNITS = {"weights": "1", "gradients": "nats per unit of weight", "activations": "1", UPDATES: "1"}
+_ENTRY_UNITS = {
+    "weights": "1",
+    "gradients": "nats per unit of weight",
+    "activations": "1",
+    UPDATES: "1",
+}
 _ANY_SHAPE = ("matrix", "update", "micro_batches")
 """What `Metric.needs` of vectors and stacks of matrices as well."""
 Row = dict[str, Any]
@@ -43,14 +49,16 @@ class Measured(NamedTuple):
 
 
 Numbers = dict[str, list[Measured] | None]
-"""Metric -> a number for each key of the unit that has one, None where it does not apply to what the unit is."""
+"""Metric -> a number for each key of the unit that has one, None where it does not apply to what
+the unit is."""
 
 
 @dataclass
 class Result:
     """What was measured of a work item, and sentences on what was not.
 
-    `damages` are of steps that are not readable, `lost` of such references, `gaps` of what was not observed.
+    `damages` are of steps that are not readable, `lost` of such references, `gaps` of what was not
+    observed.
     """
 
     at: dict[Place, Numbers] = field(default_factory=dict)
@@ -60,15 +68,16 @@ class Result:
 
 
 def chosen_for(work: Work, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those of `metrics` that are measured of a work item: of a unit that spans layers pairs alone, since each layer
-    is a unit as well.
+    """Those of `metrics` that are measured of a work item: of a unit that spans layers pairs alone,
+    since each layer is a unit as well.
     """
     found = defined_for(work.kind, metrics)
     return _of_arity(2, found) if work.unit.spans_layers else found
 
 
 def defined_for(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no member of a pair."""
+    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no
+    member of a pair."""
     as_weights = kind == UPDATES
     return {
         name: metric
@@ -82,7 +91,8 @@ def _of_arity(arity: int, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 
 
 def places(work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, dict[str, Metric]]]:
-    """Where something is measured, step by step, and which of `metrics`: of the step alone, then of its pairs."""
+    """Where something is measured, step by step, and which of `metrics`: of the step alone, then of
+    its pairs."""
     chosen = chosen_for(work, metrics)
     alone, pairs = (_of_arity(arity, chosen) for arity in (1, 2))
     for step in work.steps:
@@ -92,7 +102,8 @@ def places(work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, d
 
 
 def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
-    """Measure those of `metrics` that are defined for the kind; a step that lacks the unit is left out."""
+    """Measure those of `metrics` that are defined for the kind; a step that lacks the unit is left
+    out."""
     chosen = chosen_for(work, metrics)
     pairs = _of_arity(2, chosen)
     spectral = any(metric.needs == "spectrum" for metric in chosen.values())
@@ -108,17 +119,22 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
             step, inputs = batch.pop(0)
             result.at |= _numbers(work, step, chosen, inputs, references.at(step))
     if references.rest:
-        rest = measure_item(replace(work, steps=tuple(references.rest), references=references.rest), pairs)
+        rest = measure_item(
+            replace(work, steps=tuple(references.rest), references=references.rest), pairs
+        )
         result.at |= rest.at
         result.damages |= rest.damages
         result.lost |= rest.lost
     return result
 
 
-def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers], damage: Damage) -> Iterator[Row]:
+def rows(
+    work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers], damage: Damage
+) -> Iterator[Row]:
     """Rows of the table, step by step, for each metric that applies.
 
-    The status of what is not in `at` is `damaged` if a file of `damage` was needed for it, else `missing`.
+    The status of what is not in `at` is `damaged` if a file of `damage` was needed for it, else
+    `missing`.
     """
     chosen = chosen_for(work, metrics)
     known = {name: [numbers[name] for numbers in at.values() if name in numbers] for name in chosen}
@@ -135,7 +151,9 @@ def rows(work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers],
                 for reference in pairs if metric.arity == 2 else (None,):
                     place = index - (reference.shift if reference else 0)
                     numbers = at.get(Place(step, reference), {}).get(name)
-                    measured = numbers[place] if numbers and place >= 0 else Measured(None, "missing")
+                    measured = (
+                        numbers[place] if numbers and place >= 0 else Measured(None, "missing")
+                    )
                     if measured.status == "missing" and damage.concerns(work, step, reference):
                         measured = measured._replace(status=DAMAGED)
                     if place >= 0:
@@ -149,8 +167,13 @@ def _numbers(
     inputs: list[Inputs],
     against: Mapping[Reference | None, list[Inputs]],
 ) -> dict[Place, Numbers]:
-    """Every metric of each key. `inputs` are used up: what was made of one is gone before the next is begun."""
-    applied = {name: metric for name, metric in metrics.items() if _applies(metric, inputs[0].matrix, work.formed)}
+    """Every metric of each key. `inputs` are used up: what was made of one is gone before the next
+    is begun."""
+    applied = {
+        name: metric
+        for name, metric in metrics.items()
+        if _applies(metric, inputs[0].matrix, work.formed)
+    }
     found: dict[Place, Numbers] = {}
     for name, metric in metrics.items():
         for reference in against if metric.arity == 2 else (None,):
@@ -163,17 +186,24 @@ def _numbers(
                 numbers = found[Place(step, reference)][name]
                 if place >= 0 and numbers is not None:
                     other = against[reference][place] if against.get(reference) else None
-                    numbers.append(_measure(metric, given, other, work.draws, _seed(work, step, key, reference)))
+                    numbers.append(
+                        _measure(
+                            metric, given, other, work.draws, _seed(work, step, key, reference)
+                        )
+                    )
     return found
 
 
 def _seed(work: Work, step: int, key: Key, reference: Reference | None) -> int:
     """Of the null: all metrics of a pair have the same orders."""
-    return seed_of(*seeded_by(work, step, reference), work.kind, work.split, key.component, key.layer, key.head)
+    return seed_of(
+        *seeded_by(work, step, reference), work.kind, work.split, key.component, key.layer, key.head
+    )
 
 
 def seeded_by(work: Work, step: int, reference: Reference | None) -> tuple[str | int, ...]:
-    """Between which runs and steps: what the draws of a null depend on beside which component it is."""
+    """Between which runs and steps: what the draws of a null depend on beside which component it
+    is."""
     return work.source.name, step, (work.other or work.source).name, *(reference or ())
 
 
@@ -182,7 +212,9 @@ def has_null(metric: Metric) -> bool:
     return metric.arity == 2 and metric.needs == "sample"
 
 
-def _measure(metric: Metric, given: Inputs, reference: Inputs | None, draws: int, seed: int) -> Measured:
+def _measure(
+    metric: Metric, given: Inputs, reference: Inputs | None, draws: int, seed: int
+) -> Measured:
     outcome = _outcome_of(metric, given, reference)
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
     null = Null(None, None, None)
@@ -212,14 +244,19 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
 
 
 def _comparable(metric: Metric, given: Inputs, reference: Inputs) -> bool:
-    """Whether two matrices belong together: entries need the same shape, samples the same rows of the same probe."""
+    """Whether two matrices belong together: entries need the same shape, samples the same rows of
+    the same probe."""
     if metric.needs == "matrix":
         return given.matrix.shape == reference.matrix.shape
-    return (given.matrix.shape[0], given.positions) == (reference.matrix.shape[0], reference.positions)
+    return (given.matrix.shape[0], given.positions) == (
+        reference.matrix.shape[0],
+        reference.positions,
+    )
 
 
 def _value(metric: Metric, argument: Any) -> Any:
-    """What a metric makes of `argument`; a failure of a user's own function (it has no range) names it."""
+    """What a metric makes of `argument`; a failure of a user's own function (it has no range) names
+    it."""
     try:
         return metric.fn(argument, **metric.parameters)
     except Exception as error:
@@ -235,12 +272,24 @@ def _outcome(metric: Metric, result: Any) -> Outcome:
         value, status = result if isinstance(result, Outcome) else (float(result), "ok")
     except (TypeError, ValueError, RuntimeError):
         name = getattr(metric.fn, "__name__", "")
-        raise UserError(f'the metric "{name}" should give a number but gave a {type(result).__name__}') from None
-    return Outcome(value, status) if value is None or math.isfinite(value) else Outcome(None, "non_finite")
+        raise UserError(
+            f'the metric "{name}" should give a number but gave a {type(result).__name__}'
+        ) from None
+    return (
+        Outcome(value, status)
+        if value is None or math.isfinite(value)
+        else Outcome(None, "non_finite")
+    )
 
 
 def _row(
-    work: Work, step: int, key: Key, name: str, metric: Metric, measured: Measured, reference: Reference | None
+    work: Work,
+    step: int,
+    key: Key,
+    name: str,
+    metric: Metric,
+    measured: Measured,
+    reference: Reference | None,
 ) -> Row:
     row: Row = {
         "run": work.source.name,
@@ -258,9 +307,17 @@ def _row(
     }
     base = work.base.get(step)
     if base is not None:
-        row |= {"reference_run": work.source.name, "reference_step": base, "reference_module": key.module}
+        row |= {
+            "reference_run": work.source.name,
+            "reference_step": base,
+            "reference_module": key.module,
+        }
     elif reference is not None:
         module = work.unit.keys[work.unit.keys.index(key) - reference.shift].module
         other = work.other or work.source
-        row |= {"reference_run": other.name, "reference_step": reference.step, "reference_module": module}
+        row |= {
+            "reference_run": other.name,
+            "reference_step": reference.step,
+            "reference_module": module,
+        }
     return row | measured._asdict()

@@ -24,8 +24,9 @@ Todo = tuple[int, Work, Mapping[str, Metric]]
 def pool() -> Iterator[ThreadPoolExecutor]:
     """As many workers as torch has threads, each computing with one.
 
-    Decompositions of a model's matrices are too small to be split: where other processes keep the cores busy, one of
-    128 x 128 took 200 ms on 2 threads and 2.5 ms on one. Several at a time use the cores instead.
+    Decompositions of a model's matrices are too small to be split: where other processes keep the
+    cores busy, one of 128 x 128 took 200 ms on 2 threads and 2.5 ms on one. Several at a time use
+    the cores instead.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -44,11 +45,15 @@ def execute(
     cache: Cache | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[dict[Place, Numbers]], dict[int, Damage], list[str]]:
-    """The numbers of each work item, what was damaged of it, and a sentence for each step that could not be read.
+    """The numbers of each work item, what was damaged of it, and a sentence for each step that
+    could not be read.
 
-    What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was under way.
+    What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was
+    under way.
     """
-    parts: list[list[Mapping[Place, Numbers]]] = [[cache.known(item, metrics) if cache else {}] for item in items]
+    parts: list[list[Mapping[Place, Numbers]]] = [
+        [cache.known(item, metrics) if cache else {}] for item in items
+    ]
     todo: list[Todo] = [
         (index, part, lacking)
         for index, item in enumerate(items)
@@ -63,7 +68,9 @@ def execute(
             if cache:
                 cache.keep(item, metrics, result)
             parts[index].append(result.at)
-            sentences.setdefault(index, []).extend((result.damages | result.gaps | result.lost).values())
+            sentences.setdefault(index, []).extend(
+                (result.damages | result.gaps | result.lost).values()
+            )
             damage[index] = damage.get(index, Damage()).and_also(result.damages, result.lost)
             if progress:
                 progress(done, total)
@@ -72,11 +79,13 @@ def execute(
 
 
 def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
-    """One turn; where the files of only `at_once` steps fit on the disk, one of these steps, one of the next."""
+    """One turn; where the files of only `at_once` steps fit on the disk, one of these steps, one of
+    the next."""
     if at_once is None:
         return [todo]
     turn_of = {
-        step: rank // at_once for rank, step in enumerate(sorted({s for _, item, _ in todo for s in item.steps}))
+        step: rank // at_once
+        for rank, step in enumerate(sorted({s for _, item, _ in todo for s in item.steps}))
     }
     turns: dict[int, list[Todo]] = {turn: [] for turn in turn_of.values()}
     for index, item, lacking in todo:
@@ -85,10 +94,15 @@ def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
     return list(turns.values())
 
 
-def _results(turns: list[list[Todo]], workers: Executor) -> Generator[tuple[int, Work, Result], None, None]:
+def _results(
+    turns: list[list[Todo]], workers: Executor
+) -> Generator[tuple[int, Work, Result], None, None]:
     """Results as they come; a turn begins when the one before it has ended."""
     for turn in turns:
-        futures = {workers.submit(_with_one_thread, item, lacking): (index, item) for index, item, lacking in turn}
+        futures = {
+            workers.submit(_with_one_thread, item, lacking): (index, item)
+            for index, item, lacking in turn
+        }
         try:
             for future in as_completed(futures):
                 index, item = futures.pop(future)

@@ -20,9 +20,10 @@ from pico_analyze.linalg.scaling import times_power
 class Inputs:
     """What metrics of one matrix are given, under the names of `Metric.needs`, each made once.
 
-    `dtype` is the coarsest dtype in which the matrix, or what it is a difference of, was merged or stored; `rounding`
-    is `linalg.Spectrum.rounding`. `start` is what an update began from; `terms` are those of the loss in each of the
-    micro-batches of a stack; `positions` are the rows of activations that belong to each probe row.
+    `dtype` is the coarsest dtype in which the matrix, or what it is a difference of, was merged or
+    stored; `rounding` is `linalg.Spectrum.rounding`. `start` is what an update began from; `terms`
+    are those of the loss in each of the micro-batches of a stack; `positions` are the rows of
+    activations that belong to each probe row.
     """
 
     matrix: linalg.Matrix
@@ -51,7 +52,11 @@ class Inputs:
     @cached_property
     def entries(self) -> torch.Tensor:
         """In float64."""
-        return self.matrix.dense() if isinstance(self.matrix, linalg.Product) else linalg.entries(self.matrix)
+        return (
+            self.matrix.dense()
+            if isinstance(self.matrix, linalg.Product)
+            else linalg.entries(self.matrix)
+        )
 
     @cached_property
     def sample(self) -> Sample:
@@ -80,11 +85,15 @@ class Inputs:
     def bytes(self) -> int:
         """Of the matrix (or its factors) in float64, and of what it began from."""
         parts = [self.matrix] if self.start is None else [self.matrix, self.start]
-        return 8 * sum(m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel() for m in parts)
+        return 8 * sum(
+            m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel()
+            for m in parts
+        )
 
     @property
     def sample_bytes(self) -> int:
-        """At most this much is made of the matrix as a sample: rows, both sides of the basis, five squares of rows."""
+        """At most this much is made of the matrix as a sample: rows, both sides of the basis, five
+        squares of rows."""
         rows, width = self.matrix.shape
         return 8 * (3 * rows * width + 5 * rows**2)
 

@@ -15,10 +15,16 @@ from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.low_rank import base_dtypes
 from pico_analyze.engine.inputs import Inputs
 from pico_analyze.engine.work import Reference, Work
-from pico_analyze.sources.base import MICROBATCH_GRADIENTS, CountsTerms, KnowsPositions, NotObservedError
+from pico_analyze.sources.base import (
+    MICROBATCH_GRADIENTS,
+    CountsTerms,
+    KnowsPositions,
+    NotObservedError,
+)
 
 _BATCH_BYTES = 2 * 2**20
-"""Matrices that are decomposed together: enough of small ones to share a call, few enough that memory stays flat."""
+"""Matrices that are decomposed together: enough of small ones to share a call, few enough that
+memory stays flat."""
 _KEPT_BYTES = 256 * 2**20
 """References, and what is made of them, that a work item keeps."""
 
@@ -35,11 +41,14 @@ class Loader:
     _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
 
     def batches(self) -> Iterator[list[tuple[int, list[Inputs]]]]:
-        """(step, a matrix for each key) of all steps that hold the unit, a memory budget's worth at a time."""
+        """(step, a matrix for each key) of all steps that hold the unit, a memory budget's worth at
+        a time."""
         batch: list[tuple[int, list[Inputs]]] = []
         size = 0
         for step in self.work.steps:
-            inputs = list(self.load(step))  # the caller empties this list: nothing else here may hold what is in it
+            inputs = list(
+                self.load(step)
+            )  # the caller empties this list: nothing else here may hold what is in it
             if inputs:
                 batch.append((step, inputs))
             size += sum(one.bytes for one in inputs)
@@ -64,7 +73,9 @@ class Loader:
         merged = self._merged_in(start, step)
         return [self._update(old, new, merged) for old, new in pairs]
 
-    def _update(self, old: linalg.Matrix, new: linalg.Matrix, merged: Sequence[torch.dtype]) -> Inputs:
+    def _update(
+        self, old: linalg.Matrix, new: linalg.Matrix, merged: Sequence[torch.dtype]
+    ) -> Inputs:
         """The difference, each of whose ends was rounded when it was merged and stored."""
         dtype = linalg.coarser(new.dtype, old.dtype, *merged)
         error = self._storage_error(old, merged) + self._storage_error(new, merged)
@@ -77,7 +88,8 @@ class Loader:
         return 0.0
 
     def _merged_in(self, *steps: int) -> list[torch.dtype]:
-        """The dtypes that the unit's effective weights were merged in: they are no more exact than their base."""
+        """The dtypes that the unit's effective weights were merged in: they are no more exact than
+        their base."""
         work = self.work
         modules = work.unit.effective_weights(work.kind)
         with self._noting(steps[-1]):
@@ -94,40 +106,55 @@ class Loader:
         matrices = self._read(step)
         merged = self._merged_in(step) if matrices else []
         if merged:
-            return [Inputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged)) for m in matrices]
+            return [
+                Inputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged))
+                for m in matrices
+            ]
         with self._noting(step):
             terms, positions = self._terms(step), self._positions(step)
             _check_rows(matrices, positions)
-            return [Inputs(matrix, matrix.dtype, terms=terms, positions=positions) for matrix in matrices]
+            return [
+                Inputs(matrix, matrix.dtype, terms=terms, positions=positions)
+                for matrix in matrices
+            ]
         return []
 
     def _positions(self, step: int) -> int:
         """Rows of activations of each probe row at a step."""
         source = self.work.source
-        return source.positions(step) if self.work.kind == "activations" and isinstance(source, KnowsPositions) else 1
+        return (
+            source.positions(step)
+            if self.work.kind == "activations" and isinstance(source, KnowsPositions)
+            else 1
+        )
 
     def _terms(self, step: int) -> Sequence[int]:
-        """Of each micro-batch, where the work is a stack of their gradients and the step holds it."""
+        """Of each micro-batch, where the work is a stack of their gradients and the step holds
+        it."""
         work = self.work
         if work.kind != MICROBATCH_GRADIENTS or not isinstance(work.source, CountsTerms):
             return ()
         return work.source.terms(step, work.split)
 
     def _read(self, step: int) -> list[linalg.Matrix]:
-        """The unit at a step. The start of a later window is kept until the next one, so that it is read once."""
+        """The unit at a step. The start of a later window is kept until the next one, so that it is
+        read once."""
         work = self.work
         if step in self._held:
             return self._held[step]
         found: list[linalg.Matrix] = []
         with self._noting(step):
-            found = work.unit.load(work.source, step, "weights" if work.kind == UPDATES else work.kind, work.split)
+            found = work.unit.load(
+                work.source, step, "weights" if work.kind == UPDATES else work.kind, work.split
+            )
         if work.kind == UPDATES and step in work.base.values():
             self._held = {step: found}
         return found
 
     @contextmanager
     def _noting(self, step: int) -> Iterator[None]:
-        """Go on where a file is not readable, noting it, and where the step does not hold what is read."""
+        """Go on where a file is not readable, noting it, and where the step does not hold what is
+        read."""
         try:
             yield
         except DamagedError as error:
@@ -140,14 +167,18 @@ class Loader:
 def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
     for matrix in matrices:
         if matrix.shape[0] % positions:
-            raise DamagedError(f"the row map has {positions} positions a row, which {matrix.shape[0]} rows cannot have")
+            raise DamagedError(
+                f"the row map has {positions} positions a row, which {matrix.shape[0]} rows cannot have"
+            )
 
 
 @dataclass
 class References:
-    """The other members of pairs. Each is kept as long as a later step needs it, `_KEPT_BYTES` of them at most.
+    """The other members of pairs. Each is kept as long as a later step needs it, `_KEPT_BYTES` of
+    them at most.
 
-    What finds no room is put off (`rest`), to be measured as a work item of its own, which reads each matrix again.
+    What finds no room is put off (`rest`), to be measured as a work item of its own, which reads
+    each matrix again.
     """
 
     loader: Loader
@@ -159,8 +190,14 @@ class References:
 
     def __post_init__(self) -> None:
         work = self.loader.work
-        self._from = self.loader if work.other is None else Loader(replace(work, source=work.other), spectral=False)
-        self._uses = Counter(found.step for step in work.steps for found in work.references.get(step, ()) if found)
+        self._from = (
+            self.loader
+            if work.other is None
+            else Loader(replace(work, source=work.other), spectral=False)
+        )
+        self._uses = Counter(
+            found.step for step in work.steps for found in work.references.get(step, ()) if found
+        )
 
     @property
     def damages(self) -> dict[int, str]:
@@ -174,7 +211,8 @@ class References:
                 self._from.kept[step] = list(inputs)
 
     def at(self, step: int) -> dict[Reference | None, list[Inputs]]:
-        """What a step is compared with, for each key; [] where it cannot be had. Those put off are left out."""
+        """What a step is compared with, for each key; [] where it cannot be had. Those put off are
+        left out."""
         found: dict[Reference | None, list[Inputs]] = {}
         for reference in self.loader.work.references.get(step, ()):
             inputs = self._of(reference) if reference else []

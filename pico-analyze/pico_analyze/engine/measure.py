@@ -1,7 +1,8 @@
-"""measure(): what was asked -> work items -> numbers -> table. A work item is one unit of one kind at all steps.
+"""measure(): what was asked -> work items -> numbers -> table. A work item is one unit of one kind
+at all steps.
 
-Going module by module rather than step by step keeps one reference in memory at a time and lets the decompositions of
-all steps of a module run as one batch.
+Going module by module rather than step by step keeps one reference in memory at a time and lets the
+decompositions of all steps of a module run as one batch.
 """
 
 from __future__ import annotations
@@ -54,41 +55,58 @@ def measure(
     """Compute metrics of a run's components over steps, as the tidy table of `pico_analyze.table`.
 
     Args:
-        metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of METRICS by default.
+        metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; all of
+            METRICS by default.
         components: globs over module names, and circuits; by default those that `plan` names.
-        steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that hold the kind.
+        steps: a list, or {start, end, step} (inclusive, never beyond `end`); by default those that
+            hold the kind.
         kinds: of `KINDS` (all of them by default), and updates: W(t) less W(s), s from `window`.
         splits: of train, val; all by default.
-        reference: what similarities are taken to: "first" or "last" (the default) of the steps that hold the kind,
-            "previous" (the one before each), a number, or "all": for each of `steps` every earlier one.
-        reference_run: another run, of which `reference` is then "same" (the default: the step of the same number, left
-            out where it is lacking and `steps` does not ask for it), "first", "last" or a number.
-        across: "layers" for similarities of each layer to every earlier one of the same step instead. Circuits are left
-            out, since heads do not correspond across layers.
-        null: "permutation" for `null_mean`, `null_sd` and `p` of each similarity of samples, over `null_draws` orders
-            of the reference's probe rows (all positions of one together), seeded by what is compared; it costs as many.
+        reference: what similarities are taken to: "first" or "last" (the default) of the steps that
+            hold the kind, "previous" (the one before each), a number, or "all": for each of `steps`
+            every earlier one.
+        reference_run: another run, of which `reference` is then "same" (the default: the step of
+            the same number, left out where it is lacking and `steps` does not ask for it), "first",
+            "last" or a number.
+        across: "layers" for similarities of each layer to every earlier one of the same step
+            instead. Circuits are left out, since heads do not correspond across layers.
+        null: "permutation" for `null_mean`, `null_sd` and `p` of each similarity of samples, over
+            `null_draws` orders of the reference's probe rows (all positions of one together),
+            seeded by what is compared; it costs as many.
         progress: called with (work items done, all).
-        window: the step s at which the window of an update begins, as `reference`; an update needs s < t.
-        form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D a head, are formed.
-        cache: a directory where results are kept, read where the same code measured the same files; by default none.
-        executor: of concurrent.futures, or with its interface (`dask.distributed.Client().get_executor()`), on whose
-            workers the source's files can be opened; threads of this process by default.
+        window: the step s at which the window of an update begins, as `reference`; an update needs
+            s < t.
+        form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D
+            a head, are formed.
+        cache: a directory where results are kept, read where the same code measured the same files;
+            by default none.
+        executor: of concurrent.futures, or with its interface
+            (`dask.distributed.Client().get_executor()`), on whose workers the source's files can be
+            opened; threads of this process by default.
 
-    Of a pair the reference is y of a metric, the step or layer itself x. Combinations that mean nothing are left out,
-    such as spectral metrics of vectors. What a step lacks has status `missing`.
+    Of a pair the reference is y of a metric, the step or layer itself x. Combinations that mean
+    nothing are left out, such as spectral metrics of vectors. What a step lacks has status
+    `missing`.
 
     Raises:
-        UserError: a name or step that is not known (with the nearest), an empty list, or nothing to measure.
+        UserError: a name or step that is not known (with the nearest), an empty list, or nothing to
+            measure.
 
     Warns:
-        DamagedWarning, OmittedWarning: once for each part that cannot be read or was altered, or lacks a circuit.
+        DamagedWarning, OmittedWarning: once for each part that cannot be read or was altered, or
+            lacks a circuit.
     """
     _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
-    chosen, compared = resolve(metrics), comparison(reference, reference_run, across, null, null_draws)
+    chosen, compared = (
+        resolve(metrics),
+        comparison(reference, reference_run, across, null, null_draws),
+    )
     items = plan_work(run, components, steps, kinds, splits, compared, window, form_circuits)
     check_comparison(items, chosen)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
-        numbers, damage, sentences = execute(items, chosen, workers, Cache(cache, run) if cache else None, progress)
+        numbers, damage, sentences = execute(
+            items, chosen, workers, Cache(cache, run) if cache else None, progress
+        )
     warn_of(sentences)
     return _table(run.name, items, chosen, numbers, damage)
 
@@ -104,7 +122,9 @@ def _table(
     every = zip(items, numbers, lost, strict=True)
     frame = from_rows(chain(*(rows(item, metrics, at, damaged) for item, at, damaged in every)))
     if frame.empty:
-        raise UserError(f'nothing to measure in run "{run}": no such metric of such kinds and components')
+        raise UserError(
+            f'nothing to measure in run "{run}": no such metric of such kinds and components'
+        )
     return frame
 
 

@@ -27,7 +27,8 @@ def plan_work(
     window: str | int,
     formed: bool,
 ) -> list[Work]:
-    """Work items; warns of each damaged directory of the steps that are asked for, of either run."""
+    """Work items; warns of each damaged directory of the steps that are asked for, of either
+    run."""
     kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
     splits = _known("split", splits or SPLITS, SPLITS)
     at = choose_steps(steps, sorted({*run.steps, *run.damaged}))
@@ -39,7 +40,9 @@ def plan_work(
         for sentence in source.damaged.get(step, ())
     ]
     warn_of(damages, 4)
-    return _work(run, components, None if steps is None else at, kinds, splits, compared, window, formed)
+    return _work(
+        run, components, None if steps is None else at, kinds, splits, compared, window, formed
+    )
 
 
 def _known(what: str, given: Sequence[str], all_: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,10 +62,13 @@ def _work(
     window: str | int,
     formed: bool,
 ) -> list[Work]:
-    """Work items; without `steps` each kind is measured at the steps that hold it, and at those that are damaged."""
+    """Work items; without `steps` each kind is measured at the steps that hold it, and at those
+    that are damaged."""
     held = _holdings(run, kinds, splits)
     if not held:
-        raise UserError(f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read')
+        raise UserError(
+            f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read'
+        )
     modules = {of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in held.items()}
     every = list(dict.fromkeys(chain(*modules.values())))
     if components is not None:
@@ -73,7 +79,11 @@ def _work(
         readable = [step for step, found in by_step.items() if found]
         base: dict[int, int] = {}
         if kind == UPDATES:
-            base = {t: s for t, s in choose_base("window", window, at, readable, run.steps).items() if s < t}
+            base = {
+                t: s
+                for t, s in choose_base("window", window, at, readable, run.steps).items()
+                if s < t
+            }
             at = tuple(base) if steps is None else at
         units = plan(components, kind, modules[kind, split], run.model)
         references = compared.references(run, kind, split, at, readable, steps is not None)
@@ -81,17 +91,22 @@ def _work(
         if compared.across and kind != UPDATES:
             paired += between_layers(units, at)
         items += [
-            Work(run, unit, kind, split, at, base, references, compared.other, compared.draws, formed)
+            Work(
+                run, unit, kind, split, at, base, references, compared.other, compared.draws, formed
+            )
             for unit, references in paired
         ]
-    report_omissions(run, components, {kind: found for (kind, _), found in modules.items()}, not items)
+    report_omissions(
+        run, components, {kind: found for (kind, _), found in modules.items()}, not items
+    )
     return items
 
 
 def _holdings(
     run: Source, kinds: Sequence[str], splits: Sequence[str]
 ) -> dict[tuple[str, str | None], dict[int, list[str]]]:
-    """(kind, split) -> step -> modules that it holds, [] where they cannot be read, over all steps of the run."""
+    """(kind, split) -> step -> modules that it holds, [] where they cannot be read, over all steps
+    of the run."""
     held: dict[tuple[str, str | None], dict[int, list[str]]] = {}
     for kind in kinds:
         stored = "weights" if kind == UPDATES else kind

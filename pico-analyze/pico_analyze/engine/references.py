@@ -1,4 +1,5 @@
-"""What similarities are taken between: steps of a run, a run and another, or the layers of a step."""
+"""What similarities are taken between: steps of a run, a run and another, or the layers of a
+step."""
 
 from __future__ import annotations
 
@@ -27,12 +28,14 @@ class Probed(Protocol):
     """A source that knows which tokens its activations are of."""
 
     def probe(self, step: int) -> dict[str, str]:
-        """What says which token each row of activations at `step` is of, by name; {} where it is not recorded."""
+        """What says which token each row of activations at `step` is of, by name; {} where it is
+        not recorded."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each step is compared with: a step of the run or of `other`, or, layer by layer, with itself."""
+    """What each step is compared with: a step of the run or of `other`, or, layer by layer, with
+    itself."""
 
     reference: str | int
     other: Source | None = None
@@ -40,12 +43,18 @@ class Comparison:
     draws: int = 0
 
     def references(
-        self, run: Source, kind: str, split: str | None, at: Sequence[int], held: Sequence[int], asked: bool
+        self,
+        run: Source,
+        kind: str,
+        split: str | None,
+        at: Sequence[int],
+        held: Sequence[int],
+        asked: bool,
     ) -> References:
         """Step of `at` -> what it is compared with, None where there is none.
 
-        `held` are the steps of `run` that hold the kind. A step that the other run lacks is left out, or compared with
-        what is missing where the steps were `asked` for.
+        `held` are the steps of `run` that hold the kind. A step that the other run lacks is left
+        out, or compared with what is missing where the steps were `asked` for.
         """
         if self.across or kind == UPDATES:
             return {}
@@ -62,28 +71,43 @@ class Comparison:
 def between_layers(units: Sequence[Unit], at: Sequence[int]) -> Iterator[tuple[Unit, References]]:
     """Each component of several layers, with every pair of them at each step."""
     for unit in across_layers(units):
-        yield unit, {step: tuple(Reference(step, shift) for shift in range(1, len(unit.keys))) for step in at}
+        yield (
+            unit,
+            {
+                step: tuple(Reference(step, shift) for shift in range(1, len(unit.keys)))
+                for step in at
+            },
+        )
 
 
 def comparison(
-    reference: str | int | None, other: Source | None, across: str | None, null: str | None, draws: int
+    reference: str | int | None,
+    other: Source | None,
+    across: str | None,
+    null: str | None,
+    draws: int,
 ) -> Comparison:
     """What `measure` is asked to compare.
 
     Raises:
-        UserError: a name that is not known (with the nearest), two comparisons at once, or too few draws.
+        UserError: a name that is not known (with the nearest), two comparisons at once, or too few
+            draws.
     """
     _known("across", across, ACROSS)
     _known("null", null, NULLS)
     if across and (other or reference is not None):
-        raise UserError(f"across={across} compares each step with itself: leave out reference and reference_run")
+        raise UserError(
+            f"across={across} compares each step with itself: leave out reference and reference_run"
+        )
     if null and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 2):
         raise UserError(f"null_draws should be an integer of at least 2 but is {draws}")
     if reference is None:
         reference = "last" if other is None else "same"
     if isinstance(reference, str):
         if other is None and reference == "same":
-            raise UserError('reference "same" is the same step of another run: name it with reference_run')
+            raise UserError(
+                'reference "same" is the same step of another run: name it with reference_run'
+            )
         if other is not None and reference in ("previous", "all"):
             raise UserError(
                 f'reference "{reference}" is of the run itself: another run\'s is same, first, last or a step'
@@ -93,7 +117,8 @@ def comparison(
 
 
 def check(items: Sequence[Work], metrics: Mapping[str, Metric]) -> None:
-    """Raise UserError where `metrics` compare with a run that has nothing to compare, or with other tokens."""
+    """Raise UserError where `metrics` compare with a run that has nothing to compare, or with other
+    tokens."""
     other = next((item.other for item in items if item.other is not None), None)
     if other is None or all(metric.arity == 1 for metric in metrics.values()):
         return
@@ -101,8 +126,12 @@ def check(items: Sequence[Work], metrics: Mapping[str, Metric]) -> None:
     run = items[0].source
     if not pairs:
         what = f'run "{run.name}" and run "{other.name}" have no step of the same kind in common'
-        raise UserError(f"{what}: choose other steps, or reference=first, last or a step of {other.name}")
-    for step, reference in sorted((step, reference) for kind, step, reference in pairs if kind == "activations"):
+        raise UserError(
+            f"{what}: choose other steps, or reference=first, last or a step of {other.name}"
+        )
+    for step, reference in sorted(
+        (step, reference) for kind, step, reference in pairs if kind == "activations"
+    ):
         differs = _other_tokens(run, step, other, reference)
         if differs is not None:
             raise UserError(
@@ -120,7 +149,12 @@ def _other_tokens(run: Source, step: int, other: Source, reference: int) -> str 
 
 
 def _pairs(item: Work) -> Iterator[tuple[int, Reference]]:
-    return ((step, found) for step, references in item.references.items() for found in references if found)
+    return (
+        (step, found)
+        for step, references in item.references.items()
+        for found in references
+        if found
+    )
 
 
 def _held(source: Source, kind: str, split: str | None) -> list[int]:

@@ -1,4 +1,5 @@
-"""The singular values themselves, over steps: for figures, and for whoever wants more than a summary of them."""
+"""The singular values themselves, over steps: for figures, and for whoever wants more than a
+summary of them."""
 
 from __future__ import annotations
 
@@ -22,10 +23,11 @@ def spectra(
     layers: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
-    """Singular values of weights: run, kind, component, layer, head, step, index (from 1, descending), value, status.
+    """Singular values of weights: run, kind, component, layer, head, step, index (from 1,
+    descending), value, status.
 
-    Of the middle layer by default. A step whose file cannot be read, that lacks the component (as a low-rank update
-    before the factors begin), or holds what is not finite is left out.
+    Of the middle layer by default. A step whose file cannot be read, that lacks the component (as a
+    low-rank update before the factors begin), or holds what is not finite is left out.
 
     Raises:
         UserError: no weights to read, a component that matches nothing, or layers that have none.

@@ -11,7 +11,8 @@ from pico_analyze.sources.base import Source
 
 
 class Reference(NamedTuple):
-    """What a unit is compared with: the unit at `step`, each key with the one `shift` places before it."""
+    """What a unit is compared with: the unit at `step`, each key with the one `shift` places before
+    it."""
 
     step: int
     shift: int = 0
@@ -28,9 +29,10 @@ class Place(NamedTuple):
 class Work:
     """One unit of one kind and split, to be measured at `steps`.
 
-    `base` is step -> the start of an update's window. `references` is step -> what similarities are taken to there,
-    None where that is lacking; they are steps of `other`, or of the source itself. `draws` are those of the null, or 0.
-    `formed` says whether a circuit's matrix, (D, D) a head, is formed where a metric needs its entries.
+    `base` is step -> the start of an update's window. `references` is step -> what similarities are
+    taken to there, None where that is lacking; they are steps of `other`, or of the source itself.
+    `draws` are those of the null, or 0. `formed` says whether a circuit's matrix, (D, D) a head, is
+    formed where a metric needs its entries.
     """
 
     source: Source

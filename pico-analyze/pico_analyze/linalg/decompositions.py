@@ -1,17 +1,19 @@
-"""Singular values and vectors: through a Gram matrix where that is accurate enough, else through the SVD.
+"""Singular values and vectors: through a Gram matrix where that is accurate enough, else through
+the SVD.
 
-The eigenvalues of A^T A are the squares of the singular values s_i of A, and take a third of the time. Forming A^T A
-and decomposing it rounds each of them by about e = sqrt(max(m, n)) eps s_1^2 (eps of float64; terms round as if at
-random: Higham & Mary 2019, "A new approach to probabilistic rounding error analysis"; up to 2 e is seen). So s_i is off
-by e / s_i^2 of itself at most, and A v_i / s_i and A v_j / s_j are orthogonal but for 2 e / (s_i s_j). That is nothing
-at s_1, and everything below sqrt(eps) s_1, where noise comes out that an entropy, a sum or a fitted tail would take for
-values.
+The eigenvalues of A^T A are the squares of the singular values s_i of A, and take a third of the
+time. Forming A^T A and decomposing it rounds each of them by about e = sqrt(max(m, n)) eps s_1^2
+(eps of float64; terms round as if at random: Higham & Mary 2019, "A new approach to probabilistic
+rounding error analysis"; up to 2 e is seen). So s_i is off by e / s_i^2 of itself at most, and A
+v_i / s_i and A v_j / s_j are orthogonal but for 2 e / (s_i s_j). That is nothing at s_1, and
+everything below sqrt(eps) s_1, where noise comes out that an entropy, a sum or a fitted tail would
+take for values.
 
-The rule, which is here and nowhere else: a Gram matrix serves where e / s_k^2 is at most `GRAM_ERROR` for the least
-value s_k, which is down to s_k = 4e-5 s_1 (64 rows) or 1e-4 s_1 (4,096), so that no value is less accurate than that.
-By then rounding to fp32 has left s_k uncertain by eps(fp32) s_1 / s_k > 1e-3 of itself, a thousand times as much. A
-spectrum that reaches below, and any matrix that is stored in float64 or computed in it (a difference), is decomposed
-as it is.
+The rule, which is here and nowhere else: a Gram matrix serves where e / s_k^2 is at most
+`GRAM_ERROR` for the least value s_k, which is down to s_k = 4e-5 s_1 (64 rows) or 1e-4 s_1 (4,096),
+so that no value is less accurate than that. By then rounding to fp32 has left s_k uncertain by
+eps(fp32) s_1 / s_k > 1e-3 of itself, a thousand times as much. A spectrum that reaches below, and
+any matrix that is stored in float64 or computed in it (a difference), is decomposed as it is.
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ class Basis(NamedTuple):
 
 
 def singular_values(batch: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
-    """(b, k) float64, descending, of (b, m, n) float64 matrices that were stored as `stored`; k = min(m, n)."""
-    tall = batch if batch.shape[1] >= batch.shape[2] else batch.mT  # LAPACK takes half the time on the tall one
+    """(b, k) float64, descending, of (b, m, n) float64 matrices that were stored as `stored`; k =
+    min(m, n)."""
+    tall = (
+        batch if batch.shape[1] >= batch.shape[2] else batch.mT
+    )  # LAPACK takes half the time on the tall one
     if stored == REAL:
         return torch.linalg.svdvals(tall)
     squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(1)
@@ -46,7 +51,8 @@ def singular_values(batch: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
 
 
 def basis(x: torch.Tensor, gram: torch.Tensor, stored: torch.dtype, noise: float) -> Basis:
-    """Directions of (rows, width) float64 above `noise` and above what the decomposition can make of nothing.
+    """Directions of (rows, width) float64 above `noise` and above what the decomposition can make
+    of nothing.
 
     `gram` is the smaller of x^T x and x x^T.
     """
@@ -75,7 +81,8 @@ def _basis_from_gram(x: torch.Tensor, gram: torch.Tensor, noise: float) -> Basis
 
 
 def left_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(m, k) and (k,) float64: left singular vectors of (m, n) float64 and their singular values, descending."""
+    """(m, k) and (k,) float64: left singular vectors of (m, n) float64 and their singular values,
+    descending."""
     if matrix.shape[0] <= matrix.shape[1]:
         squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
         if squares[0] > _least_square(matrix, squares[-1]):
@@ -86,7 +93,8 @@ def left_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _least_square(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """s^2 above which a Gram matrix serves, for matrices of the shape of x whose s_1^2 are `largest`."""
+    """s^2 above which a Gram matrix serves, for matrices of the shape of x whose s_1^2 are
+    `largest`."""
     return max(x.shape[-2:]) ** 0.5 * torch.finfo(REAL).eps / GRAM_ERROR * largest
 
 

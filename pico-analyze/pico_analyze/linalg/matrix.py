@@ -1,18 +1,20 @@
 """Spectra, ranks, centring, and the one policy on precision and tolerance.
 
-Everything is computed in float64 on CPU and judged by what the stored precision can have done. A matrix stored with
-unit roundoff u (half the eps of its dtype) and least subnormal eta is W + E with |E_ij| <= u |W_ij| + eta / 2. So, by
-Weyl's inequality, every singular value is known to within u ||W||_F + sqrt(m n) eta / 2, the `storage_error`. The
-float64 decomposition adds max(m, n) 2^-52 s_max. A singular value at or below the larger of the two, `Spectrum.tol`,
-cannot be told from zero. Errors of sums and differences add, scalars multiply them, and a product of stored factors
-O V has u (||O||_F ||V||_2 + ||O||_2 ||V||_F). This is a worst case, 7 to 46 times the true error, and it grows with the
-width.
-Source: Golub & Van Loan, Matrix Computations, sec. 2.7 (rounding) and 8.6 (perturbed singular values).
+Everything is computed in float64 on CPU and judged by what the stored precision can have done. A
+matrix stored with unit roundoff u (half the eps of its dtype) and least subnormal eta is W + E with
+|E_ij| <= u |W_ij| + eta / 2. So, by Weyl's inequality, every singular value is known to within u
+||W||_F + sqrt(m n) eta / 2, the `storage_error`. The float64 decomposition adds max(m, n) 2^-52
+s_max. A singular value at or below the larger of the two, `Spectrum.tol`, cannot be told from zero.
+Errors of sums and differences add, scalars multiply them, and a product of stored factors O V has u
+(||O||_F ||V||_2 + ||O||_2 ||V||_F). This is a worst case, 7 to 46 times the true error, and it
+grows with the width. Source: Golub & Van Loan, Matrix Computations, sec. 2.7 (rounding) and 8.6
+(perturbed singular values).
 
-Where squares are summed, entries whose fourth powers would leave the range of float64 are scaled first by a power of
-two (`normalized`), which rounds nothing.
+Where squares are summed, entries whose fourth powers would leave the range of float64 are scaled
+first by a power of two (`normalized`), which rounds nothing.
 
-Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product; a sample is (rows, width).
+Shapes: a matrix is (m, n); k = min(m, n); r is the inner dimension of a product; a sample is (rows,
+width).
 """
 
 from __future__ import annotations
@@ -33,19 +35,22 @@ from pico_analyze.linalg.scaling import normalized_entries, times_power, times_p
 
 
 def coarser(*dtypes: torch.dtype) -> torch.dtype:
-    """The one of the floating-point `dtypes` with the largest eps: what is made of several is as exact as that."""
+    """The one of the floating-point `dtypes` with the largest eps: what is made of several is as
+    exact as that."""
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 @dataclass(frozen=True)
 class Product:
-    """The matrix scale * left @ right, (m, r) by (r, n), kept as its factors: r is small and m x n is never formed."""
+    """The matrix scale * left @ right, (m, r) by (r, n), kept as its factors: r is small and m x n
+    is never formed."""
 
     left: torch.Tensor  # (m, r)
     right: torch.Tensor  # (r, n)
     scale: float = 1.0
     terms: tuple[Product, ...] = ()
-    """The products that this is the sum of, if it is a sum: their factors are what was stored, and rounded."""
+    """The products that this is the sum of, if it is a sum: their factors are what was stored, and
+    rounded."""
 
     @classmethod
     def sum_of(cls, *terms: Product) -> Product:
@@ -55,7 +60,12 @@ class Product:
 
     def times(self, factor: float) -> Product:
         """The product multiplied by a scalar."""
-        return Product(self.left, self.right, factor * self.scale, tuple(term.times(factor) for term in self.terms))
+        return Product(
+            self.left,
+            self.right,
+            factor * self.scale,
+            tuple(term.times(factor) for term in self.terms),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,11 +101,12 @@ class MicroBatches(NamedTuple):
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of a matrix of `shape` stored as `dtype`; those beyond len(values) are exactly zero.
+    """Singular values of a matrix of `shape` stored as `dtype`; those beyond len(values) are
+    exactly zero.
 
-    `rounding` is the `storage_error` of the matrix if it is not that of a plain matrix of this dtype: of products and
-    differences, and of weights that were merged in a coarser dtype. `values` and `rounding` are in units of 2^exponent,
-    which is 1 unless s_max lies at the ends of float64.
+    `rounding` is the `storage_error` of the matrix if it is not that of a plain matrix of this
+    dtype: of products and differences, and of weights that were merged in a coarser dtype. `values`
+    and `rounding` are in units of 2^exponent, which is 1 unless s_max lies at the ends of float64.
     """
 
     values: torch.Tensor  # (<= k,) float64, descending
@@ -145,16 +156,19 @@ class Spectrum:
 
     @cached_property
     def power_law(self) -> PowerLaw | None:
-        """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all equal."""
+        """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all
+        equal."""
         found = fit(2 * (self.nonzero / self.largest).log())
         return found and found._replace(least=found.least * self.largest * self.largest)
 
 
 def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
-    """Spectra of finite matrices, one decomposition each; equal shapes and dtypes are decomposed as one batch.
+    """Spectra of finite matrices, one decomposition each; equal shapes and dtypes are decomposed as
+    one batch.
 
-    A product costs that of its small core: with left = Q1 R1 and right^T = Q2 R2 the singular values of left @ right
-    are those of R1 @ R2^T, at most (r, r), since Q1 and Q2 have orthonormal columns.
+    A product costs that of its small core: with left = Q1 R1 and right^T = Q2 R2 the singular
+    values of left @ right are those of R1 @ R2^T, at most (r, r), since Q1 and Q2 have orthonormal
+    columns.
     """
     groups: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
@@ -170,7 +184,8 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
 
 
 def _spectrum(matrix: Matrix, values: torch.Tensor, exponent: int) -> Spectrum:
-    """Of singular values in units of 2^exponent, which is kept only where float64 does not hold them otherwise."""
+    """Of singular values in units of 2^exponent, which is kept only where float64 does not hold
+    them otherwise."""
     if exponent and -1000 < math.frexp(float(values[0]))[1] + exponent < 1000:
         values, exponent = times_powers(values, exponent), 0
     rounding = storage_error(matrix, unit=exponent) if isinstance(matrix, Product) else None
@@ -178,12 +193,17 @@ def _spectrum(matrix: Matrix, values: torch.Tensor, exponent: int) -> Spectrum:
 
 
 def _batch(matrices: Sequence[Matrix]) -> torch.Tensor:
-    """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and shape."""
+    """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and
+    shape."""
     if not isinstance(matrices[0], Product):
         return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
     products = [m for m in matrices if isinstance(m, Product)]
-    left = torch.linalg.qr(torch.stack([p.left for p in products]).to(REAL), mode="r").R  # (b, <= r, r)
-    right = torch.linalg.qr(torch.stack([p.right for p in products]).to(REAL).mT, mode="r").R  # (b, <= r, r)
+    left = torch.linalg.qr(
+        torch.stack([p.left for p in products]).to(REAL), mode="r"
+    ).R  # (b, <= r, r)
+    right = torch.linalg.qr(
+        torch.stack([p.right for p in products]).to(REAL).mT, mode="r"
+    ).R  # (b, <= r, r)
     scales = torch.tensor([p.scale for p in products], dtype=REAL)
     return scales[:, None, None] * (left @ right.mT)
 
@@ -192,13 +212,16 @@ def storage_error(matrix: Matrix, *merged: torch.dtype, unit: int = 0) -> float:
     """The largest 2-norm of what rounding to the stored dtype can have added to a finite matrix.
 
     Args:
-        merged: dtypes that the matrix, or the factors of a product, went through before they were stored.
+        merged: dtypes that the matrix, or the factors of a product, went through before they were
+            stored.
         unit: the result is in units of 2^unit.
     """
     if not isinstance(matrix, Product):
         scaled, exponent = normalized_entries(matrix)
         size = float(torch.linalg.vector_norm(scaled))
-        return times_power(_entry_error(size, matrix.shape, (matrix.dtype, *merged), exponent), exponent - unit)
+        return times_power(
+            _entry_error(size, matrix.shape, (matrix.dtype, *merged), exponent), exponent - unit
+        )
     if matrix.terms:
         return sum(storage_error(term, *merged, unit=unit) for term in matrix.terms)
     left, left_norm, of_left = _factor_error(matrix.left, merged)
@@ -208,7 +231,8 @@ def storage_error(matrix: Matrix, *merged: torch.dtype, unit: int = 0) -> float:
 
 
 def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> tuple[float, float, int]:
-    """The `storage_error` of a factor and its 2-norm in units of 2^e, and e; from its smaller Gram matrix."""
+    """The `storage_error` of a factor and its 2-norm in units of 2^e, and e; from its smaller Gram
+    matrix."""
     scaled, exponent = normalized_entries(factor)
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
     squares = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0)
@@ -216,8 +240,11 @@ def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> tuple[
     return error, math.sqrt(squares[-1]), exponent
 
 
-def _entry_error(size: float, shape: Sequence[int], dtypes: Sequence[torch.dtype], exponent: int = 0) -> float:
-    """u ||W||_F + sqrt(m n) eta / 2 for ||W||_F = `size`, with the largest u and the largest eta of the dtypes.
+def _entry_error(
+    size: float, shape: Sequence[int], dtypes: Sequence[torch.dtype], exponent: int = 0
+) -> float:
+    """u ||W||_F + sqrt(m n) eta / 2 for ||W||_F = `size`, with the largest u and the largest eta of
+    the dtypes.
 
     Both in units of 2^exponent.
     """
@@ -232,7 +259,8 @@ def _least_subnormal(dtype: torch.dtype) -> float:
 
 
 def normalized(matrix: Matrix) -> tuple[Matrix, int]:
-    """The matrix in float64 divided by a power of two, 2^e, and e, which is 0 unless its entries are extreme."""
+    """The matrix in float64 divided by a power of two, 2^e, and e, which is 0 unless its entries
+    are extreme."""
     if not isinstance(matrix, Product):
         return normalized_entries(matrix)
     left, of_left = normalized_entries(matrix.left)
@@ -241,7 +269,8 @@ def normalized(matrix: Matrix) -> tuple[Matrix, int]:
 
 
 def difference(new: Matrix, old: Matrix) -> Matrix:
-    """new - old in float64; of products as a product of their stacked factors, (m, 2r) by (2r, n)."""
+    """new - old in float64; of products as a product of their stacked factors, (m, 2r) by (2r,
+    n)."""
     if isinstance(new, Product) and isinstance(old, Product):
         return Product.sum_of(new, old.times(-1))
     if isinstance(new, Product) or isinstance(old, Product):
@@ -250,7 +279,8 @@ def difference(new: Matrix, old: Matrix) -> Matrix:
 
 
 def inner(a: Matrix, b: Matrix) -> float:
-    """Sum of the products of corresponding entries, of two matrices or two products of one shape."""
+    """Sum of the products of corresponding entries, of two matrices or two products of one
+    shape."""
     if isinstance(a, Product) and isinstance(b, Product):
         left, right = a.left.to(REAL).T @ b.left.to(REAL), a.right.to(REAL) @ b.right.to(REAL).T
         return a.scale * b.scale * float((left * right).sum())
@@ -273,7 +303,8 @@ def norm_ratio(a: Matrix, b: Matrix) -> float | None:
 
 
 def is_finite(matrix: Matrix) -> bool:
-    """Whether no entry (of either factor) is NaN or infinite: so if their sum is, else each is looked at."""
+    """Whether no entry (of either factor) is NaN or infinite: so if their sum is, else each is
+    looked at."""
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
     return all(_all_finite(part.to(REAL) if part.dtype.itemsize == 1 else part) for part in parts)
 
@@ -290,7 +321,8 @@ def entries(matrix: torch.Tensor) -> torch.Tensor:
 def sorted_magnitudes(x: torch.Tensor) -> torch.Tensor:
     """|x| flattened and ascending, float64.
 
-    numpy's vectorised sort is several times faster than torch's on CPU, and where fp32 is exact faster again.
+    numpy's vectorised sort is several times faster than torch's on CPU, and where fp32 is exact
+    faster again.
     """
     magnitudes = x.abs().flatten()
     narrow = magnitudes.float()

@@ -11,7 +11,8 @@ _BLOCK = 128  # lower ends that are tried at a time
 
 
 class PowerLaw(NamedTuple):
-    """Density ~ x^-exponent for x >= least; `distance` is that of Kolmogorov and Smirnov over those `tail` values."""
+    """Density ~ x^-exponent for x >= least; `distance` is that of Kolmogorov and Smirnov over those
+    `tail` values."""
 
     exponent: float
     least: float
@@ -20,11 +21,13 @@ class PowerLaw(NamedTuple):
 
 
 def fit(logs: torch.Tensor) -> PowerLaw | None:
-    """Fit by maximum likelihood above the lower end, one of the values, at which the fit is closest to what is there.
+    """Fit by maximum likelihood above the lower end, one of the values, at which the fit is closest
+    to what is there.
 
-    `logs` are logarithms of the values, descending; those closer than rounding are one value. Of the m values from x_m
-    up the likeliest exponent is 1 + m / sum ln(x_i / x_m), and (x / x_m)^(1 - exponent) is the share above x.
-    Source: Clauset, Shalizi & Newman 2009, "Power-law distributions in empirical data", eq. 3.1 and 3.9.
+    `logs` are logarithms of the values, descending; those closer than rounding are one value. Of
+    the m values from x_m up the likeliest exponent is 1 + m / sum ln(x_i / x_m), and (x / x_m)^(1 -
+    exponent) is the share above x. Source: Clauset, Shalizi & Newman 2009, "Power-law distributions
+    in empirical data", eq. 3.1 and 3.9.
     """
     n = len(logs)
     if n == 0:
@@ -42,10 +45,17 @@ def fit(logs: torch.Tensor) -> PowerLaw | None:
         slopes = counts[block] / excess[block]
         fitted = torch.exp(slopes[:, None] * (logs[block, None] - tails))
         above = shares / counts[block, None]
-        gaps = torch.maximum((fitted - above).abs(), (fitted - above + 1 / counts[block, None]).abs())
+        gaps = torch.maximum(
+            (fitted - above).abs(), (fitted - above + 1 / counts[block, None]).abs()
+        )
         distances = gaps.masked_fill(tails < logs[block, None], 0).amax(dim=1)
         least = int(distances.argmin())
         if distances[least] < best.distance:
             end = block[least]
-            best = PowerLaw(1 + float(slopes[least]), float(logs[end].exp()), float(distances[least]), int(end) + 1)
+            best = PowerLaw(
+                1 + float(slopes[least]),
+                float(logs[end].exp()),
+                float(distances[least]),
+                int(end) + 1,
+            )
     return best

@@ -25,10 +25,11 @@ def _centred(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Observations in rows, columns centred. What comparisons need of one side is made when asked for, and kept.
+    """Observations in rows, columns centred. What comparisons need of one side is made when asked
+    for, and kept.
 
-    `positions` rows, one after the other, are of one sequence (a probe row) and depend on each other. Extreme entries
-    are scaled by a power of two, on which no comparison of samples depends.
+    `positions` rows, one after the other, are of one sequence (a probe row) and depend on each
+    other. Extreme entries are scaled by a power of two, on which no comparison of samples depends.
     """
 
     matrix: Matrix  # (rows, width), as stored
@@ -61,7 +62,8 @@ class Sample:
 
     @cached_property
     def x(self) -> torch.Tensor:
-        """(rows, width) float64, each column of mean 0; exactly 0 where it varies by no more than its mean rounds."""
+        """(rows, width) float64, each column of mean 0; exactly 0 where it varies by no more than
+        its mean rounds."""
         return _centred(self._dense)
 
     @property
@@ -73,7 +75,8 @@ class Sample:
     def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows, k) and (k, width), orthonormal rows, whose product x is.
 
-        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to the rotation Q.
+        Of a product left @ right with right^T = Q R, the narrow left @ R^T has the same rows up to
+        the rotation Q.
         """
         matrix = self._normalized[0]
         assert isinstance(matrix, Product)
@@ -87,7 +90,8 @@ class Sample:
 
     @cached_property
     def noise(self) -> float:
-        """The largest 2-norm of what rounding to the stored dtype can have added, in the units of `x`."""
+        """The largest 2-norm of what rounding to the stored dtype can have added, in the units of
+        `x`."""
         return storage_error(self.matrix, unit=self._normalized[1])
 
     @cached_property
@@ -116,20 +120,29 @@ class Sample:
 
     @cached_property
     def basis(self) -> Basis:
-        """Directions that are larger than what rounding, of storage or of the decomposition, can make of nothing."""
-        found = basis(self.core, self.gram if _wide(self) else self.covariance, self.matrix.dtype, self.noise)
-        return found._replace(right=found.right @ self._factors[1]) if isinstance(self.matrix, Product) else found
+        """Directions that are larger than what rounding, of storage or of the decomposition, can
+        make of nothing."""
+        found = basis(
+            self.core, self.gram if _wide(self) else self.covariance, self.matrix.dtype, self.noise
+        )
+        return (
+            found._replace(right=found.right @ self._factors[1])
+            if isinstance(self.matrix, Product)
+            else found
+        )
 
     @cached_property
     def frame(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, r) and (r, width), whose product x is: the basis's directions, made orthonormal, and loadings."""
+        """(rows, r) and (r, width), whose product x is: the basis's directions, made orthonormal,
+        and loadings."""
         left, values, right = self.basis
         directions, triangle = torch.linalg.qr(left)
         return directions, triangle @ (values[:, None] * right)
 
     @cached_property
     def with_sequences(self) -> torch.Tensor:
-        """(rows, sequences): inner products of each row with the sum of the rows of each sequence."""
+        """(rows, sequences): inner products of each row with the sum of the rows of each
+        sequence."""
         return self.core @ self._by_sequence.sum(dim=1).T
 
     @cached_property
@@ -148,7 +161,8 @@ class Sample:
         return self.rows * torch.finfo(REAL).eps * float(values[0] / values[-1])
 
     def is_unique(self, k: int) -> bool:
-        """Whether the `k` leading directions span one subspace: not where two of one size lie at the limit."""
+        """Whether the `k` leading directions span one subspace: not where two of one size lie at
+        the limit."""
         squares = self.basis.values.square()
         rounding = 8 * math.sqrt(max(self.core.shape)) * torch.finfo(REAL).eps * squares[0]
         return k == len(squares) or bool(squares[k - 1] - squares[k] > rounding)
@@ -167,9 +181,12 @@ class Sample:
         return float(np.median(distances.numpy())) if len(distances) else 0.0
 
     def rbf(self, bandwidth: float) -> torch.Tensor:
-        """(rows, rows): centred Gram matrix of exp(-d^2 / (2 s^2)), s the `bandwidth` times the median distance."""
+        """(rows, rows): centred Gram matrix of exp(-d^2 / (2 s^2)), s the `bandwidth` times the
+        median distance."""
         if ("rbf", bandwidth) not in self._kept:
-            kernel = torch.exp(self.squared_distances / (-2 * (bandwidth * self.median_distance) ** 2))
+            kernel = torch.exp(
+                self.squared_distances / (-2 * (bandwidth * self.median_distance) ** 2)
+            )
             means = kernel.mean(dim=0)
             self._kept["rbf", bandwidth] = kernel - means - means[:, None] + means.mean()
         return self._kept["rbf", bandwidth]
@@ -181,9 +198,11 @@ class Sample:
         return self._numbers[name]
 
     def neighbours(self, k: int) -> torch.Tensor:
-        """(rows, rows): how probable it is that column j is among the k other rows nearest to row i.
+        """(rows, rows): how probable it is that column j is among the k other rows nearest to row
+        i.
 
-        1 or 0, but for rows that tie for the last places: these share them, as if each order of them were as probable.
+        1 or 0, but for rows that tie for the last places: these share them, as if each order of
+        them were as probable.
         """
         if ("neighbours", k) not in self._kept:
             others = self.squared_distances.clone().fill_diagonal_(torch.inf)
@@ -196,13 +215,15 @@ class Sample:
 
     @property
     def _distance_resolution(self) -> torch.Tensor:
-        """(rows, 1): squared distances to a row that differ by no more than this are equal but for rounding."""
+        """(rows, 1): squared distances to a row that differ by no more than this are equal but for
+        rounding."""
         size = self.diagonal[:, None] + self.diagonal.max()
         return 4 * math.sqrt(max(self.core.shape)) * torch.finfo(REAL).eps * size
 
     @cached_property
     def classes(self) -> torch.Tensor:
-        """(rows,) int64: a number for each row, the same for rows that are equal as they were stored."""
+        """(rows,) int64: a number for each row, the same for rows that are equal as they were
+        stored."""
         matrix = self.matrix.left if isinstance(self.matrix, Product) else self.matrix
         return torch.unique(matrix.to(REAL), dim=0, return_inverse=True)[1]
 
@@ -213,7 +234,8 @@ class Sample:
 
 
 def distinct_rows(a: Sample, b: Sample) -> int:
-    """How many different pairs of corresponding rows two samples have: they span one dimension fewer at most."""
+    """How many different pairs of corresponding rows two samples have: they span one dimension
+    fewer at most."""
     return len(torch.unique(a.classes * a.rows + b.classes))
 
 
@@ -224,7 +246,8 @@ def fills_all_rows(directions: int, a: Sample, b: Sample) -> bool:
 
 
 def cross(a: Sample, b: Sample) -> float:
-    """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the smaller matrices."""
+    """tr(K L) = ||a^T b||_F^2 for K = a a^T, L = b b^T, by whichever of the two forms needs the
+    smaller matrices."""
     if a is b:
         return a.self_cross
     if _wide(a) or _wide(b):

@@ -10,15 +10,21 @@ import torch
 from pico_analyze.linalg.decompositions import REAL
 
 _SAFE_EXPONENT = 64
-"""Magnitudes from 2^-64 to 2^64 are left as they are: fourth powers of products of two such are within float64."""
+"""Magnitudes from 2^-64 to 2^64 are left as they are: fourth powers of products of two such are
+within float64."""
 
 
 def normalized_entries(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Finite x in float64 divided by a power of two, 2^e, and e, which is 0 unless its entries are extreme."""
+    """Finite x in float64 divided by a power of two, 2^e, and e, which is 0 unless its entries are
+    extreme."""
     dense = x.to(REAL)
     largest = max(map(abs, map(float, dense.aminmax()))) if dense.numel() else 0.0
     exponent = math.frexp(largest)[1]
-    return (dense, 0) if abs(exponent) <= _SAFE_EXPONENT else (times_powers(dense, -exponent), exponent)
+    return (
+        (dense, 0)
+        if abs(exponent) <= _SAFE_EXPONENT
+        else (times_powers(dense, -exponent), exponent)
+    )
 
 
 def times_powers(x: torch.Tensor, exponent: int) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """Noise of gradients, from the gradients of micro-batches at one point.
 
-Micro-batch i of m has n_i terms of the loss (tokens) and the gradient g_i of their mean; N = sum n_i, and G = sum n_i
-g_i / N is the gradient of the batch. Were terms drawn independently, with a gradient of mean G* and covariance S each,
-E|g_i - G*|^2 would be tr(S) / n_i, and the two estimates here have the expectations tr(S) and |G*|^2. Tokens of a row
-are not independent: what is measured is the noise of batches made of such rows, counted in tokens.
+Micro-batch i of m has n_i terms of the loss (tokens) and the gradient g_i of their mean; N = sum
+n_i, and G = sum n_i g_i / N is the gradient of the batch. Were terms drawn independently, with a
+gradient of mean G* and covariance S each, E|g_i - G*|^2 would be tr(S) / n_i, and the two estimates
+here have the expectations tr(S) and |G*|^2. Tokens of a row are not independent: what is measured
+is the noise of batches made of such rows, counted in tokens.
 
-Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1. With equal n_i = B_small and
-N = B_big these are its estimates, |G_small|^2 being the mean of |g_i|^2, summed without its cancellation.
+Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1. With
+equal n_i = B_small and N = B_big these are its estimates, |G_small|^2 being the mean of |g_i|^2,
+summed without its cancellation.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ class Estimates(NamedTuple):
 
 
 def gradient_noise_scale(of: MicroBatches) -> Outcome:
-    """B_simple = tr(S) / |G*|^2 of one parameter, from unbiased estimates of both; in [0, inf), tokens.
+    """B_simple = tr(S) / |G*|^2 of one parameter, from unbiased estimates of both; in [0, inf),
+    tokens.
 
-    The batch at which noise and signal are of one size: far below it a larger batch makes a step better almost in
-    proportion, far above it hardly. Of a whole model it is the sum of `gradient_covariance_trace` over the parameters
-    by that of `gradient_norm_squared`, each averaged over nearby steps, and no mean of ratios. None (no_signal) where
-    the estimate of |G*|^2 is not positive, (too_few) for a single micro-batch.
-    Source: McCandlish et al. 2018, "An empirical model of large-batch training", sec. 2.2 and appendix A.1.
+    The batch at which noise and signal are of one size: far below it a larger batch makes a step
+    better almost in proportion, far above it hardly. Of a whole model it is the sum of
+    `gradient_covariance_trace` over the parameters by that of `gradient_norm_squared`, each
+    averaged over nearby steps, and no mean of ratios. None (no_signal) where the estimate of |G*|^2
+    is not positive, (too_few) for a single micro-batch. Source: McCandlish et al. 2018, "An
+    empirical model of large-batch training", sec. 2.2 and appendix A.1.
     """
     found = _estimates(of)
     if isinstance(found, Outcome):
@@ -44,13 +48,16 @@ def gradient_noise_scale(of: MicroBatches) -> Outcome:
 
 
 def gradient_covariance_trace(of: MicroBatches) -> Outcome:
-    """sum n_i |g_i - G|^2 / (m - 1), which estimates tr(S) without bias; in [0, inf), nats^2 tokens.
+    """sum n_i |g_i - G|^2 / (m - 1), which estimates tr(S) without bias; in [0, inf), nats^2
+    tokens.
 
     None (too_few) for a single micro-batch.
     Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1.
     """
     found = _estimates(of)
-    return found if isinstance(found, Outcome) else Outcome(times_power(found.trace, found.exponent))
+    return (
+        found if isinstance(found, Outcome) else Outcome(times_power(found.trace, found.exponent))
+    )
 
 
 def gradient_norm_squared(of: MicroBatches) -> Outcome:
@@ -60,7 +67,9 @@ def gradient_norm_squared(of: MicroBatches) -> Outcome:
     Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1.
     """
     found = _estimates(of)
-    return found if isinstance(found, Outcome) else Outcome(times_power(found.squared, found.exponent))
+    return (
+        found if isinstance(found, Outcome) else Outcome(times_power(found.squared, found.exponent))
+    )
 
 
 def _estimates(of: MicroBatches) -> Estimates | Outcome:

@@ -18,21 +18,25 @@ from pico_analyze.metrics.single import Outcome
 
 
 class Null(NamedTuple):
-    """Mean and standard deviation over the permutations, and how probable a similarity as large is under them."""
+    """Mean and standard deviation over the permutations, and how probable a similarity as large is
+    under them."""
 
     mean: float | None
     sd: float | None
     p: float | None
 
 
-def permutation_null(fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Sample, draws: int, seed: int) -> Null:
-    """A similarity's distribution where the sequences of y are permuted, each order as probable as any other.
+def permutation_null(
+    fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Sample, draws: int, seed: int
+) -> Null:
+    """A similarity's distribution where the sequences of y are permuted, each order as probable as
+    any other.
 
-    Sequences are what is exchangeable: rows of one sequence depend on each other, stay together and keep their order.
-    p = (1 + how many of the draws are at least what is observed) / (1 + draws): never 0. `sd` divides by draws - 1.
-    All None where the similarity has no value, or where there is a single sequence. Gram matrices, distances and bases
-    are reordered, not made again.
-    Source: Phipson & Smyth 2010, "Permutation p-values should never be zero".
+    Sequences are what is exchangeable: rows of one sequence depend on each other, stay together and
+    keep their order. p = (1 + how many of the draws are at least what is observed) / (1 + draws):
+    never 0. `sd` divides by draws - 1. All None where the similarity has no value, or where there
+    is a single sequence. Gram matrices, distances and bases are reordered, not made again. Source:
+    Phipson & Smyth 2010, "Permutation p-values should never be zero".
 
     Raises:
         ValueError: fewer than 2 draws.
@@ -43,7 +47,9 @@ def permutation_null(fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Samp
     if observed is None or y.sequences < 2:
         return Null(None, None, None)
     draw = torch.Generator().manual_seed(seed)
-    orders = (_of_rows(torch.randperm(y.sequences, generator=draw), y.positions) for _ in range(draws))
+    orders = (
+        _of_rows(torch.randperm(y.sequences, generator=draw), y.positions) for _ in range(draws)
+    )
     values = [value for order in orders if (value := fn(x, _reordered(y, order)).value) is not None]
     if len(values) < draws:
         return Null(None, None, None)
@@ -52,7 +58,8 @@ def permutation_null(fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Samp
 
 
 def seed_of(*names: str | int | None) -> int:
-    """A seed from what is compared (run, module, head, step): the same in any order of work and on any machine."""
+    """A seed from what is compared (run, module, head, step): the same in any order of work and on
+    any machine."""
     return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8], "big") >> 1
 
 

@@ -24,12 +24,12 @@ _MICRO_BATCHES = ("microbatch_gradients",)
 class Metric:
     """A pure function and what it is a function of.
 
-    `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a `linalg.Spectrum`,
-    the `entries` (float64 tensor; a circuit's matrix is formed only where it is asked for), the `matrix` as it is
-    stored (a tensor, or a `linalg.Product` of a circuit's factors), a `sample.Sample`, a `linalg.Update` (of kind
-    updates alone) or `linalg.MicroBatches`.
-    `parameters` are its keyword arguments, which the table's `variant` records; `caution` says what its numbers
-    cannot be compared with.
+    `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a
+    `linalg.Spectrum`, the `entries` (float64 tensor; a circuit's matrix is formed only where it is
+    asked for), the `matrix` as it is stored (a tensor, or a `linalg.Product` of a circuit's
+    factors), a `sample.Sample`, a `linalg.Update` (of kind updates alone) or `linalg.MicroBatches`.
+    `parameters` are its keyword arguments, which the table's `variant` records; `caution` says what
+    its numbers cannot be compared with.
     """
 
     fn: Callable[..., Any]
@@ -54,16 +54,26 @@ METRICS: dict[str, Metric] = {
     "per": Metric(single.per, 1, _ALL, "spectrum", "fraction of full rank", "[0, 1]"),
     "effective_rank": Metric(single.effective_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "condition_number": Metric(single.condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
-    "effective_condition_number": Metric(single.effective_condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
-    "numerical_rank": Metric(single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]", caution=_OF_ONE_SHAPE),
+    "effective_condition_number": Metric(
+        single.effective_condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"
+    ),
+    "numerical_rank": Metric(
+        single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]", caution=_OF_ONE_SHAPE
+    ),
     "stable_rank": Metric(single.stable_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
-    "participation_ratio": Metric(single.participation_ratio, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
+    "participation_ratio": Metric(
+        single.participation_ratio, 1, _ALL, "spectrum", "dimensions", "[0, k]"
+    ),
     "spectral_entropy": Metric(single.spectral_entropy, 1, _ALL, "spectrum", "nats", "[0, ln k]"),
     "heavy_tail_exponent": Metric(
         single.heavy_tail_exponent, 1, _ALL, "spectrum", "exponent", "(1, inf)", caution=_TWO_SIDED
     ),
-    "heavy_tail_ks": Metric(single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]", caution=_TWO_SIDED),
-    "heavy_tail_count": Metric(single.heavy_tail_count, 1, _ALL, "spectrum", "eigenvalues", "[2, k]"),
+    "heavy_tail_ks": Metric(
+        single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]", caution=_TWO_SIDED
+    ),
+    "heavy_tail_count": Metric(
+        single.heavy_tail_count, 1, _ALL, "spectrum", "eigenvalues", "[2, k]"
+    ),
     "frobenius_norm": Metric(single.frobenius_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "nuclear_norm": Metric(single.nuclear_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "spectral_norm": Metric(single.spectral_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
@@ -75,25 +85,38 @@ METRICS: dict[str, Metric] = {
         single.near_zero_share, 1, _ALL, "entries", "share of entries", "[0, 1]", {"fraction": 0.01}
     ),
     "anisotropy": Metric(single.anisotropy, 1, _SAMPLES, "sample", "similarity", "[-1, 1]"),
-    "intrinsic_dimension": Metric(single.intrinsic_dimension, 1, _SAMPLES, "sample", "dimensions", "[0, k]"),
+    "intrinsic_dimension": Metric(
+        single.intrinsic_dimension, 1, _SAMPLES, "sample", "dimensions", "[0, k]"
+    ),
     "dead_units": Metric(single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"),
-    "update_to_weight_ratio": Metric(single.update_to_weight_ratio, 1, _UPDATES, "update", "ratio", "[0, inf)"),
+    "update_to_weight_ratio": Metric(
+        single.update_to_weight_ratio, 1, _UPDATES, "update", "ratio", "[0, inf)"
+    ),
     "gradient_noise_scale": Metric(
         noise.gradient_noise_scale, 1, _MICRO_BATCHES, "micro_batches", "tokens", "[0, inf)"
     ),
     "gradient_covariance_trace": Metric(
-        noise.gradient_covariance_trace, 1, _MICRO_BATCHES, "micro_batches", "nats^2 tokens", "[0, inf)"
+        noise.gradient_covariance_trace,
+        1,
+        _MICRO_BATCHES,
+        "micro_batches",
+        "nats^2 tokens",
+        "[0, inf)",
     ),
     "gradient_norm_squared": Metric(
         noise.gradient_norm_squared, 1, _MICRO_BATCHES, "micro_batches", "nats^2", "(-inf, inf)"
     ),
     "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "[-1, 1]"),
-    "cka_rbf": Metric(pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}),
+    "cka_rbf": Metric(
+        pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}
+    ),
     "svcca": Metric(pair.svcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"variance": 0.99}),
     "pwcca": Metric(pair.pwcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "procrustes": Metric(pair.procrustes, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
-    "subspace_overlap": Metric(pair.subspace_overlap, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}),
+    "subspace_overlap": Metric(
+        pair.subspace_overlap, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}
+    ),
     "mutual_knn": Metric(pair.mutual_knn, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}),
     "cosine": Metric(pair.cosine, 2, _ALL, "matrix", "similarity", "[-1, 1]"),
     "relative_distance": Metric(pair.relative_distance, 2, _ALL, "matrix", "ratio", "[0, inf)"),
@@ -101,16 +124,20 @@ METRICS: dict[str, Metric] = {
 
 
 def resolve(metrics: Sequence[str | Callable[..., Any]] | None) -> dict[str, Metric]:
-    """Name -> metric for names of `METRICS`, functions of a float64 tensor, or `module:attribute`; None for all.
+    """Name -> metric for names of `METRICS`, functions of a float64 tensor, or `module:attribute`;
+    None for all.
 
     Raises:
-        UserError: an unknown name (with the nearest), a module that does not import, two different metrics of one name.
+        UserError: an unknown name (with the nearest), a module that does not import, two different
+            metrics of one name.
     """
     chosen: dict[str, Metric] = {}
     for item in METRICS if metrics is None else metrics:
         name, metric = _resolve_one(item)
         if chosen.get(name, metric) != metric or METRICS.get(name, metric) != metric:
-            raise UserError(f'two different metrics are called "{name}": give the function another name')
+            raise UserError(
+                f'two different metrics are called "{name}": give the function another name'
+            )
         chosen[name] = metric
     return chosen
 
@@ -130,7 +157,8 @@ def _users(fn: Callable[..., Any]) -> Metric:
 
 
 def _load(reference: str) -> Any:
-    """The attribute that `module:attribute` names; a Python file beside the caller must be importable."""
+    """The attribute that `module:attribute` names; a Python file beside the caller must be
+    importable."""
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,5 @@
-"""The unbiased estimator of HSIC, for rows that are independent and for rows that come in dependent sequences.
+"""The unbiased estimator of HSIC, for rows that are independent and for rows that come in dependent
+sequences.
 
 Shapes: n rows, B sequences of Q rows each (n = B Q). K = x x^T and L = y y^T are the Gram matrices.
 """
@@ -14,18 +15,23 @@ FEWEST_SEQUENCES = 4
 
 
 def unbiased_hsic(x: Sample, y: Sample) -> float:
-    """n (n - Q) times the unbiased HSIC of two linear kernels; its mean is 0 for independent samples.
+    """n (n - Q) times the unbiased HSIC of two linear kernels; its mean is 0 for independent
+    samples.
 
-    HSIC is mean(K_ij L_ij) + mean(K_ij L_qr) - 2 mean(K_ij L_ir), where i, j, q, r are rows of different sequences:
-    rows of one sequence depend on each other, so that their products do not average out. With one row a sequence this
-    is eq. 5 of Song et al. 2012, "Feature selection via dependence maximization".
+    HSIC is mean(K_ij L_ij) + mean(K_ij L_qr) - 2 mean(K_ij L_ir), where i, j, q, r are rows of
+    different sequences: rows of one sequence depend on each other, so that their products do not
+    average out. With one row a sequence this is eq. 5 of Song et al. 2012, "Feature selection via
+    dependence maximization".
 
-    Columns are centred, so that a row's sum of K over other sequences is that over its own, negated.
+    Columns are centred, so that a row's sum of K over other sequences is that over its own,
+    negated.
     """
     n, q = x.rows, x.positions
     rows = x.self_cross if x is y else cross(x, y)  # sum of K_ij L_ij over all i, j
     own_x, own_y = _with_own_sequence(x), _with_own_sequence(y)  # (n,)
-    sizes_x, sizes_y = (own.unflatten(0, (-1, q)).sum(dim=1) for own in (own_x, own_y))  # (B,): |sum of a sequence|^2
+    sizes_x, sizes_y = (
+        own.unflatten(0, (-1, q)).sum(dim=1) for own in (own_x, own_y)
+    )  # (B,): |sum of a sequence|^2
     mixed, sums = _over_sequences(x, y, rows)
     two = rows - _within_sequences(x, y)
     three = 2 * float(own_x @ own_y) - mixed
@@ -51,11 +57,14 @@ def _within_sequences(x: Sample, y: Sample) -> float:
 
 
 def _over_sequences(x: Sample, y: Sample, rows: float) -> tuple[float, float]:
-    """The sum over all rows i and sequences b of K_ib L_ib, K_ib the sum of K_ij over the rows j of b; and the sum of
-    K_ab L_ab over all pairs of sequences. With one row a sequence both are `rows`.
+    """The sum over all rows i and sequences b of K_ib L_ib, K_ib the sum of K_ij over the rows j of
+    b; and the sum of K_ab L_ab over all pairs of sequences. With one row a sequence both are
+    `rows`.
     """
     if x.positions == 1:
         return rows, rows
     of_x, of_y = x.with_sequences, y.with_sequences  # (n, B)
-    between_x, between_y = (of.unflatten(0, (x.sequences, x.positions)).sum(dim=1) for of in (of_x, of_y))
+    between_x, between_y = (
+        of.unflatten(0, (x.sequences, x.positions)).sum(dim=1) for of in (of_x, of_y)
+    )
     return float((of_x * of_y).sum()), float((between_x * between_y).sum())

@@ -1,4 +1,5 @@
-"""Figures of a comparison: arms laid over each other, and where and when one differs from the baseline."""
+"""Figures of a comparison: arms laid over each other, and where and when one differs from the
+baseline."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ from pico_analyze.plot.panels import (
     value_bar,
 )
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # told apart by colour-blind eyes
 _DIVERGING = "RdBu_r"
 ALPHA = 0.05
 """Level of the max-t test whose cells are marked on a map."""
@@ -32,11 +40,14 @@ _DASHES = ("-", "--", "-.", ":")  # and on paper without colours
 
 
 def overlay(shown: Subject, columns: int = COLUMNS) -> Figure:
-    """A line for each arm over steps, the mean over its runs and over layers, with a band from least to largest run.
+    """A line for each arm over steps, the mean over its runs and over layers, with a band from
+    least to largest run.
 
     The rows are those of `compare.curves`.
     """
-    figure, panels = panels_of(f"{shown.quantity}: {shown.object}, mean over layers", shown.rows, columns)
+    figure, panels = panels_of(
+        f"{shown.quantity}: {shown.object}, mean over layers", shown.rows, columns
+    )
     arms = list(shown.rows["arm"].unique())
     for axes, table in panels:
         _draw_arms(axes, table, arms)
@@ -47,7 +58,8 @@ def overlay(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 
 def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
-    """Draw an arm's difference from the baseline by layer and step, with a dot where the max-t test reaches 0.05.
+    """Draw an arm's difference from the baseline by layer and step, with a dot where the max-t test
+    reaches 0.05.
 
     The rows are those of `compare.compare`, of one arm, without the means over steps.
     """
@@ -73,8 +85,12 @@ def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 
 def _legend(figure: Figure, arms: list[str]) -> None:
-    """Below the title, which it takes over: room is made for one text above the panels, not for two."""
-    handles = [Line2D([], [], color=_colour(i), linestyle=_dash(i), label=arm) for i, arm in enumerate(arms)]
+    """Below the title, which it takes over: room is made for one text above the panels, not for
+    two."""
+    handles = [
+        Line2D([], [], color=_colour(i), linestyle=_dash(i), label=arm)
+        for i, arm in enumerate(arms)
+    ]
     columns = max(1, int(LETTERS * figure.get_figwidth() / (max(map(len, arms)) + 8)))
     legend = figure.legend(
         handles=handles,
@@ -89,7 +105,11 @@ def _legend(figure: Figure, arms: list[str]) -> None:
 
 
 def _draw_arms(axes: Axes, table: pd.DataFrame, arms: list[str]) -> None:
-    by_run = table["value"].groupby([table["arm"], table["run"], table["step"]]).agg(lambda v: v.mean(skipna=False))
+    by_run = (
+        table["value"]
+        .groupby([table["arm"], table["run"], table["step"]])
+        .agg(lambda v: v.mean(skipna=False))
+    )
     values = by_run.unstack("step")
     if draw_sentence(axes, table, values):
         return
@@ -98,9 +118,18 @@ def _draw_arms(axes: Axes, table: pd.DataFrame, arms: list[str]) -> None:
         if arm not in values.index.get_level_values("arm"):
             continue
         runs = values.loc[arm].to_numpy(dtype=float)
-        axes.plot(steps, runs.mean(axis=0), color=_colour(index), linestyle=_dash(index), linewidth=1.4)
+        axes.plot(
+            steps, runs.mean(axis=0), color=_colour(index), linestyle=_dash(index), linewidth=1.4
+        )
         if len(runs) > 1:
-            axes.fill_between(steps, runs.min(axis=0), runs.max(axis=0), color=_colour(index), alpha=0.2, linewidth=0)
+            axes.fill_between(
+                steps,
+                runs.min(axis=0),
+                runs.max(axis=0),
+                color=_colour(index),
+                alpha=0.2,
+                linewidth=0,
+            )
     scale_steps(axes, steps)
     if is_wide(table, values):
         axes.set_yscale("log")

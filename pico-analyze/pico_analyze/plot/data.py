@@ -38,9 +38,11 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the table.
+    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the
+    table.
 
-    `between` is what the numbers are compared between where each has several references: "steps" or "layers".
+    `between` is what the numbers are compared between where each has several references: "steps" or
+    "layers".
     """
 
     rows: pd.DataFrame
@@ -68,7 +70,11 @@ class Subject:
         steps = pairs["reference_step"].unique()
         if not len(steps):
             return ""
-        moving = "the same step" if (pairs["reference_step"] == pairs["step"]).all() else "the step before"
+        moving = (
+            "the same step"
+            if (pairs["reference_step"] == pairs["step"]).all()
+            else "the step before"
+        )
         where = f"step {steps[0]}" if len(steps) == 1 else moving
         others = list(pairs["reference_run"].dropna().unique()) if "reference_run" in pairs else []
         of = "".join(f" of run {other}" for other in others if other != pairs["run"].iloc[0])
@@ -82,10 +88,12 @@ class Subject:
 
 
 def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> Subject:
-    """The rows of one metric of one kind and split; `split` may be left out where the table holds one only.
+    """The rows of one metric of one kind and split; `split` may be left out where the table holds
+    one only.
 
     Raises:
-        UserError: the table has no such rows, or they are of several splits, runs, runs compared with, or variants.
+        UserError: the table has no such rows, or they are of several splits, runs, runs compared
+            with, or variants.
     """
     rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
     if split is not None:
@@ -93,16 +101,21 @@ def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = Non
     if rows.empty:
         there = {f"{m} of {k}" for m, k in zip(frame["metric"], frame["kind"], strict=True)}
         of = kind if split is None else f"{kind} of split {split}"
-        raise UserError(f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}")
+        raise UserError(
+            f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}"
+        )
     for column in ("split", "run", "reference_run", "variant"):
         values = sorted(map(str, rows[column].dropna().unique()))
         if len(values) > 1:
-            raise UserError(f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one")
+            raise UserError(
+                f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one"
+            )
     return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None), between(rows))
 
 
 def between(rows: pd.DataFrame) -> str | None:
-    """Of one metric, kind and split: "layers" or "steps" where a number is compared with several, else None.
+    """Of one metric, kind and split: "layers" or "steps" where a number is compared with several,
+    else None.
 
     Raises:
         UserError: some are compared with other layers, some with other steps.
@@ -110,15 +123,20 @@ def between(rows: pd.DataFrame) -> str | None:
     compared = rows[rows["reference_module"].notna()]
     across = compared["reference_module"] != compared["module"]
     if across.any() and not across.all():
-        raise UserError(f"the table has {rows['metric'].iloc[0]} between steps and between layers: choose one")
+        raise UserError(
+            f"the table has {rows['metric'].iloc[0]} between steps and between layers: choose one"
+        )
     if across.any():
         return "layers"
-    references = compared.groupby(["module", "head", "step"], dropna=False)["reference_step"].nunique()
+    references = compared.groupby(["module", "head", "step"], dropna=False)[
+        "reference_step"
+    ].nunique()
     return "steps" if (references > 1).any() else None
 
 
 def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:
-    """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of the probe (val).
+    """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of
+    the probe (val).
 
     Raises:
         UserError: the table lacks one of `metrics` altogether.
@@ -129,11 +147,15 @@ def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[
         pairs = [pair for pair in OVERVIEW if pair in pairs]
     for metric in metrics or ():
         if metric not in {found for _, found in pairs}:
-            raise UserError(f'the table has no metric "{metric}"{did_you_mean(metric, set(frame["metric"]))}')
+            raise UserError(
+                f'the table has no metric "{metric}"{did_you_mean(metric, set(frame["metric"]))}'
+            )
     found = []
     for kind, metric in pairs:
         splits = sorted(frame.loc[frame["kind"] == kind, "split"].dropna().unique()) or [None]
-        kept = splits if metrics is not None else splits[-1:]  # val, or train where nothing else was observed
+        kept = (
+            splits if metrics is not None else splits[-1:]
+        )  # val, or train where nothing else was observed
         found += [subject(frame, metric, kind, split) for split in kept]
     return found
 
@@ -161,9 +183,12 @@ def layers_of(rows: pd.DataFrame) -> list[int]:
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Layer x step; the mean over what else there is (heads, modules), null where one of them is. Outside: -1."""
+    """Layer x step; the mean over what else there is (heads, modules), null where one of them is.
+    Outside: -1."""
     keys = [table["layer"].astype("Int64").fillna(OUTSIDE).rename("layer"), table["step"]]
-    return table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
+    return (
+        table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
+    )
 
 
 def is_wide(table: pd.DataFrame, values: pd.DataFrame) -> bool:

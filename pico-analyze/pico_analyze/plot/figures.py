@@ -1,4 +1,5 @@
-"""Which figures are drawn of a table: the overview, then those of each subject, for files and for the report alike."""
+"""Which figures are drawn of a table: the overview, then those of each subject, for files and for
+the report alike."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, which form it has (a key of the captions), and what it is of; None for the overview."""
+    """A figure, which form it has (a key of the captions), and what it is of; None for the
+    overview."""
 
     form: str
     figure: Figure
@@ -43,8 +45,11 @@ FORMS: dict[str, Callable[[Subject], Figure]] = {
 """What a metric of a table can be drawn as; glossary.py of the report says how each is read."""
 
 
-def figure(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None, form: str = "lines") -> Figure:
-    """One figure of a measurement table, for a notebook: `metric` of `kind` (and `split`) in one of `FORMS`.
+def figure(
+    frame: pd.DataFrame, metric: str, kind: str, split: str | None = None, form: str = "lines"
+) -> Figure:
+    """One figure of a measurement table, for a notebook: `metric` of `kind` (and `split`) in one of
+    `FORMS`.
 
     Raises:
         UserError: no such form, or no such rows in the table, with the nearest.
@@ -55,9 +60,13 @@ def figure(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None
 
 
 def drawn(
-    frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False, columns: int = COLUMNS
+    frame: pd.DataFrame,
+    metrics: Sequence[str] | None = None,
+    heads: bool = False,
+    columns: int = COLUMNS,
 ) -> Iterator[Drawn]:
-    """The figures of `metrics` (a telling few, and an overview of them, by default), one at a time."""
+    """The figures of `metrics` (a telling few, and an overview of them, by default), one at a
+    time."""
     shown = subjects(frame, metrics)
     if metrics is None and any(one.between is None for one in shown):
         yield Drawn("overview", over_steps.overview(frame))

@@ -1,4 +1,5 @@
-"""Text of figures in any script: fonts of the system that have the characters, else their code points in words."""
+"""Text of figures in any script: fonts of the system that have the characters, else their code
+points in words."""
 
 from __future__ import annotations
 
@@ -12,17 +13,45 @@ from matplotlib.text import Text
 
 _USUAL = "DejaVu Sans"
 _OTHERS = (
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC"),
-    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Heiti TC"),
-    *("Microsoft YaHei", "SimHei", "MS Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Arial Unicode MS", "Unifont"),
-    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Tamil", "Noto Sans Bengali", "Noto Sans Ethiopic"),
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Noto Sans CJK KR",
+        "Noto Sans SC",
+        "Source Han Sans SC",
+    ),
+    *(
+        "WenQuanYi Zen Hei",
+        "WenQuanYi Micro Hei",
+        "Droid Sans Fallback",
+        "PingFang SC",
+        "Hiragino Sans",
+        "Heiti TC",
+    ),
+    *(
+        "Microsoft YaHei",
+        "SimHei",
+        "MS Gothic",
+        "Malgun Gothic",
+        "Apple SD Gothic Neo",
+        "Arial Unicode MS",
+        "Unifont",
+    ),
+    *(
+        "Noto Sans Devanagari",
+        "Noto Sans Thai",
+        "Noto Sans Tamil",
+        "Noto Sans Bengali",
+        "Noto Sans Ethiopic",
+    ),
 )
 """Fonts with characters that the usual one lacks, in the order in which they are tried."""
 _SHOWN = 2  # code points that are written out of a run of characters without a font
 
 
 def fit_fonts(figure: Figure) -> None:
-    """Let every text of a figure be drawn: no character without a glyph, and no formula read into a name."""
+    """Let every text of a figure be drawn: no character without a glyph, and no formula read into a
+    name."""
     of_ticks = {id(text) for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
     for text in figure.findobj(Text):
         if id(text) in of_ticks:
@@ -34,8 +63,11 @@ def fit_fonts(figure: Figure) -> None:
 
 
 def drawable(text: str) -> str:
-    """Replace each run of characters that no font has by its code points: `<U+6A21 U+578B and 3 more>`."""
-    kept = "".join(c if c == "\n" or (c.isprintable() and _has_glyph(ord(c))) else "\0" for c in text)
+    """Replace each run of characters that no font has by its code points: `<U+6A21 U+578B and 3
+    more>`."""
+    kept = "".join(
+        c if c == "\n" or (c.isprintable() and _has_glyph(ord(c))) else "\0" for c in text
+    )
     return re.sub(r"\0+", lambda run: _code_points(text[run.start() : run.end()]), kept)
 
 
@@ -53,5 +85,8 @@ def _families() -> list[str]:
 
 @lru_cache(4096)
 def _has_glyph(code: int) -> bool:
-    paths = (font_manager.findfont(font_manager.FontProperties(family=[family])) for family in _families())
+    paths = (
+        font_manager.findfont(font_manager.FontProperties(family=[family]))
+        for family in _families()
+    )
     return any(font_manager.get_font(path).get_char_index(code) for path in paths)

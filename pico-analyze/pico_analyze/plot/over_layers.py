@@ -1,4 +1,5 @@
-"""Figures across depth: a metric over layers at a few steps, and when each layer came to stay near where it ended."""
+"""Figures across depth: a metric over layers at a few steps, and when each layer came to stay near
+where it ended."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
     Circuits: the mean over heads, and a dot for each head at the last step.
     """
     steps = few(
-        [int(step) for step in sorted(shown.rows.loc[shown.rows["value"].notna(), "step"].unique())], _MOST_STEPS
+        [
+            int(step)
+            for step in sorted(shown.rows.loc[shown.rows["value"].notna(), "step"].unique())
+        ],
+        _MOST_STEPS,
     )
     figure, panels = panels_of(title_of(shown), shown.rows, columns)
     for axes, table in panels:
@@ -48,26 +53,51 @@ def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 
 def convergence(shown: Subject) -> Figure:
-    """Components by layers: the first observed step from which on the similarity to the last stays at `NEAR` or above.
+    """Components by layers: the first observed step from which on the similarity to the last stays
+    at `NEAR` or above.
 
     Circuits: of the mean over heads. The reference must be the last step of the rows.
     """
     components = list(shown.rows["component"].unique())
-    found = pd.DataFrame({name: _near_from(rows) for name, rows in shown.rows.groupby("component", sort=False)}).T
+    found = pd.DataFrame(
+        {name: _near_from(rows) for name, rows in shown.rows.groupby("component", sort=False)}
+    ).T
     found = found.reindex(components).sort_index(axis=1)
     steps = sorted(int(step) for step in shown.rows["step"].unique())
-    figure = new_figure(1, 1, f"{title_of(shown)}: from which step on at least {NEAR:g}", _ROW * len(components) + 0.6)
+    figure = new_figure(
+        1,
+        1,
+        f"{title_of(shown)}: from which step on at least {NEAR:g}",
+        _ROW * len(components) + 0.6,
+    )
     (axes,) = figure.axes
-    places = found.map(lambda step: steps.index(int(step)) if pd.notna(step) else np.nan).to_numpy(dtype=float)
+    places = found.map(lambda step: steps.index(int(step)) if pd.notna(step) else np.nan).to_numpy(
+        dtype=float
+    )
     axes.grid(visible=False)
     axes.set_facecolor("0.92")
     axes.imshow(
-        places, aspect="auto", interpolation="none", cmap=step_colours(len(steps)), vmin=-0.5, vmax=len(steps) - 0.5
+        places,
+        aspect="auto",
+        interpolation="none",
+        cmap=step_colours(len(steps)),
+        vmin=-0.5,
+        vmax=len(steps) - 0.5,
     )
-    for (row, column), place in np.ndenumerate(places if found.shape[1] <= _MOST_TEXTS else places[:, :0]):
+    for (row, column), place in np.ndenumerate(
+        places if found.shape[1] <= _MOST_TEXTS else places[:, :0]
+    ):
         dark = np.isnan(place) or place > len(steps) / 2
         text = "" if np.isnan(place) else short(steps[int(place)])
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if dark else "white")
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black" if dark else "white",
+        )
     axes.set_yticks(range(len(components)), components)
     columns = spaced(range(found.shape[1]), most=12)
     labels = ["-" if found.columns[i] == OUTSIDE else str(found.columns[i]) for i in columns]
@@ -79,7 +109,8 @@ def convergence(shown: Subject) -> Figure:
 
 
 def ends_at_its_reference(shown: Subject) -> bool:
-    """Whether the rows are similarities to their own last step, so that they say when something settled."""
+    """Whether the rows are similarities to their own last step, so that they say when something
+    settled."""
     of_itself = shown.rows["reference_run"].fillna(shown.rows["run"]) == shown.rows["run"]
     reference = shown.rows.loc[of_itself, "reference_step"].dropna().unique()
     similar = shown.rows["unit"].eq("similarity").any()
@@ -87,7 +118,8 @@ def ends_at_its_reference(shown: Subject) -> bool:
 
 
 def _near_from(rows: pd.DataFrame) -> pd.Series:
-    """Of each layer the first step of the last unbroken stretch at `NEAR` or above; null where a value is lacking."""
+    """Of each layer the first step of the last unbroken stretch at `NEAR` or above; null where a
+    value is lacking."""
     values = by_layer(rows)
     near = values.ge(NEAR)
     since = near.iloc[:, ::-1].cummin(axis=1).iloc[:, ::-1]
@@ -101,10 +133,26 @@ def _draw_profile(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
     colours = step_colours(len(steps))
     layers = [int(layer) for layer in values.index]
     for index, step in enumerate(steps):
-        axes.plot(layers, values[step].to_numpy(), color=colours(index), marker="o", markersize=2.5, linewidth=1.2)
+        axes.plot(
+            layers,
+            values[step].to_numpy(),
+            color=colours(index),
+            marker="o",
+            markersize=2.5,
+            linewidth=1.2,
+        )
     last = table[(table["step"] == steps[-1]) & table["head"].notna()]
-    axes.plot(last["layer"].astype(float), last["value"], ".", color=colours(len(steps) - 1), markersize=2.5, alpha=0.5)
+    axes.plot(
+        last["layer"].astype(float),
+        last["value"],
+        ".",
+        color=colours(len(steps) - 1),
+        markersize=2.5,
+        alpha=0.5,
+    )
     ticks = spaced(range(len(layers)), most=6)
-    axes.set_xticks([layers[i] for i in ticks], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in ticks])
+    axes.set_xticks(
+        [layers[i] for i in ticks], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in ticks]
+    )
     if is_wide(table, values):
         axes.set_yscale("log")

@@ -1,4 +1,5 @@
-"""What every figure is made of: panels, labels that fit, axes of steps, colours of layers, files without a date.
+"""What every figure is made of: panels, labels that fit, axes of steps, colours of layers, files
+without a date.
 
 The same table gives the same bytes: no dates, no global state.
 """
@@ -33,7 +34,13 @@ TITLE = 10  # of a panel, points
 _TICK = 8  # labels of ticks, points
 _WIDTH, HEIGHT, _DPI = 2.9, 2.3, 110  # of a panel, inches; dots per inch
 LETTERS = 11  # of a title, to the inch
-_STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "pico", "axes.grid": True, "grid.alpha": 0.3}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "svg.hashsalt": "pico",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 _NO_DATE: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -43,7 +50,8 @@ Panel = tuple[Axes, pd.DataFrame]
 
 
 class _Shown(Figure):
-    """A figure that a notebook shows as it would be saved, whether or not pyplot was set up there."""
+    """A figure that a notebook shows as it would be saved, whether or not pyplot was set up
+    there."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -55,7 +63,8 @@ def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> F
     """A figure of `rows` x `columns` axes under a title."""
     with matplotlib.rc_context(_STYLE):
         figure = _Shown(
-            figsize=(_WIDTH * max(columns, 2), height * rows + 0.9), layout=ConstrainedLayoutEngine(h_pad=0.08)
+            figsize=(_WIDTH * max(columns, 2), height * rows + 0.9),
+            layout=ConstrainedLayoutEngine(h_pad=0.08),
         )
         figure.subplots(rows, columns)
     for axes in figure.axes:
@@ -65,7 +74,8 @@ def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> F
 
 
 def _even_ticks(axes: Axes) -> None:
-    """Labels of one size, those of the minor ticks of logarithmic axes as well, which are made only when drawn."""
+    """Labels of one size, those of the minor ticks of logarithmic axes as well, which are made only
+    when drawn."""
     axes.tick_params(which="both", labelsize=_TICK)
 
 
@@ -77,7 +87,8 @@ def title_of(shown: Subject) -> str:
 def panels_of(
     title: str, rows: pd.DataFrame, columns: int = COLUMNS, height: float = HEIGHT
 ) -> tuple[Figure, list[Panel]]:
-    """A figure with one titled panel for each component, in the order of the table, `columns` side by side."""
+    """A figure with one titled panel for each component, in the order of the table, `columns` side
+    by side."""
     groups = list(rows.groupby("component", sort=False))
     columns = min(columns, len(groups))
     figure = new_figure(-(-len(groups) // columns), columns, title, height)
@@ -100,7 +111,9 @@ def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
     """What the horizontal axis is, and what has no value and why."""
     absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
     reasons = ", ".join(f"{status}\N{NO-BREAK SPACE}{count}" for status, count in absent.items())
-    note = f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})" if reasons else ""
+    note = (
+        f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})" if reasons else ""
+    )
     figure.supxlabel(f"{axis}\n{folded(figure, note)}".rstrip())
 
 
@@ -117,14 +130,17 @@ def draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool
     if values.notna().any(axis=None):
         return False
     why = ", ".join(sorted(table.loc[table["value"].isna(), "status"].unique()))
-    axes.text(0.5, 0.5, f"no value to draw:\n{why}", transform=axes.transAxes, ha="center", va="center")
+    axes.text(
+        0.5, 0.5, f"no value to draw:\n{why}", transform=axes.transAxes, ha="center", va="center"
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     return True
 
 
 def scale_steps(axes: Axes, steps: list[int]) -> None:
-    """Linear from 0 to the first positive step, then logarithmic, with ticks at observed steps that leave room."""
+    """Linear from 0 to the first positive step, then logarithmic, with ticks at observed steps that
+    leave room."""
     if len(steps) == 1:
         axes.set_xlabel("one step: dots, no line", fontsize=_TICK)
     first = next((step for step in steps if step > 0), 1)
@@ -136,7 +152,8 @@ def scale_steps(axes: Axes, steps: list[int]) -> None:
 
 
 def spaced(places: Sequence[float], most: int = 4) -> list[int]:
-    """Indices of ascending `places`, the first and last among them, at least a `most`-th of the whole apart."""
+    """Indices of ascending `places`, the first and last among them, at least a `most`-th of the
+    whole apart."""
     room = (places[-1] - places[0]) / most
     chosen: list[int] = []
     for index in reversed(range(len(places))):
@@ -169,7 +186,9 @@ def layer_bar(figure: Figure, layers: list[int]) -> None:
     colours = colours_of(len(layers))
     norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
     aspect = 10 * figure.get_figheight()
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect)
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect
+    )
     shown = spaced(range(len(layers)), most=12)
     _even_ticks(bar.ax)
     bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
@@ -177,7 +196,8 @@ def layer_bar(figure: Figure, layers: list[int]) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as the ending of `path` says (png, svg, pdf), without a date, and give the path back.
+    """Write the figure as the ending of `path` says (png, svg, pdf), without a date, and give the
+    path back.
 
     Raises:
         UserError: another ending.
@@ -198,7 +218,8 @@ def write(figure: Figure, file: BinaryIO, ending: str) -> None:
 
 
 def shared_norm(rows: pd.DataFrame, values: pd.Series) -> Normalize | None:
-    """What makes colours of the `values` of all panels of a figure, so that they can be compared; None without any."""
+    """What makes colours of the `values` of all panels of a figure, so that they can be compared;
+    None without any."""
     if values.isna().all():
         return None
     scale = LogNorm if is_wide(rows, values.dropna().to_frame()) else Normalize
@@ -214,12 +235,20 @@ def value_bar(figure: Figure, norm: Normalize | None, label: str, cmap: str | No
         _even_ticks(bar.ax)
 
 
-def draw_cells(axes: Axes, values: pd.DataFrame, norm: Normalize | None, cmap: str | None = None) -> None:
+def draw_cells(
+    axes: Axes, values: pd.DataFrame, norm: Normalize | None, cmap: str | None = None
+) -> None:
     """`values` (layer, layer and head, or step, by step or layer) as cells; null ones hatched."""
     axes.set_facecolor("0.92")
-    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0))
+    axes.add_patch(
+        Rectangle(
+            (0, 0), 1, 1, transform=axes.transAxes, hatch="////", fill=False, color="0.7", zorder=0
+        )
+    )
     axes.grid(visible=False)
-    axes.imshow(values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm, cmap=cmap)
+    axes.imshow(
+        values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm, cmap=cmap
+    )
     columns = spaced(range(values.shape[1]))
     axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
     if "layer" in values.index.names:
@@ -233,11 +262,19 @@ def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
     """A label at the middle of each layer's rows; a line between layers that have several."""
     layers = list(dict.fromkeys(layer_of_row))
     starts = [layer_of_row.index(layer) for layer in layers]
-    middles = [start + (layer_of_row.count(layer) - 1) / 2 for layer, start in zip(layers, starts, strict=True)]
+    middles = [
+        start + (layer_of_row.count(layer) - 1) / 2
+        for layer, start in zip(layers, starts, strict=True)
+    ]
     shown = spaced(middles, most=12)
-    axes.set_yticks([middles[i] for i in shown], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown])
+    axes.set_yticks(
+        [middles[i] for i in shown],
+        ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown],
+    )
     if len(layers) < len(layer_of_row):
-        axes.hlines([start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1)
+        axes.hlines(
+            [start - 0.5 for start in starts[1:]], *axes.get_xlim(), color="white", linewidth=1
+        )
 
 
 def step_bar(figure: Figure, steps: list[int]) -> None:

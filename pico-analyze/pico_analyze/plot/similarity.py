@@ -1,7 +1,9 @@
-"""Similarity matrices: between the steps of a run, and between the layers of a step; one panel a component.
+"""Similarity matrices: between the steps of a run, and between the layers of a step; one panel a
+component.
 
-Rows are what is compared, columns what it is compared with, which is earlier. Where the order of the two makes no
-difference the other half of the square is filled; the diagonal, a thing compared with itself, is not measured.
+Rows are what is compared, columns what it is compared with, which is earlier. Where the order of
+the two makes no difference the other half of the square is filled; the diagonal, a thing compared
+with itself, is not measured.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _ORDERED = ("pwcca", "relative_distance")
 
 
 def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
-    """Steps (upwards) by the steps that they are compared with, one panel a component, the mean over layers and heads.
+    """Steps (upwards) by the steps that they are compared with, one panel a component, the mean
+    over layers and heads.
 
     Of a single component one panel a layer, of a few.
     """
@@ -44,12 +47,15 @@ def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
         rows = rows.assign(component=rows["component"] + ", layer " + rows["layer"].astype(str))
     figure = _matrices(f"{title_of(shown)}{over}", shown, rows, ["step", "reference_step"], columns)
     figure.supylabel("step")
-    label_below(figure, "step" if _symmetric(shown) else "earlier step, with which it is compared", rows)
+    label_below(
+        figure, "step" if _symmetric(shown) else "earlier step, with which it is compared", rows
+    )
     return figure
 
 
 def between_layers(shown: Subject, columns: int = COLUMNS) -> Figure:
-    """Layers (upwards) by the layers that they are compared with, one row of panels a component, at a few steps."""
+    """Layers (upwards) by the layers that they are compared with, one row of panels a component, at
+    a few steps."""
     steps = few(sorted(int(step) for step in shown.rows["step"].unique()), columns)
     rows = shown.rows[shown.rows["step"].isin(steps)]
     labels = rows["component"] + ", step " + rows["step"].astype(str)
@@ -57,11 +63,15 @@ def between_layers(shown: Subject, columns: int = COLUMNS) -> Figure:
     rows = rows.assign(component=labels, earlier=earlier)
     figure = _matrices(title_of(shown), shown, rows, ["layer", "earlier"], len(steps))
     figure.supylabel("layer")
-    label_below(figure, "layer" if _symmetric(shown) else "earlier layer, with which it is compared", rows)
+    label_below(
+        figure, "layer" if _symmetric(shown) else "earlier layer, with which it is compared", rows
+    )
     return figure
 
 
-def _matrices(title: str, shown: Subject, rows: pd.DataFrame, keys: list[str], columns: int) -> Figure:
+def _matrices(
+    title: str, shown: Subject, rows: pd.DataFrame, keys: list[str], columns: int
+) -> Figure:
     """A panel for each `component`, all in the same colours, so that panels can be compared."""
     figure, panels = panels_of(title, rows, columns)
     every = rows["value"].groupby([rows[key] for key in ("component", *keys)]).agg(_mean)
@@ -74,7 +84,13 @@ def _matrices(title: str, shown: Subject, rows: pd.DataFrame, keys: list[str], c
         draw_cells(axes, values, norm=norm)
         asked = table.groupby(keys).size().unstack().notna().to_numpy()
         blank = np.ma.masked_where(asked, np.ones(values.shape))
-        axes.imshow(blank, aspect="auto", origin="lower", interpolation="none", cmap=ListedColormap(["white"]))
+        axes.imshow(
+            blank,
+            aspect="auto",
+            origin="lower",
+            interpolation="none",
+            cmap=ListedColormap(["white"]),
+        )
     value_bar(figure, norm, shown.quantity)
     return figure
 

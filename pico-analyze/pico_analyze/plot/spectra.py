@@ -9,10 +9,11 @@ from pico_analyze.plot.panels import COLUMNS, panels_of, step_bar, step_colours
 
 
 def spectra(values: pd.DataFrame, columns: int = COLUMNS) -> Figure:
-    """Singular values by index, largest first, a line for each step, one panel a component; circuits: mean over heads.
+    """Singular values by index, largest first, a line for each step, one panel a component;
+    circuits: mean over heads.
 
-    The rows are those of `pico_analyze.engine.spectra.spectra`, of one layer. Exact zeros, which a logarithmic axis
-    cannot show, are left out.
+    The rows are those of `pico_analyze.engine.spectra.spectra`, of one layer. Exact zeros, which a
+    logarithmic axis cannot show, are left out.
     """
     steps = sorted(int(step) for step in values["step"].unique())
     layer = values["layer"].dropna().unique()
@@ -24,7 +25,9 @@ def spectra(values: pd.DataFrame, columns: int = COLUMNS) -> Figure:
         means = table.groupby(["step", "index"])["value"].mean()
         for step, line in means[means > 0].groupby(level="step"):
             places = line.index.get_level_values("index")
-            axes.plot(places, line.to_numpy(), color=colours(steps.index(int(str(step)))), linewidth=1.2)
+            axes.plot(
+                places, line.to_numpy(), color=colours(steps.index(int(str(step)))), linewidth=1.2
+            )
         axes.set_yscale("log")
     figure.supylabel("singular value")
     figure.supxlabel("index, largest first")

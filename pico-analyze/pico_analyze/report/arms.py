@@ -1,4 +1,5 @@
-"""report.html of a comparison: what to know before believing it, the arms over each other, and how far they differ."""
+"""report.html of a comparison: what to know before believing it, the arms over each other, and how
+far they differ."""
 
 from __future__ import annotations
 
@@ -42,8 +43,11 @@ class Part:
     tables: list[tuple[str, Sequence[str], Rows]]
 
 
-def render(arms: Sequence[Arm], differences: pd.DataFrame, metrics: Sequence[str] | None = None) -> str:
-    """The comparison as HTML, with figures of `metrics` (a telling few by default); the same input, the same bytes."""
+def render(
+    arms: Sequence[Arm], differences: pd.DataFrame, metrics: Sequence[str] | None = None
+) -> str:
+    """The comparison as HTML, with figures of `metrics` (a telling few by default); the same input,
+    the same bytes."""
     return fill(
         "compare.html.j2",
         baseline=arms[0].name,
@@ -61,13 +65,25 @@ def runs(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
             known = dict(facts(run))
             tokens = run.tokens(run.steps[-1]) if run.steps else None
             said = "" if tokens is None else f"{tokens:,}"
-            yield arm.name, run.name, known.get("status", ""), known.get("seeds", ""), said, known.get("method", "")
+            yield (
+                arm.name,
+                run.name,
+                known.get("status", ""),
+                known.get("seeds", ""),
+                said,
+                known.get("method", ""),
+            )
 
 
 def drawn(arms: Sequence[Arm], metrics: Sequence[str] | None) -> list[Subject]:
-    """What is drawn over steps: the subjects of the first run's table, with the curves of every run."""
+    """What is drawn over steps: the subjects of the first run's table, with the curves of every
+    run."""
     every = curves(arms)
-    return [select(every, shown) for shown in subjects(arms[0].tables[0], metrics) if shown.between is None]
+    return [
+        select(every, shown)
+        for shown in subjects(arms[0].tables[0], metrics)
+        if shown.between is None
+    ]
 
 
 def select(frame: pd.DataFrame, shown: Subject) -> Subject:
@@ -86,7 +102,11 @@ def by_step(differences: pd.DataFrame, arm: str) -> pd.DataFrame:
 def _part(shown: Subject, differences: pd.DataFrame) -> Part:
     title = f"{shown.quantity}: {shown.object}"
     caption = glossary.how_to_read("overlay", shown.metric)
-    pictures = [picture(f"{shown.stem}_overlay", "Arms over steps", plot_arms.overlay(shown, COLUMNS), caption)]
+    pictures = [
+        picture(
+            f"{shown.stem}_overlay", "Arms over steps", plot_arms.overlay(shown, COLUMNS), caption
+        )
+    ]
     tables: list[tuple[str, Sequence[str], Rows]] = []
     for index, arm in enumerate(differences["arm"].unique()):
         at_steps = select(by_step(differences, arm), shown)
@@ -95,7 +115,9 @@ def _part(shown: Subject, differences: pd.DataFrame) -> Part:
         figure = plot_arms.difference_map(at_steps, COLUMNS)
         dots = glossary.marks(bool(at_steps.rows["p_max_t"].notna().any()))
         caption = f"{glossary.how_to_read('differences')} {dots}"
-        pictures.append(picture(f"{shown.stem}_difference_{index}", f"Difference of {arm}", figure, caption))
+        pictures.append(
+            picture(f"{shown.stem}_difference_{index}", f"Difference of {arm}", figure, caption)
+        )
         rows = differences[(differences["arm"] == arm) & differences["step"].isna()]
         tables.append((f"{arm} less the baseline", _HEADINGS, _rows(select(rows, shown).rows)))
     return Part(shown.stem, title, pictures, tables)

@@ -139,7 +139,8 @@ def component(name: str) -> str:
 
 
 def marks(reachable: bool) -> str:
-    """Say what the dots of a map of differences are, or why it has none; `reachable` if its test can reach 0.05."""
+    """Say what the dots of a map of differences are, or why it has none; `reachable` if its test
+    can reach 0.05."""
     return _DOTS if reachable else _NO_DOTS
 
 

@@ -1,7 +1,8 @@
-"""report.html: what a run is, what is wrong, what was measured and how it went, in one file that opens anywhere.
+"""report.html: what a run is, what is wrong, what was measured and how it went, in one file that
+opens anywhere.
 
-Everything is in the file (figures as data, style and script inline): no request is made, and without JavaScript only
-the sorting of tables is gone. The same table and run give the same bytes.
+Everything is in the file (figures as data, style and script inline): no request is made, and
+without JavaScript only the sorting of tables is gone. The same table and run give the same bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _WIDEST = 12  # metrics side by side that a page of paper and a desktop's window
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report: where it is linked from, its image as a data address, and how it is read."""
+    """A figure of the report: where it is linked from, its image as a data address, and how it is
+    read."""
 
     anchor: str
     title: str
@@ -56,7 +58,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean of one metric over the layers and heads of a component; `of` says how many have a value, where not all."""
+    """Mean of one metric over the layers and heads of a component; `of` says how many have a value,
+    where not all."""
 
     text: str
     value: float | None = None
@@ -73,8 +76,11 @@ class Grid:
     rows: list[tuple[str, list[Cell]]]
 
 
-def render(source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False) -> str:
-    """The report of a measurement `frame` of `source` as HTML, with figures of `metrics` (a telling few by default)."""
+def render(
+    source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False
+) -> str:
+    """The report of a measurement `frame` of `source` as HTML, with figures of `metrics` (a telling
+    few by default)."""
     return fill(
         "report.html.j2",
         name=source.name,
@@ -93,15 +99,22 @@ def render(source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = 
 def fill(template: str, **values: Any) -> str:
     """A page from one of the templates of this room, every text escaped."""
     templates = files("pico_analyze").joinpath("report", "templates")
-    beside = jinja2.FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8"))
+    beside = jinja2.FunctionLoader(
+        lambda name: templates.joinpath(name).read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(
-        loader=beside, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=beside,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template(template).render(**values)
 
 
 def facts(source: Source) -> list[tuple[str, str]]:
-    """What the run is, as (what, value): from run.json where the source has one, else what any source can say."""
+    """What the run is, as (what, value): from run.json where the source has one, else what any
+    source can say."""
     manifest = getattr(source, "manifest", None)
     geometry = describe(source.model)
     steps = f"{len(source.steps)}: {', '.join(map(str, source.steps))}"
@@ -127,25 +140,41 @@ def facts(source: Source) -> list[tuple[str, str]]:
 def sessions(source: Source) -> list[dict[str, str]]:
     """Each start of the run as key -> text; [] where the source does not record them."""
     manifest = getattr(source, "manifest", None)
-    return [{key: _plain(value) for key, value in session.items()} for session in manifest.sessions] if manifest else []
+    return (
+        [{key: _plain(value) for key, value in session.items()} for session in manifest.sessions]
+        if manifest
+        else []
+    )
 
 
 def warnings_of(source: Source) -> list[str]:
     """What a reader should know first: damage, and a run that did not finish."""
-    found = [f"step {step}: {sentence}" for step, damages in source.damaged.items() for sentence in damages]
+    found = [
+        f"step {step}: {sentence}"
+        for step, damages in source.damaged.items()
+        for sentence in damages
+    ]
     manifest = getattr(source, "manifest", None)
     if manifest is not None and manifest.status != "finished":
         why = f": {manifest.message}" if manifest.message else ""
-        found.insert(0, f"the run is {manifest.status} at step {manifest.step} of {manifest.total_steps}{why}")
+        found.insert(
+            0,
+            f"the run is {manifest.status} at step {manifest.step} of {manifest.total_steps}{why}",
+        )
     return found
 
 
 def statuses(frame: pd.DataFrame) -> list[tuple[str, int, str, str]]:
-    """(status, count, what it means, which metrics of which kinds) of all that is not ok, most frequent first."""
+    """(status, count, what it means, which metrics of which kinds) of all that is not ok, most
+    frequent first."""
     absent = frame[frame["status"] != "ok"]
     found = []
     for status, rows in absent.groupby("status"):
-        of = (rows["metric"].map(spoken) + " of " + rows["kind"]).value_counts(sort=False).sort_index()
+        of = (
+            (rows["metric"].map(spoken) + " of " + rows["kind"])
+            .value_counts(sort=False)
+            .sort_index()
+        )
         where = ", ".join(f"{what} {count}" for what, count in of.items())
         found.append((str(status), len(rows), glossary.meaning(str(status)), where))
     return sorted(found, key=lambda one: (-one[1], one[0]))
@@ -155,7 +184,10 @@ def measured(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """What was measured, as (what, value)."""
     kinds = frame[["kind", "split"]].drop_duplicates().itertuples(index=False, name=None)
     found = [
-        ("numbers", f"{len(frame):,}, of which {int((frame['status'] != 'ok').sum()):,} have a status other than ok"),
+        (
+            "numbers",
+            f"{len(frame):,}, of which {int((frame['status'] != 'ok').sum()):,} have a status other than ok",
+        ),
         ("kinds", ", ".join(_of(kind, split) for kind, split in kinds)),
         ("components", ", ".join(frame["component"].unique())),
         ("steps", ", ".join(map(str, sorted(frame["step"].unique())))),
@@ -190,10 +222,11 @@ def circuits(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def grids(frame: pd.DataFrame) -> list[Grid]:
-    """The values of each kind's last step by component, each the mean over layers and heads of those that have one.
+    """The values of each kind's last step by component, each the mean over layers and heads of
+    those that have one.
 
-    Without similarities of the last step to itself, which are 1 by definition, and without those to several steps or
-    layers, of which no one number is telling.
+    Without similarities of the last step to itself, which are 1 by definition, and without those to
+    several steps or layers, of which no one number is telling.
     """
     found = []
     for (kind, split), rows in frame.groupby(["kind", "split"], sort=False, dropna=False):
@@ -201,10 +234,16 @@ def grids(frame: pd.DataFrame) -> list[Grid]:
         own = rows["reference_run"].fillna(rows["run"]) == rows["run"]
         to_itself = (rows["reference_step"].fillna(-1) == step) & own
         last = rows[(rows["step"] == step) & ~to_itself]
-        metrics = [str(metric) for metric in last["metric"].unique() if between(rows[rows["metric"] == metric]) is None]
+        metrics = [
+            str(metric)
+            for metric in last["metric"].unique()
+            if between(rows[rows["metric"] == metric]) is None
+        ]
         if not metrics:
             continue
-        cells = {key: _cell(values) for key, values in last.groupby(["component", "metric"])["value"]}
+        cells = {
+            key: _cell(values) for key, values in last.groupby(["component", "metric"])["value"]
+        }
         parts = _parts(metrics)
         for number, some in enumerate(parts, start=1):
             by_component = [
@@ -230,7 +269,9 @@ def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) ->
     for one in drawn(frame, metrics, heads, COLUMNS):
         of = one.subject
         title = f"{of.quantity}: {of.object}, {_FORMS[one.form]}" if of else "Overview"
-        yield picture(one.stem, title, one.figure, glossary.how_to_read(one.form, of.metric if of else None))
+        yield picture(
+            one.stem, title, one.figure, glossary.how_to_read(one.form, of.metric if of else None)
+        )
 
 
 def picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:

@@ -1,4 +1,5 @@
-"""Low-rank adapters as PEFT saves them: W is changed by scale * B @ A, with the scale of adapter_config.json."""
+"""Low-rank adapters as PEFT saves them: W is changed by scale * B @ A, with the scale of
+adapter_config.json."""
 
 from __future__ import annotations
 
@@ -27,10 +28,14 @@ def check(place: str, config: Mapping[str, Any]) -> None:
         UnsupportedError: names the kind of adapter, or what adapter_config.json lacks.
     """
     if not config:
-        raise UnsupportedError(f"{place} has no {ADAPTER_CONFIG}, which says the scale of its low-rank updates")
+        raise UnsupportedError(
+            f"{place} has no {ADAPTER_CONFIG}, which says the scale of its low-rank updates"
+        )
     kind = config.get("peft_type", "LORA")
     if str(kind).upper() != "LORA":
-        raise UnsupportedError(f'{place} is an adapter of type "{kind}"; those of type LORA are read')
+        raise UnsupportedError(
+            f'{place} is an adapter of type "{kind}"; those of type LORA are read'
+        )
     if config.get("use_dora"):
         raise UnsupportedError(
             f"{place} is a DoRA adapter, whose update also depends on the weights that it adapts; merge it with "
@@ -51,15 +56,26 @@ def scale(place: str, module: str, rank: int, config: Mapping[str, Any]) -> floa
     r = _chosen(config, "rank_pattern", "r", module)
     alpha = _chosen(config, "alpha_pattern", "lora_alpha", module)
     for key, value in (("r", r), ("lora_alpha", alpha)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DamagedError(f"{place}/{ADAPTER_CONFIG} should give a number for {key} but gives {value!r}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise DamagedError(
+                f"{place}/{ADAPTER_CONFIG} should give a number for {key} but gives {value!r}"
+            )
     if r != rank:
-        raise DamagedError(f"{place}/{ADAPTER_CONFIG} says rank {r} for {module}, whose matrices have rank {rank}")
+        raise DamagedError(
+            f"{place}/{ADAPTER_CONFIG} says rank {r} for {module}, whose matrices have rank {rank}"
+        )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _chosen(config: Mapping[str, Any], pattern: str, key: str, module: str) -> Any:
-    """The value of a key, or that of the first of its patterns that a module's name ends with, as PEFT has it."""
+    """The value of a key, or that of the first of its patterns that a module's name ends with, as
+    PEFT has it."""
     patterns = config.get(pattern) or {}
-    found = (value for one, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{one})", module))
+    found = (
+        value for one, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{one})", module)
+    )
     return next(found, config.get(key))

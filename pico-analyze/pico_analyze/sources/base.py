@@ -1,4 +1,5 @@
-"""What the engine asks of a place that steps and tensors come from; one module per format implements it."""
+"""What the engine asks of a place that steps and tensors come from; one module per format
+implements it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import torch
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 
 MICROBATCH_GRADIENTS = "microbatch_gradients"
-"""The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is (...)."""
+"""The kind of the gradients of each micro-batch's mean loss, stacked: (m, ...) where a gradient is
+(...)."""
 KINDS = ("weights", "gradients", "activations", MICROBATCH_GRADIENTS)
 SPLITS = ("train", "val")
 
@@ -21,13 +23,15 @@ class NotObservedError(DamagedError):
 class Source(Protocol):
     """A series of observed steps of one model.
 
-    Further attributes are used if a source has them: `fingerprint` (see `pico_analyze.engine.cache`), without which
-    results are not kept; `probe` (see `pico_analyze.engine.references`), without which activations are compared with
-    those of any run that has as many rows; `positions` (`KnowsPositions`), without which each row of activations counts
-    as a sequence of its own; `at_once`, the number of steps whose files fit where they are fetched to, or None; `terms`
-    (`CountsTerms`), without which nothing is measured of gradients of micro-batches; `origin`, what it was opened from,
-    which tells it from another of the same name; `notes`, sentences on what was left out of it, and why; and
-    `is_lost(step, kind)`, whether a damaged file may have held that kind.
+    Further attributes are used if a source has them: `fingerprint` (see
+    `pico_analyze.engine.cache`), without which results are not kept; `probe` (see
+    `pico_analyze.engine.references`), without which activations are compared with those of any run
+    that has as many rows; `positions` (`KnowsPositions`), without which each row of activations
+    counts as a sequence of its own; `at_once`, the number of steps whose files fit where they are
+    fetched to, or None; `terms` (`CountsTerms`), without which nothing is measured of gradients of
+    micro-batches; `origin`, what it was opened from, which tells it from another of the same name;
+    `notes`, sentences on what was left out of it, and why; and `is_lost(step, kind)`, whether a
+    damaged file may have held that kind.
     """
 
     @property
@@ -64,7 +68,8 @@ class CountsTerms(Protocol):
     """A source that may hold gradients of micro-batches."""
 
     def terms(self, step: int, split: str | None) -> Sequence[int]:
-        """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step holds none."""
+        """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step
+        holds none."""
 
 
 @runtime_checkable
@@ -72,11 +77,13 @@ class KnowsPositions(Protocol):
     """A source that knows how many positions of each probe row its activations hold."""
 
     def positions(self, step: int) -> int:
-        """Rows of activations that belong to one probe row, one after the other, at `step`; 1 if not recorded."""
+        """Rows of activations that belong to one probe row, one after the other, at `step`; 1 if
+        not recorded."""
 
 
 def model_at(source: Source, step: int) -> Mapping[str, Any]:
-    """The geometry at one step: of models that others trained, each step has a configuration of its own."""
+    """The geometry at one step: of models that others trained, each step has a configuration of its
+    own."""
     at = getattr(source, "model_at", None)
     return source.model if at is None else at(step)
 
@@ -87,7 +94,9 @@ def check_kind(kind: str) -> None:
         raise UserError(f'there is no kind "{kind}"{did_you_mean(kind, KINDS)}')
 
 
-def no_step(place: object, step: int, steps: Sequence[int], damaged: Mapping[int, Sequence[str]]) -> UserError:
+def no_step(
+    place: object, step: int, steps: Sequence[int], damaged: Mapping[int, Sequence[str]]
+) -> UserError:
     """Why `place` has no `step`: it is damaged, or was never there, with the nearest that is."""
     if step in damaged:
         return UserError(f"step {step} of {place} is damaged: {damaged[step][0]}")

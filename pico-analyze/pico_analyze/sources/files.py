@@ -1,4 +1,5 @@
-"""The files of one model: what lies there, their headers, single tensors of them, and what identifies their content."""
+"""The files of one model: what lies there, their headers, single tensors of them, and what
+identifies their content."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _POINTER_BYTES = 1024  # a pointer of Git LFS is shorter
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a model: the file that holds it, its name there, its shape and dtype as safetensors writes them."""
+    """A tensor of a model: the file that holds it, its name there, its shape and dtype as
+    safetensors writes them."""
 
     file: str
     name: str
@@ -70,15 +72,16 @@ class OpenFiles:
 class CheckedReads:
     """Files that are read only while their bytes are those that were hashed.
 
-    Hashing and comparing are both cheap after the first time: a file is hashed again only if the file system says
-    that it has changed.
+    Hashing and comparing are both cheap after the first time: a file is hashed again only if the
+    file system says that it has changed.
     """
 
     def __init__(self) -> None:
         self._expected: dict[Path, str] = {}
 
     def sha256(self, path: Path) -> str:
-        """Hash a file and expect these bytes from now on; DamagedError if it cannot be read or has changed since."""
+        """Hash a file and expect these bytes from now on; DamagedError if it cannot be read or has
+        changed since."""
         found = _sha256(path)
         if self._expected.setdefault(path, found) != found:
             raise DamagedError(f"{path} was altered while it was being measured")
@@ -117,13 +120,21 @@ class LocalFiles:
     def header(self, name: str) -> list[Stored]:
         """Each tensor of a file, from its header alone."""
         path = self.path / name
-        if path.is_file() and path.stat().st_size < _POINTER_BYTES and is_pointer(path.read_bytes()):
+        if (
+            path.is_file()
+            and path.stat().st_size < _POINTER_BYTES
+            and is_pointer(path.read_bytes())
+        ):
             raise DamagedError(pointer_sentence(path))
         opened = self._open.get(path)
-        return [Stored(name, tensor, opened.shape(tensor), opened.dtype(tensor)) for tensor in opened.names]
+        return [
+            Stored(name, tensor, opened.shape(tensor), opened.dtype(tensor))
+            for tensor in opened.names
+        ]
 
     def read(self, stored: Stored) -> torch.Tensor:
-        """One tensor, from the one file that holds it; DamagedError if the file has changed since it was hashed."""
+        """One tensor, from the one file that holds it; DamagedError if the file has changed since
+        it was hashed."""
         path = self.path / stored.file
         self._checked.check(path)
         tensor = self._open.get(path).get(stored.name)

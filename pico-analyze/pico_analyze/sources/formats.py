@@ -1,4 +1,5 @@
-"""Which files of a model folder hold its weights, and why a folder in another format is not read."""
+"""Which files of a model folder hold its weights, and why a folder in another format is not
+read."""
 
 from __future__ import annotations
 
@@ -27,13 +28,16 @@ _OTHERS = {
         "python -m torch.distributed.checkpoint.format_utils dcp_to_torch",
     ),
 }
-_STATE = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state).*")
+_STATE = re.compile(
+    r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state).*"
+)
 """Pickles beside a model that hold no weights."""
 WEIGHT_SUFFIXES = (SAFETENSORS, *_PICKLES, *_OTHERS)
 
 
 class UnsupportedError(DamagedError):
-    """A model whose weights are intact but in a form that is not read; the sentence names the remedy."""
+    """A model whose weights are intact but in a form that is not read; the sentence names the
+    remedy."""
 
 
 def is_model(names: Collection[str]) -> bool:
@@ -41,7 +45,9 @@ def is_model(names: Collection[str]) -> bool:
     return MODEL_CONFIG in names or any(_holds_weights(name) for name in names)
 
 
-def weight_files(place: str, names: Collection[str], read_json: Callable[[str], Mapping[str, Any]]) -> list[str]:
+def weight_files(
+    place: str, names: Collection[str], read_json: Callable[[str], Mapping[str, Any]]
+) -> list[str]:
     """Choose the files in safetensors that hold a model's weights.
 
     Args:
@@ -65,14 +71,19 @@ def weight_files(place: str, names: Collection[str], read_json: Callable[[str], 
     if len(found) == 1:
         return found
     if found:
-        raise DamagedError(f"{place} has several files of weights and no index that says which: {_listed(found)}")
+        raise DamagedError(
+            f"{place} has several files of weights and no index that says which: {_listed(found)}"
+        )
     raise _other_format(place, names)
 
 
 def shards_of_index(place: str, index: Mapping[str, Any]) -> list[str]:
-    """The files that an index of shards names; DamagedError if it names none, or files elsewhere."""
+    """The files that an index of shards names; DamagedError if it names none, or files
+    elsewhere."""
     named = index.get("weight_map")
-    if not (isinstance(named, dict) and named and all(isinstance(file, str) for file in named.values())):
+    if not (
+        isinstance(named, dict) and named and all(isinstance(file, str) for file in named.values())
+    ):
         raise DamagedError(f"{place} has no weight_map of tensors to files")
     files = sorted(set(named.values()))
     for file in files:
@@ -81,11 +92,15 @@ def shards_of_index(place: str, index: Mapping[str, Any]) -> list[str]:
     return files
 
 
-def _of_index(place: str, names: Collection[str], read_json: Callable[[str], Mapping[str, Any]]) -> list[str]:
+def _of_index(
+    place: str, names: Collection[str], read_json: Callable[[str], Mapping[str, Any]]
+) -> list[str]:
     files = shards_of_index(f"{place}/{INDEX}", read_json(INDEX))
     absent = [file for file in files if file not in names]
     if absent:
-        raise DamagedError(f"{place}/{absent[0]} does not exist, though the index names it: {_count(absent, files)}")
+        raise DamagedError(
+            f"{place}/{absent[0]} does not exist, though the index names it: {_count(absent, files)}"
+        )
     return files
 
 
@@ -101,7 +116,9 @@ def _of_shards(place: str, found: list[str]) -> list[str]:
     if absent:
         raise DamagedError(f"{place}/{absent[0]} does not exist: {_count(absent, wanted)}")
     if len(found) != count:
-        raise DamagedError(f"{place} has files of weights that are not of one set of shards: {_listed(found)}")
+        raise DamagedError(
+            f"{place} has files of weights that are not of one set of shards: {_listed(found)}"
+        )
     return wanted
 
 
@@ -135,7 +152,8 @@ def _listed(names: list[str]) -> str:
 
 
 def is_pointer(first: bytes) -> bool:
-    """Whether a file that begins with these bytes is a pointer of Git LFS in place of the file itself."""
+    """Whether a file that begins with these bytes is a pointer of Git LFS in place of the file
+    itself."""
     return first.startswith(b"version https://git-lfs")
 
 

@@ -35,11 +35,15 @@ class HubFiles:
     @property
     def place(self) -> str:
         """Where they lie, for messages."""
-        return f"{PREFIX}{self.store.repo}@{self.revision}" + (f"/{self.folder}" if self.folder else "")
+        return f"{PREFIX}{self.store.repo}@{self.revision}" + (
+            f"/{self.folder}" if self.folder else ""
+        )
 
     def names(self) -> list[str]:
         """Of the files in the folder."""
-        inside = (path.removeprefix(self._prefix) for path in self._tree if path.startswith(self._prefix))
+        inside = (
+            path.removeprefix(self._prefix) for path in self._tree if path.startswith(self._prefix)
+        )
         return [name for name in inside if "/" not in name]
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -74,10 +78,16 @@ def _tensor(path: Path, name: str) -> torch.Tensor:
 
 
 class HubSeries(Series):
-    """Steps on the hub; files of `at_once` of them fit into the budget, beside those of a reference."""
+    """Steps on the hub; files of `at_once` of them fit into the budget, beside those of a
+    reference."""
 
     def __init__(
-        self, name: str, store: Store, models: Mapping[int, Model], tokens: Mapping[int, int | None], origin: str
+        self,
+        name: str,
+        store: Store,
+        models: Mapping[int, Model],
+        tokens: Mapping[int, int | None],
+        origin: str,
     ) -> None:
         super().__init__(name, models, tokens, origin)
         self.store = store
@@ -92,7 +102,8 @@ class HubSeries(Series):
         return self.models[step].size()
 
     def check_listing(self) -> None:
-        """Leave out steps whose weights the listing shows to be in another format, and note steps that are equal."""
+        """Leave out steps whose weights the listing shows to be in another format, and note steps
+        that are equal."""
         equal: dict[str, list[int]] = {}
         for step in list(self.models):
             try:

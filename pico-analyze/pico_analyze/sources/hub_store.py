@@ -1,7 +1,9 @@
-"""The files of one repository of the Hugging Face hub: listed, read in part, downloaded, released under a budget.
+"""The files of one repository of the Hugging Face hub: listed, read in part, downloaded, released
+under a budget.
 
-A file is downloaded when something of it is first read, and released (the least recently used first) when the budget
-of the disk needs its place. What is read is compared with the hash that the hub lists, once a session and file.
+A file is downloaded when something of it is first read, and released (the least recently used
+first) when the budget of the disk needs its place. What is read is compared with the hash that the
+hub lists, once a session and file.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _BUDGETED = (".safetensors", ".pt", ".incomplete")
 
 @dataclass(frozen=True)
 class Entry:
-    """A file as the hub lists it. `sha256` is known of large files; `blob` is git's own hash, of the pointer then."""
+    """A file as the hub lists it. `sha256` is known of large files; `blob` is git's own hash, of
+    the pointer then."""
 
     size: int
     blob: str
@@ -54,20 +57,26 @@ class Commit:
 class Store:
     """The files of one repository. Threads take turns."""
 
-    def __init__(self, repo: str, disk_gib: float, cache: Path | None, endpoint: str | None) -> None:
+    def __init__(
+        self, repo: str, disk_gib: float, cache: Path | None, endpoint: str | None
+    ) -> None:
         self.repo = repo
         self.disk_gib = disk_gib
         self._endpoint = endpoint
         self._cache = cache
         self._budget = int(disk_gib * 2**30)
         self._trees: dict[str, dict[str, Entry]] = {}  # commit -> path -> file
-        self._intact: dict[Path, str] = {}  # path -> the sha256 under which it was found to be what the hub lists
+        self._intact: dict[
+            Path, str
+        ] = {}  # path -> the sha256 under which it was found to be what the hub lists
         self._lock = threading.RLock()
         self._hub = _library()
         root = Path(self._hub.constants.HF_HOME) / "pico-analyze" if cache is None else Path(cache)
         self.root = root / repo.replace("/", "--")
         kept = (path for path in self.root.rglob("*") if path.suffix in _BUDGETED)
-        self._used = dict.fromkeys(sorted(kept, key=lambda path: path.stat().st_mtime))  # least recently used first
+        self._used = dict.fromkeys(
+            sorted(kept, key=lambda path: path.stat().st_mtime)
+        )  # least recently used first
 
     def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
         """In another process it counts anew, and has a budget of its own."""
@@ -90,10 +99,13 @@ class Store:
         with self._lock:
             if commit not in self._trees:
                 with self._sentences(f"{self.repo}@{commit}"):
-                    listed = list(self._api.list_repo_tree(self.repo, recursive=True, revision=commit))
+                    listed = list(
+                        self._api.list_repo_tree(self.repo, recursive=True, revision=commit)
+                    )
                 files = [one for one in listed if hasattr(one, "blob_id")]
                 self._trees[commit] = {
-                    one.path: Entry(one.size, one.blob_id, one.lfs.sha256 if one.lfs else None) for one in files
+                    one.path: Entry(one.size, one.blob_id, one.lfs.sha256 if one.lfs else None)
+                    for one in files
                 }
             return self._trees[commit]
 
@@ -116,14 +128,19 @@ class Store:
         try:
             header = json.loads(first[8 : 8 + length])
             header.pop("__metadata__", None)
-            return [Stored(file, name, tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()]
+            return [
+                Stored(file, name, tuple(entry["shape"]), entry["dtype"])
+                for name, entry in header.items()
+            ]
         except (ValueError, TypeError, KeyError, AttributeError):
             raise DamagedError(f"{place} is not a safetensors file") from None
 
     def read(self, commit: str, file: str, reader: Callable[[Path], T]) -> T:
-        """Apply `reader` to a file, which is downloaded if it is not there or not what the hub lists.
+        """Apply `reader` to a file, which is downloaded if it is not there or not what the hub
+        lists.
 
-        `reader` must not keep the file open, since its place on the disk would then not be released.
+        `reader` must not keep the file open, since its place on the disk would then not be
+        released.
         """
         with self._lock:
             path = self.root / commit / file
@@ -133,7 +150,9 @@ class Store:
                 with self._sentences(f"{self.repo}@{commit}/{file}"):
                     self._download(commit, file)
                 if not self._is_intact(path, commit, file):
-                    raise DamagedError(f"{path} does not have the hash that the hub lists: its bytes were altered")
+                    raise DamagedError(
+                        f"{path} does not have the hash that the hub lists: its bytes were altered"
+                    )
             self._used.pop(path, None)
             self._used[path] = None
             return reader(path)
@@ -160,13 +179,18 @@ class Store:
         return Path(self._hub.hf_hub_download(self.repo, file, **options))
 
     def _make_room(self, size: int, file: Path) -> None:
-        """Delete files, the least recently used first, until `size` more bytes fit into the budget."""
+        """Delete files, the least recently used first, until `size` more bytes fit into the
+        budget."""
         if size > self._budget:
             raise DamagedError(
                 f"{file.name} of {self.repo} has {size / 2**30:.3g} GiB, more than the {self.disk_gib:.3g} GiB that "
                 "downloads may take: raise disk_gib"
             )
-        while self._used and size + sum(path.stat().st_size for path in self._used if path.is_file()) > self._budget:
+        while (
+            self._used
+            and size + sum(path.stat().st_size for path in self._used if path.is_file())
+            > self._budget
+        ):
             oldest = next(iter(self._used))
             oldest.unlink(missing_ok=True)
             del self._used[oldest]
@@ -194,7 +218,9 @@ class Store:
         except errors.RepositoryNotFoundError:
             raise DamagedError(f"there is no model {what} on the hub, or it is private") from None
         except (errors.HTTPError, errors.HFValidationError, OSError) as error:
-            raise DamagedError(f"{what} cannot be had from the hub ({' '.join(str(error).split())})") from None
+            raise DamagedError(
+                f"{what} cannot be had from the hub ({' '.join(str(error).split())})"
+            ) from None
 
 
 def _git_blob(path: Path) -> str:
@@ -210,5 +236,7 @@ def _library() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError:
-        raise UserError("models of the hub need the package huggingface_hub: pip install 'pico-analyze[hub]'") from None
+        raise UserError(
+            "models of the hub need the package huggingface_hub: pip install 'pico-analyze[hub]'"
+        ) from None
     return huggingface_hub

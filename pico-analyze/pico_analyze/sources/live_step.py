@@ -1,4 +1,5 @@
-"""One observed step whose tensors are in memory: what training hands to an observer, as a source."""
+"""One observed step whose tensors are in memory: what training hands to an observer, as a
+source."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pico_analyze.sources.tensor_names import is_tied, modules_of, stored_name
 
 
 class ObservedStep:
-    """An `Observation` with the face of a `Source` of one step; names and errors are those of a run on disk."""
+    """An `Observation` with the face of a `Source` of one step; names and errors are those of a run
+    on disk."""
 
     damaged: Mapping[int, Sequence[str]] = {}
 
@@ -45,7 +47,11 @@ class ObservedStep:
 
     def terms(self, step: int, split: str | None) -> Sequence[int]:
         """Of the loss, in each micro-batch; () where their gradients were not observed."""
-        return self._observation.terms if (MICROBATCH_GRADIENTS, split) in self._observation.tensors else ()
+        return (
+            self._observation.terms
+            if (MICROBATCH_GRADIENTS, split) in self._observation.tensors
+            else ()
+        )
 
     def _stored(self, step: int, kind: str, split: str | None) -> Mapping[str, torch.Tensor]:
         if step not in self.steps:
@@ -54,5 +60,7 @@ class ObservedStep:
         chosen = [one for one in splits if split in (None, one)]
         if len(chosen) != 1:
             there = ", ".join(str(one) for one in splits) or "none"
-            raise UserError(f"step {step} of {self.name} has {kind} of these splits: {there}; choose one of them")
+            raise UserError(
+                f"step {step} of {self.name} has {kind} of these splits: {there}; choose one of them"
+            )
         return self._observation.tensors[kind, chosen[0]]

@@ -48,15 +48,23 @@ class Model:
 
         Raises:
             UnsupportedError: the weights are in a form that is not read.
-            DamagedError: a header cannot be read, two tensors are of one module, or there is no matrix.
+            DamagedError: a header cannot be read, two tensors are of one module, or there is no
+                matrix.
         """
         stored = self._stored
         found: dict[str, Matrix] = {}
         dtypes = {name: one.dtype for name, one in stored.items()}
         for name, one in stored.items():
-            if len(one.shape) != 2 or 0 in one.shape or one.dtype not in _FLOATS or quantised.is_scale(name, dtypes):
+            if (
+                len(one.shape) != 2
+                or 0 in one.shape
+                or one.dtype not in _FLOATS
+                or quantised.is_scale(name, dtypes)
+            ):
                 continue
-            module = names.canonical(adapters.module_name(name) if self._is_adapter else name).removesuffix(".weight")
+            module = names.canonical(
+                adapters.module_name(name) if self._is_adapter else name
+            ).removesuffix(".weight")
             if module in found:
                 raise DamagedError(f'{self.place} names the module "{module}" twice')
             scale = quantised.scale_name(name, stored) if one.dtype in quantised.FLOAT8 else None
@@ -70,7 +78,8 @@ class Model:
         return list(self._stored.values())
 
     def read(self, module: str) -> torch.Tensor | None:
-        """The matrix of a module in its stored dtype, float8 dequantised to float32; None if there is none.
+        """The matrix of a module in its stored dtype, float8 dequantised to float32; None if there
+        is none.
 
         Of an adapter's module `X` also `X.lora_scale`, (1,).
         """
@@ -90,10 +99,13 @@ class Model:
         return self.files.content_id(self.weight_files())
 
     def fingerprint(self) -> str:
-        """Changes whenever anything does that the matrices depend on: weights, and configurations beside them."""
+        """Changes whenever anything does that the matrices depend on: weights, and configurations
+        beside them."""
         beside = (MODEL_CONFIG, formats.ADAPTER_CONFIG)
         held = self.files.names()
-        return self.files.content_id([*self.weight_files(), *(name for name in beside if name in held)])
+        return self.files.content_id(
+            [*self.weight_files(), *(name for name in beside if name in held)]
+        )
 
     def size(self) -> int:
         """Bytes of the files that hold its weights."""
@@ -101,7 +113,9 @@ class Model:
 
     @cached_property
     def _stored(self) -> dict[str, Stored]:
-        stored: Sequence[Stored] = [one for file in self.weight_files() for one in self.files.header(file)]
+        stored: Sequence[Stored] = [
+            one for file in self.weight_files() for one in self.files.header(file)
+        ]
         by_name = {one.name: one for one in stored}
         dtypes = {name: one.dtype for name, one in by_name.items()}
         quantised.refuse_packed(self.place, dtypes, self.config)
@@ -122,4 +136,6 @@ class Model:
         factor = self.modules.get(names.lora_A(module).removesuffix(".weight"))
         if factor is None:
             return None
-        return torch.tensor([adapters.scale(self.place, module, factor.weight.shape[0], self._adapter_config)])
+        return torch.tensor(
+            [adapters.scale(self.place, module, factor.weight.shape[0], self._adapter_config)]
+        )

@@ -1,8 +1,8 @@
 """A series of models, one folder (or hub revision) a step: weights of any architecture.
 
-Which step a model is, its name says: see `pico_analyze.sources.step_names`. A module is the name of a two-dimensional
-floating-point tensor without `.weight`; names of Hugging Face's Llama and of earlier Pico code become the former. Other
-tensors (norms, biases, masks) are not offered.
+Which step a model is, its name says: see `pico_analyze.sources.step_names`. A module is the name of
+a two-dimensional floating-point tensor without `.weight`; names of Hugging Face's Llama and of
+earlier Pico code become the former. Other tensors (norms, biases, masks) are not offered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from pico_analyze.sources.files import LocalFiles, OpenFiles
 from pico_analyze.sources.formats import UnsupportedError
 from pico_analyze.sources.model import Matrix, Model
 from pico_analyze.sources.model_config import geometry
-from pico_analyze.sources.step_names import StepName, no_step_in, read_name, steps_by_name, unit_note
+from pico_analyze.sources.step_names import (
+    StepName,
+    no_step_in,
+    read_name,
+    steps_by_name,
+    unit_note,
+)
 
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 
@@ -36,31 +42,41 @@ def step_of(name: str) -> int | None:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder looks like a model: it has a configuration, or weights in whatever format."""
-    return folder.is_dir() and formats.is_model([path.name for path in folder.iterdir() if path.is_file()])
+    """Whether a folder looks like a model: it has a configuration, or weights in whatever
+    format."""
+    return folder.is_dir() and formats.is_model(
+        [path.name for path in folder.iterdir() if path.is_file()]
+    )
 
 
 def step_folders(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Split models by whether their names say a step: those that do, by name, and a note on each that does not."""
+    """Split models by whether their names say a step: those that do, by name, and a note on each
+    that does not."""
     models = sorted(path for path in paths if is_model(path))
     steps = [path for path in models if read_name(path.name) is not None]
     return steps, [f"left out: {no_step_in(str(path))}" for path in models if path not in steps]
 
 
 def open_folders(
-    folders: Sequence[str | Path], name: str | None = None, origin: str | None = None, notes: Sequence[str] = ()
+    folders: Sequence[str | Path],
+    name: str | None = None,
+    origin: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Series:
-    """A series of local model folders; its name is that of the directory around the first, unless given.
+    """A series of local model folders; its name is that of the directory around the first, unless
+    given.
 
-    One folder alone may have any name, and is step 0 if that says none. Headers are read now, so that `damaged` says
-    which steps cannot be read, and `notes` which are in a format that is not read.
+    One folder alone may have any name, and is step 0 if that says none. Headers are read now, so
+    that `damaged` says which steps cannot be read, and `notes` which are in a format that is not
+    read.
 
     Args:
         origin: what the series was opened from; the folders by default.
         notes: what to say of the series beside what is found here.
 
     Raises:
-        UserError: no folder, one that is not there, one whose name says no step, or two of the same step.
+        UserError: no folder, one that is not there, one whose name says no step, or two of the same
+            step.
     """
     if not folders:
         raise UserError("a series of models needs at least one folder")
@@ -72,7 +88,8 @@ def open_folders(
 
 
 def open_one(folder: Path, notes: Sequence[str] = ()) -> Series:
-    """A series of one model: the step that the folder's name says, else step 0 under the folder's own name."""
+    """A series of one model: the step that the folder's name says, else step 0 under the folder's
+    own name."""
     absolute = os.path.abspath(folder)  # "." has no name
     if read_name(Path(absolute).name) is not None:
         return open_folders([absolute], notes=notes)
@@ -109,7 +126,11 @@ class Series:
     """
 
     def __init__(
-        self, name: str, models: Mapping[int, Model], tokens: Mapping[int, int | None] | None = None, origin: str = ""
+        self,
+        name: str,
+        models: Mapping[int, Model],
+        tokens: Mapping[int, int | None] | None = None,
+        origin: str = "",
     ) -> None:
         self.name = name
         self.models = dict(models)
@@ -125,7 +146,8 @@ class Series:
 
     @cached_property
     def model(self) -> Mapping[str, Any]:
-        """Geometry by the last config.json that can be read; {} where there is none, and then no circuits."""
+        """Geometry by the last config.json that can be read; {} where there is none, and then no
+        circuits."""
         damages: list[DamagedError] = []
         for model in reversed(self.models.values()):
             try:
@@ -138,17 +160,20 @@ class Series:
         return {}
 
     def model_at(self, step: int) -> Mapping[str, Any]:
-        """Geometry by the config.json of one step; that of the series where the step has none that can be read."""
+        """Geometry by the config.json of one step; that of the series where the step has none that
+        can be read."""
         with contextlib.suppress(DamagedError, KeyError):
             return geometry(self.models[step].config()) or self.model
         return self.model
 
     def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Every stored tensor of `step` with its shape, also those that are not offered as modules."""
+        """Every stored tensor of `step` with its shape, also those that are not offered as
+        modules."""
         return {names.canonical(stored.name): stored.shape for stored in self.models[step].stored()}
 
     def check(self) -> None:
-        """Read the headers of every step now. Those that cannot be read are damaged; other formats are left out."""
+        """Read the headers of every step now. Those that cannot be read are damaged; other formats
+        are left out."""
         unread: list[str] = []
         for step in list(self.models):
             try:
@@ -159,7 +184,10 @@ class Series:
             except DamagedError as error:
                 self.damaged[step] = [str(error)]
         if not self.steps:
-            why = next((sentence for found in self.damaged.values() for sentence in found), None) or unread[0]
+            why = (
+                next((sentence for found in self.damaged.values() for sentence in found), None)
+                or unread[0]
+            )
             raise UserError(f"no step of {self.name} can be read: {why}")
         self.notes += [f"left out: {sentence}" for sentence in unread]
 
@@ -181,7 +209,8 @@ class Series:
         return modules
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """The weight matrix of a module as it is stored, (out, in) wherever the architecture uses linear layers.
+        """The weight matrix of a module as it is stored, (out, in) wherever the architecture uses
+        linear layers.
 
         Raises:
             UserError: the step, kind or module is not there; names the nearest that is.
@@ -203,7 +232,8 @@ class Series:
         return self.models[step].fingerprint()
 
     def content_id(self, step: int) -> str:
-        """Equal for two steps if the bytes of their weights are; a series of the hub downloads nothing for it.
+        """Equal for two steps if the bytes of their weights are; a series of the hub downloads
+        nothing for it.
 
         Raises:
             DamagedError: the step has no weights that can be read.

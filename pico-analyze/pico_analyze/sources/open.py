@@ -1,4 +1,5 @@
-"""One place that decides what a path is: a run of ours, one of pico-train 1.x, or a series of models."""
+"""One place that decides what a path is: a run of ours, one of pico-train 1.x, or a series of
+models."""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
     """Open whatever holds observed steps.
 
     Args:
-        path: a run directory of pico-train, or of pico-train 1.x; a directory of model folders in safetensors, one a
-            step (`models/` with `step1000/`, `step2000/`); a glob or a list of such folders; one model folder; or
-            `hub:NAME@step*`, the revisions of a model on the Hugging Face hub.
+        path: a run directory of pico-train, or of pico-train 1.x; a directory of model folders in
+            safetensors, one a step (`models/` with `step1000/`, `step2000/`); a glob or a list of
+            such folders; one model folder; or `hub:NAME@step*`, the revisions of a model on the
+            Hugging Face hub.
         disk_gib: GiB that files downloaded from the hub may take.
 
-    Which step a model folder is, its name says: see `pico_analyze.sources.step_names`. Directories and globs leave out
-    models whose names say no step, and `notes` of the source says so; in a list that is an error. One model folder
-    alone is step 0 if its name says none.
+    Which step a model folder is, its name says: see `pico_analyze.sources.step_names`. Directories
+    and globs leave out models whose names say no step, and `notes` of the source says so; in a list
+    that is an error. One model folder alone is step 0 if its name says none.
 
     Raises:
         UserError: none of these; names what is nearest.
@@ -50,7 +52,9 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
         return _open_directory(folder)
     models, notes = step_folders(Path(name) for name in glob.glob(str(path)))
     if not models:
-        raise UserError(f'no folder that fits "{path}" is a model with a step in its name{_first(notes)}')
+        raise UserError(
+            f'no folder that fits "{path}" is a model with a step in its name{_first(notes)}'
+        )
     return open_folders(models, origin=os.path.abspath(path), notes=notes)
 
 
@@ -58,7 +62,11 @@ def _open_directory(folder: Path) -> Source:
     """A directory of models, or one model."""
     steps, notes = step_folders(folder.iterdir())
     if steps:
-        own = [f"left out: the model in {folder} itself, whose name says no step"] if is_model(folder) else []
+        own = (
+            [f"left out: the model in {folder} itself, whose name says no step"]
+            if is_model(folder)
+            else []
+        )
         return open_folders(steps, folder.resolve().name, str(folder.resolve()), [*notes, *own])
     if is_model(folder):
         return open_one(folder)

@@ -1,4 +1,5 @@
-"""Tensors by module name in files that earlier Pico code wrote with torch.save; opened with `weights_only=True`."""
+"""Tensors by module name in files that earlier Pico code wrote with torch.save; opened with
+`weights_only=True`."""
 
 from __future__ import annotations
 
@@ -19,22 +20,36 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     """Module -> tensor, mapped from the file if its format allows that.
 
     Raises:
-        DamagedError: not readable, or it holds something else than matrices and vectors of numbers by name.
+        DamagedError: not readable, or it holds something else than matrices and vectors of numbers
+            by name.
     """
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        held = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except Exception as error:  # bytes that are no pickle fail in many ways, KeyError among them
         raise DamagedError(_why(path, str(error))) from None
     if not isinstance(held, dict):
-        raise DamagedError(f"{path} is refused: it holds a {type(held).__name__} and not tensors by module name")
+        raise DamagedError(
+            f"{path} is refused: it holds a {type(held).__name__} and not tensors by module name"
+        )
     found: dict[str, torch.Tensor] = {}
     for key, tensor in held.items():
         if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
-            raise DamagedError(f'{path} is refused: its entry "{key}" is a {type(tensor).__name__} and not a tensor')
-        if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.dim() == 0 or tensor.numel() == 0:
-            raise DamagedError(f'{path} is refused: its tensor "{key}" is not an array of floating-point numbers')
+            raise DamagedError(
+                f'{path} is refused: its entry "{key}" is a {type(tensor).__name__} and not a tensor'
+            )
+        if (
+            tensor.layout != torch.strided
+            or not tensor.is_floating_point()
+            or tensor.dim() == 0
+            or tensor.numel() == 0
+        ):
+            raise DamagedError(
+                f'{path} is refused: its tensor "{key}" is not an array of floating-point numbers'
+            )
         module = names.canonical(key).removesuffix(".weight")
         if module in found:
             raise DamagedError(f'{path} is refused: it names the module "{module}" twice')

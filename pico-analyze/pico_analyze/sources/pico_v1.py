@@ -1,7 +1,9 @@
-"""A run of the earlier pico-train 1.x: `checkpoints/step_<n>/learning_dynamics/<split>_<kind>.pt` and its YAML.
+"""A run of the earlier pico-train 1.x: `checkpoints/step_<n>/learning_dynamics/<split>_<kind>.pt`
+and its YAML.
 
-The pickles are opened with `torch.load(weights_only=True)` and mapped into memory, so that one tensor is read at a
-time. A file that holds anything but tensors by name is refused by name, and the rest of the run is still read.
+The pickles are opened with `torch.load(weights_only=True)` and mapped into memory, so that one
+tensor is read at a time. A file that holds anything but tensors by name is refused by name, and the
+rest of the run is still read.
 """
 
 from __future__ import annotations
@@ -33,22 +35,27 @@ def is_legacy(path: Path) -> bool:
 
 
 def open_legacy(path: str | Path) -> LegacyRun:
-    """Open the run directory `path`; every file of tensors is checked now, tensors are read when they are asked for.
+    """Open the run directory `path`; every file of tensors is checked now, tensors are read when
+    they are asked for.
 
     Raises:
         UserError: no such directory, or nothing in it was written by pico-train 1.x.
     """
     root = Path(path)
     if not is_legacy(root):
-        raise UserError(f"{root} is not a run of pico-train 1.x: no checkpoints/step_<n>/learning_dynamics/*.pt in it")
+        raise UserError(
+            f"{root} is not a run of pico-train 1.x: no checkpoints/step_<n>/learning_dynamics/*.pt in it"
+        )
     return LegacyRun(root)
 
 
 class LegacyRun:
-    """The observed steps of one run. Files that cannot be read are left out and listed in `damaged`.
+    """The observed steps of one run. Files that cannot be read are left out and listed in
+    `damaged`.
 
-    Values are what that version stored: its validation gradients are sums over sub-batches, not means, and on one
-    device its activation rows are permuted within a batch, in the same way at every step.
+    Values are what that version stored: its validation gradients are sums over sub-batches, not
+    means, and on one device its activation rows are permuted within a batch, in the same way at
+    every step.
     """
 
     def __init__(self, root: Path) -> None:
@@ -71,19 +78,23 @@ class LegacyRun:
         return 0 if step == 0 else None
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds none."""
+        """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds
+        none."""
         check_kind(kind)
         held: list[str | None] = [split for split in SPLITS if (step, kind, split) in self._stored]
         return [None] if kind == "weights" and held else held
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as `tensor`."""
+        """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as
+        `tensor`."""
         return self._stored[step, kind, self._split(step, kind, split)]
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU: weights and gradients (out, in), activations (rows, out).
+        """One tensor in its stored dtype, on CPU: weights and gradients (out, in), activations
+        (rows, out).
 
-        `module` may be a Hugging Face name or an earlier one. `split` may be left out where only one is there.
+        `module` may be a Hugging Face name or an earlier one. `split` may be left out where only
+        one is there.
 
         Raises:
             UserError: the step, kind, split or module is not there; names the nearest that is.
@@ -137,7 +148,9 @@ class LegacyRun:
         if len(chosen) == 1:
             return chosen[0]
         if chosen:
-            raise UserError(f"step {step} of {self.root} has {kind} of several splits: say split train or val")
+            raise UserError(
+                f"step {step} of {self.root} has {kind} of several splits: say split train or val"
+            )
         there = ", ".join(f"{k} of {s}" for at, k, s in self._stored if at == step)
         raise UserError(
             f"step {step} of {self.root} has no {kind}{f' of split {split}' if split else ''}; it has {there}"
@@ -151,7 +164,8 @@ class LegacyRun:
 
 
 def _geometry(path: Path) -> Mapping[str, Any]:
-    """Of the section `model` of training_config.yaml; {} where there is no such file, and then no circuits."""
+    """Of the section `model` of training_config.yaml; {} where there is no such file, and then no
+    circuits."""
     if not path.is_file():
         return {}
     try:

@@ -1,8 +1,9 @@
-"""A run that earlier Pico code published on the hub: models, and beside them what it observed, as files of tensors.
+"""A run that earlier Pico code published on the hub: models, and beside them what it observed, as
+files of tensors.
 
-Its steps are commits of one branch, titled `Saving HF Model -- Step N` and `Saving Learning Dynamics Data (train|val)
--- Step N`, or folders `NAME/checkpoints/step_N/`. A commit also holds what the commits before it wrote, so that of
-each only the files that its title names are read.
+Its steps are commits of one branch, titled `Saving HF Model -- Step N` and `Saving Learning
+Dynamics Data (train|val) -- Step N`, or folders `NAME/checkpoints/step_N/`. A commit also holds
+what the commits before it wrote, so that of each only the files that its title names are read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class SavedCommits:
 
 
 def saved_commits(commits: Iterable[Commit]) -> SavedCommits:
-    """Read the steps from titles of commits, the newest first; of a step saved twice the newer commit counts."""
+    """Read the steps from titles of commits, the newest first; of a step saved twice the newer
+    commit counts."""
     saved = SavedCommits()
     again: set[int] = set()
     for commit in commits:
@@ -66,7 +68,9 @@ def saved_commits(commits: Iterable[Commit]) -> SavedCommits:
         else:
             saved.dynamics[step, split] = commit.id
     if again:
-        saved.notes.append(f"saved more than once, of which the last counts: step {', '.join(map(str, sorted(again)))}")
+        saved.notes.append(
+            f"saved more than once, of which the last counts: step {', '.join(map(str, sorted(again)))}"
+        )
     return saved
 
 
@@ -112,7 +116,8 @@ class DynamicsFile:
         return self.store.read(self.commit, self.path, lambda path: list(pickled.tensors(path)))
 
     def tensor(self, module: str) -> torch.Tensor | None:
-        """The tensor of a module, after downloading the file if it is not there; None if there is none."""
+        """The tensor of a module, after downloading the file if it is not there; None if there is
+        none."""
         return self.store.read(self.commit, self.path, lambda path: _one(path, module))
 
 
@@ -129,8 +134,14 @@ def dynamics_of(places: Mapping[tuple[int, str], tuple[str, str]], store: Store)
     """The files of tensors that are there, at (commit, folder) for each step and split."""
     found = {}
     for (step, split), (commit, folder) in places.items():
-        paths = {kind: str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt")) for kind in KINDS}
-        held = {kind: DynamicsFile(store, commit, p) for kind, p in paths.items() if p in store.tree(commit)}
+        paths = {
+            kind: str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt")) for kind in KINDS
+        }
+        held = {
+            kind: DynamicsFile(store, commit, p)
+            for kind, p in paths.items()
+            if p in store.tree(commit)
+        }
         if held:
             found[step, split] = held
     return found
@@ -139,12 +150,15 @@ def dynamics_of(places: Mapping[tuple[int, str], tuple[str, str]], store: Store)
 class PublishedRun(HubSeries):
     """Weights of models, and gradients, activations and weights of what was observed.
 
-    Values are what that version stored: its validation gradients are sums over sub-batches, not means, and on one
-    device its activation rows are permuted within a batch, in the same way at every step. The modules of a kind are
-    those of the first file of it that is read, since its configuration observes the same ones at every step.
+    Values are what that version stored: its validation gradients are sums over sub-batches, not
+    means, and on one device its activation rows are permuted within a batch, in the same way at
+    every step. The modules of a kind are those of the first file of it that is read, since its
+    configuration observes the same ones at every step.
     """
 
-    def __init__(self, name: str, store: Store, models: Mapping[int, Model], dynamics: Dynamics, origin: str) -> None:
+    def __init__(
+        self, name: str, store: Store, models: Mapping[int, Model], dynamics: Dynamics, origin: str
+    ) -> None:
         super().__init__(name, store, models, {0: 0}, origin)
         self._dynamics = dict(dynamics)
         self._observed: dict[tuple[str, str], list[str]] = {}  # (kind, split) -> modules
@@ -171,7 +185,8 @@ class PublishedRun(HubSeries):
         return list(self._observed[kind, of])
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU: weights and gradients (out, in), activations (rows, out).
+        """One tensor in its stored dtype, on CPU: weights and gradients (out, in), activations
+        (rows, out).
 
         Raises:
             UserError: the step, kind, split or module is not there; names the nearest that is.
@@ -187,8 +202,13 @@ class PublishedRun(HubSeries):
         return tensor
 
     def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Every stored tensor of `step` with its shape; of what was observed the names alone are known."""
-        return super().tensors(step) if step in self.models else dict.fromkeys(self.modules(step, "weights"), ())
+        """Every stored tensor of `step` with its shape; of what was observed the names alone are
+        known."""
+        return (
+            super().tensors(step)
+            if step in self.models
+            else dict.fromkeys(self.modules(step, "weights"), ())
+        )
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
         """Changes whenever the file that holds `kind` of `step` does; errors as `tensor`."""
@@ -204,8 +224,12 @@ class PublishedRun(HubSeries):
 
     def size(self, step: int) -> int:
         """Bytes of the files of a step, as the hub lists them."""
-        files = [file for split in SPLITS for file in self._dynamics.get((step, split), {}).values()]
-        return sum(file.size for file in files) + (self.models[step].size() if step in self.models else 0)
+        files = [
+            file for split in SPLITS for file in self._dynamics.get((step, split), {}).values()
+        ]
+        return sum(file.size for file in files) + (
+            self.models[step].size() if step in self.models else 0
+        )
 
     def _leave_out(self, step: int, sentence: str) -> None:
         """Without its model a step still has what was observed, often weights as well."""
@@ -225,8 +249,12 @@ class PublishedRun(HubSeries):
             raise no_step(self.name, step, self.steps, self.damaged)
         held = [one for one in self.splits(step, kind) if one is not None]
         if kind != "weights" and split is None and len(held) > 1:
-            raise UserError(f"step {step} of {self.name} has {kind} of several splits: say split train or val")
+            raise UserError(
+                f"step {step} of {self.name} has {kind} of several splits: say split train or val"
+            )
         file = self._file(step, kind, split or next(iter(held), None))
         if file is None:
-            raise UserError(f"step {step} of {self.name} has no {kind}{f' of split {split}' if split else ''}")
+            raise UserError(
+                f"step {step} of {self.name} has no {kind}{f' of split {split}' if split else ''}"
+            )
         return file, PurePosixPath(file.path).name.partition("_")[0]

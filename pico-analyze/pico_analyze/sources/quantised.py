@@ -1,4 +1,5 @@
-"""Quantised weights: float8 matrices are multiplied by their scales; packed and integer ones are refused by name."""
+"""Quantised weights: float8 matrices are multiplied by their scales; packed and integer ones are
+refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def scale_name(weight: str, stored: Mapping[str, Any]) -> str | None:
 
 
 def is_scale(name: str, stored: Mapping[str, Any]) -> bool:
-    """Whether a tensor holds the scales of a weight (or of its inputs) and is not a matrix of the model."""
+    """Whether a tensor holds the scales of a weight (or of its inputs) and is not a matrix of the
+    model."""
     for ending in (*_SCALES, ".input_scale", ".activation_scale"):
         if name.endswith(ending):
             weight = name.removesuffix(ending)
@@ -45,7 +47,9 @@ def is_scale(name: str, stored: Mapping[str, Any]) -> bool:
     return False
 
 
-def refuse_packed(place: str, stored: Mapping[str, str], config: Callable[[], Mapping[str, Any]]) -> None:
+def refuse_packed(
+    place: str, stored: Mapping[str, str], config: Callable[[], Mapping[str, Any]]
+) -> None:
     """Refuse a model of which matrices are stored as integers.
 
     Args:
@@ -80,11 +84,15 @@ def _method(config: Mapping[str, Any]) -> str | None:
     return method if isinstance(method, str) else None
 
 
-def dequantise(place: str, weight: torch.Tensor, scale: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-    """Multiply a float8 matrix (m, n) by its scales: one, one a row (m, 1) or (m,), or one a block (p, q).
+def dequantise(
+    place: str, weight: torch.Tensor, scale: torch.Tensor, config: Mapping[str, Any]
+) -> torch.Tensor:
+    """Multiply a float8 matrix (m, n) by its scales: one, one a row (m, 1) or (m,), or one a block
+    (p, q).
 
-    Blocks are of the size that `quantization_config.weight_block_size` says. Without it they are 128 long, as in
-    DeepSeek-V3, or else of the least power of two that gives as many blocks. The last ones may be smaller.
+    Blocks are of the size that `quantization_config.weight_block_size` says. Without it they are
+    128 long, as in DeepSeek-V3, or else of the least power of two that gives as many blocks. The
+    last ones may be smaller.
 
     Returns:
         float32, (m, n).
@@ -98,9 +106,15 @@ def dequantise(place: str, weight: torch.Tensor, scale: torch.Tensor, config: Ma
         return values * scale.reshape(())
     if tuple(scale.shape) in ((m,), (m, 1)):
         return values * scale.reshape(m, 1)
-    sizes = [_block(config, axis, weight.shape, scale.shape) for axis in (0, 1)] if scale.dim() == 2 else [0, 0]
+    sizes = (
+        [_block(config, axis, weight.shape, scale.shape) for axis in (0, 1)]
+        if scale.dim() == 2
+        else [0, 0]
+    )
     if not all(sizes):
-        raise DamagedError(f"{place} has scales of shape {tuple(scale.shape)}, which do not fit {m} x {n}")
+        raise DamagedError(
+            f"{place} has scales of shape {tuple(scale.shape)}, which do not fit {m} x {n}"
+        )
     return values * scale.repeat_interleave(sizes[0], 0)[:m].repeat_interleave(sizes[1], 1)[:, :n]
 
 

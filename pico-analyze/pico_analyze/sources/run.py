@@ -15,7 +15,13 @@ from pico_contract.digests import session_sha256
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, SNAPSHOT_WEIGHTS, RunLayout, step_name
 from pico_contract.metrics_log import read_rows
-from pico_contract.schema import CheckpointManifest, DirectoryManifest, RunManifest, SnapshotManifest, TensorSet
+from pico_contract.schema import (
+    CheckpointManifest,
+    DirectoryManifest,
+    RunManifest,
+    SnapshotManifest,
+    TensorSet,
+)
 
 from pico_analyze.sources.base import MICROBATCH_GRADIENTS, check_kind, no_module, no_step
 from pico_analyze.sources.tensor_names import is_tied, modules_of, stored_name
@@ -35,18 +41,24 @@ def open_run(path: str | Path) -> Run:
 
 
 def check_run(path: str | Path) -> RunLayout:
-    """The paths of the run directory `path`; UserError where it is none, with the nearest run beside it."""
+    """The paths of the run directory `path`; UserError where it is none, with the nearest run
+    beside it."""
     layout = RunLayout(Path(path))
     if not layout.manifest.is_file():
         parent = layout.root.resolve().parent
-        runs = [p.name for p in parent.iterdir() if RunLayout(p).manifest.is_file()] if parent.is_dir() else []
+        runs = (
+            [p.name for p in parent.iterdir() if RunLayout(p).manifest.is_file()]
+            if parent.is_dir()
+            else []
+        )
         what = "is not a run: it has no run.json" if layout.root.is_dir() else "does not exist"
         raise UserError(f"{layout.root} {what}{did_you_mean(layout.root.name, runs)}")
     return layout
 
 
 class Run:
-    """The observed steps of one run. Directories that are not intact are left out and listed in `damaged`.
+    """The observed steps of one run. Directories that are not intact are left out and listed in
+    `damaged`.
 
     Attributes:
         manifest: run.json.
@@ -67,33 +79,40 @@ class Run:
         self._file = lru_cache(_OPEN_FILES)(codec.TensorFile)
 
     def tokens(self, step: int) -> int | None:
-        """Tokens consumed up to and including update `step`; None where neither checkpoint nor metrics say it."""
+        """Tokens consumed up to and including update `step`; None where neither checkpoint nor
+        metrics say it."""
         if step in self._checkpoints:
             return self._checkpoints[step].tokens
         return 0 if step == 0 else self._logged_tokens.get(step)
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds none."""
+        """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds
+        none."""
         check_kind(kind)
         if kind == "weights":
             return [None] if self._weights_files(step) else []
         return [observed.split for observed in self._observed(step) if observed.kind == kind]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as `tensor`."""
-        stored = dict.fromkeys(name for _, names in self._stored(step, kind, split) for name in names)
+        """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as
+        `tensor`."""
+        stored = dict.fromkeys(
+            name for _, names in self._stored(step, kind, split) for name in names
+        )
         return modules_of(stored, is_tied(self.model, kind))
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU.
 
-        `kind` is weights (out, in) or (width,), gradients (of the same shapes), activations (rows, out) or
-        microbatch_gradients (m, and the shape of a gradient). `module` may be an alias of earlier Pico code. `split`
-        may be left out where only one is there. With tied embeddings `lm_head` is the embedding.
+        `kind` is weights (out, in) or (width,), gradients (of the same shapes), activations (rows,
+        out) or microbatch_gradients (m, and the shape of a gradient). `module` may be an alias of
+        earlier Pico code. `split` may be left out where only one is there. With tied embeddings
+        `lm_head` is the embedding.
 
         Raises:
             UserError: the step, kind, split or module is not there; names the nearest that is.
-            DamagedError: the file is not readable, or its bytes are not those that its manifest was sealed with.
+            DamagedError: the file is not readable, or its bytes are not those that its manifest was
+                sealed with.
         """
         for path, stored in self._stored(step, kind, split):
             name = stored_name(module, stored, is_tied(self.model, kind))
@@ -108,23 +127,37 @@ class Run:
         return step in self.damaged and (kind == "weights" or step not in self._snapshots)
 
     def terms(self, step: int, split: str | None) -> list[int]:
-        """Terms of the loss in each micro-batch whose gradients `step` holds; [] where it holds none."""
-        found = (one.terms for one in self._observed(step) if (one.kind, one.split) == (MICROBATCH_GRADIENTS, split))
+        """Terms of the loss in each micro-batch whose gradients `step` holds; [] where it holds
+        none."""
+        found = (
+            one.terms
+            for one in self._observed(step)
+            if (one.kind, one.split) == (MICROBATCH_GRADIENTS, split)
+        )
         return next(found, [])
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """sha256 of each file that holds `kind` of `step`, as its manifest says; UserError where there is none."""
+        """sha256 of each file that holds `kind` of `step`, as its manifest says; UserError where
+        there is none."""
         if kind == "weights":
             files = [path.name for path in self._weights_files(step)]
         else:
             files = [of.file for of in self._observed(step) if (of.kind, of.split) == (kind, split)]
-        found = [one.files[file].sha256 for file in files for one in self._manifests(step) if file in one.files]
+        found = [
+            one.files[file].sha256
+            for file in files
+            for one in self._manifests(step)
+            if file in one.files
+        ]
         if not found:
-            raise UserError(f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}")
+            raise UserError(
+                f"step {step} of {self.layout.root} has no {kind}{f' of split {split}' if split else ''}"
+            )
         return " ".join(found)
 
     def probe(self, step: int) -> dict[str, str]:
-        """What says which token each row of activations at `step` is of: sha256 of the probe's ids, and the row map.
+        """What says which token each row of activations at `step` is of: sha256 of the probe's ids,
+        and the row map.
 
         Raises:
             DamagedError: probe.safetensors is not readable.
@@ -141,7 +174,8 @@ class Run:
         return max(len(rows.positions), 1) if rows is not None else 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: manifests as read here; files are opened again by their paths."""
+        """What another process needs: manifests as read here; files are opened again by their
+        paths."""
         return {name: value for name, value in vars(self).items() if name != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -160,7 +194,11 @@ class Run:
         return manifests
 
     def _manifests(self, step: int) -> list[DirectoryManifest]:
-        return [one for one in (self._snapshots.get(step), self._checkpoints.get(step)) if one is not None]
+        return [
+            one
+            for one in (self._snapshots.get(step), self._checkpoints.get(step))
+            if one is not None
+        ]
 
     def _read(self, path: Path, name: str, step: int) -> torch.Tensor:
         """A tensor of the bytes that the manifest says, also if the file is replaced meanwhile."""
@@ -171,14 +209,17 @@ class Run:
 
     def _verify(self, path: Path, step: int) -> None:
         """Compare a file with the sha256 in its manifest; it is read once a session for that."""
-        sealed = next(one.files[path.name].sha256 for one in self._manifests(step) if path.name in one.files)
+        sealed = next(
+            one.files[path.name].sha256 for one in self._manifests(step) if path.name in one.files
+        )
         _check_bytes(path, sealed, "its manifest")
 
     def _observed(self, step: int) -> list[TensorSet]:
         return self._snapshots[step].observed if step in self._snapshots else []
 
     def _weights_files(self, step: int) -> list[Path]:
-        """Of the effective weights first; beside a checkpoint the snapshot may hold what only low-rank modules have."""
+        """Of the effective weights first; beside a checkpoint the snapshot may hold what only
+        low-rank modules have."""
         snapshot = self._snapshots.get(step)
         own = snapshot is not None and SNAPSHOT_WEIGHTS in snapshot.files
         found = [self.layout.snapshot(step) / SNAPSHOT_WEIGHTS] if own else []
@@ -203,10 +244,16 @@ class Run:
             yield self.layout.snapshot(step) / chosen[0].file, list(chosen[0].tensors)
             return
         if chosen:
-            raise UserError(f"step {step} of {self.layout.root} has {kind} of several splits: say split train or val")
+            raise UserError(
+                f"step {step} of {self.layout.root} has {kind} of several splits: say split train or val"
+            )
         where = f"{kind} of split {split}" if split else kind
-        there = ", ".join(f"{observed.kind} of {observed.split}" for observed in self._observed(step))
-        raise UserError(f"step {step} of {self.layout.root} has no {where}; it has weights{there and ', '}{there}")
+        there = ", ".join(
+            f"{observed.kind} of {observed.split}" for observed in self._observed(step)
+        )
+        raise UserError(
+            f"step {step} of {self.layout.root} has no {where}; it has weights{there and ', '}{there}"
+        )
 
     @cached_property
     def _probe(self) -> str | None:
@@ -215,11 +262,15 @@ class Run:
         if sealed := getattr(self.manifest, "digests", {}).get(self.layout.probe.name):
             _check_bytes(self.layout.probe, sealed, self.layout.manifest.name)
         tokens = codec.TensorFile(self.layout.probe).get("tokens")
-        return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(
+            repr(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()
+        ).hexdigest()
 
     @cached_property
     def _logged_tokens(self) -> dict[int, int]:
-        rows, _ = read_rows(self.layout.metrics)  # a line cut by a crash is left out; training repairs it on resume
+        rows, _ = read_rows(
+            self.layout.metrics
+        )  # a line cut by a crash is left out; training repairs it on resume
         return {row["step"]: row["tokens"] for row in rows if "tokens" in row}
 
 
@@ -230,4 +281,6 @@ def _check_bytes(path: Path, sealed: str, where: str) -> None:
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error.strerror or error})") from None
     if found != sealed:
-        raise DamagedError(f"{path} does not have the sha256 that {where} says: its bytes were altered")
+        raise DamagedError(
+            f"{path} does not have the sha256 that {where} says: its bytes were altered"
+        )

@@ -1,9 +1,10 @@
 """The step that the name of a model folder or of a hub revision says.
 
-A number counts only behind a word that says what it counts: updates (`step1000`, `checkpoint-500`, `iter_20k`), tokens
-(`tokens-2B`), checkpoints (`ckpt_357`) or epochs. A whole name that is one integer is a step as well, and so is a last
-integer that is padded with zeros (`run-000500`). Everything else says no step: a date, a commit hash, the number of a
-seed or the size of a model. Suffixes k, M, B and T stand for thousands, millions, billions and trillions.
+A number counts only behind a word that says what it counts: updates (`step1000`, `checkpoint-500`,
+`iter_20k`), tokens (`tokens-2B`), checkpoints (`ckpt_357`) or epochs. A whole name that is one
+integer is a step as well, and so is a last integer that is padded with zeros (`run-000500`).
+Everything else says no step: a date, a commit hash, the number of a seed or the size of a model.
+Suffixes k, M, B and T stand for thousands, millions, billions and trillions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pico_contract.errors import UserError
 UPDATES, TOKENS, CHECKPOINTS, EPOCHS = "updates", "tokens", "saved checkpoints", "epochs"
 _LARGEST = 2**63 - 1
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-# A number ends where neither a letter, nor a digit, nor another number follows: `step_2024-05` says no step 2024.
+# A number ends where neither a letter, nor a digit, nor another number follows: `step_2024-05` says
+# no step 2024.
 _END = r"(?:(?=[-_]?tokens?(?![a-z]))|(?![a-z0-9]|[-_.:,]\d))"
 _NUMBER = rf"(\d+(?:\.\d+)?)([kmbgt])?{_END}"
 _WORDS = {  # unit -> what stands before its number; of several the first counts
@@ -27,7 +29,10 @@ _WORDS = {  # unit -> what stands before its number; of several the first counts
         rf"steps?[-_=]*{_NUMBER}",
         rf"(?:iterations?|iters?|updates?|checkpoint|(?<![a-z])batch|(?<![a-z])ba)[-_=]*{_NUMBER}",
     ),
-    TOKENS: (rf"tokens?[-_=]*{_NUMBER}", r"(?<![a-z\d.])(\d+(?:\.\d+)?)([kmbgt])?[-_]?tokens?(?![a-z])"),
+    TOKENS: (
+        rf"tokens?[-_=]*{_NUMBER}",
+        r"(?<![a-z\d.])(\d+(?:\.\d+)?)([kmbgt])?[-_]?tokens?(?![a-z])",
+    ),
     CHECKPOINTS: (rf"ckpt[-_=]*{_NUMBER}",),
     EPOCHS: (rf"(?:epochs?|(?<![a-z])ep)[-_=]*{_NUMBER}",),
 }
@@ -38,7 +43,8 @@ _DATE = re.compile(rf"(?<!\d)(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])[-_.][0-3]\d{_TI
 _DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 _PADDED = re.compile(r"(?<=[-_])(0\d{3,})$")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# What Lightning writes beside the step: the version of a repeated file, and the values of what it monitors.
+# What Lightning writes beside the step: the version of a repeated file, and the values of what it
+# monitors.
 _MONITORED = r"[-_]?[a-z_]*(?:loss|acc|accuracy|ppl|perplexity)[a-z_]*=\d+(?:\.\d+)?"
 _ASIDE = re.compile(rf"-v\d+(?=\.|$)|\.ckpt$|{_MONITORED}", _FLAGS)
 
@@ -86,7 +92,12 @@ def read_name(name: str) -> StepName | None:
     if counted is None:
         return None
     return StepName(
-        name, numbers[counted], counted, numbers.get(TOKENS), _without(rest, spans), _pattern(name, rest, spans)
+        name,
+        numbers[counted],
+        counted,
+        numbers.get(TOKENS),
+        _without(rest, spans),
+        _pattern(name, rest, spans),
     )
 
 
@@ -102,12 +113,15 @@ def _value(name: str, digits: str, suffix: str) -> int:
 
 
 def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    kept = "".join("\0" if any(start <= i < stop for start, stop in spans) else c for i, c in enumerate(text))
+    kept = "".join(
+        "\0" if any(start <= i < stop for start, stop in spans) else c for i, c in enumerate(text)
+    )
     return re.sub(r"[\0\s=._-]+", "-", kept).strip("-")
 
 
 def _pattern(name: str, rest: str, spans: list[tuple[int, int]]) -> str:
-    """The name with a star for each number that was read, and around it if parts of it were left aside."""
+    """The name with a star for each number that was read, and around it if parts of it were left
+    aside."""
     pieces, place = [], 0
     for start, stop in sorted(spans):
         if start >= place:
@@ -121,8 +135,8 @@ def steps_by_name(named: Iterable[str]) -> dict[int, StepName]:
     """The steps of one series, ascending; the names may be paths, of which the last part is read.
 
     Raises:
-        UserError: a name that says no step, names that count different things or are of different arms, or two that
-            give the same step.
+        UserError: a name that says no step, names that count different things or are of different
+            arms, or two that give the same step.
     """
     found: dict[int, StepName] = {}
     first: StepName | None = None
@@ -133,7 +147,9 @@ def steps_by_name(named: Iterable[str]) -> dict[int, StepName]:
         first = first or one
         _check_same_series(first, one)
         if one.step in found:
-            raise UserError(f'"{found[one.step].name}" and "{path}" both give step {one.step}: leave one of them out')
+            raise UserError(
+                f'"{found[one.step].name}" and "{path}" both give step {one.step}: leave one of them out'
+            )
         found[one.step] = StepName(path, one.step, one.unit, one.tokens, one.arm, one.pattern)
     return dict(sorted(found.items()))
 
@@ -167,4 +183,6 @@ def unit_note(names: Iterable[StepName]) -> list[str]:
     first = next(iter(names), None)
     if first is None or first.unit == UPDATES:
         return []
-    return [f'"{Path(first.name).name}" counts {first.unit}: the column step holds {first.unit}, not updates']
+    return [
+        f'"{Path(first.name).name}" counts {first.unit}: the column step holds {first.unit}, not updates'
+    ]

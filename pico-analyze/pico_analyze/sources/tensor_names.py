@@ -1,4 +1,5 @@
-"""Names of stored tensors and the modules that they are of, in runs of ours on disk and in memory."""
+"""Names of stored tensors and the modules that they are of, in runs of ours on disk and in
+memory."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from pico_contract import names
 _SUFFIX = ".weight"
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 _FACTORS = ("lora_A", "lora_B")
-"""Parts of a low-rank module that count as modules themselves; the others are read by name alone."""
+"""Parts of a low-rank module that count as modules themselves; the others are read by name
+alone."""
 
 
 def is_tied(model: Mapping[str, Any], kind: str) -> bool:
-    """Whether the embedding's tensor of `kind` is the head's as well: with tied embeddings all are but outputs."""
+    """Whether the embedding's tensor of `kind` is the head's as well: with tied embeddings all are
+    but outputs."""
     return kind != "activations" and bool(model.get("tie_word_embeddings"))
 
 
@@ -32,7 +35,8 @@ def _is_module(tensor: str) -> bool:
 
 
 def stored_name(module: str, stored: Iterable[str], tied: bool) -> str | None:
-    """The name in `stored` of the tensor of a module, which may be given by an alias; None where there is none."""
+    """The name in `stored` of the tensor of a module, which may be given by an alias; None where
+    there is none."""
     known = set(stored)
     module = names.canonical(module).removesuffix(_SUFFIX)
     if tied and module == _HEAD and f"{_HEAD}{_SUFFIX}" not in known:

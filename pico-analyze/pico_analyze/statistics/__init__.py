@@ -1,14 +1,21 @@
 """Statistics over runs: intervals, pairing by seeds, many numbers at once, power, counts.
 
-Pure functions of numpy arrays. A run (a seed) is the unit: arrays are (cells, runs), one row for each number compared,
-and cells are never counted as observations.
+Pure functions of numpy arrays. A run (a seed) is the unit: arrays are (cells, runs), one row for
+each number compared, and cells are never counted as observations.
 """
 
 from __future__ import annotations
 
 from pico_analyze.statistics.counts import wilson
 from pico_analyze.statistics.effect_size import hedges_g
-from pico_analyze.statistics.intervals import LEAST_BOOTSTRAP_RUNS, LEVEL, Interval, bootstrap, student_pairs, welch
+from pico_analyze.statistics.intervals import (
+    LEAST_BOOTSTRAP_RUNS,
+    LEVEL,
+    Interval,
+    bootstrap,
+    student_pairs,
+    welch,
+)
 from pico_analyze.statistics.multiple import MaxT, holm, least_p, max_t
 from pico_analyze.statistics.outliers import ALPHA_OUTLIER, outlier_p, scatter_ratio
 from pico_analyze.statistics.pairing import Pairing, choose_pairs

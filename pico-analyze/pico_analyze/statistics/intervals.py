@@ -11,9 +11,12 @@ from scipy import stats
 LEVEL = 0.95
 """Confidence of an interval, unless another is asked for."""
 LEAST_BOOTSTRAP_RUNS = 10
-"""Runs of an arm from which on a bootstrap may be used: with fewer its intervals are far too narrow."""
+"""Runs of an arm from which on a bootstrap may be used: with fewer its intervals are far too
+narrow."""
 BOOTSTRAP_DRAWS = 2000
-_CELLS_AT_ONCE = 2000  # bounds the memory of a bootstrap to _CELLS_AT_ONCE x BOOTSTRAP_DRAWS numbers
+_CELLS_AT_ONCE = (
+    2000  # bounds the memory of a bootstrap to _CELLS_AT_ONCE x BOOTSTRAP_DRAWS numbers
+)
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,15 @@ def student_pairs(x: Any, y: Any, level: float = LEVEL) -> Interval:
 
 
 def welch(x: Any, y: Any, level: float = LEVEL) -> Interval:
-    """Compute Welch's t interval of mean(y) - mean(x) for independent runs with scatters that may differ.
+    """Compute Welch's t interval of mean(y) - mean(x) for independent runs with scatters that may
+    differ.
 
     Args:
         x: (cells, n) and y: (cells, m), with at least two runs each.
         level: confidence of the interval.
 
-    Source: Welch 1947, "The generalization of Student's problem when several different population variances are
-    involved"; the degrees of freedom are those of Satterthwaite 1946.
+    Source: Welch 1947, "The generalization of Student's problem when several different population
+    variances are involved"; the degrees of freedom are those of Satterthwaite 1946.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n, m = _at_least_two(x), _at_least_two(y)
@@ -72,7 +76,8 @@ def welch(x: Any, y: Any, level: float = LEVEL) -> Interval:
 
 
 def bootstrap(x: Any, y: Any, paired: bool, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Compute the percentile bootstrap interval of mean(y) - mean(x), with runs resampled `BOOTSTRAP_DRAWS` times.
+    """Compute the percentile bootstrap interval of mean(y) - mean(x), with runs resampled
+    `BOOTSTRAP_DRAWS` times.
 
     Args:
         x: (cells, n) and y: (cells, m), with at least `LEAST_BOOTSTRAP_RUNS` runs each.
@@ -113,7 +118,14 @@ def _from_t(method: str, difference: Any, error: Any, df: Any, level: float) -> 
     with np.errstate(invalid="ignore", divide="ignore"):
         p = 2 * stats.t.sf(np.abs(difference) / error, df)
     p = np.where(difference == 0, 1.0, p)  # 0 / 0: no scatter and no difference
-    return Interval(method, difference - half, difference + half, error, df, np.where(np.isnan(difference), np.nan, p))
+    return Interval(
+        method,
+        difference - half,
+        difference + half,
+        error,
+        df,
+        np.where(np.isnan(difference), np.nan, p),
+    )
 
 
 def _at_least_two(values: Any) -> int:

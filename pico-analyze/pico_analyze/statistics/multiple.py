@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 MOST_ARRANGEMENTS = 20_000
-"""Sign flips or permutations up to which all are enumerated; beyond, `SAMPLED_ARRANGEMENTS` are drawn."""
+"""Sign flips or permutations up to which all are enumerated; beyond, `SAMPLED_ARRANGEMENTS` are
+drawn."""
 SAMPLED_ARRANGEMENTS = 9_999
 _AT_ONCE = 1_000
 _TIE = 1e-9  # statistics this close are equal: rounding must not decide
@@ -53,17 +54,21 @@ def least_p(n: int, m: int, paired: bool) -> float:
 
 
 def max_t(x: Any, y: Any, paired: bool, seed: int = 0) -> MaxT:
-    """Test every cell for a difference between arms, adjusted for all cells by the largest |t| among them.
+    """Test every cell for a difference between arms, adjusted for all cells by the largest |t|
+    among them.
 
-    Whole pairs change sign, or whole runs change arm, so that the dependence between cells that come from the same
-    runs is kept. All arrangements are used up to `MOST_ARRANGEMENTS`, a random sample beyond.
+    Whole pairs change sign, or whole runs change arm, so that the dependence between cells that
+    come from the same runs is kept. All arrangements are used up to `MOST_ARRANGEMENTS`, a random
+    sample beyond.
 
     Args:
-        x: (cells, n) and y: (cells, m), with at least two runs each; for `paired` column i of both is one pair.
+        x: (cells, n) and y: (cells, m), with at least two runs each; for `paired` column i of both
+            is one pair.
         paired: flip the signs of pairs (Student's t) instead of permuting runs (Welch's t).
         seed: of the sample of arrangements.
 
-    Source: Westfall & Young 1993, "Resampling-based multiple testing", sections 2.3 and 2.5; Nichols & Holmes 2002.
+    Source: Westfall & Young 1993, "Resampling-based multiple testing", sections 2.3 and 2.5;
+    Nichols & Holmes 2002.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     complete = ~(np.isnan(x).any(axis=1) | np.isnan(y).any(axis=1))
@@ -78,7 +83,8 @@ def max_t(x: Any, y: Any, paired: bool, seed: int = 0) -> MaxT:
 
 
 def _adjusted(values: Any, arranged: Iterator[Any], paired: bool) -> Any:
-    """Count the arrangements whose largest statistic reaches that of each cell; the first is the observed one."""
+    """Count the arrangements whose largest statistic reaches that of each cell; the first is the
+    observed one."""
     statistic = _flipped if paired else _permuted
     reached, count, observed = np.zeros(len(values)), 0, None
     for block in arranged:
@@ -91,14 +97,18 @@ def _adjusted(values: Any, arranged: Iterator[Any], paired: bool) -> Any:
 
 
 def _flipped(differences: Any, signs: Any) -> Any:
-    """Return t^2 / (t^2 + n - 1) of the flipped differences, which ranks as |t| does and is finite without scatter."""
+    """Return t^2 / (t^2 + n - 1) of the flipped differences, which ranks as |t| does and is finite
+    without scatter."""
     with np.errstate(invalid="ignore"):
-        found = ((differences @ signs) / signs.shape[0]) ** 2 / (differences**2).mean(axis=1)[:, None]
+        found = ((differences @ signs) / signs.shape[0]) ** 2 / (differences**2).mean(axis=1)[
+            :, None
+        ]
     return np.nan_to_num(found)
 
 
 def _permuted(values: Any, in_x: Any) -> Any:
-    """Return t^2 / (t^2 + 1) of Welch's t where `in_x` (runs, arrangements) says which runs form the first arm."""
+    """Return t^2 / (t^2 + 1) of Welch's t where `in_x` (runs, arrangements) says which runs form
+    the first arm."""
     n, m = int(in_x[:, 0].sum()), int((~in_x[:, 0]).sum())
     first, second = in_x.astype(float), (~in_x).astype(float)
     x, y = values @ first / n, values @ second / m
@@ -110,7 +120,8 @@ def _permuted(values: Any, in_x: Any) -> Any:
 
 
 def _scaled(values: Any, centred: bool) -> Any:
-    """Scale each cell to a largest value of 1, about its mean if `centred`; a cell without scatter becomes 0."""
+    """Scale each cell to a largest value of 1, about its mean if `centred`; a cell without scatter
+    becomes 0."""
     moved = values - values.mean(axis=1, keepdims=True) if centred else values
     size = np.abs(moved).max(axis=1, keepdims=True)
     negligible = size <= 1e-12 * np.abs(values).max(axis=1, keepdims=True)
@@ -118,11 +129,14 @@ def _scaled(values: Any, centred: bool) -> Any:
 
 
 def _sign_flips(pairs: int, seed: int) -> Iterator[Any]:
-    """Yield blocks (pairs, k) of signs, the observed ones first; the first pair keeps its sign, since |t| is even."""
+    """Yield blocks (pairs, k) of signs, the observed ones first; the first pair keeps its sign,
+    since |t| is even."""
     if _count(pairs, pairs, True) > MOST_ARRANGEMENTS:
         yield np.ones((pairs, 1))
         generator = np.random.default_rng(seed)
-        yield from _blocks(generator.choice((-1.0, 1.0), size=(pairs, 1)) for _ in range(SAMPLED_ARRANGEMENTS))
+        yield from _blocks(
+            generator.choice((-1.0, 1.0), size=(pairs, 1)) for _ in range(SAMPLED_ARRANGEMENTS)
+        )
         return
     flips = itertools.product((1.0, -1.0), repeat=pairs - 1)
     yield from _blocks(np.array([[1.0], *([sign] for sign in flip)]) for flip in flips)
@@ -133,7 +147,9 @@ def _permutations(n: int, m: int, seed: int) -> Iterator[Any]:
     if _count(n, m, False) > MOST_ARRANGEMENTS:
         generator = np.random.default_rng(seed)
         yield _chosen(range(n), n + m)
-        yield from _blocks(_chosen(generator.permutation(n + m)[:n], n + m) for _ in range(SAMPLED_ARRANGEMENTS))
+        yield from _blocks(
+            _chosen(generator.permutation(n + m)[:n], n + m) for _ in range(SAMPLED_ARRANGEMENTS)
+        )
         return
     yield from _blocks(_chosen(places, n + m) for places in itertools.combinations(range(n + m), n))
 

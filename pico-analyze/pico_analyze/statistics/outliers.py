@@ -14,8 +14,9 @@ ALPHA_OUTLIER = 0.01
 def outlier_p(values: Any) -> Any:
     """Compute how unlikely each run is, if all runs of a cell came from one normal distribution.
 
-    Each run is judged by the mean and the scatter of the others (the externally studentised residual), and p is
-    multiplied by the number of runs (Bonferroni), so that one number serves for three runs and for thirty.
+    Each run is judged by the mean and the scatter of the others (the externally studentised
+    residual), and p is multiplied by the number of runs (Bonferroni), so that one number serves for
+    three runs and for thirty.
 
     Args:
         values: (cells, runs).
@@ -43,7 +44,8 @@ def outlier_p(values: Any) -> Any:
 
 
 def scatter_ratio(x: Any, y: Any) -> float:
-    """Return the median over cells of sd(y) / sd(x), 1 where no cell has scatter in both arms or an arm has one run."""
+    """Return the median over cells of sd(y) / sd(x), 1 where no cell has scatter in both arms or an
+    arm has one run."""
     if min(x.shape[1], y.shape[1]) < 2:
         return 1.0
     of_x, of_y = np.std(x, axis=1, ddof=1), np.std(y, axis=1, ddof=1)

@@ -14,7 +14,8 @@ class Pairing:
     """Which runs of two arms belong together.
 
     Attributes:
-        pairs: (index in the first arm, index in the second) of each pair, in the order of the first arm.
+        pairs: (index in the first arm, index in the second) of each pair, in the order of the first
+            arm.
         matched: how many runs have a partner, whether or not that was enough to pair.
         unpaired: for each arm, the indices of the runs that have no partner.
     """
@@ -25,14 +26,19 @@ class Pairing:
 
 
 def choose_pairs(first: Sequence[Hashable | None], second: Sequence[Hashable | None]) -> Pairing:
-    """Pair the runs of two arms that have the same key (their seeds), if enough of them have a partner.
+    """Pair the runs of two arms that have the same key (their seeds), if enough of them have a
+    partner.
 
-    Enough is every run of the smaller arm, or at least three pairs and two thirds of the smaller arm. Otherwise
-    `pairs` is empty. None is an unknown key and has no partner, nor has a key that occurs twice in an arm. Values
-    play no part, so that the choice cannot favour a result.
+    Enough is every run of the smaller arm, or at least three pairs and two thirds of the smaller
+    arm. Otherwise `pairs` is empty. None is an unknown key and has no partner, nor has a key that
+    occurs twice in an arm. Values play no part, so that the choice cannot favour a result.
     """
     partner = {key: place for place, key in enumerate(second) if _is_unique(key, second)}
-    pairs = [(i, partner[key]) for i, key in enumerate(first) if _is_unique(key, first) and key in partner]
+    pairs = [
+        (i, partner[key])
+        for i, key in enumerate(first)
+        if _is_unique(key, first) and key in partner
+    ]
     smaller = min(len(first), len(second))
     partial = len(pairs) >= LEAST_PARTIAL_PAIRS and 3 * len(pairs) >= 2 * smaller
     left = tuple(i for i in range(len(first)) if i not in {i for i, _ in pairs})

@@ -17,11 +17,12 @@ _KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation"}
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Bytes of text that each id stands for, (vocab,) int64, 0 for special tokens; None where that depends on the text.
+    """Bytes of text that each id stands for, (vocab,) int64, 0 for special tokens; None where that
+    depends on the text.
 
-    It is known of byte-level BPE, and of SentencePiece's BPE with bytes for unknown characters, as long as nothing is
-    put before a text and nothing in it is replaced but the space. WordPiece drops spaces, and unknown words; most
-    normalizers change bytes.
+    It is known of byte-level BPE, and of SentencePiece's BPE with bytes for unknown characters, as
+    long as nothing is put before a text and nothing in it is replaced but the space. WordPiece
+    drops spaces, and unknown words; most normalizers change bytes.
     """
     known = is_plain_byte_level(tokenizer) or _is_plain_sentence_piece(tokenizer)
     return written_byte_lengths(tokenizer) if known else None
@@ -30,9 +31,10 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray | None:
 def written_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes of UTF-8 of each id as the vocabulary writes it, (vocab,) int64; 0 for special tokens.
 
-    Byte-level BPE writes every byte as one printable character. SentencePiece's vocabularies write a space as U+2581
-    and a byte that is no character of theirs as <0xNN>. Added tokens are written as they are. The bytes of a text are
-    their sum only where nothing was dropped, added or replaced.
+    Byte-level BPE writes every byte as one printable character. SentencePiece's vocabularies write
+    a space as U+2581 and a byte that is no character of theirs as <0xNN>. Added tokens are written
+    as they are. The bytes of a text are their sum only where nothing was dropped, added or
+    replaced.
     """
     added = tokenizer.get_added_tokens_decoder()
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)

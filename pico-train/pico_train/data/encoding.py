@@ -20,7 +20,8 @@ Part = tuple[str, Document, bool]
 
 
 class DocumentEncoder:
-    """Encodes documents with a tokenizer; text ends with eos, documents that came as ids stay as they are."""
+    """Encodes documents with a tokenizer; text ends with eos, documents that came as ids stay as
+    they are."""
 
     def __init__(self, tokenizer: Tokenizer | None, eos: int | None, vocab_size: int) -> None:
         self._tokenizer, self._eos, self._vocab_size = tokenizer, eos, vocab_size
@@ -30,22 +31,27 @@ class DocumentEncoder:
 
     @property
     def token_bytes(self) -> str:
-        """Whether the ids of every text so far stand for as many bytes as it has, as data.json states it."""
+        """Whether the ids of every text so far stand for as many bytes as it has, as data.json
+        states it."""
         if not self._texts or self._others:
             return ""
         return "exact" if self._is_exact else "not exact"
 
-    def __call__(self, pairs: Iterator[tuple[str, Document]], where: str) -> Iterator[tuple[str, np.ndarray]]:
+    def __call__(
+        self, pairs: Iterator[tuple[str, Document]], where: str
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Give (split, token ids) of every document of the source `where`.
 
         Raises:
-            UserError: text without a tokenizer, an id outside the vocabulary, or a text that holds the name of a
-                special token and cannot be read as text.
+            UserError: text without a tokenizer, an id outside the vocabulary, or a text that holds
+                the name of a special token and cannot be read as text.
         """
         begun: list[np.ndarray] = []
         n_bytes, number = 0, 0
         for lot in _lots(self._parts(pairs, where)):
-            encoded = iter(self._ids([content for _, content, _ in lot if isinstance(content, str)]))
+            encoded = iter(
+                self._ids([content for _, content, _ in lot if isinstance(content, str)])
+            )
             for split, content, is_last in lot:
                 number += is_last
                 if not isinstance(content, str):
@@ -55,7 +61,12 @@ class DocumentEncoder:
                 begun.append(next(encoded))
                 n_bytes += len(content.encode())
                 if is_last:
-                    yield split, self._finished(np.concatenate(begun), n_bytes, f'"{where}", document {number:,},')
+                    yield (
+                        split,
+                        self._finished(
+                            np.concatenate(begun), n_bytes, f'"{where}", document {number:,},'
+                        ),
+                    )
                     begun.clear()
                     n_bytes = 0
 
@@ -89,7 +100,11 @@ class DocumentEncoder:
         outside = ids[(ids < 0) | (ids >= self._vocab_size)]
         if outside.size:
             is_own = self._tokenizer is None
-            remedy = "set tokenizer.vocab_size" if is_own else "tokenizer.path is not the tokenizer that made it"
+            remedy = (
+                "set tokenizer.vocab_size"
+                if is_own
+                else "tokenizer.path is not the tokenizer that made it"
+            )
             named = f'"{where}" holds the token id {outside[0]}'
             raise UserError(f"{named}, outside a vocabulary of {self._vocab_size}: {remedy}")
         return ids

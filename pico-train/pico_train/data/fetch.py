@@ -1,4 +1,5 @@
-"""A data directory whose training rows stay where they are: on the hub, or in a directory of the same layout."""
+"""A data directory whose training rows stay where they are: on the hub, or in a directory of the
+same layout."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from pico_contract.schema import DataManifest, SplitInfo
 from pydantic import Field
 
 from pico_train.config import Section
-from pico_train.data.hub import HubRepo
+from pico_train.data.hub_files import HubRepo
 from pico_train.data.packed import PackedWriter, smallest_dtype
 from pico_train.data.publish import is_made, publish_data
 from pico_train.data.shards import Listing, Shard
@@ -30,14 +31,16 @@ _TOLD = 1000
 
 
 class FetchConfig(Section):
-    """How a data directory is made of rows that were tokenised and cut by others, and are not copied."""
+    """How a data directory is made of rows that were tokenised and cut by others, and are not
+    copied."""
 
     source: str
     """A data set of the hub (`owner/name`), or a local directory of its files."""
     out: Path
     """The data directory to make."""
     revision: str | None = None
-    """Branch, tag or commit of a hub data set, of which the commit is kept; null is the default branch."""
+    """Branch, tag or commit of a hub data set, of which the commit is kept; null is the default
+    branch."""
     files: str = "*train*.parquet"
     """Glob over the paths of the shards, which are read in the order of their names."""
     column: str = "input_ids"
@@ -45,9 +48,11 @@ class FetchConfig(Section):
     vocab_size: int = Field(50_304, ge=1)
     """Vocabulary of the models that will read the data."""
     tokenizer: Path | None = None
-    """tokenizer.json, or a directory that holds one, with which the rows were made; null leaves rows without text."""
+    """tokenizer.json, or a directory that holds one, with which the rows were made; null leaves
+    rows without text."""
     validation: SourceConfig | None = None
-    """Tokenised documents whose rows are packed here, for the probe and for perplexity; null leaves them out."""
+    """Tokenised documents whose rows are packed here, for the probe and for perplexity; null leaves
+    them out."""
     validation_rows: int = Field(1024, ge=1)
     """How many of them at most."""
     licence: str = "unknown"
@@ -55,11 +60,12 @@ class FetchConfig(Section):
 
 
 def fetch(config: FetchConfig, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Make the data directory `config.out`, whole or not at all, from the shards' footers; no shard is downloaded.
+    """Make the data directory `config.out`, whole or not at all, from the shards' footers; no shard
+    is downloaded.
 
     Raises:
-        UserError: another data directory lies there, no access, no such file, rows of several lengths, validation
-            documents that are text.
+        UserError: another data directory lies there, no access, no such file, rows of several
+            lengths, validation documents that are text.
         ConnectionError: the hub does not answer.
     """
     layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
@@ -81,7 +87,9 @@ def _listing(config: FetchConfig, say: Callable[[str], None]) -> Listing:
     if path.is_dir():
         return _of_directory(config, path.resolve(), say)
     if config.source.startswith((".", "/", "~")):
-        raise UserError(f"there is no directory {config.source}{did_you_mean(path.name, _siblings(path))}")
+        raise UserError(
+            f"there is no directory {config.source}{did_you_mean(path.name, _siblings(path))}"
+        )
     repo = HubRepo(config.source.removeprefix(HUB), config.revision)
     files = repo.shards(config.files)
 
@@ -103,7 +111,9 @@ def _of_directory(config: FetchConfig, root: Path, say: Callable[[str], None]) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    present = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    present = sorted(
+        path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
+    )
     files = fnmatch.filter(present, config.files)
     if not files:
         raise UserError(f'{root} has no file "{config.files}"{did_you_mean(config.files, present)}')
@@ -113,7 +123,9 @@ def _of_directory(config: FetchConfig, root: Path, say: Callable[[str], None]) -
         try:
             rows, length = _shape(pq.read_metadata(path), config.column, str(path))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is not a Parquet file ({' '.join(str(error).split())})") from None
+            raise UserError(
+                f"{path} is not a Parquet file ({' '.join(str(error).split())})"
+            ) from None
         return Shard(file, path.stat().st_size, codec.sha256_file(path), rows), length
 
     shards, length = _alike(map(measured, files), len(files), say)
@@ -126,7 +138,9 @@ def _shape(metadata: Any, column: str, where: str) -> tuple[int, int]:
     if column not in names:
         raise UserError(f'{where} has no column "{column}"{did_you_mean(column, names)}')
     index, rows = names.index(column), metadata.num_rows
-    values = sum(metadata.row_group(i).column(index).num_values for i in range(metadata.num_row_groups))
+    values = sum(
+        metadata.row_group(i).column(index).num_values for i in range(metadata.num_row_groups)
+    )
     if rows == 0 or values % rows or values < 2 * rows:
         raise UserError(
             f"{where} has {values:,} ids in {rows:,} rows, which are not rows of one length: cut them anew with"
@@ -144,7 +158,9 @@ def _alike(
     for shard, found in measured:
         length = length or found
         if found != length:
-            raise UserError(f"rows of {shard.file} have {found} ids, those of {shards[0].file} {length}")
+            raise UserError(
+                f"rows of {shard.file} have {found} ids, those of {shards[0].file} {length}"
+            )
         shards.append(shard)
         if len(shards) % _TOLD == 0:
             say(f"{len(shards):,} of {total:,} files")
@@ -154,7 +170,11 @@ def _alike(
 def _write(config: FetchConfig, listing: Listing, layout: DataLayout) -> DataManifest:
     codec.write_text(layout.shards("train"), listing.to_json())
     tokens = listing.rows * listing.row_length
-    splits = {"train": SplitInfo(rows=listing.rows, tokens=tokens, documents=listing.rows, dropped_tokens=0)}
+    splits = {
+        "train": SplitInfo(
+            rows=listing.rows, tokens=tokens, documents=listing.rows, dropped_tokens=0
+        )
+    }
     digests = {"train": listing.digest}
     if config.validation is not None:
         splits["validation"], digests["validation"] = _write_validation(
@@ -167,7 +187,9 @@ def _write(config: FetchConfig, listing: Listing, layout: DataLayout) -> DataMan
         special = special_tokens(tokenizer, config.vocab_size)
     return DataManifest(
         fingerprint=data_fingerprint(listing.row_length - 1, digests),
-        source=f"{HUB}{listing.repo}@{listing.revision}" if listing.repo else str(listing.directory),
+        source=f"{HUB}{listing.repo}@{listing.revision}"
+        if listing.repo
+        else str(listing.directory),
         licence=config.licence,
         seq_len=listing.row_length - 1,
         vocab_size=config.vocab_size,
@@ -181,10 +203,14 @@ def _write_validation(
     config: FetchConfig, source: SourceConfig, row_length: int, layout: DataLayout
 ) -> tuple[SplitInfo, str]:
     """The first rows of the validation documents, packed as `prepare` packs them."""
-    with PackedWriter(layout, "validation", row_length - 1, smallest_dtype(config.vocab_size)) as writer:
+    with PackedWriter(
+        layout, "validation", row_length - 1, smallest_dtype(config.vocab_size)
+    ) as writer:
         for document in documents(source):
             if isinstance(document, str):
-                raise UserError(f'validation: "{source.path}" holds text, where tokenised documents are expected')
+                raise UserError(
+                    f'validation: "{source.path}" holds text, where tokenised documents are expected'
+                )
             if outside := [i for i in document.tolist() if not 0 <= i < config.vocab_size]:
                 raise UserError(
                     f'"{source.path}" holds the id {outside[0]}, outside a vocabulary of {config.vocab_size}'
@@ -195,5 +221,7 @@ def _write_validation(
                 break
         info, digest = writer.close()
     if info.rows == 0:
-        raise UserError(f'validation: "{source.path}" has {info.tokens} tokens, less than one row of {row_length}')
+        raise UserError(
+            f'validation: "{source.path}" has {info.tokens} tokens, less than one row of {row_length}'
+        )
     return info, digest

@@ -1,6 +1,7 @@
 """Documents out of text files and files of JSON lines, and which files of a directory are read.
 
-Every reader gives text alike: no byte order mark, lines that end in LF, and no document that is blank.
+Every reader gives text alike: no byte order mark, lines that end in LF, and no document that is
+blank.
 """
 
 from __future__ import annotations
@@ -25,10 +26,64 @@ JSON_LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz
 TEXT = (".txt", ".md")
 """Endings of the files that are read in a directory."""
 _NO_TEXT = (
-    *(".csv", ".tsv", ".xml", ".html", ".htm", ".ipynb", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub"),
-    *(".xls", ".xlsx", ".ods", ".ppt", ".pptx", ".arrow", ".feather", ".avro", ".orc", ".db", ".sqlite", ".h5"),
-    *(".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".npy", ".npz", ".pt", ".pth", ".bin"),
-    *(".pkl", ".pickle", ".safetensors", ".png", ".jpg", ".jpeg", ".gif", ".mp3", ".mp4", ".wav", ".exe", ".so"),
+    *(
+        ".csv",
+        ".tsv",
+        ".xml",
+        ".html",
+        ".htm",
+        ".ipynb",
+        ".pdf",
+        ".doc",
+        ".docx",
+        ".odt",
+        ".rtf",
+        ".epub",
+    ),
+    *(
+        ".xls",
+        ".xlsx",
+        ".ods",
+        ".ppt",
+        ".pptx",
+        ".arrow",
+        ".feather",
+        ".avro",
+        ".orc",
+        ".db",
+        ".sqlite",
+        ".h5",
+    ),
+    *(
+        ".gz",
+        ".zst",
+        ".xz",
+        ".bz2",
+        ".zip",
+        ".tar",
+        ".tgz",
+        ".7z",
+        ".rar",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".pth",
+        ".bin",
+    ),
+    *(
+        ".pkl",
+        ".pickle",
+        ".safetensors",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".mp3",
+        ".mp4",
+        ".wav",
+        ".exe",
+        ".so",
+    ),
 )
 """Endings of files whose bytes are not the text that a reader sees."""
 _STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/")
@@ -56,7 +111,9 @@ def require_readable(path: Path) -> None:
         UserError: a pipe or device, or a file whose name says that it is neither, with the remedy.
     """
     if not path.is_file() or str(path).startswith(_STREAMS):
-        raise UserError(f"{path} is not a file: it would be read twice; write the text to a file, and name that")
+        raise UserError(
+            f"{path} is not a file: it would be read twice; write the text to a file, and name that"
+        )
     ending = path.suffix.lower()
     if ending in _NO_TEXT and not is_json_lines(path):
         raise UserError(
@@ -66,25 +123,30 @@ def require_readable(path: Path) -> None:
 
 
 def directory_files(folder: Path) -> list[Path]:
-    """The .txt and .md files below `folder`, by name; hidden ones, and those in hidden directories, are left out."""
+    """The .txt and .md files below `folder`, by name; hidden ones, and those in hidden directories,
+    are left out."""
     return [path for path in _visible_files(folder) if path.suffix.lower() in TEXT]
 
 
 def left_out(folder: Path) -> str | None:
-    """One sentence that counts the other files below `folder` by kind; None where there are none."""
+    """One sentence that counts the other files below `folder` by kind; None where there are
+    none."""
     others = (path for path in _visible_files(folder) if path.suffix.lower() not in TEXT)
     counts = Counter(path.suffix or "without ending" for path in others)
     if not counts:
         return None
     kinds = ", ".join(f"{count:,} {ending}" for ending, count in sorted(counts.items()))
-    return f"{folder}: {kinds} left out, since only {' and '.join(TEXT)} files of a directory are read"
+    return (
+        f"{folder}: {kinds} left out, since only {' and '.join(TEXT)} files of a directory are read"
+    )
 
 
 def _visible_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 
@@ -94,7 +156,8 @@ def text_documents(paths: Iterable[Path], separator: str | None) -> Iterator[str
     Of a file no more is held in memory than its longest document and a block.
 
     Raises:
-        UserError: bytes that are not UTF-8, signs of another kind of file, or a separator that never occurs.
+        UserError: bytes that are not UTF-8, signs of another kind of file, or a separator that
+            never occurs.
     """
     wanted, parted, read = normalised(separator or ""), False, ""
     for path in paths:
@@ -112,7 +175,11 @@ def text_documents(paths: Iterable[Path], separator: str | None) -> Iterator[str
 
 
 def _no_separator(where: str, separator: str) -> str:
-    shell = " (in a shell, write 'source.separator=\"\\n\\n\"')" if set(separator) <= set("\\nrt") else ""
+    shell = (
+        " (in a shell, write 'source.separator=\"\\n\\n\"')"
+        if set(separator) <= set("\\nrt")
+        else ""
+    )
     return (
         f"the separator {json.dumps(separator)} does not occur in {where}{shell}: correct it, or leave it out to read"
         " each file as one document"
@@ -167,15 +234,21 @@ def decoded(raw: bytes, where: str) -> str:
 
 def _not_utf8(where: str, place: int, error: UnicodeDecodeError) -> UserError:
     wrong = error.object[error.start]
-    wide = "; it begins as UTF-16 does: convert it to UTF-8" if place == 0 and wrong in (0xFE, 0xFF) else ""
+    wide = (
+        "; it begins as UTF-16 does: convert it to UTF-8"
+        if place == 0 and wrong in (0xFE, 0xFF)
+        else ""
+    )
     return UserError(f"{where} is not UTF-8: byte {place} is 0x{wrong:02x}{wide}")
 
 
 def json_records(path: Path) -> Iterator[Record]:
-    """The objects in a file of JSON lines, compressed where its name ends in .gz; empty lines left out.
+    """The objects in a file of JSON lines, compressed where its name ends in .gz; empty lines left
+    out.
 
     Raises:
-        UserError: a line is not UTF-8, not JSON or not an object, by file and line; or the file is not a gzip file.
+        UserError: a line is not UTF-8, not JSON or not an object, by file and line; or the file is
+            not a gzip file.
     """
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as handle:
         for number, raw in enumerate(_lines(cast(BinaryIO, handle), path), start=1):
@@ -187,11 +260,18 @@ def json_records(path: Path) -> Iterator[Record]:
                 continue
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # also a number too long, and nesting too deep, to be read
-                raise UserError(f"{where} is not JSON ({getattr(error, 'msg', error)}){_whole_json(path)}") from None
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # also a number too long, and nesting too deep, to be read
+                raise UserError(
+                    f"{where} is not JSON ({getattr(error, 'msg', error)}){_whole_json(path)}"
+                ) from None
             if not isinstance(record, dict):
                 kind = type(record).__name__
-                raise UserError(f"{where} holds a {kind} where an object is expected{_whole_json(path)}")
+                raise UserError(
+                    f"{where} holds a {kind} where an object is expected{_whole_json(path)}"
+                )
             yield where, record
 
 
@@ -206,4 +286,6 @@ def _lines(handle: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
         yield from handle
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a whole gzip file ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"{path} is not a whole gzip file ({' '.join(str(error).split())})"
+        ) from None

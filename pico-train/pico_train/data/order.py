@@ -1,4 +1,5 @@
-"""The order of rows, which is part of the format on disk: `pico_contract.order` has it, for the audit as well."""
+"""The order of rows, which is part of the format on disk: `pico_contract.order` has it, for the
+audit as well."""
 
 from __future__ import annotations
 

@@ -9,7 +9,13 @@ from typing import Self
 
 import numpy as np
 from pico_contract import codec
-from pico_contract.data_directory import BLOCK_BYTES, DTYPES, BlockDigests, count_faults, verify_data
+from pico_contract.data_directory import (
+    BLOCK_BYTES,
+    DTYPES,
+    BlockDigests,
+    count_faults,
+    verify_data,
+)
 from pico_contract.errors import DamagedError, UserError, did_you_mean
 from pico_contract.layout import DataLayout
 from pico_contract.schema import DataManifest, SplitInfo
@@ -19,7 +25,8 @@ from pico_train.data.shards import DirectoryFiles, Files, Listing, StreamConfig,
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 
 _START_BYTES = 16 * BLOCK_BYTES
-"""Bytes of each split's rows that are compared with data.json when a run begins: 1 GiB, about a second."""
+"""Bytes of each split's rows that are compared with data.json when a run begins: 1 GiB, about a
+second."""
 
 
 def smallest_dtype(vocab_size: int) -> str:
@@ -33,7 +40,12 @@ class PackedRows:
     def __init__(self, layout: DataLayout, manifest: DataManifest, split: str) -> None:
         self.n_rows, self.seq_len = manifest.splits[split].rows, manifest.seq_len
         self._vocab_size, self._path = manifest.vocab_size, layout.rows(split)
-        self._ids = np.memmap(self._path, dtype=DTYPES[manifest.dtype], mode="r", shape=(self.n_rows, self.seq_len + 1))
+        self._ids = np.memmap(
+            self._path,
+            dtype=DTYPES[manifest.dtype],
+            mode="r",
+            shape=(self.n_rows, self.seq_len + 1),
+        )
         self.size = self._ids.nbytes
         """Bytes of all rows as they are stored."""
         self.blocks: tuple[int, ...] = ()
@@ -77,7 +89,8 @@ class PackedData:
         """Open and check sizes; `stream` says where shards are kept that have to be downloaded.
 
         Raises:
-            UserError: `path` is no data directory; DamagedError: a file of it is missing or was cut, by name.
+            UserError: `path` is no data directory; DamagedError: a file of it is missing or was
+                cut, by name.
         """
         layout = DataLayout(path)
         if not layout.manifest.is_file():
@@ -106,10 +119,12 @@ class PackedData:
         return Vocabulary(self.path, self.tokenizer_path, eos, self.manifest.vocab_size)
 
     def token_byte_lengths(self) -> np.ndarray | None:
-        """Bytes of text that each id of the rows stands for, (vocab,) int64; None where the ids do not tell.
+        """Bytes of text that each id of the rows stands for, (vocab,) int64; None where the ids do
+        not tell.
 
-        Preparing data compares the sum of these with the bytes of each document. Without such a comparison (ids that
-        others made, data of earlier versions) the kind of the tokenizer decides.
+        Preparing data compares the sum of these with the bytes of each document. Without such a
+        comparison (ids that others made, data of earlier versions) the kind of the tokenizer
+        decides.
         """
         if self.tokenizer_path is None or self.manifest.token_bytes == "not exact":
             return None
@@ -120,22 +135,29 @@ class PackedData:
     def split(self, name: str) -> Rows:
         """The rows of split `name` (train, validation); UserError names those that exist."""
         if name not in self.manifest.splits:
-            raise UserError(f'{self.path} has no split "{name}"{did_you_mean(name, self.manifest.splits)}')
+            raise UserError(
+                f'{self.path} has no split "{name}"{did_you_mean(name, self.manifest.splits)}'
+            )
         layout = DataLayout(self.path)
         if not layout.shards(name).is_file():
             return PackedRows(layout, self.manifest, name)
         listing = Listing.read(layout.shards(name))
-        return StreamedRows(listing, self._files(listing), self.manifest.vocab_size, DTYPES[self.manifest.dtype])
+        return StreamedRows(
+            listing, self._files(listing), self.manifest.vocab_size, DTYPES[self.manifest.dtype]
+        )
 
     def verify_at_start(self) -> str | None:
-        """Compare the bytes with data.json, as a run does when it begins; a notice where only a part was compared.
+        """Compare the bytes with data.json, as a run does when it begins; a notice where only a
+        part was compared.
 
         Raises:
             DamagedError: a file was altered, by name.
         """
         checked = verify_data(self.path, _START_BYTES)
         if checked.faults:
-            raise DamagedError(f"{checked.faults[0]}; `pico-train data verify {self.path}` names every fault")
+            raise DamagedError(
+                f"{checked.faults[0]}; `pico-train data verify {self.path}` names every fault"
+            )
         if checked.is_whole:
             return None
         return (
@@ -146,7 +168,7 @@ class PackedData:
     def _files(self, listing: Listing) -> Files:
         if listing.repo is None:
             return DirectoryFiles(Path(str(listing.directory)))
-        from pico_train.data.hub import HubFiles
+        from pico_train.data.hub_files import HubFiles
 
         cache = self.stream.cache or DataLayout(self.path).cache
         largest = max(shard.size for shard in listing.shards)
@@ -154,7 +176,8 @@ class PackedData:
 
 
 class PackedWriter:
-    """Streams documents into rows of one split; holds less than one row in memory. Leaving its context closes files."""
+    """Streams documents into rows of one split; holds less than one row in memory. Leaving its
+    context closes files."""
 
     def __init__(self, layout: DataLayout, split: str, seq_len: int, dtype: str) -> None:
         self._dtype, self._row = DTYPES[dtype], seq_len + 1

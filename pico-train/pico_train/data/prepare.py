@@ -21,7 +21,12 @@ from pico_train.data.encoding import DocumentEncoder
 from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
 from pico_train.data.publish import is_made, publish_data, source_records
 from pico_train.data.sources import Document, SourceConfig, documents, local_files, source_remarks
-from pico_train.data.tokenizer import load_tokenizer, special_tokens, train_tokenizer, vocabulary_size
+from pico_train.data.tokenizer import (
+    load_tokenizer,
+    special_tokens,
+    train_tokenizer,
+    vocabulary_size,
+)
 from pico_train.seeds import derive
 
 
@@ -29,9 +34,11 @@ class TokenizerConfig(Section):
     """A tokenizer of our own, or an existing one."""
 
     path: Path | None = None
-    """tokenizer.json or a directory that holds one; null trains a byte-level BPE on the training documents."""
+    """tokenizer.json or a directory that holds one; null trains a byte-level BPE on the training
+    documents."""
     vocab_size: int = Field(50_304, ge=1)
-    """Vocabulary to train; with an existing tokenizer, the vocabulary of the models that will read the data."""
+    """Vocabulary to train; with an existing tokenizer, the vocabulary of the models that will read
+    the data."""
     sample_characters: int = Field(100_000_000, ge=1)
     """The tokenizer is trained on documents up to this many characters."""
 
@@ -48,7 +55,8 @@ class PrepareConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     """Tokenizer."""
     validation_fraction: float = Field(0.01, ge=0, lt=1)
-    """Share of documents, drawn by a hash of (seed, number of the document), that are held out; 0 is off."""
+    """Share of documents, drawn by a hash of (seed, number of the document), that are held out; 0
+    is off."""
     validation_source: SourceConfig | None = None
     """Held-out documents from a source of their own, instead of a fraction."""
     max_tokens: int | None = Field(None, ge=1)
@@ -60,10 +68,12 @@ class PrepareConfig(Section):
 
 
 def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Make the data directory `config.out`, whole or not at all; one that was made with equal settings is kept.
+    """Make the data directory `config.out`, whole or not at all; one that was made with equal
+    settings is kept.
 
     Raises:
-        UserError: another data directory lies there, the source is unusable, or a split ends up without a row.
+        UserError: another data directory lies there, the source is unusable, or a split ends up
+            without a row.
     """
     layout, settings = DataLayout(config.out), config.model_dump(mode="json", exclude={"out"})
     compared = is_made(config.out, settings, _files_read(config))
@@ -80,12 +90,15 @@ def prepare(config: PrepareConfig, say: Callable[[str], None] = lambda line: Non
         manifest.settings, manifest.source_files = settings, read
         codec.seal(draft, manifest, layout.manifest.name)
     for split, info in manifest.splits.items():
-        say(f"{split}: {info.documents} documents, {info.tokens:,} tokens, {info.rows:,} rows of {config.seq_len + 1}")
+        say(
+            f"{split}: {info.documents} documents, {info.tokens:,} tokens, {info.rows:,} rows of {config.seq_len + 1}"
+        )
     return config.out
 
 
 def _files_read(config: PrepareConfig) -> list[Path] | None:
-    """Files of this machine that sources and tokenizer are read from; None where a source is no longer there."""
+    """Files of this machine that sources and tokenizer are read from; None where a source is no
+    longer there."""
     found: list[Path] = []
     try:
         for source in filter(None, (config.source, config.validation_source)):
@@ -99,7 +112,8 @@ def _files_read(config: PrepareConfig) -> list[Path] | None:
 
 
 def _tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """The tokenizer to encode with; None where the source is tokenised already and none is given."""
+    """The tokenizer to encode with; None where the source is tokenised already and none is
+    given."""
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
     texts = (document for split, document in _source(config) if split == "train")
@@ -108,7 +122,9 @@ def _tokenizer(config: PrepareConfig) -> Tokenizer | None:
         raise UserError(f'no document of "{config.source.path}" is left for training')
     if not isinstance(first, str):
         return None
-    return train_tokenizer(_sample(itertools.chain([first], texts), config), config.tokenizer.vocab_size)
+    return train_tokenizer(
+        _sample(itertools.chain([first], texts), config), config.tokenizer.vocab_size
+    )
 
 
 def _sample(texts: Iterator[Document], config: PrepareConfig) -> Iterator[str]:
@@ -146,17 +162,23 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
     wants_validation = config.validation_source is not None or config.validation_fraction > 0
     splits = ("train", "validation") if wants_validation else ("train",)
     with ExitStack() as files:
-        writers = {s: files.enter_context(PackedWriter(layout, s, config.seq_len, dtype)) for s in splits}
+        writers = {
+            s: files.enter_context(PackedWriter(layout, s, config.seq_len, dtype)) for s in splits
+        }
         for split, ids in _limited(encoder(_source(config), config.source.path), config.max_tokens):
             writers[split].add(ids)
         if config.validation_source is not None:
-            held_out = (("validation", document) for document in documents(config.validation_source))
+            held_out = (
+                ("validation", document) for document in documents(config.validation_source)
+            )
             for split, ids in encoder(held_out, config.validation_source.path):
                 writers[split].add(ids)
         closed = {split: writer.close() for split, writer in writers.items()}
     _require_rows(config, {split: info for split, (info, _) in closed.items()})
     return DataManifest(
-        fingerprint=data_fingerprint(config.seq_len, {split: digest for split, (_, digest) in closed.items()}),
+        fingerprint=data_fingerprint(
+            config.seq_len, {split: digest for split, (_, digest) in closed.items()}
+        ),
         source=config.source.path,
         licence=config.licence,
         seq_len=config.seq_len,
@@ -168,7 +190,9 @@ def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayou
     )
 
 
-def _limited(pairs: Iterator[tuple[str, np.ndarray]], max_tokens: int | None) -> Iterator[tuple[str, np.ndarray]]:
+def _limited(
+    pairs: Iterator[tuple[str, np.ndarray]], max_tokens: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Whole documents until they hold `max_tokens`."""
     tokens = 0
     for split, ids in pairs:
@@ -182,20 +206,34 @@ def _require_rows(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
     for split, info in splits.items():
         if info.rows == 0:
             drawn = split == "validation" and config.validation_source is None
-            remedy = "raise validation_fraction or change seed" if drawn else "lower seq_len or give it more text"
+            remedy = (
+                "raise validation_fraction or change seed"
+                if drawn
+                else "lower seq_len or give it more text"
+            )
             raise UserError(
                 f"the {split} split of {config.source.path} has {info.tokens} tokens in {info.documents} documents,"
                 f" less than one row of {config.seq_len + 1}: {remedy}"
             )
 
 
-def show(data: PackedData, row_ids: np.ndarray, seq_len: int | None = None) -> list[tuple[int, list[int], str]]:
-    """(row id, token ids, text) of rows of the training split, as a run reads them that predicts `seq_len` tokens.
+def show(
+    data: PackedData, row_ids: np.ndarray, seq_len: int | None = None
+) -> list[tuple[int, list[int], str]]:
+    """(row id, token ids, text) of rows of the training split, as a run reads them that predicts
+    `seq_len` tokens.
 
     The text is empty where there is no tokenizer.
     """
     rows = data.split("train")
     ids = rows.take(row_ids)[:, : (seq_len or rows.seq_len) + 1]
     tokenizer = load_tokenizer(data.tokenizer_path) if data.tokenizer_path is not None else None
-    texts = tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False) if tokenizer else [""] * len(ids)
-    return [(int(row), row_tokens.tolist(), text) for row, row_tokens, text in zip(row_ids, ids, texts, strict=True)]
+    texts = (
+        tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False)
+        if tokenizer
+        else [""] * len(ids)
+    )
+    return [
+        (int(row), row_tokens.tolist(), text)
+        for row, row_tokens, text in zip(row_ids, ids, texts, strict=True)
+    ]

@@ -1,4 +1,5 @@
-"""A data directory as it appears: whole or not at all, once, and from sources that have not changed since."""
+"""A data directory as it appears: whole or not at all, once, and from sources that have not changed
+since."""
 
 from __future__ import annotations
 
@@ -27,12 +28,15 @@ Say = Callable[[str], None]
 
 
 def is_made(out: Path, settings: dict[str, Any], sources: Sequence[Path] | None) -> str | None:
-    """Compare a data directory `out` that is there with `settings` and `sources`; a phrase says how, None if it is not.
+    """Compare a data directory `out` that is there with `settings` and `sources`; a phrase says
+    how, None if it is not.
 
-    `sources` are the files of this machine that making it would read; None where these are no longer there.
+    `sources` are the files of this machine that making it would read; None where these are no
+    longer there.
 
     Raises:
-        UserError: something else lies there; other settings, by name; a source that changed, by name.
+        UserError: something else lies there; other settings, by name; a source that changed, by
+            name.
     """
     if not DataLayout(out).manifest.is_file():
         if os.path.lexists(out):
@@ -71,11 +75,14 @@ def source_records(files: Sequence[Path]) -> list[SourceFile]:
 
 def _record(path: Path) -> SourceFile:
     stat = path.stat()
-    return SourceFile(path=str(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=session_sha256(path))
+    return SourceFile(
+        path=str(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=session_sha256(path)
+    )
 
 
 def _changed_source(recorded: list[SourceFile], present: Sequence[Path] | None) -> str | None:
-    """What became of the sources since: "FILE changed", or None. Files that are gone are not looked for."""
+    """What became of the sources since: "FILE changed", or None. Files that are gone are not looked
+    for."""
     known = {record.path for record in recorded}
     added = [path for path in present or () if recorded and str(path) not in known]
     if added:
@@ -110,8 +117,8 @@ def _compared(recorded: list[SourceFile] | None, present: Sequence[Path] | None)
 def publish_data(out: Path, say: Say) -> Iterator[Path]:
     """Write a data directory so that it appears whole or not at all, as `codec.publish` does.
 
-    What an interrupted preparation of this name left is removed first, unless a process still writes it. SIGTERM ends
-    the program after what was written has been removed.
+    What an interrupted preparation of this name left is removed first, unless a process still
+    writes it. SIGTERM ends the program after what was written has been removed.
     """
     _remove_leftovers(out, say)
     with _terminating_in_order(), codec.publish(out) as draft, _claimed(draft):
@@ -121,7 +128,11 @@ def publish_data(out: Path, say: Say) -> Iterator[Path]:
 def _remove_leftovers(out: Path, say: Say) -> None:
     for path in sorted(out.parent.iterdir()) if out.parent.is_dir() else ():
         tag = path.name.rpartition("-")[2]
-        if path.name != temporary(out, tag).name or not re.fullmatch("[0-9a-f]{8}", tag) or not path.is_dir():
+        if (
+            path.name != temporary(out, tag).name
+            or not re.fullmatch("[0-9a-f]{8}", tag)
+            or not path.is_dir()
+        ):
             continue
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -129,14 +140,17 @@ def _remove_leftovers(out: Path, say: Say) -> None:
             shutil.rmtree(path)
             say(f"removed {path}, which an interrupted preparation left")
         except OSError:  # locked, or a file system without locks
-            say(f"{path} is another preparation of {out}, or what one left: delete it when none is running")
+            say(
+                f"{path} is another preparation of {out}, or what one left: delete it when none is running"
+            )
         finally:
             os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _claimed(draft: Path) -> Iterator[None]:
-    """Lock a directory while it is written, so that no other preparation takes it for a leftover."""
+    """Lock a directory while it is written, so that no other preparation takes it for a
+    leftover."""
     descriptor = os.open(draft, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

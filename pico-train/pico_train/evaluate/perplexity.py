@@ -13,8 +13,8 @@ from pydantic import Field
 
 from pico_train.config import Section
 from pico_train.data.packed import Rows
+from pico_train.errors import NonFiniteError
 from pico_train.evaluate.progress import Advance, ignore
-from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder
 
 LARGEST_LOSS = math.log(sys.float_info.max)
@@ -22,8 +22,8 @@ LARGEST_LOSS = math.log(sys.float_info.max)
 
 
 DEFAULT_ROWS = 512
-"""Validation rows that are read unless a configuration says otherwise: an evaluation while training should cost a few
-percent of it, whatever the size of the split."""
+"""Validation rows that are read unless a configuration says otherwise: an evaluation while training
+should cost a few percent of it, whatever the size of the split."""
 
 
 class PerplexityConfig(Section):
@@ -35,7 +35,8 @@ class PerplexityConfig(Section):
     """Rows a forward pass; changes no result beyond rounding."""
 
     seq_len: int | None = Field(None, ge=1)
-    """Tokens predicted in each row, from its first; null is the whole row, as far as the model has positions."""
+    """Tokens predicted in each row, from its first; null is the whole row, as far as the model has
+    positions."""
 
     def settings(self, available: Rows, positions: int) -> dict[str, Any]:
         """What the result depends on, as the result file states it."""
@@ -57,10 +58,11 @@ def perplexity(
     byte_lengths: np.ndarray | None,
     advance: Advance = ignore,
 ) -> dict[str, Measured]:
-    """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken in float64.
+    """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken
+    in float64.
 
-    Bytes are counted where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is known. `advance` is
-    called with the rows of each forward pass.
+    Bytes are counted where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is
+    known. `advance` is called with the rows of each forward pass.
 
     Raises:
         NonFiniteError: the loss is NaN or infinite.
@@ -76,20 +78,26 @@ def perplexity(
         bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
         advance(len(ids))
     if not math.isfinite(total):
-        raise NonFiniteError(f"the loss on the validation rows is {total}: the model's outputs are no longer finite")
+        raise NonFiniteError(
+            f"the loss on the validation rows is {total}: the model's outputs are no longer finite"
+        )
     return token_metrics(total, tokens, bytes_)
 
 
 def token_metrics(nll: float, tokens: int, bytes_: int) -> dict[str, Measured]:
-    """What follows from the summed negative log-likelihood (nats) of `tokens` tokens that stand for `bytes_` bytes.
+    """What follows from the summed negative log-likelihood (nats) of `tokens` tokens that stand for
+    `bytes_` bytes.
 
-    loss = nll / tokens, that is -ln p(token | text so far) a token; perplexity = exp(loss), absent where float64 does
-    not hold it; bits_per_byte = nll / ln 2 / bytes_ over the bytes of the predicted tokens, absent where these are 0.
+    loss = nll / tokens, that is -ln p(token | text so far) a token; perplexity = exp(loss), absent
+    where float64 does not hold it; bits_per_byte = nll / ln 2 / bytes_ over the bytes of the
+    predicted tokens, absent where these are 0.
     """
     loss = nll / tokens
     result = {"loss": Measured(value=loss, unit="nats/token", n=tokens)}
     if loss < LARGEST_LOSS:
         result["perplexity"] = Measured(value=math.exp(loss), unit="1", n=tokens)
     if bytes_:
-        result["bits_per_byte"] = Measured(value=nll / math.log(2) / bytes_, unit="bits/byte", n=bytes_)
+        result["bits_per_byte"] = Measured(
+            value=nll / math.log(2) / bytes_, unit="bits/byte", n=bytes_
+        )
     return result

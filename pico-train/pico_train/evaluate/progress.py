@@ -25,7 +25,8 @@ class Amount:
 
 
 ShowProgress = Callable[[str, Amount], AbstractContextManager[Advance]]
-"""Called with a task's name and amount before it is measured; what it gives is called while it runs."""
+"""Called with a task's name and amount before it is measured; what it gives is called while it
+runs."""
 
 
 def ignore(done: int) -> None:

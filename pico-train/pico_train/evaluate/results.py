@@ -29,9 +29,15 @@ def newest_evaluations(layout: RunLayout) -> list[EvaluationManifest]:
 
 def whole(task: str, metrics: Mapping[str, Measured]) -> dict[str, float]:
     """`task/metric` -> value, without the metrics of parts (`accuracy/paradigm/X`)."""
-    return {f"{task}/{name}": measured.value for name, measured in metrics.items() if "/" not in name}
+    return {
+        f"{task}/{name}": measured.value for name, measured in metrics.items() if "/" not in name
+    }
 
 
 def told(layout: RunLayout, step: int) -> dict[str, float]:
     """`whole` of all results of theta_step."""
-    return {key: v for result in evaluations_of(layout, step) for key, v in whole(result.task, result.metrics).items()}
+    return {
+        key: v
+        for result in evaluations_of(layout, step)
+        for key, v in whole(result.task, result.metrics).items()
+    }

@@ -40,7 +40,8 @@ from pico_train.model.decoder import Decoder
 
 
 class EvaluateConfig(Section):
-    """Evaluation while training; every task that is configured is evaluated after the last update."""
+    """Evaluation while training; every task that is configured is evaluated after the last
+    update."""
 
     every: int = Field(0, ge=0)
     """Updates between evaluations before that; 0 is off."""
@@ -54,7 +55,8 @@ class EvaluateConfig(Section):
     """On minimal pairs."""
 
     def steps(self, last: int) -> list[int]:
-        """Steps of a run of `last` updates that are evaluated, ascending: never step 0, always the last."""
+        """Steps of a run of `last` updates that are evaluated, ascending: never step 0, always the
+        last."""
         regular = range(self.every, last, self.every) if self.every else ()
         return [*regular, last]
 
@@ -70,7 +72,8 @@ class EvaluateConfig(Section):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and what belongs to it: without `data` there are no validation rows to measure on."""
+    """What is evaluated, and what belongs to it: without `data` there are no validation rows to
+    measure on."""
 
     model: Decoder
     vocabulary: Vocabulary
@@ -91,12 +94,16 @@ def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
     data, model = subject.data, subject.model
     if data is None or "validation" not in data.manifest.splits:
         where = subject.vocabulary.place if data is None else data.path
-        raise UserError(f"{where} has no validation rows to evaluate on; prepare it with a validation split")
+        raise UserError(
+            f"{where} has no validation rows to evaluate on; prepare it with a validation split"
+        )
     rows = data.split("validation")
     settings = config.perplexity.settings(rows, model.config.max_position_embeddings)
     lengths = data.token_byte_lengths()
     if lengths is None:
-        settings["bytes"] = "not counted: the ids of this tokenizer do not tell the bytes of the text"
+        settings["bytes"] = (
+            "not counted: the ids of this tokenizer do not tell the bytes of the text"
+        )
     size, batch = (settings["rows"], settings["seq_len"]), config.perplexity.batch_size
     return Prepared(
         {**settings, "data": data.manifest.fingerprint},
@@ -116,9 +123,14 @@ def _paloma(subject: Subject, config: EvaluateConfig) -> Prepared:
 
 
 def _on_texts(subject: Subject, sources: Sources, config: TextsConfig) -> Prepared:
-    encoder, wanted = TextEncoder(subject.vocabulary, config.start_token), config.seq_len or subject.seq_len
+    encoder, wanted = (
+        TextEncoder(subject.vocabulary, config.start_token),
+        config.seq_len or subject.seq_len,
+    )
     if wanted is None:
-        raise UserError("nothing tells how many tokens of a row training predicted: set seq_len of the task")
+        raise UserError(
+            "nothing tells how many tokens of a row training predicted: set seq_len of the task"
+        )
     window = min(wanted, subject.model.config.max_position_embeddings)
     settings = texts_settings(sources, config, window) | encoder.settings()
     texts = sum(source["texts"] for source in settings["sources"].values())
@@ -132,7 +144,9 @@ def _on_texts(subject: Subject, sources: Sources, config: TextsConfig) -> Prepar
 def _blimp(subject: Subject, config: EvaluateConfig) -> Prepared:
     wanted = config.blimp
     if wanted.path is None:
-        raise UserError("blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp")
+        raise UserError(
+            "blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp"
+        )
     pairs, encoder = read_pairs(wanted.path), TextEncoder(subject.vocabulary, wanted.start_token)
     sentences = len(distinct_sentences(pairs))
     return Prepared(
@@ -162,7 +176,8 @@ def default_tasks(data: PackedData | None, config: EvaluateConfig) -> list[str]:
 
 
 def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
-    """Open the local files that the tasks will read, so that a mistake shows before the first update.
+    """Open the local files that the tasks will read, so that a mistake shows before the first
+    update.
 
     What lies on the hub is not looked for: that would download it.
 
@@ -213,13 +228,15 @@ def evaluate(
 ) -> dict[str, dict[str, Measured]]:
     """Run `tasks` and write one result file each; task -> metric -> value.
 
-    With `read_back` a result that is there already is read instead of measured, and the task told to it. With `failed`
-    a task whose data cannot be read costs only itself: `failed` is told why. `show` gets the name and the amount of
-    each task that is measured, and is called while it runs.
+    With `read_back` a result that is there already is read instead of measured, and the task told
+    to it. With `failed` a task whose data cannot be read costs only itself: `failed` is told why.
+    `show` gets the name and the amount of each task that is measured, and is called while it runs.
 
     Raises:
-        UserError: an unknown task, named with the nearest known one; without `failed`, data that cannot be read.
-        OSError: a result cannot be written; without `failed`, a network or a disk that fails while data are read.
+        UserError: an unknown task, named with the nearest known one; without `failed`, data that
+            cannot be read.
+        OSError: a result cannot be written; without `failed`, a network or a disk that fails while
+            data are read.
     """
     if unknown := [task for task in tasks if task not in TASKS]:
         raise UserError(f'there is no task "{unknown[0]}"{did_you_mean(unknown[0], TASKS)}')
@@ -249,7 +266,8 @@ def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Mea
 
 
 def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measured] | None:
-    """The intact result of `task` under `settings`; None where there is none, or one older than the checkpoint."""
+    """The intact result of `task` under `settings`; None where there is none, or one older than the
+    checkpoint."""
     path = place.layout.evaluation(place.step, task, settings_hash(settings))
     try:
         found = codec.read_manifest(path, EvaluationManifest)
@@ -266,9 +284,16 @@ def _checkpoint(place: Place) -> CheckpointManifest:
 
 def _write(place: Place, task: str, settings: dict[str, Any], metrics: dict[str, Measured]) -> None:
     result = EvaluationManifest(
-        created=codec.utc_now(), run=place.run, step=place.step, task=task, settings=settings, metrics=metrics
+        created=codec.utc_now(),
+        run=place.run,
+        step=place.step,
+        task=task,
+        settings=settings,
+        metrics=metrics,
     )
-    codec.write_text(place.layout.evaluation(place.step, task, settings_hash(settings)), result.to_json())
+    codec.write_text(
+        place.layout.evaluation(place.step, task, settings_hash(settings)), result.to_json()
+    )
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
@@ -277,9 +302,13 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def in_one_line(results: dict[str, dict[str, Measured]]) -> str:
-    """For the console: `perplexity: loss 4.2103, perplexity 67.3`; of parts (`accuracy/paradigm/X`) only the whole."""
+    """For the console: `perplexity: loss 4.2103, perplexity 67.3`; of parts (`accuracy/paradigm/X`)
+    only the whole."""
     parts = [
-        f"{task}: " + ", ".join(f"{name} {measured.value:.4f}" for name, measured in metrics.items() if "/" not in name)
+        f"{task}: "
+        + ", ".join(
+            f"{name} {measured.value:.4f}" for name, measured in metrics.items() if "/" not in name
+        )
         for task, metrics in results.items()
     ]
     return "; ".join(parts)

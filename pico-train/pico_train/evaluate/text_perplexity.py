@@ -1,7 +1,7 @@
 """Perplexity on named sources of text, whatever the texts' lengths.
 
-A text longer than a window of T predicted tokens is read in disjoint windows, each from the token before its first, so
-that every token is predicted once. The end of a text is not predicted.
+A text longer than a window of T predicted tokens is read in disjoint windows, each from the token
+before its first, so that every token is predicted once. The end of a text is not predicted.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ class TextsConfig(Section):
     texts: int | None = Field(None, ge=1)
     """How many texts of each source, from its first; null is all."""
     seq_len: int | None = Field(None, ge=1)
-    """Tokens that a window of a text predicts; null is as many as training reads, and the model's positions at most."""
+    """Tokens that a window of a text predicts; null is as many as training reads, and the model's
+    positions at most."""
     start_token: StartToken = "eos"
-    """What precedes each text: the end-of-text token, or nothing ("none"), which leaves out the first token."""
+    """What precedes each text: the end-of-text token, or nothing ("none"), which leaves out the
+    first token."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens a forward pass; changes no result beyond rounding."""
 
@@ -60,13 +62,16 @@ class TextPerplexityConfig(TextsConfig):
             UserError: no source is configured.
         """
         if not self.sources:
-            raise UserError("text_perplexity has no text: set evaluate.text_perplexity.sources to {name: path}")
+            raise UserError(
+                "text_perplexity has no text: set evaluate.text_perplexity.sources to {name: path}"
+            )
         return {name: partial(documents, source) for name, source in self.sources.items()}
 
 
 @dataclass
 class Losses:
-    """Of each text that has a token to predict: negative log-likelihood (nats, float64) and predicted tokens."""
+    """Of each text that has a token to predict: negative log-likelihood (nats, float64) and
+    predicted tokens."""
 
     nll: np.ndarray
     tokens: np.ndarray
@@ -74,22 +79,26 @@ class Losses:
     """Of the text that the predicted tokens stand for; 0 where they cannot be counted."""
 
     def metrics(self) -> dict[str, Measured]:
-        """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll / tokens).
+        """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll /
+        tokens).
 
-        The latter is there to compare with published Pico numbers, and is dominated by outliers: one short or strange
-        text of a huge perplexity outweighs all others.
+        The latter is there to compare with published Pico numbers, and is dominated by outliers:
+        one short or strange text of a huge perplexity outweighs all others.
         """
         metrics = token_metrics(float(self.nll.sum()), int(self.tokens.sum()), self.bytes)
         return metrics | _mean_perplexity("mean_text_perplexity", self.nll / self.tokens)
 
 
 def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[str, Any]:
-    """What of the texts and of their reading decides a result: each source is read once, and hashed.
+    """What of the texts and of their reading decides a result: each source is read once, and
+    hashed.
 
     Raises:
         UserError: a source cannot be read, or holds no text.
     """
-    stated = {name: _digest(itertools.islice(read(), config.texts)) for name, read in sources.items()}
+    stated = {
+        name: _digest(itertools.islice(read(), config.texts)) for name, read in sources.items()
+    }
     return {
         "sources": stated,
         "seq_len": window,
@@ -108,9 +117,10 @@ def text_perplexity(
 ) -> dict[str, Measured]:
     """Perplexity on `sources` in windows of `window` predicted tokens.
 
-    `NAME/SOURCE` for loss (mean over the tokens of the source, nats), perplexity (its exponential), bits_per_byte and
-    mean_text_perplexity of each source; `NAME` is the macro mean, that is the mean over sources. pooled_text_perplexity
-    is the mean of the perplexities of the texts of all sources, as in the published Pico numbers.
+    `NAME/SOURCE` for loss (mean over the tokens of the source, nats), perplexity (its exponential),
+    bits_per_byte and mean_text_perplexity of each source; `NAME` is the macro mean, that is the
+    mean over sources. pooled_text_perplexity is the mean of the perplexities of the texts of all
+    sources, as in the published Pico numbers.
 
     Raises:
         UserError: a source cannot be read, or has no token to predict.
@@ -118,7 +128,9 @@ def text_perplexity(
     found = {}
     for name, read in sources.items():
         texts = itertools.islice(read(), config.texts)
-        found[name] = _losses(model, _encoded(encoder, texts, name), config.batch_tokens, window, advance)
+        found[name] = _losses(
+            model, _encoded(encoder, texts, name), config.batch_tokens, window, advance
+        )
         if not found[name].tokens.size:
             raise UserError(f'the source "{name}" has no token to predict')
     return _summary(found)
@@ -127,7 +139,9 @@ def text_perplexity(
 def _digest(texts: Iterator[Document]) -> dict[str, Any]:
     digest, count = hashlib.sha256(), 0
     for document in texts:
-        content = document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
+        content = (
+            document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
+        )
         digest.update(f"{len(content)}\x1f".encode() + content)
         count += 1
     return {"texts": count, "sha256": digest.hexdigest()}
@@ -143,7 +157,9 @@ def _encoded(encoder: TextEncoder, texts: Iterator[Document], source: str) -> It
         yield ids, encoder.predicted_bytes(text, ids)
 
 
-def _losses(model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int, advance: Advance) -> Losses:
+def _losses(
+    model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int, advance: Advance
+) -> Losses:
     nll: list[np.ndarray] = [np.zeros(0)]
     tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     bytes_: list[int | None] = []
@@ -157,7 +173,9 @@ def _losses(model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, wi
         bytes_ += [n_bytes for _, n_bytes in lot]
         advance(len(lot))
     known = [n_bytes for n_bytes in bytes_ if n_bytes is not None]
-    return Losses(np.concatenate(nll), np.concatenate(tokens), sum(known) if len(known) == len(bytes_) else 0)
+    return Losses(
+        np.concatenate(nll), np.concatenate(tokens), sum(known) if len(known) == len(bytes_) else 0
+    )
 
 
 def _lots(sequences: Iterator[_Encoded], size: int) -> Iterator[list[_Encoded]]:
@@ -192,11 +210,14 @@ def _summary(found: dict[str, Losses]) -> dict[str, Measured]:
             )
     every_text = np.concatenate([losses.nll / losses.tokens for losses in found.values()])
     metrics |= _mean_perplexity("pooled_text_perplexity", every_text)
-    return metrics | {f"{metric}/{name}": m for name, of in by_source.items() for metric, m in of.items()}
+    return metrics | {
+        f"{metric}/{name}": m for name, of in by_source.items() for metric, m in of.items()
+    }
 
 
 def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measured]:
-    """mean(exp(losses)), which its largest terms dominate; absent where float64 does not hold it."""
+    """mean(exp(losses)), which its largest terms dominate; absent where float64 does not hold
+    it."""
     if losses.max() >= LARGEST_LOSS:
         return {}
     value = float(np.mean(np.exp(losses)))

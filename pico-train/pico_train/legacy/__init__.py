@@ -1,4 +1,5 @@
-"""What earlier Pico projects (pico-train 1.x, relora-pico, pico-maml-train) left behind, turned into ours."""
+"""What earlier Pico projects (pico-train 1.x, relora-pico, pico-maml-train) left behind, turned
+into ours."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from pico_contract.errors import UserError
 def convert(source: Path, out: Path | None) -> tuple[str, list[str]]:
     """Convert a configuration file, or the checkpoint in a directory: (what to print, remarks).
 
-    A configuration is written to `out` where that is given, and printed otherwise; a checkpoint needs `out`.
+    A configuration is written to `out` where that is given, and printed otherwise; a checkpoint
+    needs `out`.
 
     Raises:
-        UserError: as `convert_config` and `convert_weights`; `out` is missing for a checkpoint, or exists.
+        UserError: as `convert_config` and `convert_weights`; `out` is missing for a checkpoint, or
+            exists.
     """
     if source.is_dir():
         from pico_train.legacy.weights import convert_weights

@@ -1,4 +1,5 @@
-"""A YAML file of an earlier project to one of ours that does what it did, and a line for all that does not go over."""
+"""A YAML file of an earlier project to one of ours that does what it did, and a line for all that
+does not go over."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from pico_train.legacy.method import NOTE, Piece, method_pieces
 from pico_train.legacy.modules import chosen_patterns, earlier_modules
 from pico_train.legacy.old import JAGGED, OldConfig, leaves, read_old
 from pico_train.method import METHODS
-from pico_train.run import DataConfig, RunConfig, build_method
+from pico_train.run.config import DataConfig, RunConfig
+from pico_train.run.job import build_method
 
 DOLMA = "pico-lm/pretokenized-dolma"
 DOLMA_ROWS, DOLMA_IDS = 10_000 * 20_480, 2049
@@ -33,19 +35,22 @@ _AMBIGUOUS = (
     " `smlmt: {}` to it and convert again"
 )
 _PALOMA = (
-    "paloma becomes perplexity on the validation rows, exp of the mean loss (it was the mean of per-text perplexities)"
+    "paloma becomes perplexity on the validation rows, exp of the mean loss"
+    " (it was the mean of per-text perplexities)"
 )
 
 
 def convert_config(path: Path) -> tuple[str, list[str]]:
-    """(our YAML with what differs from the defaults, one line for everything that did not go over as it was).
+    """(our YAML with what differs from the defaults, one line for everything that did not go over
+    as it was).
 
-    Values are those that the earlier trainer trained with: its defaults where the file is silent, and what it did
-    where that differs from what it said. The result validates as a run's configuration, its method left out where
-    this version does not have it.
+    Values are those that the earlier trainer trained with: its defaults where the file is silent,
+    and what it did where that differs from what it said. The result validates as a run's
+    configuration, its method left out where this version does not have it.
 
     Raises:
-        UserError: as `read_old`; the earlier trainer could not have run the file; or it asks for what cannot be had.
+        UserError: as `read_old`; the earlier trainer could not have run the file; or it asks for
+            what cannot be had.
     """
     old = read_old(path)
     parts = (_same, _run, _data, _batch, _schedule, _snapshot, _evaluate, method_pieces)
@@ -53,7 +58,9 @@ def convert_config(path: Path) -> tuple[str, list[str]]:
     settings = {key: value for key, value in pieces if key != NOTE}
     missing = settings.get("method.name", "plain") not in METHODS
     checked = {k: v for k, v in settings.items() if not (missing and k.startswith("method."))}
-    build_method(validate(RunConfig, _nested(checked), f"{path}, converted").method, f"{path}, converted")
+    build_method(
+        validate(RunConfig, _nested(checked), f"{path}, converted").method, f"{path}, converted"
+    )
     remarks = [*_left_behind(old), *(value for key, value in pieces if key == NOTE)]
     head = f"# Converted from {path.name} ({old.project}). Its data is made by\n#   {_preparation(old, settings)}\n"
     return head + strict_yaml.dump(_nested(_differing(settings))), remarks
@@ -74,7 +81,11 @@ def _differing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that are not our defaults, in the order of our sections and keys."""
     defaults = RunConfig(name="none", data=DataConfig(path=Path())).model_dump(mode="json")
     ours = dict(leaves(defaults))
-    kept = [key for key in ours if key in settings and (key in ("name", "data.path") or settings[key] != ours[key])]
+    kept = [
+        key
+        for key in ours
+        if key in settings and (key in ("name", "data.path") or settings[key] != ours[key])
+    ]
     return {key: settings[key] for key in kept}
 
 
@@ -91,11 +102,16 @@ def _same(old: OldConfig) -> Iterator[Piece]:
     # A run of relora-pico recorded the second name beside model.relora.
     kinds = ("pico_decoder", "pico_relora_decoder") if old.relora else ("pico_decoder",)
     if old["model.model_type"] not in kinds:
-        raise old.refuse("model.model_type", f'is "{old["model.model_type"]}"; only "pico_decoder" was trained')
+        raise old.refuse(
+            "model.model_type", f'is "{old["model.model_type"]}"; only "pico_decoder" was trained'
+        )
     if old["training.optimization.optimizer"] != "adamw":
         raise old.refuse("training.optimization.optimizer", 'only "adamw" was trained')
     yield "optimizer.grad_clip", None
-    yield NOTE, "note: gradients were not clipped, whatever the earlier documentation said: optimizer.grad_clip is null"
+    yield (
+        NOTE,
+        "note: gradients were not clipped, whatever the earlier documentation said: optimizer.grad_clip is null",
+    )
     yield NOTE, _INITIAL
 
 
@@ -104,15 +120,27 @@ def _run(old: OldConfig) -> Iterator[Piece]:
     ours = re.sub(r"[^A-Za-z0-9._-]+", "-", str(name)).lstrip("._-") or "converted"
     yield "name", ours
     if ours != name:
-        yield NOTE, f'checkpointing.run_name: "{name}" becomes "{ours}": letters, digits, ".", "_" and "-" are allowed'
+        yield (
+            NOTE,
+            f'checkpointing.run_name: "{name}" becomes "{ours}": letters, digits, ".", "_" and "-" are allowed',
+        )
     yield "log.console_every", old["monitoring.logging.log_every_n_steps"]
     if not old["checkpointing.training.auto_resume"]:
-        yield NOTE, "checkpointing.training.auto_resume: a run of that name is always continued; take another name"
+        yield (
+            NOTE,
+            "checkpointing.training.auto_resume: a run of that name is always continued; take another name",
+        )
     if old.project == "pico-train":
         yield NOTE, _AMBIGUOUS
     if old.maml:
-        yield NOTE, "training.max_steps: pico-maml-train did not stop there; here it is the end, and the schedule's"
-        yield NOTE, "model.vocab_size: pico-maml-train took the tokenizer's length, [MASK] added; set it for that shape"
+        yield (
+            NOTE,
+            "training.max_steps: pico-maml-train did not stop there; here it is the end, and the schedule's",
+        )
+        yield (
+            NOTE,
+            "model.vocab_size: pico-maml-train took the tokenizer's length, [MASK] added; set it for that shape",
+        )
 
 
 def _data(old: OldConfig) -> Iterator[Piece]:
@@ -120,7 +148,10 @@ def _data(old: OldConfig) -> Iterator[Piece]:
     yield "data.order", "shipped"
     if old.maml:
         yield "train.seq_len", min(old["model.max_seq_len"], DOLMA_IDS) - 1
-        yield NOTE, "note: rows were cut to their last model.max_seq_len ids; train.seq_len keeps as many, the first"
+        yield (
+            NOTE,
+            "note: rows were cut to their last model.max_seq_len ids; train.seq_len keeps as many, the first",
+        )
 
 
 def _directory(old: OldConfig) -> str:
@@ -129,7 +160,8 @@ def _directory(old: OldConfig) -> str:
 
 
 def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
-    """The command that makes the data directory: as many rows as the run reads, and its held-out rows."""
+    """The command that makes the data directory: as many rows as the run reads, and its held-out
+    rows."""
     name = old["data.dataset.name"]
     length = DOLMA_IDS if name == DOLMA else old["model.max_seq_len"] + 1
     wanted = {
@@ -142,11 +174,14 @@ def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
     rows = settings["train.steps"] * settings["train.batch_size"]
     if name != DOLMA or rows < DOLMA_ROWS:
         wanted["max_tokens"] = rows * length
-    return shlex.join(["pico-train", "data", "prepare", *(f"{key}={value}" for key, value in wanted.items())])
+    return shlex.join(
+        ["pico-train", "data", "prepare", *(f"{key}={value}" for key, value in wanted.items())]
+    )
 
 
 def _held_out(old: OldConfig, *, observed: bool) -> dict[str, Any]:
-    """Where validation rows come from: what was probed, else what was evaluated, else a share where any are needed."""
+    """Where validation rows come from: what was probed, else what was evaluated, else a share where
+    any are needed."""
     probe = old["checkpointing.learning_dynamics.eval_data"]
     if observed and probe:
         return {"validation_source.path": f"hub:{probe}", "validation_source.split": "val"}
@@ -157,33 +192,53 @@ def _held_out(old: OldConfig, *, observed: bool) -> dict[str, Any]:
 
 
 def _batch(old: OldConfig) -> Iterator[Piece]:
-    """Rows of an update: rows of a pass x passes x devices, where devices read rows of their own."""
+    """Rows of an update: rows of a pass x passes x devices, where devices read rows of their
+    own."""
     devices = old["training.fabric.num_nodes"] * old["training.fabric.num_devices"]
-    passes, asked = old["training.optimization.gradient_accumulation_steps"], old["data.dataloader.batch_size"]
+    passes, asked = (
+        old["training.optimization.gradient_accumulation_steps"],
+        old["data.dataloader.batch_size"],
+    )
     rows = asked // (devices * passes)
     if rows == 0:
         raise old.refuse(
-            "data.dataloader.batch_size", f"{asked} rows are fewer than {devices} devices x {passes} accumulated passes"
+            "data.dataloader.batch_size",
+            f"{asked} rows are fewer than {devices} devices x {passes} accumulated passes",
         )
     readers = devices if old["data.dataset.name"] == DOLMA else 1
     batch = rows * passes * readers
     yield "train.batch_size", batch
     yield "train.micro_batch", rows if rows < batch else None
     if readers < devices:
-        yield NOTE, f"data.dataset.name: of a data set other than {DOLMA}, all {devices} devices read the same rows"
+        yield (
+            NOTE,
+            f"data.dataset.name: of a data set other than {DOLMA}, all {devices} devices read the same rows",
+        )
     if batch != asked:
         yield NOTE, f"data.dataloader.batch_size: an update had {batch} different rows, not {asked}"
     if devices > 1:
-        yield NOTE, f"training.fabric: {devices} devices are not asked for in a run's file; {rows} rows a pass are kept"
+        yield (
+            NOTE,
+            f"training.fabric: {devices} devices are not asked for in a run's file; {rows} rows a pass are kept",
+        )
     yield from _place(old)
 
 
 def _place(old: OldConfig) -> Iterator[Piece]:
-    precision, accelerator = str(old["training.fabric.precision"]), old["training.fabric.accelerator"]
+    precision, accelerator = (
+        str(old["training.fabric.precision"]),
+        old["training.fabric.accelerator"],
+    )
     if precision not in PRECISIONS:
-        yield NOTE, f'training.fabric.precision: "{precision}" has no equivalent; train.precision stays "auto"'
+        yield (
+            NOTE,
+            f'training.fabric.precision: "{precision}" has no equivalent; train.precision stays "auto"',
+        )
     if accelerator not in ACCELERATORS:
-        yield NOTE, f'training.fabric.accelerator: "{accelerator}" has no equivalent; train.device stays "auto"'
+        yield (
+            NOTE,
+            f'training.fabric.accelerator: "{accelerator}" has no equivalent; train.device stays "auto"',
+        )
     yield "train.precision", PRECISIONS.get(precision, "auto")
     yield "train.device", ACCELERATORS.get(accelerator, "auto")
 
@@ -197,12 +252,22 @@ def _schedule(old: OldConfig) -> Iterator[Piece]:
         raise old.refuse(f"{section}.lr_scheduler", f"choose from: linear_with_warmup, {JAGGED}")
     else:
         unread = (f"{section}.restart_warmup_steps", f"{section}.min_lr_ratio")
-        yield from ((NOTE, f"{key}: linear_with_warmup did not read it") for key in unread if key in old.given)
+        yield from (
+            (NOTE, f"{key}: linear_with_warmup did not read it")
+            for key in unread
+            if key in old.given
+        )
     if warmup > steps:
         yield "schedule.warmup_steps", steps
         yield "optimizer.lr", old[f"{section}.lr"] * steps / warmup
-        yield NOTE, f"{section}.lr_warmup_steps: training ends in the warm-up; lr and warm-up are those that it reaches"
-    yield NOTE, "note: update t had about the learning rate that update t - 1 has here; the first update had 0"
+        yield (
+            NOTE,
+            f"{section}.lr_warmup_steps: training ends in the warm-up; lr and warm-up are those that it reaches",
+        )
+    yield (
+        NOTE,
+        "note: update t had about the learning rate that update t - 1 has here; the first update had 0",
+    )
 
 
 def _jagged(old: OldConfig) -> Iterator[Piece]:
@@ -211,7 +276,9 @@ def _jagged(old: OldConfig) -> Iterator[Piece]:
     if not old.relora:
         raise old.refuse(f"{section}.lr_scheduler", f'"{JAGGED}" needs the section model.relora')
     if not 0 < ratio <= 1:
-        raise old.refuse(f"{section}.min_lr_ratio", f'"{JAGGED}" needs one above 0, up to 1 (it is {ratio})')
+        raise old.refuse(
+            f"{section}.min_lr_ratio", f'"{JAGGED}" needs one above 0, up to 1 (it is {ratio})'
+        )
     if restart == 0:
         raise old.refuse(f"{section}.restart_warmup_steps", f'"{JAGGED}" needs at least 1')
     yield "schedule.name", "cosine"
@@ -224,32 +291,57 @@ def _snapshot(old: OldConfig) -> Iterator[Piece]:
     """What was stored at checkpoints: nothing by pico-maml-train, no gradients of low-rank runs."""
     section, layers = "checkpointing.learning_dynamics", old["model.n_layers"]
     suffixes, probe = old[f"{section}.layer_suffixes"] or [], old[f"{section}.eval_data"]
-    modules = chosen_patterns(lambda name: any(s in name for s in suffixes), earlier_modules(layers), layers)
-    yield "snapshot.every", 0 if old.maml or not modules else old["checkpointing.save_every_n_steps"]
+    modules = chosen_patterns(
+        lambda name: any(s in name for s in suffixes), earlier_modules(layers), layers
+    )
+    yield (
+        "snapshot.every",
+        0 if old.maml or not modules else old["checkpointing.save_every_n_steps"],
+    )
     if old.maml:
-        unused = [key for key in old.given if key.startswith(section) and key not in NOWHERE] or [section]
-        nothing = "pico-maml-train stored none of it while it trained; set snapshot.every to observe"
+        unused = [key for key in old.given if key.startswith(section) and key not in NOWHERE] or [
+            section
+        ]
+        nothing = (
+            "pico-maml-train stored none of it while it trained; set snapshot.every to observe"
+        )
         yield from ((NOTE, f"{key}: {nothing}") for key in unused)
         return
     if suffixes and not modules:
-        yield NOTE, f"{section}.layer_suffixes: fits no module, so nothing was stored (it is {suffixes})"
+        yield (
+            NOTE,
+            f"{section}.layer_suffixes: fits no module, so nothing was stored (it is {suffixes})",
+        )
     if not modules:
         return
     yield "snapshot.early", False
     yield "snapshot.modules", modules
     validation = ["val.gradients", "val.activations"] if probe else []
-    kinds = [kind for kind in ["train.gradients", *validation] if not (old.relora and kind.endswith("gradients"))]
+    kinds = [
+        kind
+        for kind in ["train.gradients", *validation]
+        if not (old.relora and kind.endswith("gradients"))
+    ]
     yield "snapshot.kinds", kinds
     if old.relora:
-        yield NOTE, "note: relora-pico stored no gradients; add train.gradients and val.gradients to snapshot.kinds"
+        yield (
+            NOTE,
+            "note: relora-pico stored no gradients; add train.gradients and val.gradients to snapshot.kinds",
+        )
     if probe:
-        yield NOTE, f"{section}.eval_data: the probe is snapshot.probe_rows validation rows of the data directory"
+        yield (
+            NOTE,
+            f"{section}.eval_data: the probe is snapshot.probe_rows validation rows of the data directory",
+        )
     if old[f"{section}.sequence_idx"] != -1:
         yield (
             NOTE,
             f"{section}.sequence_idx: one position other than the last has no equivalent; see snapshot.positions",
         )
-    yield NOTE, "note: activations of the training rows were stored too; here they are of the probe's rows alone"
+    yield (
+        NOTE,
+        "note: activations of the training rows were stored too; here they are of the probe's rows alone",
+    )
 
 
 def _evaluate(old: OldConfig) -> Iterator[Piece]:
@@ -258,7 +350,9 @@ def _evaluate(old: OldConfig) -> Iterator[Piece]:
     yield "evaluate.every", old["checkpointing.save_every_n_steps"] if metrics else 0
     for metric in metrics:
         if metric not in known:
-            raise old.refuse(key, f'"{metric}" was not evaluated; choose from: {", ".join(sorted(known))}')
+            raise old.refuse(
+                key, f'"{metric}" was not evaluated; choose from: {", ".join(sorted(known))}'
+            )
     if "paloma" in metrics:
         yield NOTE, f"{key}: {_PALOMA}"
     if "blimp" in metrics:

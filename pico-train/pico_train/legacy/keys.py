@@ -67,12 +67,17 @@ PICO: Mapping[str, Any] = {
     "checkpointing.hf_checkpoint.collection_slug": None,
     "checkpointing.training.auto_resume": True,
     "checkpointing.evaluation.eval_results_dir": None,
-    "checkpointing.learning_dynamics.layer_suffixes": ["attention.v_proj", "attention.o_proj", "swiglu.w_2"],
+    "checkpointing.learning_dynamics.layer_suffixes": [
+        "attention.v_proj",
+        "attention.o_proj",
+        "swiglu.w_2",
+    ],
     "checkpointing.learning_dynamics.sequence_idx": -1,
     "checkpointing.learning_dynamics.batch_size": 8,
     "checkpointing.learning_dynamics.eval_data": "pico-lm/pretokenized-paloma-tinsy",
 }
-"""pico-train 1.x. Where a default says nothing to us (a directory of its own layout, no account), it is None."""
+"""pico-train 1.x. Where a default says nothing to us (a directory of its own layout, no account),
+it is None."""
 
 RELORA: Mapping[str, Any] = {
     **PICO,
@@ -173,4 +178,5 @@ NOWHERE = {
     "smlmt.max_token_freq": _UNUSED,
     "smlmt.classifier_head.dropout": "it was read and never applied",
 }
-"""Keys without an equivalent -> why. Listed where the file gives them and asks for something (not null, false, "")."""
+"""Keys without an equivalent -> why. Listed where the file gives them and asks for something (not
+null, false, "")."""

@@ -1,7 +1,9 @@
-"""Method sections of earlier configurations: low-rank restarts and meta-learning episodes as options of ours.
+"""Method sections of earlier configurations: low-rank restarts and meta-learning episodes as
+options of ours.
 
-The option names are those of the studies (docs/converting.md lists them). What earlier code got wrong, and its
-published numbers rest on, becomes an option of its own that says so; without it the method does the right thing.
+The option names are those of the studies (docs/converting.md lists them). What earlier code got
+wrong, and its published numbers rest on, becomes an option of its own that says so; without it the
+method does the right thing.
 """
 
 from __future__ import annotations
@@ -48,7 +50,10 @@ def method_pieces(old: OldConfig) -> Iterator[Piece]:
             chosen[key] = value
     yield from (("method.name", name), ("method.options", chosen), *remarks)
     if name not in METHODS:
-        yield NOTE, f'note: this version has no method "{name}", so pico-train check refuses the file until it has'
+        yield (
+            NOTE,
+            f'note: this version has no method "{name}", so pico-train check refuses the file until it has',
+        )
 
 
 def _relora(old: OldConfig) -> Iterator[Piece]:
@@ -57,28 +62,45 @@ def _relora(old: OldConfig) -> Iterator[Piece]:
         if not isinstance(old[f"{section}.{key}"], kind):
             raise old.refuse(f"{section}.{key}", "is needed for ReLoRA, as in relora-pico")
     if old[f"{section}.lora_only"]:
-        raise old.refuse(f"{section}.lora_only", "has no equivalent: layers without base weights are not trained here")
+        raise old.refuse(
+            f"{section}.lora_only",
+            "has no equivalent: layers without base weights are not trained here",
+        )
     yield from _targets(old)
     yield "rank", old[f"{section}.r"]
     yield "alpha", old[f"{section}.lora_alpha"]
     yield "dropout", old[f"{section}.lora_dropout"]
     if old[f"{section}.trainable_scaling"]:
         yield "trainable_scale", True
-        yield NOTE, f"{section}.trainable_scaling: the scale was tanh(s) with s = 1 at first; lora_alpha had no effect"
+        yield (
+            NOTE,
+            f"{section}.trainable_scaling: the scale was tanh(s) with s = 1 at first; lora_alpha had no effect",
+        )
     yield "restart_every", old[f"{section}.reset_frequency"]
     yield from _relora_faults(old)
 
 
 def _targets(old: OldConfig) -> Iterator[Piece]:
-    """`modules` where they are not all seven of every layer; the earlier test was for a substring, in any case."""
-    layers, targets = old["model.n_layers"], [str(t).lower() for t in old["model.relora.target_modules"]]
-    patterns = chosen_patterns(lambda name: any(t in name for t in targets), linear_modules(layers), layers)
+    """`modules` where they are not all seven of every layer; the earlier test was for a substring,
+    in any case."""
+    layers, targets = (
+        old["model.n_layers"],
+        [str(t).lower() for t in old["model.relora.target_modules"]],
+    )
+    patterns = chosen_patterns(
+        lambda name: any(t in name for t in targets), linear_modules(layers), layers
+    )
     every = chosen_patterns(lambda name: name.startswith("layers."), linear_modules(layers), layers)
     if "lm_head" in patterns:
         patterns.remove("lm_head")
-        yield NOTE, "model.relora.target_modules: the head stays full-rank, since the loss here needs its whole weight"
+        yield (
+            NOTE,
+            "model.relora.target_modules: the head stays full-rank, since the loss here needs its whole weight",
+        )
     if not patterns:
-        raise old.refuse("model.relora.target_modules", f"fits no linear layer of the decoder (it is {targets})")
+        raise old.refuse(
+            "model.relora.target_modules", f"fits no linear layer of the decoder (it is {targets})"
+        )
     if patterns != every:
         yield "modules", patterns
 
@@ -88,12 +110,18 @@ def _relora_faults(old: OldConfig) -> Iterator[Piece]:
     if old["model.relora.keep_original_weights"]:
         yield "init", "zeros"
     else:
-        yield NOTE, "model.relora.keep_original_weights: base weights of zero have no equivalent; they are drawn here"
+        yield (
+            NOTE,
+            "model.relora.keep_original_weights: base weights of zero have no equivalent; they are drawn here",
+        )
     yield "reset", "independent_pruning"
     yield "pruning_ratio", 0.999
     yield NOTE, _RELORA_FAULTS
     every = old["model.relora.reset_frequency"]
-    yield NOTE, f"note: merges came after updates {every + 1:,}, {2 * every + 1:,}, ..., one later than here"
+    yield (
+        NOTE,
+        f"note: merges came after updates {every + 1:,}, {2 * every + 1:,}, ..., one later than here",
+    )
     if old["training.optimization.lr_warmup_steps"] > every:
         yield NOTE, "note: no merge came before the warm-up's end"
 
@@ -113,4 +141,7 @@ def _maml(old: OldConfig) -> Iterator[Piece]:
     yield "support_gradients", "added"
     yield "branch_per", "micro_batch"
     yield NOTE, _MAML_FAULTS
-    yield NOTE, "smlmt.classifier_head.num_layers: it counted the last linear layer, as head_layers does"
+    yield (
+        NOTE,
+        "smlmt.classifier_head.num_layers: it counted the last linear layer, as head_layers does",
+    )

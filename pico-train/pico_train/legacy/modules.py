@@ -1,4 +1,5 @@
-"""Modules of the earlier decoder, and how its substrings of module names become patterns of ours."""
+"""Modules of the earlier decoder, and how its substrings of module names become patterns of
+ours."""
 
 from __future__ import annotations
 
@@ -23,23 +24,32 @@ OUTSIDE = ("embedding_proj", "output_norm", "de_embedding_proj")
 
 def earlier_modules(layers: int) -> list[str]:
     """Every module with a weight of an earlier decoder of that many layers, by its earlier name."""
-    inside = [f"layers.{layer}.{component}" for layer in range(layers) for component in (*LINEAR, *NORMS)]
+    inside = [
+        f"layers.{layer}.{component}" for layer in range(layers) for component in (*LINEAR, *NORMS)
+    ]
     return [*inside, *OUTSIDE]
 
 
 def linear_modules(layers: int) -> list[str]:
     """Those of `earlier_modules` that are linear layers."""
     chosen = (*LINEAR, "de_embedding_proj")
-    return [module for module in earlier_modules(layers) if module.endswith(chosen) and module != "embedding_proj"]
+    return [
+        module
+        for module in earlier_modules(layers)
+        if module.endswith(chosen) and module != "embedding_proj"
+    ]
 
 
 def chosen_patterns(fits: Callable[[str], bool], modules: Iterable[str], layers: int) -> list[str]:
     """Our patterns for exactly those of `modules` (earlier names) that `fits` takes.
 
-    A component that is taken in every layer becomes one pattern (`self_attn.v_proj`); others are named one by one.
+    A component that is taken in every layer becomes one pattern (`self_attn.v_proj`); others are
+    named one by one.
     """
     taken = [names.canonical(module) for module in modules if fits(module)]
-    everywhere = [component for component in (*LINEAR, *NORMS) if _count(component, taken) == layers]
+    everywhere = [
+        component for component in (*LINEAR, *NORMS) if _count(component, taken) == layers
+    ]
     patterns = [_component(component) for component in everywhere]
     single = [name for name in taken if names.parse(name).component not in patterns]
     return [*patterns, *single]

@@ -1,4 +1,5 @@
-"""An earlier configuration file: whose it is, and what its trainer made of it, defaults included."""
+"""An earlier configuration file: whose it is, and what its trainer made of it, defaults
+included."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _FROM_ZERO = {
 
 @dataclass(frozen=True)
 class OldConfig:
-    """Dotted keys of one file. `old[key]` is the file's value, else the default of the project that it is from."""
+    """Dotted keys of one file. `old[key]` is the file's value, else the default of the project that
+    it is from."""
 
     path: Path
     project: str
@@ -38,7 +40,10 @@ class OldConfig:
     @property
     def relora(self) -> bool:
         """Whether low-rank layers were trained."""
-        return any(key.startswith("model.relora") and value is not None for key, value in self.given.items())
+        return any(
+            key.startswith("model.relora") and value is not None
+            for key, value in self.given.items()
+        )
 
     @property
     def maml(self) -> bool:
@@ -54,18 +59,30 @@ def read_old(path: Path) -> OldConfig:
     """Read an earlier configuration file.
 
     Raises:
-        UserError: not YAML, a key that no earlier project knew (all of them, each with the nearest that one did), or
-            a value of another type.
+        UserError: not YAML, a key that no earlier project knew (all of them, each with the nearest
+            that one did), or a value of another type.
     """
     raw = read_yaml(path)
     project = _project(raw)
     known = PROJECTS[project]
-    sections = {key.rsplit(".", count)[0] for key in known for count in range(1, key.count(".") + 1)}
-    given = {key: value for key, value in leaves(raw) if not (key in sections - set(known) and value in (None, {}))}
-    unread = {key for key, value in given.items() if key in UNREAD and (key not in sections or isinstance(value, str))}
+    sections = {
+        key.rsplit(".", count)[0] for key in known for count in range(1, key.count(".") + 1)
+    }
+    given = {
+        key: value
+        for key, value in leaves(raw)
+        if not (key in sections - set(known) and value in (None, {}))
+    }
+    unread = {
+        key
+        for key, value in given.items()
+        if key in UNREAD and (key not in sections or isinstance(value, str))
+    }
     unknown = [key for key in given if key not in known and key not in unread]
     if unknown:
-        raise UserError(f"{path} (read as {project}): {'; '.join(_stranger(key, known, sections) for key in unknown)}")
+        raise UserError(
+            f"{path} (read as {project}): {'; '.join(_stranger(key, known, sections) for key in unknown)}"
+        )
     old = OldConfig(path, project, given)
     for key, value in given.items():
         if key in known:
@@ -74,7 +91,8 @@ def read_old(path: Path) -> OldConfig:
 
 
 def _project(raw: Mapping[str, Any]) -> str:
-    """Whose file it is, by its shape: only pico-maml-train has `smlmt`, only relora-pico what ReLoRA needs."""
+    """Whose file it is, by its shape: only pico-maml-train has `smlmt`, only relora-pico what
+    ReLoRA needs."""
     if "smlmt" in raw:
         return "pico-maml-train"
     given = dict(leaves(raw))
@@ -101,17 +119,26 @@ def _stranger(key: str, known: Mapping[str, Any], sections: set[str]) -> str:
 def _check(old: OldConfig, key: str, value: Any, default: Any) -> None:
     if value is None and (default is None or key in NULLABLE):
         return
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list of texts"}
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list of texts",
+    }
     kind = type(default)
     fits = {
         bool: isinstance(value, bool),
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         list: isinstance(value, list) and all(isinstance(item, str) for item in value),
-        str: isinstance(value, str) or (key == "training.fabric.precision" and isinstance(value, int)),
+        str: isinstance(value, str)
+        or (key == "training.fabric.precision" and isinstance(value, int)),
     }
     if not fits.get(kind, True):
         raise old.refuse(key, f"should be {kinds[kind]} (it is {json.dumps(value, default=str)})")
-    least = 0 if key in _FROM_ZERO or (old.maml and key == "checkpointing.save_every_n_steps") else 1
+    least = (
+        0 if key in _FROM_ZERO or (old.maml and key == "checkpointing.save_every_n_steps") else 1
+    )
     if kind is int and not key.endswith("sequence_idx") and value < least:
         raise old.refuse(key, f"is {value}; it should be at least {least}")

@@ -1,8 +1,10 @@
-"""Weights of an earlier Pico checkpoint to a Hugging Face Llama directory that computes the same logits.
+"""Weights of an earlier Pico checkpoint to a Hugging Face Llama directory that computes the same
+logits.
 
-Two things differ beside the names. Rotary embeddings turned neighbouring pairs (2i, 2i + 1) of a head; Llama's turn
-(i, i + d/2), so the rows of the query and key projections are put in that order, which no score can tell. And a ReLoRA
-checkpoint holds base weights and factors; Llama has one matrix, their sum. Nothing of the old directory is executed.
+Two things differ beside the names. Rotary embeddings turned neighbouring pairs (2i, 2i + 1) of a
+head; Llama's turn (i, i + d/2), so the rows of the query and key projections are put in that order,
+which no score can tell. And a ReLoRA checkpoint holds base weights and factors; Llama has one
+matrix, their sum. Nothing of the old directory is executed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pico_contract import codec, names
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER
 
-from pico_train.checkpoint import ModelCard, write_model
+from pico_train.checkpoint.save import ModelCard, write_model
 from pico_train.data.tokenizer import load_tokenizer, special_tokens
 from pico_train.legacy.keys import GEOMETRY
 from pico_train.legacy.modules import earlier_modules
@@ -39,14 +41,16 @@ Tensors = dict[str, torch.Tensor]
 
 
 def convert_weights(source: Path, out: Path) -> list[str]:
-    """Write the checkpoint in the directory `source` to the new directory `out`; returns what is to be said of it.
+    """Write the checkpoint in the directory `source` to the new directory `out`; returns what is to
+    be said of it.
 
-    `source` holds config.json (or its parent does) and the weights: model.safetensors, pytorch_model.bin, or the
-    checkpoint.pt of Fabric. The result is float32, whole or not at all.
+    `source` holds config.json (or its parent does) and the weights: model.safetensors,
+    pytorch_model.bin, or the checkpoint.pt of Fabric. The result is float32, whole or not at all.
 
     Raises:
         UserError: `out` exists, or `source` is no directory of an earlier Pico checkpoint.
-        DamagedError: a file does not parse, or a tensor is missing, unknown, or of another shape than config.json says.
+        DamagedError: a file does not parse, or a tensor is missing, unknown, or of another shape
+            than config.json says.
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out")
@@ -57,9 +61,15 @@ def convert_weights(source: Path, out: Path) -> list[str]:
     effective = _merged({n: t.float() for n, t in tensors.items() if n not in heads}, raw, path)
     _check(effective, config, path)
     tokenizer = source / TOKENIZER if (source / TOKENIZER).is_file() else None
-    special = special_tokens(load_tokenizer(tokenizer), config.vocab_size) if tokenizer is not None else {}
+    special = (
+        special_tokens(load_tokenizer(tokenizer), config.vocab_size)
+        if tokenizer is not None
+        else {}
+    )
     with codec.publish(out, replace=False) as draft:
-        write_model(draft, _reordered(effective, config), ModelCard(out.name, config, tokenizer, special))
+        write_model(
+            draft, _reordered(effective, config), ModelCard(out.name, config, tokenizer, special)
+        )
     return _remarks(path, raw, bool(heads), tokenizer is None)
 
 
@@ -68,7 +78,9 @@ def _config(source: Path) -> tuple[dict[str, Any], Path]:
     places = [source / MODEL_CONFIG, source.parent / MODEL_CONFIG]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise UserError(f"{source} is not an earlier Pico checkpoint: there is no {MODEL_CONFIG} in it")
+        raise UserError(
+            f"{source} is not an earlier Pico checkpoint: there is no {MODEL_CONFIG} in it"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         kind = str(raw["model_type"])
@@ -86,7 +98,9 @@ def _geometry(raw: Mapping[str, Any], place: Path) -> DecoderConfig:
         value = raw.get(old)
         whole = new not in ("rope_theta", "rms_norm_eps")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise DamagedError(f'{place}: the key "{old}" should be a number (it is {json.dumps(value)})')
+            raise DamagedError(
+                f'{place}: the key "{old}" should be a number (it is {json.dumps(value)})'
+            )
         values[new] = value if whole else float(value)
     try:
         return DecoderConfig(**values)
@@ -105,8 +119,14 @@ def _stored(source: Path) -> tuple[Path, Tensors]:
     elif fabric is not None:
         path, tensors = fabric, _unpickled(fabric).get("_model", {})
     else:
-        raise UserError(f"{source} holds no weights: none of {MODEL_WEIGHTS}, {PICKLED}, {', '.join(FABRIC)}")
-    if not (isinstance(tensors, dict) and tensors and all(isinstance(t, torch.Tensor) for t in tensors.values())):
+        raise UserError(
+            f"{source} holds no weights: none of {MODEL_WEIGHTS}, {PICKLED}, {', '.join(FABRIC)}"
+        )
+    if not (
+        isinstance(tensors, dict)
+        and tensors
+        and all(isinstance(t, torch.Tensor) for t in tensors.values())
+    ):
         raise DamagedError(f"{path} does not hold tensors by name")
     renamed = {names.canonical(str(name)): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
@@ -120,28 +140,48 @@ def _unpickled(path: Path) -> dict[str, Any]:
     Fabric's file holds the state of numpy's generator, an array of uint32, beside the weights.
     """
     rebuild: Any = np.empty(0).__reduce__()[0]
-    plain = [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, np.dtypes.UInt32DType]
+    plain = [
+        rebuild,
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        np.dtypes.UInt32DType,
+    ]
     try:
         with torch.serialization.safe_globals(plain):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError):
-        raise DamagedError(f"{path} is not read: it is damaged, or holds more than tensors and plain values") from None
+        raise DamagedError(
+            f"{path} is not read: it is damaged, or holds more than tensors and plain values"
+        ) from None
     if not isinstance(content, dict):
         raise DamagedError(f"{path} does not hold tensors by name")
     return content
 
 
 def _merged(tensors: Tensors, raw: Mapping[str, Any], path: Path) -> Tensors:
-    """`tensors` with low-rank factors added to their base: W + scale * B @ A, in float64, rounded to float32 once.
+    """`tensors` with low-rank factors added to their base: W + scale * B @ A, in float64, rounded
+    to float32 once.
 
-    The scale is what the forward pass of relora-pico used: tanh(s) where it was trained, else alpha / r.
+    The scale is what the forward pass of relora-pico used: tanh(s) where it was trained, else alpha
+    / r.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith((DOWN, UP, SCALE))}
-    for module in sorted({name.removesuffix(end) for name in tensors for end in (DOWN, UP) if name.endswith(end)}):
+    kept = {
+        name: tensor for name, tensor in tensors.items() if not name.endswith((DOWN, UP, SCALE))
+    }
+    for module in sorted(
+        {name.removesuffix(end) for name in tensors for end in (DOWN, UP) if name.endswith(end)}
+    ):
         name = f"{module}.weight"
-        base, down, up = kept.get(name), tensors.get(f"{module}{DOWN}"), tensors.get(f"{module}{UP}")
+        base, down, up = (
+            kept.get(name),
+            tensors.get(f"{module}{DOWN}"),
+            tensors.get(f"{module}{UP}"),
+        )
         if base is None or down is None or up is None:
-            raise DamagedError(f'{path}: of "{module}" the weight or one of its two low-rank factors is missing')
+            raise DamagedError(
+                f'{path}: of "{module}" the weight or one of its two low-rank factors is missing'
+            )
         if (*base.shape, up.shape[1]) != (up.shape[0], down.shape[1], down.shape[0]):
             raise DamagedError(f'{path}: the low-rank factors of "{module}" do not fit its weight')
         scale = _scale(tensors.get(f"{module}{SCALE}"), raw, path)
@@ -161,14 +201,20 @@ def _scale(trained: torch.Tensor | None, raw: Mapping[str, Any], path: Path) -> 
 
 
 def _check(tensors: Tensors, config: DecoderConfig, path: Path) -> None:
-    """Every tensor of the geometry is there in its shape, and no other; names in the sentence are the earlier ones."""
+    """Every tensor of the geometry is there in its shape, and no other; names in the sentence are
+    the earlier ones."""
     expected = stock_tensors(dataclasses.asdict(config))
-    earlier = {names.canonical(f"{m}.weight"): f"{m}.weight" for m in earlier_modules(config.num_hidden_layers)}
+    earlier = {
+        names.canonical(f"{m}.weight"): f"{m}.weight"
+        for m in earlier_modules(config.num_hidden_layers)
+    }
     for name in [*expected, *tensors]:
         if name not in tensors:
             raise DamagedError(f'{path}: the tensor "{earlier[name]}" is missing')
         if name not in expected:
-            raise DamagedError(f'{path}: the tensor "{name}" is not one of an earlier Pico decoder of this geometry')
+            raise DamagedError(
+                f'{path}: the tensor "{name}" is not one of an earlier Pico decoder of this geometry'
+            )
         if tuple(tensors[name].shape) != expected[name]:
             shapes = f"{tuple(tensors[name].shape)} where {MODEL_CONFIG} says {expected[name]}"
             raise DamagedError(f'{path}: the tensor "{earlier[name]}" has shape {shapes}')
@@ -177,20 +223,32 @@ def _check(tensors: Tensors, config: DecoderConfig, path: Path) -> None:
 def _reordered(tensors: Tensors, config: DecoderConfig) -> Tensors:
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     parts = {name: name.split(".")[-2] for name in tensors}
-    return {name: _halves(t, heads[parts[name]]) if parts[name] in heads else t for name, t in tensors.items()}
+    return {
+        name: _halves(t, heads[parts[name]]) if parts[name] in heads else t
+        for name, t in tensors.items()
+    }
 
 
 def _halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (heads * d, D) of each head from pairs (2i, 2i + 1) to halves: all even rows, then all odd ones."""
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)  # (heads, d/2, 2, D) -> (heads * d, D)
+    """Rows (heads * d, D) of each head from pairs (2i, 2i + 1) to halves: all even rows, then all
+    odd ones."""
+    return (
+        weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    )  # (heads, d/2, 2, D) -> (heads * d, D)
 
 
 def _remarks(path: Path, raw: Mapping[str, Any], heads: bool, no_tokenizer: bool) -> list[str]:
-    found = [f"note: weights from {path}; rows of the query and key projections are in Llama's order"]
+    found = [
+        f"note: weights from {path}; rows of the query and key projections are in Llama's order"
+    ]
     if raw.get("relora"):
-        found.append("note: low-rank factors were added to their base, as the forward pass did; dropout is left out")
+        found.append(
+            "note: low-rank factors were added to their base, as the forward pass did; dropout is left out"
+        )
     if heads:
-        found.append(f"{HEAD}*: the head of the meta-learning episodes is no part of a language model; left out")
+        found.append(
+            f"{HEAD}*: the head of the meta-learning episodes is no part of a language model; left out"
+        )
     if no_tokenizer:
         found.append(f"{TOKENIZER}: not found beside the weights; the result has no tokenizer")
     return found

@@ -7,12 +7,18 @@ import torch
 from pico_train.model.decoder import Decoder, DecoderConfig
 from pico_train.model.hf import EMBEDDING
 
-_COMPONENTS = {"model.embed_tokens.": "embedding", ".self_attn.": "attention", ".mlp.": "mlp", "lm_head.": "head"}
+_COMPONENTS = {
+    "model.embed_tokens.": "embedding",
+    ".self_attn.": "attention",
+    ".mlp.": "mlp",
+    "lm_head.": "head",
+}
 """Part of a parameter's name -> component; norms are told by the name of their module."""
 
 
 def count_parameters(config: DecoderConfig) -> dict[str, int]:
-    """Count the parameters of the decoder itself by component, and in `total`; tied embeddings count once.
+    """Count the parameters of the decoder itself by component, and in `total`; tied embeddings
+    count once.
 
     `other` is there if the decoder has parameters that belong to none of the components of a Llama.
     """
@@ -38,28 +44,41 @@ def on_meta(config: DecoderConfig) -> Decoder:
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Count the parameters that every token is multiplied with: all matrices but the embedding's look-up."""
-    matrices = on_meta(config).named_parameters(remove_duplicate=False)  # a tied head multiplies as well
+    """Count the parameters that every token is multiplied with: all matrices but the embedding's
+    look-up."""
+    matrices = on_meta(config).named_parameters(
+        remove_duplicate=False
+    )  # a tied head multiplies as well
     return sum(p.numel() for name, p in matrices if p.dim() > 1 and name != EMBEDDING)
 
 
 def flops_per_token(config: DecoderConfig, seq_len: int) -> int:
-    """Floating-point operations of one training step, a token: 6 P + 12 L D T (Chowdhery et al. 2022, appendix B).
+    """Floating-point operations of one training step, a token: 6 P + 12 L D T (Chowdhery et al.
+    2022, appendix B).
 
-    P are the parameters that multiply; the second term is attention's scores and mixing over T positions, forward
-    and backward, the causal half not taken off, as is customary.
+    P are the parameters that multiply; the second term is attention's scores and mixing over T
+    positions, forward and backward, the causal half not taken off, as is customary.
     """
-    return 6 * matmul_parameters(config) + 12 * config.num_hidden_layers * config.hidden_size * seq_len
+    return (
+        6 * matmul_parameters(config) + 12 * config.num_hidden_layers * config.hidden_size * seq_len
+    )
 
 
 def activation_bytes(config: DecoderConfig, tokens: int, bf16: bool) -> int:
-    """Bytes that the layers keep for the backward pass of `tokens` tokens, without compilation or checkpointing.
+    """Bytes that the layers keep for the backward pass of `tokens` tokens, without compilation or
+    checkpointing.
 
-    Counted tensor by tensor, a token and layer: 32 D + 8 F bytes in float32, 34 D + 4 F under bfloat16 autocast (whose
-    residual stream, norms' products and rotation stay float32), and 8 + 4 H of norms and attention; as model/lean.py
-    has it. Under autocast the bfloat16 copies of the multiplied weights come on top. The embedding and the loss, a few
-    D a token, are left out.
+    Counted tensor by tensor, a token and layer: 32 D + 8 F bytes in float32, 34 D + 4 F under
+    bfloat16 autocast (whose residual stream, norms' products and rotation stay float32), and 8 + 4
+    H of norms and attention; as model/lean.py has it. Under autocast the bfloat16 copies of the
+    multiplied weights come on top. The embedding and the loss, a few D a token, are left out.
     """
     width, inner = config.hidden_size, config.intermediate_size
-    a_token = (34 * width + 4 * inner if bf16 else 32 * width + 8 * inner) + 8 + 4 * config.num_attention_heads
-    return tokens * config.num_hidden_layers * a_token + (2 * matmul_parameters(config) if bf16 else 0)
+    a_token = (
+        (34 * width + 4 * inner if bf16 else 32 * width + 8 * inner)
+        + 8
+        + 4 * config.num_attention_heads
+    )
+    return tokens * config.num_hidden_layers * a_token + (
+        2 * matmul_parameters(config) if bf16 else 0
+    )

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pico_train.model.lean import formed_again
 from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
+from pico_train.model.recompute import formed_again
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,28 @@ class RMSNorm(nn.Module):
 class Rotary:
     """cos and sin of the rotary position embedding (Su et al. 2021), rotate-half layout, float32.
 
-    A plain object of one model, not a buffer and not shared by a class: models of different shapes live side by
-    side, nothing of it enters the state dict, and a model built on the meta device computes it where it first runs.
+    A plain object of one model, not a buffer and not shared by a class: models of different shapes
+    live side by side, nothing of it enters the state dict, and a model built on the meta device
+    computes it where it first runs.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
         self.head_dim, self.theta = head_dim, theta
         self._cos = self._sin = torch.empty(0, device="cpu")
 
-    def tables(self, start: int, stop: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def tables(
+        self, start: int, stop: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) of positions start..stop-1, each (T, d)."""
         if self._cos.shape[0] < stop or self._cos.device != device:
-            length = 1 << (stop - 1).bit_length()  # doubled, so that decoding token by token seldom computes them anew
+            length = (
+                1 << (stop - 1).bit_length()
+            )  # doubled, so that decoding token by token seldom computes them anew
             with torch.inference_mode(False), torch.no_grad():
-                exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+                exponent = (
+                    torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
+                    / self.head_dim
+                )
                 place = torch.arange(length, device=device, dtype=torch.float32)
                 angles = torch.outer(place, 1.0 / self.theta**exponent)
                 angles = torch.cat((angles, angles), dim=-1)  # (T, d)
@@ -113,9 +121,11 @@ class Rotary:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by the angle of their position.
+    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by the angle of their
+    position.
 
-    In float32 also for bfloat16 x, as Hugging Face's does under autocast: cos and sin of 8 bits blur positions.
+    In float32 also for bfloat16 x, as Hugging Face's does under autocast: cos and sin of 8 bits
+    blur positions.
     """
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
@@ -133,7 +143,9 @@ class Cache:
         """Tokens seen."""
         return 0 if self.keys[0] is None else self.keys[0].shape[2]
 
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values of `layer` with the new ones at the end, each (B, K, T so far, d)."""
         old_key, old_value = self.keys[layer], self.values[layer]
         if old_key is not None and old_value is not None:
@@ -155,23 +167,29 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None
+    ) -> torch.Tensor:
         batch, tokens, width = x.shape
         query = rotate(self._heads(self.q_proj(x)), cos, sin)  # (B, H, T, d)
         key = rotate(self._heads(self.k_proj(x)), cos, sin)  # (B, K, T, d)
         value = self._heads(self.v_proj(x))  # (B, K, T, d)
-        # A single new token sees everything; several see a causal triangle, which with a non-empty cache would have
-        # to be shifted: `Decoder` therefore feeds a prompt whole and then one token at a time.
+        # A single new token sees everything; several see a causal triangle, which with a non-empty
+        # cache would have to be shifted: `Decoder` therefore feeds a prompt whole and then one
+        # token at a time.
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
-        mixed = F.scaled_dot_product_attention(query, self._shared(key), self._shared(value), is_causal=tokens > 1)
+        mixed = F.scaled_dot_product_attention(
+            query, self._shared(key), self._shared(value), is_causal=tokens > 1
+        )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _shared(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, K, T, d) -> (B, H, T, d): the H / K query heads of a group are neighbours, as in Hugging Face's."""
+        """(B, K, T, d) -> (B, H, T, d): the H / K query heads of a group are neighbours, as in
+        Hugging Face's."""
         return x if self.groups == 1 else x.repeat_interleave(self.groups, dim=1)
 
 
@@ -202,7 +220,8 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each behind an RMSNorm and added to the residual stream.
 
-    `lean` does not keep what is quickly formed again in the backward pass: the same numbers, to the last bit.
+    `lean` does not keep what is quickly formed again in the backward pass: the same numbers, to the
+    last bit.
     """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
@@ -213,7 +232,12 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, lean: bool = False
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: Cache | None,
+        lean: bool = False,
     ) -> torch.Tensor:
         with _normed(self.input_layernorm, x, lean) as normed:
             x = x + self.self_attn(normed, cos, sin, cache)
@@ -223,14 +247,22 @@ class Layer(nn.Module):
 
 def _normed(norm: nn.Module, x: torch.Tensor, lean: bool) -> AbstractContextManager[torch.Tensor]:
     normed = norm(x)
-    hooked = norm._forward_pre_hooks or norm._forward_hooks  # which may have made something else of it
+    hooked = (
+        norm._forward_pre_hooks or norm._forward_hooks
+    )  # which may have made something else of it
     return formed_again(normed, norm.forward, x) if lean and not hooked else nullcontext(normed)
 
 
 def run_layer(
-    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, lean: bool = False
+    layer: nn.Module,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: Cache | None,
+    lean: bool = False,
 ) -> torch.Tensor:
-    """A `Layer`, by default as written; see model/execution.py for other ways to the same numbers."""
+    """A `Layer`, by default as written; see model/execution.py for other ways to the same
+    numbers."""
     return layer(x, cos, sin, cache, lean)
 
 
@@ -245,7 +277,9 @@ class Backbone(nn.Module):
         self.rotary = Rotary(config.head_dim, config.rope_theta)
         self.run_layer = run_layer
 
-    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None, *, as_written: bool = False) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, *, as_written: bool = False
+    ) -> torch.Tensor:
         run = run_layer if as_written or cache is not None else self.run_layer
         start = cache.length if cache is not None else 0
         cos, sin = self.rotary.tables(start, start + input_ids.shape[1], input_ids.device)
@@ -256,7 +290,8 @@ class Backbone(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder with a language-model head; `state_dict()` has the names of LlamaForCausalLM and nothing else."""
+    """Decoder with a language-model head; `state_dict()` has the names of LlamaForCausalLM and
+    nothing else."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -274,8 +309,8 @@ class Decoder(nn.Module):
         | embedding, head, every projection   | N(0, initializer_range^2)   |
         | norms                               | 1                           |
 
-        Each matrix is drawn on CPU in float32 from a generator of its own, `generator_for(parameter name)`, so that
-        its values depend neither on the device nor on the order of construction.
+        Each matrix is drawn on CPU in float32 from a generator of its own, `generator_for(parameter
+        name)`, so that its values depend neither on the device nor on the order of construction.
         """
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -291,14 +326,22 @@ class Decoder(nn.Module):
         return self.model(input_ids)
 
     def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, *, double_backward: bool = False
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        *,
+        double_backward: bool = False,
     ) -> torch.Tensor:
-        """Logits (B, T, V); or, with `labels` (B, T), the scalar sum over tokens of the next-token loss, in nats.
+        """Logits (B, T, V); or, with `labels` (B, T), the scalar sum over tokens of the next-token
+        loss, in nats.
 
-        `labels[:, t]` is the token that follows `input_ids[:, t]` (the caller shifts); -100 is left out. The loss
-        never forms the logits of all tokens unless `double_backward` asks for a path that is differentiable twice.
+        `labels[:, t]` is the token that follows `input_ids[:, t]` (the caller shifts); -100 is left
+        out. The loss never forms the logits of all tokens unless `double_backward` asks for a path
+        that is differentiable twice.
         """
-        hidden = self.model(input_ids, as_written=double_backward)  # compiled layers have no second derivative
+        hidden = self.model(
+            input_ids, as_written=double_backward
+        )  # compiled layers have no second derivative
         if labels is None:
             return self.lm_head(hidden)
         loss_sum = plain_loss_sum if double_backward else fused_loss_sum
@@ -306,9 +349,12 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def token_nll(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of each label in nats, (B, T) float32; 0 where the label is -100."""
+        """Negative log-likelihood of each label in nats, (B, T) float32; 0 where the label is
+        -100."""
         hidden = self.hidden_states(input_ids)
-        return token_nll(hidden.flatten(0, 1), self.lm_head.weight, labels.flatten()).view_as(labels)
+        return token_nll(hidden.flatten(0, 1), self.lm_head.weight, labels.flatten()).view_as(
+            labels
+        )
 
     @torch.no_grad()
     def generate(
@@ -324,19 +370,21 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """Continue `input_ids` (B, T) by up to `max_new_tokens`, decoding with a key-value cache.
 
-        Temperature 0 is greedy. After `eos_token_id` (any of several) a row repeats it; generation ends when every row
-        has met one.
+        Temperature 0 is greedy. After `eos_token_id` (any of several) a row repeats it; generation
+        ends when every row has met one.
 
         Raises:
-            ValueError: an empty prompt, prompt and new tokens exceed `max_position_embeddings`, or a temperature,
-                top_k, top_p or seed out of its range.
+            ValueError: an empty prompt, prompt and new tokens exceed `max_position_embeddings`, or
+                a temperature, top_k, top_p or seed out of its range.
         """
         _check_sampling(temperature, top_k, top_p, seed)
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if length == 0:
             raise ValueError("the prompt is empty: give at least one token")
         if length + max_new_tokens > limit:
-            raise ValueError(f"{length} prompt tokens and {max_new_tokens} new ones exceed the {limit} positions")
+            raise ValueError(
+                f"{length} prompt tokens and {max_new_tokens} new ones exceed the {limit} positions"
+            )
         draws = torch.Generator().manual_seed(seed)
         cache, fed = Cache(self.config.num_hidden_layers), input_ids
         ended = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
@@ -364,9 +412,14 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, 
 
 
 def _sample(
-    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, draws: torch.Generator
+    logits: torch.Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    draws: torch.Generator,
 ) -> torch.Tensor:
-    """(B, V) logits -> (B, 1) token ids; drawn on CPU so that a seed means the same on every device."""
+    """(B, V) logits -> (B, 1) token ids; drawn on CPU so that a seed means the same on every
+    device."""
     if temperature < 1e-6:  # greedy; below, the division would overflow
         return logits.argmax(-1, keepdim=True)
     ordered, ids = (logits / temperature).sort(dim=-1, descending=True, stable=True)
@@ -374,7 +427,8 @@ def _sample(
         ordered[:, top_k:] = -torch.inf
     probabilities = ordered.softmax(-1)
     if top_p is not None:
-        # A token stays while the mass before it is below top_p, so the most likely one always stays.
+        # A token stays while the mass before it is below top_p, so the most likely one always
+        # stays.
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     drawn = torch.multinomial(probabilities.cpu(), 1, generator=draws).to(ids.device)

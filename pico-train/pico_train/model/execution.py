@@ -1,7 +1,8 @@
-"""How the layers of a training model are carried out: compiled, or with activations computed again instead of kept.
+"""How the layers of a training model are carried out: compiled, or with activations computed again
+instead of kept.
 
-None of it changes what a model is: parameters, their names and what hooks see of `TrainState.plain_decoder` (which is
-always carried out as written) stay the same.
+None of it changes what a model is: parameters, their names and what hooks see of
+`TrainState.plain_decoder` (which is always carried out as written) stay the same.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from pico_train.model.decoder import Decoder, run_layer
 def carry_out(model: Decoder, *, compiled: bool, checkpointing: bool) -> None:
     """Set how `model` runs its layers from now on.
 
-    `compiled` compiles one layer, which serves all of them: a twelfth of the time that twelve take, and the head's
-    loss is chunked by hand already. Shapes are fixed, as those of micro-batches are. `checkpointing` keeps a layer's
-    input alone and runs the layer again in the backward pass (Chen et al. 2016): same gradients, a third more time.
-    Otherwise what costs next to no time to form again is not kept (model/lean.py), as a compiler decides by itself.
+    `compiled` compiles one layer, which serves all of them: a twelfth of the time that twelve take,
+    and the head's loss is chunked by hand already. Shapes are fixed, as those of micro-batches are.
+    `checkpointing` keeps a layer's input alone and runs the layer again in the backward pass (Chen
+    et al. 2016): same gradients, a third more time. Otherwise what costs next to no time to form
+    again is not kept (model/lean.py), as a compiler decides by itself.
     """
-    run = torch.compile(run_layer, dynamic=False) if compiled else partial(run_layer, lean=not checkpointing)
+    run = (
+        torch.compile(run_layer, dynamic=False)
+        if compiled
+        else partial(run_layer, lean=not checkpointing)
+    )
     model.model.run_layer = partial(checkpoint, run, use_reentrant=False) if checkpointing else run

@@ -1,4 +1,5 @@
-"""Hugging Face's files: config.json and its kin, written so that transformers 4 and 5 read them, and read back."""
+"""Hugging Face's files: config.json and its kin, written so that transformers 4 and 5 read them,
+and read back."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from typing import Any
 import torch
 
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.model.stock import STOCK, STOCK_CLASS, Architecture, architecture_of, difference, shapes_of
+from pico_train.model.stock import (
+    STOCK,
+    STOCK_CLASS,
+    Architecture,
+    architecture_of,
+    difference,
+    shapes_of,
+)
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -19,7 +27,8 @@ SpecialTokens = Mapping[str, int | list[int]]
 """Role (bos, eos, pad, mask) -> id; several ids where a model ends a text with any of them."""
 
 OWN_MODEL_TYPE = "pico-decoder"
-"""Model type of what no stock class computes: transformers does not know it, and opens no such checkpoint."""
+"""Model type of what no stock class computes: transformers does not know it, and opens no such
+checkpoint."""
 _ARCHITECTURE = "pico_architecture"
 
 
@@ -28,8 +37,9 @@ def hf_config(
 ) -> dict[str, Any]:
     """config.json of a LlamaForCausalLM; or of an `architecture` that is not one, which says so.
 
-    transformers 4 reads `rope_theta` and `torch_dtype`, transformers 5 `rope_parameters` and `dtype`: both are there.
-    Token ids are explicit, since the class defaults (1, 2) mean other tokens here. `special_tokens`: eos, pad, mask.
+    transformers 4 reads `rope_theta` and `torch_dtype`, transformers 5 `rope_parameters` and
+    `dtype`: both are there. Token ids are explicit, since the class defaults (1, 2) mean other
+    tokens here. `special_tokens`: eos, pad, mask.
     """
     own = None if architecture.is_stock else architecture
     return {
@@ -66,11 +76,17 @@ def generation_config(special_tokens: SpecialTokens) -> dict[str, Any]:
     return {"_from_model_config": True, **_token_id_keys(special_tokens)}
 
 
-def tokenizer_config(config: DecoderConfig, special_tokens: SpecialTokens, tokenizer: Path) -> dict[str, Any]:
-    """tokenizer_config.json for the tokenizer.json at `tokenizer`, with a class name that transformers 4 knows."""
+def tokenizer_config(
+    config: DecoderConfig, special_tokens: SpecialTokens, tokenizer: Path
+) -> dict[str, Any]:
+    """tokenizer_config.json for the tokenizer.json at `tokenizer`, with a class name that
+    transformers 4 knows."""
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     words = {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
-    named = {f"{role}_token": words.get(_first(token)) for role, token in _token_ids(special_tokens).items()}
+    named = {
+        f"{role}_token": words.get(_first(token))
+        for role, token in _token_ids(special_tokens).items()
+    }
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
@@ -81,9 +97,14 @@ def tokenizer_config(config: DecoderConfig, special_tokens: SpecialTokens, token
 
 
 def _token_ids(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
-    """Ids by role; a text begins after the end of another where there is no token of its own for that."""
+    """Ids by role; a text begins after the end of another where there is no token of its own for
+    that."""
     eos = special_tokens.get("eos")
-    return {"bos": special_tokens.get("bos", _first(eos)), "eos": eos, "pad": special_tokens.get("pad")}
+    return {
+        "bos": special_tokens.get("bos", _first(eos)),
+        "eos": eos,
+        "pad": special_tokens.get("pad"),
+    }
 
 
 def _token_id_keys(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
@@ -98,8 +119,9 @@ def config_from_hf(raw: Any) -> DecoderConfig:
     """The geometry in a config.json.
 
     Raises:
-        ValueError: names the first thing that this decoder does not have (another architecture, scaled rotary
-            embeddings, biases, another activation, a free head width), a missing key or a value of a wrong type.
+        ValueError: names the first thing that this decoder does not have (another architecture,
+            scaled rotary embeddings, biases, another activation, a free head width), a missing key
+            or a value of a wrong type.
     """
     if not isinstance(raw, Mapping):
         raise ValueError(f"it holds a {type(raw).__name__} where an object is expected")
@@ -108,7 +130,9 @@ def config_from_hf(raw: Any) -> DecoderConfig:
         raise ValueError(f'model_type is "{raw.get("model_type")}"; only "llama" is supported')
     is_llama = raw["model_type"] == "llama"
     if is_llama and (raw.get("architectures") or [STOCK_CLASS]) != [STOCK_CLASS]:
-        raise ValueError(f'architectures is {raw["architectures"]}; only ["{STOCK_CLASS}"] is supported')
+        raise ValueError(
+            f'architectures is {raw["architectures"]}; only ["{STOCK_CLASS}"] is supported'
+        )
     _refuse_unsupported(raw)
     _refuse_wrong_types(raw)
     rope = raw.get("rope_parameters") or {}
@@ -129,7 +153,9 @@ def config_from_hf(raw: Any) -> DecoderConfig:
     except KeyError as error:
         raise ValueError(f"the key {error} is missing") from None
     if raw.get("head_dim") not in (None, config.head_dim):
-        raise ValueError(f"head_dim is {raw['head_dim']}; only hidden_size / num_attention_heads is supported")
+        raise ValueError(
+            f"head_dim is {raw['head_dim']}; only hidden_size / num_attention_heads is supported"
+        )
     _refuse_other_architecture(config, STOCK if is_llama else _recorded_architecture(raw))
     return config
 
@@ -138,13 +164,17 @@ def refuse_own_model(raw: Mapping[str, Any]) -> None:
     """Raise a ValueError if the model of a config.json is not one that transformers computes."""
     if raw.get("model_type") == OWN_MODEL_TYPE:
         own = _recorded_architecture(raw)
-        raise ValueError(f"{own} computes this model and no class of transformers does: {own.departure}")
+        raise ValueError(
+            f"{own} computes this model and no class of transformers does: {own.departure}"
+        )
 
 
 def _recorded_architecture(raw: Mapping[str, Any]) -> Architecture:
     known = [field.name for field in dataclasses.fields(Architecture)]
     try:
-        return Architecture(**{key: str(value) for key, value in raw[_ARCHITECTURE].items() if key in known})
+        return Architecture(
+            **{key: str(value) for key, value in raw[_ARCHITECTURE].items() if key in known}
+        )
     except (KeyError, AttributeError):
         raise ValueError(f"{_ARCHITECTURE} is missing or not an object") from None
 
@@ -173,14 +203,20 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} should be an object (it is {json.dumps(rope)})")
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind != "default":
-            raise ValueError(f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported')
+            raise ValueError(
+                f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported'
+            )
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(f"{key} sets partial_rotary_factor; this decoder rotates the whole of each head")
+            raise ValueError(
+                f"{key} sets partial_rotary_factor; this decoder rotates the whole of each head"
+            )
     for key, feature in _UNSUPPORTED.items():
         if raw.get(key):
             raise ValueError(f"{key} is {json.dumps(raw[key])}; this decoder has no {feature}")
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("partial_rotary_factor is not 1; this decoder rotates the whole of each head")
+        raise ValueError(
+            "partial_rotary_factor is not 1; this decoder rotates the whole of each head"
+        )
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f'hidden_act is "{raw["hidden_act"]}"; only "silu" is supported')
 
@@ -190,14 +226,19 @@ def _refuse_wrong_types(raw: Mapping[str, Any]) -> None:
     for field in dataclasses.fields(DecoderConfig):
         value = raw.get(field.name)
         if value is not None and type(value) not in kinds[str(field.type)]:
-            raise ValueError(f"{field.name} should be of type {field.type} (it is {json.dumps(value)})")
+            raise ValueError(
+                f"{field.name} should be of type {field.type} (it is {json.dumps(value)})"
+            )
 
 
-def load_weights(model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign: bool = False) -> None:
-    """Give `model` the weights in `tensors` (names of LlamaForCausalLM, any float dtype; stored as float32).
+def load_weights(
+    model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign: bool = False
+) -> None:
+    """Give `model` the weights in `tensors` (names of LlamaForCausalLM, any float dtype; stored as
+    float32).
 
-    With tied embeddings a head that equals the embedding is accepted. `assign` shares memory instead of copying, and
-    works for a model on the meta device; there the dtype is left as it is.
+    With tied embeddings a head that equals the embedding is accepted. `assign` shares memory
+    instead of copying, and works for a model on the meta device; there the dtype is left as it is.
 
     Raises:
         ValueError: a missing, unknown or misshaped tensor, by name.
@@ -206,14 +247,18 @@ def load_weights(model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign:
     if model.config.tie_word_embeddings and EMBEDDING in given and HEAD in given:
         head = given.pop(HEAD)
         if not torch.equal(head, given[EMBEDDING]):
-            raise ValueError(f'"{HEAD}" differs from "{EMBEDDING}", but tie_word_embeddings is true')
+            raise ValueError(
+                f'"{HEAD}" differs from "{EMBEDDING}", but tie_word_embeddings is true'
+            )
     expected = dict(model.named_parameters())
     problem = difference(shapes_of(given), shapes_of(expected))
     if problem is not None:
         raise ValueError(problem)
     for name, tensor in given.items():
         if not tensor.is_floating_point():
-            raise ValueError(f'the tensor "{name}" is {str(tensor.dtype).removeprefix("torch.")}, not floating-point')
+            raise ValueError(
+                f'the tensor "{name}" is {str(tensor.dtype).removeprefix("torch.")}, not floating-point'
+            )
     owners = {id(parameter): name for name, parameter in expected.items()}
     shared = {
         name: owners[id(parameter)]
@@ -222,6 +267,8 @@ def load_weights(model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign:
     }
     given |= {name: given[owner] for name, owner in shared.items()}
     model.load_state_dict(given, strict=True, assign=assign)
-    for name, owner in shared.items() if assign else ():  # which gave each name a parameter of its own
+    for name, owner in (
+        shared.items() if assign else ()
+    ):  # which gave each name a parameter of its own
         module, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(module), attribute, model.get_parameter(owner))

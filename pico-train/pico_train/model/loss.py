@@ -1,4 +1,5 @@
-"""Next-token loss without the logits of all tokens: chunks, with the gradient formed in the forward pass.
+"""Next-token loss without the logits of all tokens: chunks, with the gradient formed in the forward
+pass.
 
 Shapes: N tokens, D width, V vocabulary, C tokens a chunk.
 """
@@ -21,12 +22,19 @@ def chunk_tokens(vocab_size: int, device: torch.device) -> int:
     return max(16, _CHUNK_BYTES.get(device.type, 64 << 20) // (4 * vocab_size))
 
 
-def plain_loss_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The same sum from all logits at once, by autograd alone: differentiable twice, and the tests' oracle."""
-    return F.cross_entropy((hidden @ weight.T).float(), labels, ignore_index=IGNORE, reduction="sum")
+def plain_loss_sum(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """The same sum from all logits at once, by autograd alone: differentiable twice, and the tests'
+    oracle."""
+    return F.cross_entropy(
+        (hidden @ weight.T).float(), labels, ignore_index=IGNORE, reduction="sum"
+    )
 
 
-def fused_loss_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def fused_loss_sum(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Sum over tokens of -ln softmax(hidden @ weight.T)[label].
 
     Args:
@@ -46,7 +54,9 @@ def fused_loss_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Ten
 
 class _FusedLossSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         compute = _compute_weight(hidden, weight)
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -67,8 +77,9 @@ class _FusedLossSum(torch.autograd.Function):
             total += ((top + mass.log() - at_target) * kept).sum(dtype=summed)
             if not (needs_hidden or needs_weight):
                 continue
-            # d loss / d logits = softmax - onehot = (block - mass * onehot) / mass; the division is left to the narrow
-            # side of the products, (C, D), since every pass over the block, (C, V), costs as much as a product here.
+            # d loss / d logits = softmax - onehot = (block - mass * onehot) / mass; the division is
+            # left to the narrow side of the products, (C, D), since every pass over the block, (C,
+            # V), costs as much as a product here.
             block = block.scatter_add_(1, target, -mass).to(compute.dtype)
             share = kept / mass
             if grad_hidden is not None:
@@ -80,24 +91,33 @@ class _FusedLossSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return _scaled(grad_hidden, grad), _scaled(grad_weight, grad), None
 
 
 def token_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-ln softmax(hidden @ weight.T)[label] of each token, (N,) float32, in chunks and without gradient; 0 at -100."""
+    """-ln softmax(hidden @ weight.T)[label] of each token, (N,) float32, in chunks and without
+    gradient; 0 at -100."""
     with torch.no_grad():
         compute = _compute_weight(hidden, weight)
         parts = [
-            F.cross_entropy((hidden[rows] @ compute.T).float(), labels[rows], ignore_index=IGNORE, reduction="none")
+            F.cross_entropy(
+                (hidden[rows] @ compute.T).float(),
+                labels[rows],
+                ignore_index=IGNORE,
+                reduction="none",
+            )
             for rows in _chunks(hidden, compute)
         ]
         return torch.cat(parts)
 
 
 def _compute_weight(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`weight` in the dtype of `hidden`: under autocast hidden states may be bfloat16 and the weight float32."""
+    """`weight` in the dtype of `hidden`: under autocast hidden states may be bfloat16 and the
+    weight float32."""
     return weight if weight.dtype == hidden.dtype else weight.to(hidden.dtype)
 
 
@@ -114,8 +134,9 @@ def _accumulate(total: torch.Tensor, block: torch.Tensor, hidden: torch.Tensor) 
 
 
 def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
-    """A factor of 1, which is what `loss.backward()` passes, costs no pass where looking at it costs no
-    synchronisation. The saved gradient itself stays as it is: a retained graph may ask for it again."""
+    """A factor of 1, which is what `loss.backward()` passes, costs no pass where looking at it
+    costs no synchronisation. The saved gradient itself stays as it is: a retained graph may ask for
+    it again."""
     if gradient is None or (factor.device.type == "cpu" and factor.item() == 1.0):
         return gradient
     return gradient * factor.to(gradient.dtype)

@@ -15,8 +15,8 @@ from pico_train.data.packed import PackedData
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.data.shards import StreamConfig
 
-from . import replica
-from .stand_in import StandIn, serving
+from ...support import replica
+from ...support.data_hub import StandIn, serving
 
 Make = Callable[..., PackedData]
 

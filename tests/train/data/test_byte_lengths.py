@@ -11,8 +11,8 @@ from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, token_
 from pico_train.evaluate.likelihood import TextEncoder
 from tokenizers import Tokenizer
 
+from ...support.tokenizer_kinds import EOS, KINDS, KNOWN
 from .conftest import Make
-from .kinds import EOS, KINDS, KNOWN
 
 TEXTS = [
     "the king",

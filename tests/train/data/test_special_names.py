@@ -13,8 +13,8 @@ from pico_train.data.tokenizer import SPECIAL, Vocabulary, encode, load_tokenize
 from pico_train.evaluate.likelihood import TextEncoder
 from tokenizers import AddedToken
 
+from ...support.tokenizer_kinds import EOS, KINDS, SAMPLE, byte_level
 from .conftest import Make
-from .kinds import EOS, KINDS, SAMPLE, byte_level
 
 CANNOT = {"unigram, bytes", "unigram, unknown", "whole words"}
 """Kinds whose vocabulary has the name as a word."""

@@ -9,9 +9,9 @@ from pico_contract.layout import DataLayout
 from pico_train.data.packed import PackedData
 from pico_train.data.shards import StreamConfig
 
-from . import replica
-from .stand_in import REPO, StandIn
-from .test_stream import Fetched, streamed
+from ...support import replica
+from ...support.data_hub import REPO, StandIn
+from .test_shards import Fetched, streamed
 
 
 def test_where_the_cache_lies_may_be_said(fetched: Fetched, hub: StandIn, tmp_path: Path) -> None:

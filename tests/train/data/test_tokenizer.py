@@ -19,8 +19,8 @@ from pico_train.data.byte_lengths import written_byte_lengths
 from pico_train.data.tokenizer import load_tokenizer, pieces, special_tokens, token_byte_lengths, train_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ...support.tokenizer_kinds import KINDS
 from .conftest import Make
-from .kinds import KINDS
 
 SAMPLE = ["the king's crown falls  and\n\nthe queen weeps: 1603 — naïve Łódź 王\n"] * 20
 AROUND_SPACES = st.text(alphabet="ab'sL王ń9.,-_\n\t \u00a0\u0301", max_size=60)
@@ -93,30 +93,6 @@ def test_pieces_are_short_where_there_are_spaces(trained: Tokenizer) -> None:
     parts = pieces(trained, "word " * 100_000)
     assert max(map(len, parts)) <= (1 << 16) + 5
     assert len(parts) == 8
-
-
-LONG = {
-    "words": "the king's crown, falls 1603 ",
-    "lines": "crown\n",
-    "chinese": "\u738b\u540e\uff0c\u738b\u51a0\u843d\u4e0b\u3002",
-    "combining": "e\u0301a\u0301 ",
-    "one word": "ab1\u738b",
-}
-
-
-@pytest.mark.parametrize("text", LONG)
-@pytest.mark.parametrize("kind", KINDS)
-def test_cut_documents_have_the_ids_of_the_whole(kind: str, text: str, tmp_path: Path) -> None:
-    KINDS[kind]().save(str(tmp_path / "tokenizer.json"))
-    tokenizer, long = load_tokenizer(tmp_path), LONG[text] * 40
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizing, "_PIECE", 50)
-        parts = pieces(tokenizer, long)
-    assert "".join(parts) == long
-    ids = [i for part in parts for i in tokenizer.encode(part, add_special_tokens=False).ids]
-    assert ids == tokenizer.encode(long, add_special_tokens=False).ids
-    if kind in ("byte level", "llama 3") and text != "one word":
-        assert len(parts) > 3
 
 
 def test_text_without_any_seam_is_cut_all_the_same(monkeypatch: pytest.MonkeyPatch, trained: Tokenizer) -> None:
@@ -195,21 +171,6 @@ def test_a_tokenizer_without_end_of_text_is_refused(refused: Callable[..., str],
     assert refused(tmp_path / "text.txt", tokenizer={"path": str(path)}) == (
         "the tokenizer has no end-of-text token; one of <|endoftext|>, </s>, <|end_of_text|>, <eos> is needed"
     )
-
-
-def test_stored_truncation_and_padding_do_not_touch_documents(make: Make, trained: Tokenizer, tmp_path: Path) -> None:
-    limited = Tokenizer.from_str(trained.to_str())
-    limited.enable_truncation(max_length=4)
-    limited.enable_padding(length=64, pad_id=1, pad_token="<|pad|>")
-    limited.save(str(tmp_path / "limited.json"))
-    (tmp_path / "text.txt").write_text("the king's crown falls and the queen weeps%%short")
-    data = make(
-        {"path": str(tmp_path / "text.txt"), "separator": "%%"},
-        tokenizer={"path": str(tmp_path / "limited.json"), "vocab_size": 300},
-        seq_len=1,
-    )
-    texts = ["the king's crown falls and the queen weeps", "short"]
-    assert data.manifest.splits["train"].tokens == sum(len(trained.encode(text).ids) + 1 for text in texts)
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import DataLayout
 from pico_train import train
 from pico_train.commands import evaluate_run
-from pico_train.commands_data import describe_data, verify_all
+from pico_train.commands.data import describe_data, verify_all
 from pico_train.data import packed
 from pico_train.data.packed import PackedData
 from pico_train.run import RunConfig

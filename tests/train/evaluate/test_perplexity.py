@@ -10,8 +10,8 @@ import pytest
 import torch
 from pico_train.data.packed import PackedData
 from pico_train.data.tokenizer import load_tokenizer, token_byte_lengths
+from pico_train.errors import NonFiniteError
 from pico_train.evaluate.perplexity import perplexity
-from pico_train.failure import NonFiniteError
 from pico_train.model.decoder import Decoder, DecoderConfig
 from torch import nn
 

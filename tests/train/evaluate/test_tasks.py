@@ -28,11 +28,11 @@ from pico_train.evaluate.tasks import (
     in_one_line,
     settings_hash,
 )
-from pico_train.loop import fit
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.opening import open_session
 from pico_train.run import RunConfig, build
-from pico_train.session import Session
+from pico_train.trainer.loop import fit
+from pico_train.trainer.resume import open_session
+from pico_train.trainer.session import Session
 
 
 @pytest.fixture

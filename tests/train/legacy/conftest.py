@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .earlier import drawn, saved
+from ...support.earlier_models import drawn, saved
 
 PLAIN: dict[str, Any] = {
     "data": {"dataloader": {"batch_size": 48}},

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from pico_contract.errors import UserError
 from pico_train.config import validate
-from pico_train.estimate import estimate
 from pico_train.legacy.config import convert_config
 from pico_train.method import METHODS
 from pico_train.run import RunConfig
+from pico_train.run.estimate import estimate
 from pico_train.schedule import lr_factor
 
-from .earlier import converted
+from ...support.earlier_models import converted
 
 Write = Callable[..., Path]
 Raw = dict[str, Any]
@@ -66,60 +66,6 @@ def test_a_plain_file_as_text(plain: Raw, written: Write) -> None:
     )
 
 
-def test_low_rank_restarts_and_their_faults(relora: Raw, written: Write) -> None:
-    found, remarks = converted(written(relora))
-    assert found["method"] == {
-        "name": "relora",
-        "options": {
-            "rank": 8,
-            "alpha": 32,
-            "dropout": 0.1,
-            "restart_every": 24,
-            "merge_scale": "none",
-            "init": "zeros",
-            "reset": "independent_pruning",
-            "pruning_ratio": 0.999,
-        },
-    }
-    assert found["schedule"] == {
-        "name": "cosine",
-        "warmup_steps": 12,
-        "final_fraction": 0.2,
-        "restart_every": 24,
-        "restart_warmup_steps": 3,
-    }
-    assert found["snapshot"]["kinds"] == ["val.activations"]
-    assert "merges came after updates 25, 49" in remarks
-    assert as_run(found).train.batch_size == 48
-
-
-@pytest.mark.parametrize(
-    ("targets", "modules"),
-    [
-        (["ATTENTION.Q"], ["self_attn.q_proj"]),
-        (["layers.1.swiglu"], [f"model.layers.1.mlp.{p}_proj" for p in ("gate", "up", "down")]),
-        (["v_proj", "de_embedding"], ["self_attn.v_proj"]),
-        (["attention", "w_"], None),
-    ],
-)
-def test_targets_are_the_layers_that_the_substrings_fitted(
-    relora: Raw, written: Write, targets: list[str], modules: list[str] | None
-) -> None:
-    found, _ = converted(written(relora, **{"model.relora.target_modules": targets}))
-    assert found["method"]["options"].get("modules") == modules
-
-
-def test_other_low_rank_settings(relora: Raw, written: Write) -> None:
-    section = "model.relora"
-    found, remarks = converted(
-        written(relora, **{f"{section}.trainable_scaling": True, f"{section}.keep_original_weights": False})
-    )
-    assert found["method"]["options"]["trainable_scale"] is True
-    assert "init" not in found["method"]["options"], "without the base, A was drawn as it should be"
-    assert "tanh(s)" in remarks
-    assert "base weights of zero" in remarks
-
-
 def test_episodes_and_what_their_trainer_did(maml: Raw, written: Write) -> None:
     found, remarks = converted(written(maml))
     assert found["method"] == {
@@ -149,17 +95,6 @@ def test_episodes_that_were_off_leave_plain_training(maml: Raw, written: Write, 
     found, _ = converted(written(maml, **off))
     assert "method" not in found
     assert found["train"]["seq_len"] == 2047, "the trainer was pico-maml-train's all the same"
-
-
-def test_an_empty_section_is_enough_to_know_the_project(plain: Raw, written: Write) -> None:
-    _, ambiguous = converted(written(plain))
-    found, _ = converted(written(plain, smlmt={}))
-    assert "`smlmt: {}`" in ambiguous
-    assert found["method"]["name"] == "maml"
-    del plain["training"]["fabric"]
-    found, remarks = converted(written(plain, smlmt={}))
-    assert found["train"]["micro_batch"] == 3, "that project's default is 4 devices: 48 rows / (4 x 4)"
-    assert "4 devices" in remarks
 
 
 @pytest.mark.parametrize("name", ["relora", "maml"])

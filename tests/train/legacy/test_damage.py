@@ -13,7 +13,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_train.legacy.weights import convert_weights
 from safetensors.torch import load_file, save_file
 
-from .earlier import CONFIG, WIDTH, drawn, factors, saved
+from ...support.earlier_models import CONFIG, WIDTH, drawn, factors, saved
 
 
 class Harmful:

@@ -11,7 +11,7 @@ from pico_contract.errors import UserError
 from pico_train.legacy.keys import PROJECTS
 from pico_train.legacy.old import leaves
 
-from .earlier import converted
+from ...support.earlier_models import converted
 
 Write = Callable[..., Path]
 Raw = dict[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pico_train.checkpoint import initial_geometry, initial_weights
+from pico_train.checkpoint.init_from import initial_geometry, initial_weights
 from pico_train.legacy.weights import convert_weights
 from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .earlier import CLOSE, VOCABULARY, WIDTH, drawn, earlier_logits, factors, saved
+from ...support.earlier_models import CLOSE, VOCABULARY, WIDTH, drawn, earlier_logits, factors, saved
 
 IDS = torch.randint(0, VOCABULARY, (20,), generator=torch.Generator().manual_seed(5))
 

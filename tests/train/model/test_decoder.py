@@ -1,17 +1,13 @@
 """The decoder is transformers' Llama: same names, same numbers."""
 
-import json
-
 import pytest
 import torch
-from pico_train.model.cost import count_parameters, flops_per_token
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.model.hf import config_from_hf, generation_config, hf_config, load_weights
+from pico_train.model.hf import hf_config, load_weights
 from pico_train.seeds import generator
-from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SHAPES = {
     "grouped": DecoderConfig(61, 32, 48, 2, 4, 2, 64),
@@ -19,7 +15,6 @@ SHAPES = {
     "single": DecoderConfig(50, 16, 32, 1, 4, 1, 16, rms_norm_eps=1e-5),
     "tied": DecoderConfig(61, 32, 48, 2, 8, 2, 64, tie_word_embeddings=True),
 }
-SPECIAL = {"eos": 0, "pad": 1, "mask": 2}
 
 
 def make(config: DecoderConfig, seed: int = 0) -> Decoder:
@@ -99,35 +94,6 @@ def test_parameter_names_are_the_contract():
         "lm_head.weight",
     ]
     assert list(Decoder(DecoderConfig(8, 8, 8, 1, 2, 1, 8)).state_dict()) == names
-
-
-@pytest.mark.parametrize(
-    ("width", "total"), [(96, 11_282_784), (384, 64_595_328), (768, 181_095_168), (1536, 569_808_384)]
-)
-def test_parameter_counts_of_the_pico_decoders(width, total):
-    config = DecoderConfig(hidden_size=width, intermediate_size=4 * width)
-    assert count_parameters(config)["total"] == total
-    with torch.device("meta"):
-        assert sum(p.numel() for p in Decoder(config).parameters()) == total
-
-
-def test_flops_of_a_hand_counted_shape():
-    config = DecoderConfig(10, 4, 6, 1, 2, 1, 8)
-    assert flops_per_token(config, 5) == 6 * (2 * 16 + 2 * 8 + 3 * 24 + 40) + 12 * 4 * 5
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_checkpoint_files_open_as_a_hugging_face_model(shape, tmp_path):
-    model = make(SHAPES[shape])
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(model.config, SPECIAL)))
-    (tmp_path / "generation_config.json").write_text(json.dumps(generation_config(SPECIAL)))
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert isinstance(opened, LlamaForCausalLM)
-    ids = tokens(SHAPES[shape])
-    torch.testing.assert_close(model(ids), opened(ids).logits, rtol=1e-5, atol=1e-5)
-    assert config_from_hf(json.loads((tmp_path / "config.json").read_text())) == model.config
 
 
 def test_two_shapes_live_in_one_process():
@@ -214,43 +180,6 @@ def test_generation_ends_at_eos():
 def test_impossible_geometry_is_named(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         DecoderConfig(**{"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, **change})
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"model_type": "gpt2"}, "model_type"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"head_dim": 99}, "head_dim"),
-        ({"rope_scaling": [1]}, r"rope_scaling should be an object \(it is \[1\]\)"),
-        ({"hidden_size": "32"}, r'hidden_size should be of type int \(it is "32"\)'),
-        ({"tie_word_embeddings": 1}, r"tie_word_embeddings should be of type bool \(it is 1\)"),
-        ({"rms_norm_eps": None}, "the key 'rms_norm_eps' is missing"),
-    ],
-)
-def test_what_this_decoder_lacks_is_refused_by_name(change, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        config_from_hf({**hf_config(SHAPES["grouped"], SPECIAL), **change})
-
-
-def test_a_configuration_that_is_no_object_is_refused():
-    with pytest.raises(ValueError, match="holds a list where an object is expected"):
-        config_from_hf([])
-
-
-def test_wrong_tensors_are_named():
-    model = make(SHAPES["grouped"])
-    good = {name: p.detach() for name, p in model.named_parameters()}
-    with pytest.raises(ValueError, match=r'"model\.norm\.weight" is missing'):
-        load_weights(model, {k: v for k, v in good.items() if k != "model.norm.weight"})
-    with pytest.raises(ValueError, match='"extra" is not one'):
-        load_weights(model, {**good, "extra": torch.zeros(1)})
-    with pytest.raises(ValueError, match="shape"):
-        load_weights(model, {**good, "model.norm.weight": torch.zeros(3)})
 
 
 class _Shapes(TorchDispatchMode):

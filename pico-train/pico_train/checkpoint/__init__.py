@@ -1,0 +1,1 @@
+"""The state of a run at a step: captured, saved, loaded, retained, and the disk space for it."""

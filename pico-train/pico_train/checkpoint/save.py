@@ -1,0 +1,111 @@
+"""Checkpoints: a Hugging Face model directory with `state/` inside, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pico_contract import codec
+from pico_contract.errors import UserError
+from pico_contract.layout import (
+    GENERATION_CONFIG,
+    METHOD_TENSORS,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    OPTIMIZER,
+    SCALARS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    RunLayout,
+)
+from pico_contract.schema import CheckpointManifest, FileEntry, StateManifest
+from pydantic import Field
+
+from pico_train.checkpoint.retention import KeepConfig
+from pico_train.checkpoint.state import SavedState, stepped
+from pico_train.config import Section
+from pico_train.model.decoder import DecoderConfig
+from pico_train.model.hf import SpecialTokens, generation_config, hf_config, tokenizer_config
+from pico_train.model.stock import STOCK, Architecture, difference, expected_tensors, shapes_of
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are saved. The initialisation and the last step always are."""
+
+    every: int = Field(1000, ge=0)
+    """Updates between checkpoints; 0 saves only the first and the last."""
+    keep: KeepConfig = KeepConfig()
+    """Which of them stay."""
+
+    def steps(self, last: int) -> list[int]:
+        """The steps at which a run of `last` updates saves, ascending, if it is never stopped."""
+        return sorted({0, last, *(range(0, last, self.every) if self.every else ())})
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What every checkpoint of a run says beside its weights."""
+
+    run: str
+    config: DecoderConfig
+    tokenizer: Path | None
+    special_tokens: SpecialTokens
+    architecture: Architecture = STOCK
+
+
+def save_checkpoint(
+    layout: RunLayout, saved: SavedState, card: ModelCard, metrics: FileEntry | None = None
+) -> Path:
+    """Write checkpoints/step_t for the step in `saved`; it exists for readers once this returns.
+
+    `metrics` is what metrics.jsonl holds up to that step.
+
+    Raises:
+        OSError: the disk is full or fails; nothing that was saved before is touched.
+    """
+    step = int(saved.counters["step"])
+    with codec.publish(layout.checkpoint(step)) as draft:
+        write_model(draft, saved.weights, card)
+        state = draft / layout.state(step).name
+        state.mkdir()
+        codec.save_tensors(state / OPTIMIZER, saved.optimizer)
+        codec.save_tensors(state / METHOD_TENSORS, saved.method_tensors)
+        scalars = {
+            "counters": saved.counters,
+            "method": saved.method_scalars,
+            "stepped": stepped(saved.optimizer),
+        }
+        codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
+        codec.seal(state, StateManifest(step=step))
+        tokens = int(saved.counters["tokens"])
+        manifest = CheckpointManifest(run=card.run, step=step, tokens=tokens, metrics=metrics)
+        codec.seal(draft, manifest)
+    return layout.checkpoint(step)
+
+
+def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: ModelCard) -> None:
+    """Write the files of a Hugging Face model into `directory`.
+
+    Raises:
+        UserError: `weights` are not the tensors that config.json implies; names the first that
+            differs.
+    """
+    problem = difference(shapes_of(weights), expected_tensors(card.config, card.architecture))
+    if problem is not None:
+        raise UserError(
+            f"{directory / MODEL_WEIGHTS} is not written, for {MODEL_CONFIG} implies other tensors: {problem}"
+        )
+    codec.save_tensors(directory / MODEL_WEIGHTS, weights)
+    texts = {
+        MODEL_CONFIG: hf_config(card.config, card.special_tokens, card.architecture),
+        GENERATION_CONFIG: generation_config(card.special_tokens),
+    }
+    if card.tokenizer is not None:
+        shutil.copyfile(card.tokenizer, directory / TOKENIZER)
+        texts[TOKENIZER_CONFIG] = tokenizer_config(card.config, card.special_tokens, card.tokenizer)
+    for name, content in texts.items():
+        codec.write_text(directory / name, json.dumps(content, indent=2))

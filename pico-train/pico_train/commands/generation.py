@@ -1,0 +1,62 @@
+"""Text that a decoder makes of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pico_contract.errors import UserError
+
+from pico_train.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How new tokens are drawn: temperature 0 is greedy; `top_k` and `top_p` keep all where they
+    are None."""
+
+    tokens: int
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+def require_utf8(prompt: str) -> None:
+    """Refuse a prompt with bytes that the terminal could not decode."""
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UserError("the prompt is not UTF-8")
+
+
+def continue_ids(
+    decoder: Decoder,
+    decode: Callable[[list[int]], str],
+    ids: Sequence[int],
+    sampling: Sampling,
+    eos: int | list[int] | None,
+    where: str,
+) -> str:
+    """Draw tokens that follow `ids`, up to `eos` (any of several), and `decode` all of them.
+
+    Raises:
+        UserError: there is no id to begin with, or prompt and new tokens exceed the positions;
+            names `where`.
+    """
+    if not ids:
+        raise UserError(
+            f"{where}: the prompt is empty, and no token is named that a text begins with: give a prompt"
+        )
+    try:
+        made = decoder.generate(
+            torch.tensor([list(ids)]),
+            sampling.tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            eos_token_id=eos,
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return decode(made[0].tolist())

@@ -1,0 +1,1 @@
+"""Numbers on their way out: metrics.jsonl, console, trackers, model FLOPs utilisation."""

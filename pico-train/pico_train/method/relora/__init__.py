@@ -1,0 +1,3 @@
+"""ReLoRA: low-rank updates that are merged into the weights again and again."""
+
+from pico_train.method.relora.method import ReLoRA as ReLoRA

@@ -1,0 +1,143 @@
+"""Observers of other packages, which measure while a run trains: found by name, called when due,
+kept apart from it."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+from pico_contract import codec
+from pico_contract.errors import UserError, in_one_line
+from pico_contract.observer import GROUP, Factory, LiveObserver, Observation, ObservedRun
+from pydantic import Field
+
+from pico_train.config import Section
+
+Say = Callable[[str], None]
+
+
+class ObserveConfig(Section):
+    """One observer that measures what `snapshot` describes, whether or not that is stored."""
+
+    name: str
+    """An installed observer; pico-analyze brings "analyze"."""
+    every: int = Field(100, ge=1)
+    """Updates between measurements; step 0 and the last step are measured as well."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its options."""
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether theta_step is measured in a run of `last` updates."""
+        return step % self.every == 0 or step == last
+
+
+@dataclass
+class Live:
+    """The observers of one run of `last` updates.
+
+    A failure of one costs its measurement of that step and no more: a long run should not end for a
+    table that can be had again. It is said, and recorded in logs/observers.jsonl with its
+    traceback; the observer is asked again when next due.
+    """
+
+    run: ObservedRun
+    last: int
+    observers: list[tuple[ObserveConfig, LiveObserver]]
+
+    def due(self, step: int) -> bool:
+        """Whether any observer measures theta_step."""
+        return any(config.due(step, self.last) for config, _ in self.observers)
+
+    def resume(self, step: int) -> None:
+        """Before the first update, where a failure still costs nothing: it is raised."""
+        for _, observer in self.observers:
+            observer.resume(step)
+
+    def observe(self, observation: Observation, say: Say) -> None:
+        """Show an observation to those that are due."""
+        for config, observer in self.observers:
+            if config.due(observation.step, self.last):
+                with self._apart(config.name, observation.step, say):
+                    observer.observe(observation)
+
+    def close(self, step: int, say: Say) -> None:
+        """At the end of a session, at `step`."""
+        for config, observer in self.observers:
+            with self._apart(config.name, step, say):
+                observer.close()
+
+    @contextmanager
+    def _apart(self, name: str, step: int, say: Say) -> Iterator[None]:
+        """Nothing that an observer does to torch's generator, threads or gradients, or raises,
+        reaches training."""
+        threads = torch.get_num_threads()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                yield
+        except Exception as error:  # of code that is not ours, of any kind
+            self._record(name, step, error, say)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _record(self, name: str, step: int, error: Exception, say: Say) -> None:
+        what = in_one_line(error)
+        path = self.run.layout.observer_failures
+        say(
+            f'the observer "{name}" failed at step {step} ({what}); training goes on, and the details are in {path}'
+        )
+        entry = {"time": codec.utc_now(), "step": step, "observer": name, "error": what}
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(
+                    json.dumps({**entry, "traceback": "".join(traceback.format_exception(error))})
+                    + "\n"
+                )
+        except OSError as second:
+            say(f"could not record it in {path}: {second}")
+
+
+def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int) -> Live:
+    """The observers that `configs` name, each having checked its options; nothing is written yet.
+
+    Raises:
+        UserError: no such observer is installed, or it cannot be imported; wrong options; two write
+            to one directory.
+    """
+    observers: list[tuple[ObserveConfig, LiveObserver]] = []
+    places: dict[Path, str] = {}
+    for index, config in enumerate(configs):
+        key = f"observe.{index}"
+        factory = _factory(config.name, key)
+        try:
+            observer = factory(run, config.options)
+        except UserError as error:
+            raise UserError(f"{key}.options: {error}") from None
+        other = places.setdefault(observer.results, key)
+        if other != key:
+            raise UserError(
+                f"{key} and {other} both write to {observer.results}: give one another name in its options"
+            )
+        observers.append((config, observer))
+    return Live(run, last, observers)
+
+
+def _factory(name: str, key: str) -> Factory:
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in installed:
+        there = (
+            f"installed: {', '.join(sorted(installed))}"
+            if installed
+            else 'none is; pico-analyze brings "analyze"'
+        )
+        raise UserError(f'{key}.name is "{name}", which is no observer that is installed ({there})')
+    try:
+        return installed[name].load()
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UserError(f'{key}.name is "{name}", which cannot be imported: {error}') from None

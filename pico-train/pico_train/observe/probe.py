@@ -1,0 +1,70 @@
+"""The validation rows that every step of every run on some data is observed on, and the positions
+kept of them.
+
+Shapes: P probe rows, T positions a row predicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from pico_train.config import Section
+from pico_train.data.order import RowOrder
+from pico_train.data.packed import PackedData
+from pico_train.seeds import generator
+
+
+class PositionsConfig(Section):
+    """At which positions of a probe row activations are kept."""
+
+    rule: Literal["last", "mean", "all", "every", "sampled"] = "last"
+    """last; mean over all; all; every k-th, ending with the last; k sampled ones, the same for
+    every row."""
+    k: int = Field(1, ge=1)
+    """Stride of "every", number of "sampled"; not read otherwise."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The validation rows on which every step is observed."""
+
+    row_ids: torch.Tensor  # (P,) int64
+    tokens: torch.Tensor  # (P, T + 1) int64
+
+
+def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[int]:
+    """The positions (0-based, ascending) that `config` keeps of rows of `seq_len`; [] for the mean
+    over all."""
+    if config.rule == "mean":
+        return []
+    if config.rule == "last":
+        return [seq_len - 1]
+    if config.rule == "all":
+        return list(range(seq_len))
+    if config.rule == "every":
+        return sorted(range(seq_len - 1, -1, -config.k))
+    drawn = torch.randperm(seq_len, generator=generator(0, "positions", fingerprint))[: config.k]
+    return sorted(drawn.tolist())
+
+
+def choose_probe(data: PackedData, probe_rows: int, seq_len: int) -> Probe:
+    """At most `probe_rows` validation rows: a function of the data's fingerprint alone."""
+    if "validation" not in data.manifest.splits:
+        return Probe(
+            torch.empty(0, dtype=torch.int64), torch.empty(0, seq_len + 1, dtype=torch.int64)
+        )
+    rows = data.split("validation")
+    count = min(probe_rows, rows.n_rows)
+    order = RowOrder(
+        n_rows=rows.n_rows,
+        batch_size=count,
+        fingerprint=data.manifest.fingerprint,
+        seed=0,
+        shuffle=True,
+    )
+    row_ids = order.rows(1)
+    return Probe(torch.from_numpy(row_ids), torch.from_numpy(rows.take(row_ids)[:, : seq_len + 1]))

@@ -1,0 +1,202 @@
+"""Build a run: its configuration checked against the data, the device and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pico_contract.errors import UserError
+from pico_contract.observer import Held, ObservedRun
+
+from pico_train.checkpoint.save import ModelCard
+from pico_train.data.order import RowOrder
+from pico_train.data.packed import PackedData, Rows
+from pico_train.distributed import Runtime
+from pico_train.errors import saying_where
+from pico_train.evaluate.tasks import check_tasks
+from pico_train.log.trackers import check_trackers
+from pico_train.method.base import Method
+from pico_train.model.cost import on_meta
+from pico_train.observe.microbatch_gradients import MICROBATCH_GRADIENTS
+from pico_train.observe.plugins import open_observers
+from pico_train.observe.probe import choose_probe, positions
+from pico_train.observe.snapshot import Observer, SnapshotConfig, observed_modules
+from pico_train.optim import OptimizerConfig
+from pico_train.run.architecture import checked_architecture
+from pico_train.run.compile import compiles
+from pico_train.run.config import RunConfig
+from pico_train.run.inherit import check_source, inherited_token_ids, own_vocabulary
+from pico_train.run.job import Job, build_method
+from pico_train.sharding import Sharding
+
+
+def require_shardable(
+    sharding: Sharding,
+    method: Method,
+    method_name: str,
+    optimizer: OptimizerConfig,
+    micro_batch: int | str | None,
+) -> None:
+    """Refuse what cannot do with shares.
+
+    Raises:
+        UserError: the method or the optimizer, by name; a micro-batch that is to be found by trial,
+            in which a process without memory would leave the others waiting for its share.
+    """
+    if sharding == "none":
+        return
+    if not method.shardable:
+        raise UserError(
+            f'train.sharding is full, which the method "{method_name}" does not support: set it to none'
+        )
+    if not optimizer.supports_sharding:
+        raise UserError(
+            f'train.sharding is full, which optimizer.name "{optimizer.name}" does not support; adamw does'
+        )
+    if micro_batch == "auto":
+        raise UserError(
+            "train.sharding is full, for which train.micro_batch cannot be auto: set it to a number"
+        )
+
+
+def require_processes(sharding: Sharding, processes: int) -> None:
+    """Refuse to share the state among one process.
+
+    Raises:
+        UserError: that was asked for.
+    """
+    if sharding == "full" and processes == 1:
+        raise UserError(
+            "train.sharding is full, but this is the only process: start several by torchrun or accelerate launch, or"
+            " set it to none"
+        )
+
+
+def _check_processes(snapshot: SnapshotConfig, processes: int) -> None:
+    kind = f"train.{MICROBATCH_GRADIENTS}"
+    if kind in snapshot.kinds and processes > 1:
+        raise UserError(
+            f"snapshot.kinds holds {kind}, which is observed in one process alone, not in {processes}: leave it out"
+        )
+
+
+def build(config: RunConfig, source: str = "the configuration") -> Job:
+    """Open the data, check the configuration against it, and build what a session needs.
+
+    Raises:
+        UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is
+            longer than the rows; a device that is not there; a wrong option of the method or of an
+            observer; a new run's init_from that is not there or has another geometry.
+    """
+    with saying_where(f"{source}: data.path"):
+        data = PackedData.open(config.data.path, config.data.stream)
+        rows = data.split("train")
+    seq_len = config.train.seq_len or rows.seq_len
+    _check_against_data(config, data, seq_len, source)
+    method = build_method(config.method, source)
+    with saying_where(source):
+        check_tasks(data, config.evaluate)
+        check_trackers(config.log.trackers)
+        _check_method(config, method)
+    if config.init_from is not None and not config.layout.manifest.is_file():
+        with saying_where(source):
+            check_source(config.init_from, config.model)
+    with saying_where(source):
+        runtime = Runtime(config.train.device, config.train.timeout_minutes)
+        micro_batch = config.train.rows_per_pass(runtime.processes)
+        _check_processes(config.snapshot, runtime.processes)
+        compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
+    with saying_where(source):
+        architecture = checked_architecture(config.model, config.hub.repo)
+        token_ids = {
+            **data.manifest.special_tokens,
+            **inherited_token_ids(config.layout, config.init_from),
+        }
+    with saying_where(f"{source}: snapshot.modules"):
+        modules = observed_modules(on_meta(config.model), config.snapshot.modules)
+    with saying_where(source):
+        live = open_observers(
+            config.observe, _observed_run(config, modules, method), config.train.steps
+        )
+    return Job(
+        config=config,
+        layout=config.layout,
+        runtime=runtime,
+        data=data,
+        rows=rows,
+        order=_row_order(config, data, rows),
+        seq_len=seq_len,
+        micro_batch=micro_batch,
+        precision=runtime.precision(config.train.precision),
+        compiled=compiled,
+        card=ModelCard(config.name, config.model, data.tokenizer_path, token_ids, architecture),
+        vocabulary=own_vocabulary(data.vocabulary, token_ids),
+        observer=Observer(
+            config=config.snapshot,
+            layout=config.layout,
+            run=config.name,
+            probe=choose_probe(data, config.snapshot.probe_rows, seq_len),
+            modules=modules,
+            positions=positions(config.snapshot.positions, seq_len, data.manifest.fingerprint),
+            micro_batch=micro_batch,
+        ),
+        live=live,
+    )
+
+
+def _row_order(config: RunConfig, data: PackedData, rows: Rows) -> RowOrder:
+    return RowOrder(
+        n_rows=rows.n_rows,
+        batch_size=config.train.batch_size,
+        fingerprint=data.manifest.fingerprint,
+        seed=config.seed.data,
+        shuffle=config.data.order == "shuffled",
+        blocks=rows.blocks,
+    )
+
+
+def _check_method(config: RunConfig, method: Method) -> None:
+    method.check(config.schedule, config.train.steps)
+    require_shardable(
+        config.train.sharding,
+        method,
+        config.method.name,
+        config.optimizer,
+        config.train.micro_batch,
+    )
+
+
+def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
+    kinds = [kind.split(".") for kind in config.snapshot.kinds]
+    held: list[Held] = [("weights", None), *((kind, split) for split, kind in kinds)]
+    model = dataclasses.asdict(config.model)
+    return ObservedRun(
+        config.layout, config.name, model, tuple(modules), tuple(held), method.low_rank
+    )
+
+
+def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, source: str) -> None:
+    manifest = data.manifest
+    if seq_len > manifest.seq_len:
+        raise UserError(
+            f"{source}: train.seq_len is {seq_len}, longer than the rows of {data.path} (seq_len {manifest.seq_len})"
+        )
+    if seq_len > config.model.max_position_embeddings:
+        raise UserError(
+            f"{source}: the rows of {data.path} have seq_len {seq_len}, more than model.max_position_embeddings"
+            f" ({config.model.max_position_embeddings}); set train.seq_len or raise the latter"
+        )
+    if config.model.vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"{source}: model.vocab_size is {config.model.vocab_size}, smaller than the {manifest.vocab_size} ids of"
+            f" the tokenizer in {data.path}"
+        )
+    if config.observes and "validation" not in manifest.splits:
+        what = (
+            "observe is not empty"
+            if config.observe
+            else f"snapshot.every is {config.snapshot.every}"
+        )
+        raise UserError(
+            f"{source}: {what}, but {data.path} has no validation rows for the probe; prepare it with a validation"
+            " split or set snapshot.every=0 and observe=[]"
+        )

@@ -1,0 +1,41 @@
+"""The configuration that a run recorded, which may come from elsewhere with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.files import MISSING, irregular
+from pico_contract.layout import RunLayout
+from pico_contract.trust import require_trust
+
+from pico_train.config import load, read_yaml
+from pico_train.data.sources import in_full
+from pico_train.run.config import RunConfig
+
+
+def load_stored(
+    layout: RunLayout, overrides: Sequence[str] = (), *, trust: bool = False
+) -> RunConfig:
+    """Load the configuration that the run recorded, with `overrides`.
+
+    Raises:
+        DamagedError: config.yaml is not a file of the run.
+        UserError: config.yaml is missing; it names code to import and `trust` is not given, or is
+            not valid.
+    """
+    problem = irregular(layout.config)
+    if problem == MISSING:
+        raise UserError(f"there is no configuration file {layout.config}")
+    if problem is not None:
+        raise DamagedError(f"{layout.config} {problem}")
+    raw = read_yaml(layout.config)
+    require_trust([raw.get("method"), raw.get("observe")], layout.config, trust)
+    return load(RunConfig, layout.config, in_full(overrides, raw))
+
+
+def is_stored(path: Path) -> bool:
+    """Whether the file `path` is the configuration that a run recorded."""
+    layout = RunLayout(path.parent)
+    return path.name == layout.config.name and layout.manifest.is_file()

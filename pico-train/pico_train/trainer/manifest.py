@@ -1,0 +1,267 @@
+"""What a run says of itself: run.json, config.yaml, and under which conditions each of its sessions
+computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from pico_contract import codec
+from pico_contract.errors import DamagedError, UserError
+from pico_contract.layout import MANIFEST, RunLayout
+from pico_contract.provenance import code_references, code_state, module_digests
+from pico_contract.schema import CheckpointManifest, RunManifest
+
+from pico_train.checkpoint.init_from import resolved_source
+from pico_train.config import identity, read_yaml, to_yaml, validate
+from pico_train.log.mfu import matmul_rate, measures
+from pico_train.model.cost import count_parameters
+from pico_train.model.stock import STOCK, Architecture
+from pico_train.run.config import RunConfig
+from pico_train.run.job import Job
+
+
+def new_manifest(job: Job) -> RunManifest:
+    """run.json of a run that starts."""
+    config, data = job.config, job.data.manifest
+    return RunManifest(
+        created=codec.utc_now(),
+        name=config.name,
+        parent=resolved_source(config.init_from) if config.init_from is not None else None,
+        status="running",
+        step=0,
+        total_steps=config.train.steps,
+        heartbeat=codec.utc_now(),
+        model=dataclasses.asdict(config.model),
+        parameters=count_parameters(config.model),
+        method=config.method.name,
+        seeds=config.seed.model_dump(),
+        data={
+            "fingerprint": data.fingerprint,
+            "path": str(config.data.path),
+            "order": config.data.order,
+            "batch_size": config.train.batch_size,
+            **({} if job.rows.blocks else {"rows": job.rows.n_rows}),
+        },
+        sessions=[],
+        architecture=job.card.architecture.record(),
+        stock=job.card.architecture.is_stock,
+    )
+
+
+def check_identity(job: Job) -> None:
+    """Refuse to continue a run of this name whose identity differs.
+
+    Raises:
+        UserError: lists every changed key with its old and new value.
+    """
+    raw = read_yaml(job.layout.config)
+    method = raw.get("method")
+    if (
+        isinstance(method, dict)
+        and method.get("name") != job.config.method.name
+        and code_references(method)
+    ):
+        raise UserError(  # without importing what the other run names
+            f"{job.layout.root} is another run: method.name ({method.get('name')} -> {job.config.method.name}) changed;"
+            " choose another name, or undo the change"
+        )
+    old = validate(RunConfig, raw, str(job.layout.config))
+    before, now = identity(old), identity(job.config)
+    changed = [
+        f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]
+    ]
+    manifest = codec.read_manifest(job.layout.manifest, RunManifest)
+    if changed_architecture := _changed_architecture(job, manifest):
+        changed.append(changed_architecture)
+    recorded = manifest.data.get("fingerprint")
+    if recorded != job.data.manifest.fingerprint:
+        changed.append(
+            f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})"
+        )
+    if changed:
+        raise UserError(
+            f"{job.layout.root} is another run: {', '.join(changed)} changed; choose another name, or undo the change"
+        )
+
+
+def write_config(job: Job) -> str:
+    """Write config.yaml, the resolved configuration of the newest session, and return its
+    sha256."""
+    text = to_yaml(job.config)
+    codec.write_text(job.layout.config, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -> list[str]:
+    """One sentence for each file of a run that was changed by something else since training wrote
+    it.
+
+    They are run.json, the files whose digest it records, and metrics.jsonl up to the checkpoint to
+    continue from.
+    """
+    found = []
+    try:
+        codec.read_manifest(layout.manifest, RunManifest, digest=True)
+    except DamagedError as error:
+        found.append(str(error))
+    for path in (layout.config, layout.probe):
+        digest = manifest.digests.get(path.name)
+        if digest is not None and path.is_file() and codec.sha256_file(path) != digest:
+            found.append(
+                f"{path} does not have the sha256 that run.json says: it was edited or damaged"
+            )
+    if newest is not None:
+        entry = codec.read_manifest(
+            layout.checkpoint(newest) / MANIFEST, CheckpointManifest
+        ).metrics
+        text = layout.metrics.read_bytes() if layout.metrics.is_file() else b""
+        if entry is not None and hashlib.sha256(text[: entry.size]).hexdigest() != entry.sha256:
+            found.append(
+                f"{layout.metrics} is not what it was when step {newest} was saved: it was edited or damaged"
+            )
+    return [f"warning: {sentence}; the run is continued with it" for sentence in found]
+
+
+def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
+    """Say how the decoder differs from the one that the run began with."""
+    now = job.card.architecture
+    known = {
+        field.name: str(manifest.architecture.get(field.name, ""))
+        for field in dataclasses.fields(now)
+    }
+    before = Architecture(**known) if known["name"] else STOCK
+    if (before.name, before.source_sha256) == (now.name, now.source_sha256):
+        return None
+    return f"the decoder ({before} -> {now}; {now.departure or before.departure})"
+
+
+def session_record(job: Job, from_step: int) -> dict[str, Any]:
+    """What this session runs on: bit-identical continuation holds between sessions that agree on
+    it."""
+    return {
+        "started": codec.utc_now(),
+        "from_step": from_step,
+        "host": socket.gethostname(),
+        "processes": job.runtime.processes,
+        "sharding": job.config.train.sharding,
+        "micro_batch": job.micro_batch,
+        "device": _device_name(job.runtime.device),
+        "precision": job.precision,
+        "compile": job.compiled,
+        "activation_checkpointing": job.config.train.activation_checkpointing,
+        "fp32_products": torch.get_float32_matmul_precision(),  # "highest" is IEEE, "high" may be TF32 on CUDA
+        "threads": torch.get_num_threads(),
+        "matmul_rate": _matmul_rate(job),
+        "python": platform.python_version(),
+        "packages": {
+            name: version(name)
+            for name in ("torch", "numpy", "accelerate", "safetensors", "pico-train")
+        },
+        **_code_record(job),
+    }
+
+
+def _code_record(job: Job) -> dict[str, Any]:
+    """The code of this session: its commit, what differs from it, and the modules that are the
+    user's own."""
+    code, config = code_state("pico_train"), job.config
+    own = code_references(
+        [config.method.name, [one.model_dump(mode="json") for one in config.observe]]
+    )
+    return {
+        "commit": code.commit,
+        "dirty": code.dirty,
+        "difference": code.difference,
+        "modules": module_digests(own),
+    }
+
+
+CONDITIONS = (
+    *(
+        "processes",
+        "sharding",
+        "micro_batch",
+        "device",
+        "precision",
+        "compile",
+        "fp32_products",
+        "threads",
+        "packages",
+    ),
+)
+"""Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
+
+
+def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
+    before = {"sharding": "none", **before}  # of a session that began before there was a choice
+    return [
+        f"{key} {before.get(key)} -> {now.get(key)}"
+        for key in CONDITIONS
+        if before.get(key, now.get(key)) != now.get(key)  # earlier versions recorded fewer of them
+    ]
+
+
+def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each part of the code that differs between two sessions: commit, working tree, own
+    modules, packages.
+
+    What an earlier version did not record is not compared.
+    """
+    lines = []
+    if before.get("commit") != now["commit"]:
+        lines.append(
+            f"the code's commit changed: {_short(before.get('commit'))} -> {_short(now['commit'])}"
+        )
+    if "dirty" in before and before.get("difference") != now["difference"]:
+        lines.append(f"the code's working tree changed: {_tree(before)} -> {_tree(now)}")
+    if "modules" in before:
+        lines += [f"your module {line}" for line in _differing(before["modules"], now["modules"])]
+    lines += [
+        f"the package {line}" for line in _differing(before.get("packages", {}), now["packages"])
+    ]
+    return lines
+
+
+def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [
+        f"{name} changed: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names
+    ]
+
+
+def _tree(session: Mapping[str, Any]) -> str:
+    if session.get("dirty") is None:
+        return "unknown"
+    return f"edited ({_short(session['difference'])})" if session["dirty"] else "as committed"
+
+
+def _short(text: str | None) -> str:
+    return "none" if text is None else str(text)[:12]
+
+
+def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:
+    """The micro-batch of the newest session on as many processes of the same device; None where
+    there was none."""
+    here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
+    alike = (session for session in reversed(sessions) if here.items() <= session.items())
+    return next((session["micro_batch"] for session in alike), None)
+
+
+def _matmul_rate(job: Job) -> float | None:
+    """Of one process, while the others measure theirs."""
+    if not measures(job.config.log.mfu, job.runtime.device):
+        return None
+    return matmul_rate(job.runtime.device, job.precision, torch.get_num_threads())
+
+
+def _device_name(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} {name}"

@@ -1,0 +1,290 @@
+"""How a session begins: the lock, what there is to continue, and the files that it writes to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pico_contract import codec
+from pico_contract.errors import DamagedError
+from pico_contract.files import irregular
+from pico_contract.layout import step_name
+from pico_contract.lock import RunLock
+from pico_contract.schema import RunManifest
+
+from pico_train.checkpoint.disk_space import check_room, telling_room
+from pico_train.checkpoint.load import load_checkpoint, newest_intact
+from pico_train.checkpoint.retention import thin
+from pico_train.checkpoint.state import TrainState
+from pico_train.hub.push import open_pusher
+from pico_train.log.console import Reporter
+from pico_train.log.metrics import MetricsFile, read_metrics
+from pico_train.log.trackers import Mirrored, Mirrors
+from pico_train.run.build import require_processes
+from pico_train.run.disk_usage import remaining
+from pico_train.run.inherit import differing_ends
+from pico_train.run.job import Job
+from pico_train.run.micro_batch import find_micro_batch
+from pico_train.trainer.manifest import (
+    changed_code,
+    changed_conditions,
+    check_identity,
+    edited_files,
+    kept_micro_batch,
+    new_manifest,
+    session_record,
+    write_config,
+)
+from pico_train.trainer.session import Outcome, Session
+from pico_train.trainer.signals import StopRequest, listening
+
+
+@contextmanager
+def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
+    """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome`
+    when it is finished.
+
+    Raises:
+        UserError: a live process holds the lock, the identity of the configuration changed, or
+            there is one process where several were to share the state.
+    """
+    require_processes(job.config.train.sharding, job.runtime.processes)
+    hours, margin = job.config.train.hours, job.config.train.margin_minutes
+    stop = StopRequest(
+        time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf
+    )
+    with _locked(job) as lock, listening(stop), _computing_with(job.config.train.threads):
+        found = job.runtime.on_main(lambda: _found(job))
+        manifest, newest = (
+            RunManifest.from_json(found["manifest"], job.layout.manifest),
+            found["newest"],
+        )
+        if manifest.status == "finished" and newest == manifest.total_steps:
+            told = f"{job.layout.root} is finished (step {newest}); there is nothing to do"
+            yield Outcome(
+                "finished", newest, job.runtime.on_main(lambda: _push_rest(job, manifest) or told)
+            )
+            return
+        session = _begin(job, lock, manifest, newest, quiet)
+        session.stop = stop
+        for notice in filter(
+            None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]
+        ):
+            session.reporter.say(notice)
+        try:
+            with telling_room(job.layout.root, lambda: remaining(job, session.published)):
+                job.runtime.on_main(lambda: job.live.resume(newest or 0))
+                yield session
+                session.writer.flush()
+        except BaseException as error:
+            session.fail(error)
+            raise
+        finally:
+            job.reader.close()
+            session.writer.close()
+            if session.metrics is not None:
+                session.metrics.close()
+            session.mirrors.close()
+            if session.pusher is not None:
+                session.pusher.close()
+            session.reporter.close()
+
+
+@contextmanager
+def _locked(job: Job) -> Iterator[RunLock]:
+    """The run's lock, held by the main process for all of them."""
+    lock = RunLock(job.layout.lock)
+    try:
+        job.runtime.on_main(lock.acquire)
+        yield lock
+    finally:
+        if job.runtime.is_main:
+            lock.release()
+
+
+def _found(job: Job) -> dict[str, Any]:
+    """What there is to continue, for every process to know the same of."""
+    manifest = _manifest(job)
+    newest, notices = newest_intact(job.layout)
+    if not (manifest.status == "finished" and newest == manifest.total_steps):
+        notices += (
+            edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
+        )
+        notices += filter(None, [job.data.verify_at_start()])
+        notices += _make_room(job, newest)
+    return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
+
+
+def _make_room(job: Job, newest: int | None) -> list[str]:
+    """Apply the keep policy, which may be a new one, and see that the rest of the run fits;
+    UserError if it must."""
+    notices = _thin(job, newest) if newest is not None else []
+    warning = check_room(job.config.disk, job.layout.root, remaining(job, newest))
+    return [*notices, *filter(None, [warning])]
+
+
+def _thin(job: Job, newest: int) -> list[str]:
+    return thin(job.layout, job.config.checkpoint.keep, newest, job.config.train.steps)
+
+
+@contextmanager
+def _computing_with(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _manifest(job: Job) -> RunManifest:
+    layout = job.layout
+    parents = [layout.root, layout.checkpoints, layout.snapshots, layout.evaluations, layout.logs]
+    for parent in parents + [
+        layout.evaluations / step_name(s) for s in codec.listed_steps(layout.evaluations)
+    ]:
+        codec.remove_leftovers(parent)
+    if not layout.manifest.is_file():
+        if codec.listed_steps(layout.checkpoints):
+            raise DamagedError(
+                f"{layout.root} holds checkpoints but no {layout.manifest.name}, so that nothing says of which run they"
+                " are: bring it back, or choose another name"
+            )
+        return new_manifest(job)
+    check_identity(job)
+    return codec.read_manifest(layout.manifest, RunManifest)
+
+
+def _begin(
+    job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool
+) -> Session:
+    layout, start = job.layout, newest or 0
+
+    def build_state(job: Job = job) -> TrainState:
+        if newest is None:
+            return job.build_state(None)
+        return job.build_state(load_checkpoint(layout, newest, manifest.name, job.config.model))
+
+    # Compiled, a trial would compile anew for each number of rows.
+    found = _resolve_micro_batch(job, manifest, lambda: build_state(replace(job, compiled=False)))
+    state = build_state()
+    manifest.sessions.append(session_record(job, start))
+    manifest.status, manifest.step, manifest.message = "running", start, ""
+    is_main = job.runtime.is_main
+    reporter = Reporter(
+        job.config.log,
+        manifest.total_steps,
+        state.counters.step,
+        state.counters.tokens,
+        quiet or not is_main,
+    )
+    session = Session(job, lock, manifest, state, None, reporter, Mirrors(reporter.say), newest)
+    if found is not None:
+        reporter.say(found)
+    job.runtime.on_main(lambda: _open_files(session, start))
+    return session
+
+
+def _resolve_micro_batch(
+    job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]
+) -> str | None:
+    """Put a number in the place of `train.micro_batch: auto`, the one that the run has had; says
+    what was found."""
+    if job.config.train.micro_batch != "auto":
+        return None
+    kept = job.runtime.on_main(lambda: kept_micro_batch(job, manifest.sessions))
+    job.set_micro_batch(kept or find_micro_batch(job, build_state))
+    return f"micro-batch (auto): {job.micro_batch} rows, {'as before' if kept else 'which fit the memory'}"
+
+
+def _open_files(session: Session, start: int) -> None:
+    job, layout = session.job, session.job.layout
+    _write_inputs(session)
+    session.metrics = MetricsFile(layout, start)
+    session.write_manifest()
+    session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)
+    if job.config.log.trackers:
+        session.mirrors.open(
+            job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut)
+        )
+
+
+def _write_inputs(session: Session) -> None:
+    """Write config.yaml and the probe; run.json states no digest of a file that is about to be
+    replaced."""
+    job, layout, manifest = session.job, session.job.layout, session.manifest
+    if manifest.digests:
+        manifest.digests = {}
+        session.write_manifest()
+    config = write_config(job)
+    _write_probe(job)
+    manifest.digests = {
+        layout.config.name: config,
+        layout.probe.name: codec.sha256_file(layout.probe),
+    }
+
+
+def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
+    config, layout = session.job.config, session.job.layout
+    return Mirrored(
+        layout=layout,
+        name=config.name,
+        project=config.log.project,
+        created=session.manifest.created,
+        config=config.model_dump(mode="json"),
+        start=start,
+        again=again,
+        rows=read_metrics(layout.metrics),
+    )
+
+
+def _push_rest(job: Job, manifest: RunManifest) -> str:
+    """What a run that is finished had not pushed; "" where nothing was left, else what became of
+    it."""
+    said: list[str] = []
+    pusher = open_pusher(job.layout, job.config.hub, manifest, said.append)
+    if pusher is None:
+        return ""
+    pusher.finish(job.config.hub.wait_minutes * 60)
+    return "; ".join(said) or (
+        f"pushed to {job.config.hub.repo}: {pusher.delivered}" if pusher.delivered else ""
+    )
+
+
+def _write_probe(job: Job) -> None:
+    """probe.safetensors, where it is not there or was damaged: it follows from data and
+    configuration."""
+    path, probe = job.layout.probe, job.observer.probe
+    wanted = {"rows": probe.row_ids, "tokens": probe.tokens.int()}
+    try:
+        found = codec.read_tensors(path) if irregular(path) is None else {}
+    except DamagedError:
+        found = {}
+    if found.keys() != wanted.keys() or not all(
+        torch.equal(found[name], wanted[name]) for name in wanted
+    ):
+        codec.write_tensors(path, wanted)
+
+
+def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list[str]:
+    if newest is None:
+        return list(
+            filter(
+                None, [differing_ends(job.data.manifest.special_tokens, job.card.special_tokens)]
+            )
+        )
+    notices = [f"continuing {job.layout.root} from step {newest}"]
+    changed = []
+    if len(manifest.sessions) > 1:
+        notices += changed_code(*manifest.sessions[-2:])
+        changed = changed_conditions(*manifest.sessions[-2:])
+    if changed:
+        notices.append(
+            f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}"
+        )
+    return notices

@@ -1,0 +1,131 @@
+"""One update: its gradient over all micro-batches and processes, and the step of the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from pico_train.checkpoint.state import Counters, TrainState
+from pico_train.data.order import chain_hash
+from pico_train.distributed import Runtime
+from pico_train.observe.microbatch_gradients import MicroBatches
+from pico_train.optim import set_learning_rates
+from pico_train.run.compile import explained
+from pico_train.run.job import Job
+
+
+@dataclass
+class Update:
+    """The gradient of one update as computed, before clipping; it lies in the parameters' `.grad`.
+
+    `loss` and `norm` are what the host has read: NaN until then.
+    """
+
+    step: int
+    before: Counters
+    """Of theta_(step - 1)."""
+    loss: float = math.nan
+    norm: float = math.nan
+    terms: int = 0
+    scalars: dict[str, float] = field(default_factory=dict)
+    row_ids: np.ndarray | None = (
+        None  # (batch,) int64; None where the method read no language-model rows
+    )
+    losses: torch.Tensor | None = None  # (micro-batches,) sums of this process, on the device
+    scale: float = 1.0
+    """One over the terms of all processes."""
+    norm_on_device: torch.Tensor | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss and the gradient are, once read."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def read_losses(updates: Sequence[Update], runtime: Runtime) -> None:
+    """Wait for the device, and put the mean loss over all processes into each of `updates`."""
+    if not updates:
+        return
+    here = [math.fsum(update.losses.tolist()) for update in updates if update.losses is not None]
+    for update, loss in zip(updates, runtime.sums(here), strict=True):
+        update.loss = loss * update.scale
+
+
+def compute_gradients(
+    job: Job,
+    state: TrainState,
+    step: int,
+    separate: MicroBatches | None = None,
+    *,
+    later: bool = False,
+) -> Update:
+    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever
+    the micro-batch and the number of processes.
+
+    Micro-batches and processes give sums; the one division at the end is by the number of terms of
+    them all, since the mean of their means is another objective where these numbers differ.
+    `separate` gets the gradient of each micro-batch of this process; `later` leaves the loss to be
+    read by `read_losses`.
+    """
+    update = Update(step, replace(state.counters))
+    batch, copies = _read(job, state, update)
+    parts = [None] if batch is None else batch.split(job.micro_batch)
+    losses = []  # left on the device: reading one would make it wait for every micro-batch
+    terms_here = 0
+    sums: dict[str, float] = {}
+    for part in parts:
+        on_device = None if part is None else part.to(job.runtime.device, non_blocking=True)
+        with explained():
+            with job.runtime.autocast(job.precision):
+                loss_sum, terms, scalars = state.method.loss(state.model, on_device, step)
+            loss_sum.backward()
+        if separate is not None:
+            separate.take(terms, len(parts))
+        losses.append(loss_sum.detach())
+        terms_here += terms
+        for name, value in scalars.items():
+            sums[name] = sums.get(name, 0.0) + value * terms
+    if separate is not None:
+        separate.put_back()
+    job.runtime.sum_gradients(state.parameters)
+    all_terms, *totals = job.runtime.sums([terms_here, *sums.values()])
+    scale = 1.0 / max(all_terms, 1)
+    torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
+    update.losses, update.scale, update.terms = (
+        torch.stack(losses),
+        scale,
+        round(all_terms) // copies,
+    )
+    if not later:
+        read_losses([update], job.runtime)
+    update.scalars = {name: total * scale for name, total in zip(sums, totals, strict=True)}
+    return update
+
+
+def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | None, int]:
+    """(what this process reads for the update, how many processes read the same)."""
+    reads = state.method.begin_step(update.step)
+    if reads is None or isinstance(reads, torch.Tensor):
+        return job.runtime.share(reads)
+    batch = job.reader.batch(state.counters.reads + 1)
+    update.row_ids = batch.row_ids
+    return batch.tokens, batch.copies
+
+
+def apply_update(state: TrainState, update: Update, factor: float) -> None:
+    """Step the optimizer at `factor` times its peak learning rates, let the method act, and
+    count."""
+    set_learning_rates(state.optimizer, factor)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    counters = state.counters
+    counters.step = update.step
+    counters.tokens += update.terms
+    if update.row_ids is not None:
+        counters.reads += 1
+        counters.order_hash = chain_hash(counters.order_hash, update.row_ids)
+    state.method.after_step(state.model, state.optimizer, update.step)
