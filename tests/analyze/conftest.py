@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from pico_analyze import open_run
 from pico_analyze.cli import main
 from pico_analyze.sources.run import Run
+from pico_analyze.table import read
 from pico_contract import codec
 from pico_contract.layout import MANIFEST, RunLayout
 
@@ -67,3 +69,21 @@ def rewrite() -> Callable[[Path, Callable[[torch.Tensor], torch.Tensor]], None]:
         manifest.write_text(json.dumps(raw))
 
     return apply
+
+
+@pytest.fixture
+def runs(command: Command, layout: RunLayout, tmp_path: Path) -> list[Path]:
+    """Four measured runs, seeds 0 and 1 of two arms; the PER of the last two is 1, 2, ... percent larger by step."""
+    command("run", layout.root, "metrics=[per]", "components=[v_proj]", "kinds=[weights]", "figures.metrics=[]")
+    found = []
+    for index in range(4):
+        root = tmp_path / f"run{index}"
+        shutil.copytree(layout.root, root)
+        manifest = json.loads(layout.manifest.read_text()) | {"name": root.name, "seeds": {"init": index % 2}}
+        RunLayout(root).manifest.write_text(json.dumps(manifest))
+        place = RunLayout(root).analysis("default").table
+        frame = read(place)
+        frame["value"] *= 1 + 0.01 * (frame["step"] + 1) * (index // 2) + 0.001 * (index % 2)
+        frame.to_parquet(place, index=False)
+        found.append(root)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -74,18 +73,6 @@ def test_by_default_all_metrics_are_measured_and_the_overview_drawn(command: Com
     assert len(out.splitlines()) == 4 + 1 + 3 * 3 + 1 + 1
 
 
-def test_plot_draws_from_the_table_alone(command: Command, layout: RunLayout) -> None:
-    command("run", layout.root, *SMALL, "kinds=[weights]", "figures.metrics=[]", "name=mine")
-    for directory in layout.snapshots.iterdir():
-        (directory / MANIFEST).unlink()
-    code, out, _ = command("plot", layout.root, "--name", "mine", "--metric", "per", "--heads", "--format", "svg,pdf")
-    assert code == 0
-    stems = [f"weights_per_{form}" for form in ("lines", "map", "heads", "layers")]
-    expected = {layout.analysis("mine").figures / f"{stem}.{ending}" for stem in stems for ending in ("svg", "pdf")}
-    assert {Path(line) for line in out.splitlines()} == expected
-    assert set(layout.analysis("mine").figures.iterdir()) == expected
-
-
 def test_report_writes_again_what_run_wrote(command: Command, layout: RunLayout) -> None:
     command("run", layout.root, *SMALL, "kinds=[weights]", "figures.metrics=[per]", "figures.heads=true", "name=mine")
     written = layout.analysis("mine").report
@@ -97,34 +84,6 @@ def test_report_writes_again_what_run_wrote(command: Command, layout: RunLayout)
     code, _, err = command("report", layout.root, "--name", "mien")
     assert code == 2
     assert 'has no analysis "mien"; did you mean "mine"?' in err
-
-
-def test_inspect_says_what_a_run_holds(command: Command, layout: RunLayout) -> None:
-    (layout.snapshot(0) / MANIFEST).unlink()
-    code, out, _ = command("inspect", layout.root)
-    assert code == 0
-    assert "run small: finished at step 2 of 2, method plain" in out
-    assert "hidden_size 16" in out
-    assert "observed steps (2): 1, 2" in out
-    weights = next(line for line in out.splitlines() if line.startswith("weights at 2 steps: "))
-    assert {"self_attn.q_proj", "model.norm", "lm_head"} <= set(weights.partition(": ")[2].split(", "))
-    assert "gradients (train) at 1 steps: " in out
-    assert "activations (val) at 2 steps: " in out
-    assert f"damaged at step 0: {layout.snapshot(0) / MANIFEST} does not exist" in out
-
-
-def test_metrics_lists_each_with_kinds_unit_range_and_source(command: Command) -> None:
-    code, out, _ = command("metrics")
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(METRICS)
-    assert (
-        "one matrix of weights|gradients|activations; fraction of full rank, [0, 1]; Diehl Martinez et al. 2024" in out
-    )
-    for line in out.splitlines():
-        of, unit_and_range, source = line.split("; ", maxsplit=2)
-        assert "one matrix of " in of or "a pair of " in of
-        assert unit_and_range.endswith(("]", ")"))
-        assert any(letter.isdigit() for letter in source), line  # a year, a section or an equation
 
 
 @pytest.mark.parametrize(
@@ -172,18 +131,6 @@ def test_what_does_not_exist_is_named(command: Command, layout: RunLayout, argum
     assert len(err.splitlines()) == 1
 
 
-def test_plot_names_the_nearest_analysis_metric_and_format(command: Command, layout: RunLayout) -> None:
-    command("run", layout.root, *SMALL, "figures.metrics=[]", "name=mine")
-    for arguments, sentence in (
-        (["--name", "mien"], 'has no analysis "mien"; did you mean "mine"?'),
-        (["--name", "mine", "--metric", "pre"], 'the table has no metric "pre"; did you mean "per"?'),
-        (["--name", "mine", "--format", "bmp"], "should end in .png, .svg, .pdf"),
-    ):
-        code, _, err = command("plot", layout.root, *arguments)
-        assert code == 2
-        assert sentence in err
-
-
 def test_a_users_metric_lies_in_the_directory_of_the_command(
     command: Command, layout: RunLayout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -224,26 +171,3 @@ def test_the_module_is_the_command(layout: RunLayout) -> None:
     assert done.stderr.startswith("pico-analyze: ")
     assert 'did you mean "small"' in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_audit_is_0_for_a_sound_run_and_1_with_findings(command: Command, layout: RunLayout) -> None:
-    layout.metrics.write_text('{"step": 1, "tokens": 100}\n{"step": 2, "tokens": 200}\n')
-    layout.manifest.write_text(
-        json.dumps(json.loads(layout.manifest.read_text()) | {"name": "synthetic", "digest": ""})
-    )
-    layout.config.write_text("name: synthetic\n")
-    code, out, err = command("audit", layout.root)
-    looked = "4 checkpoints and snapshots, 0 evaluations; of 15 files every byte was compared with a recorded sha256"
-    *uncovered, last = out.splitlines()
-    assert (code, last) == (0, f"sound: {looked}; not covered: 3 (named above)")
-    assert [line.split(":")[:2] for line in uncovered] == [
-        ["not covered", f" {path}"] for path in (layout.manifest, layout.config, layout.metrics)
-    ]
-    assert err.splitlines()[-1] == "read 16 of 16"
-    (layout.snapshot(1) / MANIFEST).unlink()
-    code, out, err = command("audit", layout.root, "--no-hashes")
-    assert code == 1
-    found, *_, last = out.splitlines()
-    assert found == f"damage: {layout.snapshot(1) / MANIFEST}: does not exist"
-    assert last.startswith("1 finding in 4 checkpoints and snapshots, 0 evaluations; of 10 files the size alone was")
-    assert command("audit", layout.root.with_name("smal"))[0] == 2

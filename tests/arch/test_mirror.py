@@ -6,9 +6,36 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = {"train": Path("pico-train/pico_train")}
+SOURCES = {"analyze": Path("pico-analyze/pico_analyze"), "train": Path("pico-train/pico_train")}
 """Folder below tests/ -> the package that it mirrors."""
 WITHOUT_TEST_OF_THEIR_NAME = {
+    "analyze": {
+        "audit/data",
+        "audit/findings",
+        "audit/log",
+        "audit/unlisted",
+        "commands/code_record",
+        "commands/progress",
+        "components/projections",
+        "config/parts",
+        "engine/evaluate",
+        "engine/inputs",
+        "engine/plan",
+        "engine/work",
+        "linalg/power_law",
+        "linalg/scaling",
+        "live",
+        "metrics/unbiased",
+        "plot/figures",
+        "plot/panels",
+        "sources/files",
+        "sources/hub_series",
+        "sources/hub_store",
+        "sources/live_step",
+        "sources/model",
+        "sources/pickled",
+        "sources/tensor_names",
+    },
     "train": {
         "checkpoint/model_folder",
         "errors",

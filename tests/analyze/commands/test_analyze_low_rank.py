@@ -9,13 +9,11 @@ import torch
 from pico_analyze import measure, open_run
 from pico_analyze.audit.checks import audit
 from pico_analyze.audit.trajectory import Moves
-from pico_analyze.commands import holdings, run_analysis
-from pico_analyze.components.circuits import CIRCUITS
+from pico_analyze.commands import run_analysis
 from pico_analyze.config import checked
 from pico_analyze.engine.spectra import spectra
 from pico_analyze.plot import over_steps
 from pico_analyze.plot.data import subject
-from pico_analyze.report import glossary
 from pico_analyze.report import run as report
 from pico_analyze.table import read
 from pico_contract import codec, names
@@ -29,20 +27,6 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
     """Full rank up to step 1, one restart of a large update at step 5, after which ranks are 2."""
     plan = Plan(observed=tuple(range(9)), restarts={5: 2}, warm=1, size=3e-2, checkpoints=(0, 8))
     return write_low_rank_run(tmp_path_factory.mktemp("relora") / "low", plan)
-
-
-def test_inspect_names_what_is_low_rank_and_its_rank(layout: RunLayout) -> None:
-    lines = holdings(layout.root)
-    assert lines[-1] == "low-rank at 8 steps (rank at step 8): mlp.down_proj (2), self_attn.q_proj (2)"
-    weights = next(line for line in lines if line.startswith("weights"))
-    assert "self_attn.q_proj.lora_A" in weights
-    for hidden in ("base", "lora_scale", "merged"):
-        assert hidden not in weights
-
-
-def test_inspect_of_other_runs_says_nothing_of_ranks(tmp_path: Path) -> None:
-    layout = write_low_rank_run(tmp_path / "full", Plan(observed=(0, 1), warm=9, restarts={}, checkpoints=()))
-    assert not any("low-rank" in line for line in holdings(layout.root))
 
 
 def test_a_restart_is_no_jump_and_what_low_rank_modules_have_no_finding(layout: RunLayout) -> None:
@@ -64,12 +48,6 @@ def test_the_default_analysis_has_the_update_in_table_and_report(layout: RunLayo
     text = paths["report.html"].read_text(encoding="utf-8")
     assert "<dt>lora_update</dt><dd>The scaled product of a projection&#39;s low-rank factors" in text
     assert "cumulative_lora_update" not in text
-
-
-def test_every_circuit_has_words_and_plain_modules_need_none() -> None:
-    assert all(glossary.component(name) for name in CIRCUITS)
-    assert glossary.component("self_attn.q_proj.lora_update") == glossary.component("lora_update")
-    assert glossary.component("self_attn.q_proj") == glossary.component("self_attn.q_proj.lora_A") == ""
 
 
 def test_a_report_without_circuits_explains_none(layout: RunLayout) -> None:

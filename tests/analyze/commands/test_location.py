@@ -128,11 +128,3 @@ def test_any_script_is_drawn_without_a_warning(measure: Measure, tmp_path: Path,
     write(tmp_path / "m" / "step0", 2.0, name)
     table = measure(tmp_path / "m", figures={"metrics": ["spectral_norm"], "formats": ["png", "svg"]})
     assert len(list(AnalysisLayout(table.parent).figures.iterdir())) == 4
-
-
-def test_characters_without_a_font_are_named() -> None:
-    from pico_analyze.plot.fonts import drawable
-
-    assert drawable("self_attn.q_proj é д") == "self_attn.q_proj é д"
-    assert drawable("a\x1b[0m") == "a<U+001B>[0m"
-    assert drawable("\U000f0000\U000f0001\U000f0002x") == "<U+F0000 U+F0001 and 1 more>x"

@@ -10,11 +10,7 @@ import pytest
 from pico_analyze.compare import compare
 from pico_analyze.compare.arms import Arm
 from pico_analyze.compare.notes import notes
-from pico_analyze.compare.run_facts import NOT_COMPARED
 from pico_contract.layout import RunLayout
-from pico_train.config import OperationMark
-from pico_train.run import RunConfig
-from pydantic import BaseModel
 
 from ...support.made_arms import Manifest, Measured, arm
 
@@ -195,20 +191,6 @@ def test_geometry_of_foreign_series_is_compared() -> None:
     made = [arm("a", 0.1, seeds=(None,)), arm("b", 1.1, seeds=(None,))]
     made[1].runs[0].model["hidden_size"] = 16  # type: ignore[index]
     assert said(made)[0] == '"b" differs from "a" in model.hidden_size (16 instead of 8).'
-
-
-def test_keys_that_are_not_compared_are_those_that_training_calls_operation() -> None:
-    marked = set(operation(RunConfig, ""))
-    assert set(NOT_COMPARED) - marked == {"name", "seed"}
-    assert marked <= set(NOT_COMPARED)
-
-
-def operation(section: type[BaseModel], under: str) -> Iterator[str]:
-    for name, info in section.model_fields.items():
-        if any(isinstance(mark, OperationMark) for mark in info.metadata):
-            yield f"{under}{name}"
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from operation(info.annotation, f"{under}{name}.")
 
 
 def test_a_source_without_config_yaml_says_so(tmp_path: Path) -> None:

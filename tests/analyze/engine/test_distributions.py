@@ -10,12 +10,9 @@ import pytest
 import torch
 from pico_analyze import open_run
 from pico_analyze.engine.distributions import BIN, distributions
-from pico_analyze.plot import distributions as plot_distributions
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
-
-from ...support.command_line import Command
 
 Rewrite = Callable[[Path, Callable[[torch.Tensor], torch.Tensor]], None]
 
@@ -73,22 +70,3 @@ def test_what_there_is_nothing_of_is_refused(run: Run) -> None:
         distributions(run, ["v_proj"], layers=[7])
     with pytest.raises(UserError, match=r"has no intact weights \(of split val\) to read"):
         distributions(run, split="val")
-
-
-def test_the_figure_has_a_panel_a_component_and_a_line_a_step(run: Run) -> None:
-    figure = plot_distributions.distributions(distributions(run, ["v_proj", "down_proj"], "gradients", "val"))
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == ["self_attn.v_proj", "mlp.down_proj"]
-    assert [len(axes.lines) for axes in panels] == [1 + 3, 1 + 3]
-    assert "gradients (val) of layer 1" in figure.get_suptitle()
-
-
-@pytest.mark.slow
-def test_the_command_draws_weights_and_gradients(run: Run, command: Command) -> None:
-    root = run.layout.root
-    code, printed, _ = command("run", root, "metrics=[per]", "kinds=[weights]")
-    assert code == 0
-    code, drawn, _ = command("plot", root, "--distributions")
-    assert code == 0
-    made = [Path(line).name for line in (printed + drawn).split()]
-    assert {"weights_distributions.png", "gradients_val_distributions.png"} <= set(made)

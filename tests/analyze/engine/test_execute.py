@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from pico_analyze import measure, open_run
 from pico_analyze.engine.damage import DamagedWarning
+from pico_analyze.engine.execute import pool
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout, observed_file
@@ -91,3 +93,14 @@ def test_an_error_in_a_worker_ends_the_analysis(run: Run, tmp_path: Path) -> Non
     with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match="breaks"):
         measure(run, ["max_abs", breaks], components=["v_proj"], executor=pool, cache=tmp_path)
     assert list(tmp_path.glob("*.jsonl")) == []
+
+
+def test_pool_computes_with_one_thread_each_and_restores_the_number() -> None:
+    before = torch.get_num_threads()
+    with pool() as executor:
+        found = [executor.submit(lambda: (torch.get_num_threads(), threading.current_thread().name)) for _ in range(8)]
+        results = [future.result() for future in found]
+        assert torch.get_num_threads() == 1
+    assert {threads for threads, _ in results} == {1}
+    assert len({name for _, name in results}) <= before
+    assert torch.get_num_threads() == before

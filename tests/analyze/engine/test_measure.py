@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.components import Key, Unit
-from pico_analyze.engine import loader
-from pico_analyze.engine.loader import Loader
-from pico_analyze.engine.work import Work
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.run import Run
 from pico_analyze.table import KEY, SCHEMA
@@ -160,22 +155,6 @@ def test_one_metric_alone_gives_the_rows_that_all_together_give(run: Run) -> Non
     for name in OF_HELD:
         rows = everything[everything["metric"] == name].reset_index(drop=True)
         pd.testing.assert_frame_equal(measure(run, [name]), rows, check_exact=True)
-
-
-def test_small_batches_and_threads_change_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = measure(run)
-    monkeypatch.setattr(loader, "_BATCH_BYTES", 0)
-    pd.testing.assert_frame_equal(measure(run), before, rtol=1e-12)
-
-
-def test_a_batch_holds_no_matrix_that_was_taken_out_of_it(run: Run) -> None:
-    unit = Unit(None, V_PROJ, (Key("self_attn.v_proj", 0, None, V_PROJ),))
-    for batch in Loader(Work(run, unit, "activations", "val", tuple(run.steps)), spectral=False).batches():
-        held = [weakref.ref(one) for _, inputs in batch for one in inputs]
-        assert held
-        for _, inputs in batch:
-            inputs.clear()
-        assert [one() for one in held] == [None] * len(held)
 
 
 def test_progress_counts_up_to_all(run: Run) -> None:

@@ -9,12 +9,9 @@ import pytest
 import torch
 from pico_analyze import open_run
 from pico_analyze.engine.spectra import MOST_STEPS, spectra
-from pico_analyze.plot import spectra as plot_spectra
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from pico_contract.layout import SNAPSHOT_WEIGHTS, RunLayout
-
-from ...support.command_line import Command
 
 
 def test_values_are_those_of_the_matrix_at_each_step(run: Run) -> None:
@@ -59,26 +56,3 @@ def test_what_there_is_nothing_of_is_refused(run: Run) -> None:
         spectra(run, ["v_prj"])
     with pytest.raises(UserError, match=r"has no matrices of v_proj in layer \[7\]"):
         spectra(run, ["v_proj"], layers=[7])
-
-
-def test_the_figure_has_a_line_for_each_step(run: Run) -> None:
-    found = spectra(run, ["v_proj", "ov_circuit"], layers=[0])
-    figure = plot_spectra.spectra(found)
-    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(panels) == ["self_attn.v_proj", "ov_circuit, 4 heads"]
-    for axes in panels.values():
-        assert len(axes.lines) == 3
-        assert axes.get_yscale() == "log"
-    values = found[(found["component"] == "self_attn.v_proj") & (found["step"] == 2)]["value"]
-    assert panels["self_attn.v_proj"].lines[-1].get_ydata() == pytest.approx(values.tolist())
-    assert figure.get_suptitle() == "singular values: weights of layer 0, run small"
-
-
-def test_plot_draws_them_where_asked_for(layout: RunLayout, command: Command) -> None:
-    code, _, _ = command("run", layout.root, "metrics=[per]", "components=[v_proj]", "figures.metrics=[]")
-    assert code == 0
-    code, printed, _ = command("plot", layout.root, "--spectra")
-    assert code == 0
-    drawn = Path(printed.splitlines()[-1])
-    assert drawn == layout.analysis("default").figures / "weights_spectra.png"
-    assert drawn.stat().st_size > 5000

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.engine.execute import pool
 from pico_analyze.linalg import Product, Spectrum, is_finite, spectra
-from pico_analyze.linalg.sample import Sample, cross
 from pico_analyze.metrics.single import condition_number, numerical_rank, per
 
 seeds = st.integers(0, 2**32 - 1)
@@ -80,40 +76,6 @@ def test_finite_looks_at_both_factors() -> None:
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16):
         assert is_finite(good.to(dtype))
         assert not is_finite(bad.to(dtype))
-
-
-@pytest.mark.parametrize("constant", [0.1, -1e6 / 3, 1e-30])
-@pytest.mark.parametrize("rows", [3, 33, 1000])
-def test_constant_columns_centre_to_exactly_zero(constant: float, rows: int) -> None:
-    x = torch.stack([torch.full((rows,), constant, dtype=torch.float64), torch.arange(rows, dtype=torch.float64)], 1)
-    centred = Sample.of(x).x
-    assert (centred[:, 0] == 0).all()
-    torch.testing.assert_close(centred[:, 1], torch.arange(rows, dtype=torch.float64) - (rows - 1) / 2)
-
-
-def test_small_variation_around_a_large_mean_is_kept() -> None:
-    x = 1e6 + 1e-3 * drawn(0, 32, 4, dtype=torch.float64)
-    assert (Sample.of(x).x.abs().amax(dim=0) > 0).all()
-
-
-@settings(deadline=None)
-@given(seeds, st.integers(2, 12), sizes, sizes)
-def test_cross_is_the_trace_of_the_product_of_grams(seed: int, rows: int, p: int, q: int) -> None:
-    """Also where a width exceeds the rows, which takes the other of its two forms."""
-    a, b = Sample.of(drawn(seed, rows, p)), Sample.of(drawn(seed + 1, rows, q))
-    x, y = a.x.numpy(), b.x.numpy()
-    assert cross(a, b) == pytest.approx(np.trace(x @ x.T @ y @ y.T), rel=1e-9, abs=1e-9)
-
-
-def test_pool_computes_with_one_thread_each_and_restores_the_number() -> None:
-    before = torch.get_num_threads()
-    with pool() as executor:
-        found = [executor.submit(lambda: (torch.get_num_threads(), threading.current_thread().name)) for _ in range(8)]
-        results = [future.result() for future in found]
-        assert torch.get_num_threads() == 1
-    assert {threads for threads, _ in results} == {1}
-    assert len({name for _, name in results}) <= before
-    assert torch.get_num_threads() == before
 
 
 def test_a_product_is_as_exact_as_its_coarser_factor() -> None:

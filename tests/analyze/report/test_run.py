@@ -7,13 +7,11 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from pico_analyze import measure, open_run
-from pico_analyze.metrics import METRICS
 from pico_analyze.plot.data import spoken
 from pico_analyze.report import run as report
 from pico_analyze.report.glossary import STATUSES
@@ -154,17 +152,6 @@ def test_statuses_are_counted_and_explained_with_their_metrics(run: Run) -> None
     assert f"rank_deficient: {len(absent)} numbers. A singular value" in page(run, frame).text
 
 
-def test_every_status_that_a_metric_gives_has_words() -> None:
-    package = Path(report.__file__).parents[1]
-    given = {
-        status
-        for path in (*package.glob("metrics/*.py"), package / "engine" / "evaluate.py")
-        for status in re.findall(r'Outcome\([^)"]*(?:\([^)]*\))?[^)"]*"(\w+)"', path.read_text(encoding="utf-8"))
-    } - {"ok"}
-    assert {"zero", "rank_deficient", "missing", "non_finite"} <= given
-    assert given <= set(STATUSES)
-
-
 def test_facts_are_those_of_the_manifest(rename: Callable[..., Run]) -> None:
     run = rename(parameters={"total": 1234567, "head": 67}, parent="old@7", seeds={"init": 3})
     facts = dict(report.facts(run))
@@ -198,15 +185,6 @@ def test_last_values_are_means_over_layers_and_heads_with_what_is_absent_counted
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert report.number(value) == text
-
-
-def test_every_metric_is_defined() -> None:
-    frame = pd.DataFrame({"metric": list(METRICS), "unit": None})
-    assert len(report.definitions(frame)) == len(METRICS)
-    for _, unit, text, says in report.definitions(frame):
-        assert unit
-        assert "Source: " in text
-        assert says
 
 
 def test_a_metric_of_the_users_own_needs_no_words(run: Run) -> None:

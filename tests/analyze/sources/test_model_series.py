@@ -16,21 +16,9 @@ from pico_analyze.sources.model_series import step_of
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
 
-NEOX = "gpt_neox.layers.{}.attention.query_key_value"
+from ...support.model_folders import NEOX, neox, write_model
+
 GEOMETRY = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
-
-
-def neox(step: int) -> dict[str, torch.Tensor]:
-    """What a model of another family holds: projections, vectors, a mask, an index."""
-    generator = torch.Generator().manual_seed(step)
-    held: dict[str, torch.Tensor] = {"embed_out.weight": torch.randn(11, 8, generator=generator)}
-    for layer in range(2):
-        held[f"{NEOX.format(layer)}.weight"] = torch.randn(24, 8, generator=generator)
-        held[f"{NEOX.format(layer)}.bias"] = torch.randn(24, generator=generator)
-        held[f"gpt_neox.layers.{layer}.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-        held[f"gpt_neox.layers.{layer}.mlp.empty.weight"] = torch.ones(0, 4)
-        held[f"gpt_neox.layers.{layer}.mlp.token_index"] = torch.ones(4, 4, dtype=torch.int32)
-    return held
 
 
 def llama(step: int) -> dict[str, torch.Tensor]:
@@ -43,14 +31,6 @@ def llama(step: int) -> dict[str, torch.Tensor]:
     return held | {"model.embed_tokens.weight": torch.randn(9, 8, generator=generator)}
 
 
-def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any] | None = None) -> Path:
-    folder.mkdir(parents=True)
-    codec.save_tensors(folder / "model.safetensors", tensors)
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def write_sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     """Two shards and their index, as `save_pretrained` writes models of many gigabytes."""
     folder.mkdir(parents=True)
@@ -59,18 +39,6 @@ def write_sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
         codec.save_tensors(folder / file, {name: t for name, t in tensors.items() if files[name] == file})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     return folder
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """Steps 0, 5 and 10 of another family, and what may lie beside them."""
-    root = tmp_path / "pythia"
-    for step in (10, 0, 5):
-        write_model(root / f"step{step}", neox(step))
-    write_model(root / "final", neox(99))
-    (root / "logs2").mkdir()
-    (root / "notes1.txt").write_text("not a folder")
-    return root
 
 
 @pytest.mark.parametrize(
@@ -88,24 +56,6 @@ def models(tmp_path: Path) -> Path:
 )
 def test_a_name_says_its_step(name: str, step: int | None) -> None:
     assert step_of(name) == step
-
-
-@pytest.mark.parametrize("how", ["directory", "glob", "list", "strings"])
-def test_a_series_opens_from_a_directory_a_glob_or_a_list(models: Path, how: str) -> None:
-    folders = [models / f"step{step}" for step in (5, 10, 0)]
-    given: Any = {
-        "directory": models,
-        "glob": str(models / "step*"),
-        "list": folders,
-        "strings": [str(folder) for folder in folders],
-    }[how]
-    series = open_source(given)
-    assert (series.name, list(series.steps), series.damaged) == ("pythia", [0, 5, 10], {})
-    assert series.splits(5, "weights") == [None]
-    assert series.splits(5, "gradients") == []
-    assert sorted(series.modules(5, "weights")) == ["embed_out", NEOX.format(0), NEOX.format(1)]
-    assert torch.equal(series.tensor(5, "weights", NEOX.format(1)), neox(5)[f"{NEOX.format(1)}.weight"])
-    assert series.tokens(5) is None
 
 
 @pytest.mark.parametrize("given", [".", "../step5", None])
@@ -193,17 +143,6 @@ def test_two_folders_of_one_step_are_refused(models: Path) -> None:
 def test_a_list_leaves_out_nothing(models: Path, name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         open_source([models / "step5", models / name])
-
-
-def test_what_is_no_source_is_refused_with_the_reason(models: Path) -> None:
-    with pytest.raises(UserError, match="at least one folder"):
-        open_source([])
-    with pytest.raises(UserError, match="is neither a run"):
-        open_source(models / "logs2")
-    with pytest.raises(UserError, match=r'no folder that fits ".*epoch'):
-        open_source(models / "epoch*")
-    with pytest.raises(UserError, match="does not exist"):
-        open_source(models / "nothing")
 
 
 def cut(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pico_analyze.statistics import LEAST_BOOTSTRAP_RUNS, Interval, bootstrap, hedges_g, student_pairs, welch, wilson
+from pico_analyze.statistics import LEAST_BOOTSTRAP_RUNS, Interval, bootstrap, student_pairs, welch
 from scipy import stats
 
 
@@ -81,23 +81,3 @@ def test_a_bootstrap_of_few_runs_is_refused_and_cells_do_not_depend_on_each_othe
     whole, part = bootstrap(x, y, False, seed=1), bootstrap(x[2050:], y[2050:], False, seed=1)
     assert np.array_equal(whole.low[2050:], part.low)
     assert not np.array_equal(whole.low, bootstrap(x, y, False, seed=2).low)
-
-
-def test_effect_size_is_hedges_g() -> None:
-    x, y = np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 4.0, 5.0, 8.0]])
-    pooled = np.sqrt((2 * 1.0 + 3 * np.var(y, ddof=1)) / 5)
-    assert hedges_g(x, y)[0] == pytest.approx(3.0 / pooled * (1 - 3 / 19))
-    assert np.isnan(hedges_g(np.ones((1, 3)), np.ones((1, 3)))[0]), "no run differs from another"
-    assert np.isnan(hedges_g(np.ones((1, 1)), np.ones((1, 3)))[0])
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (42, 97)])
-def test_wilsons_interval_is_scipys(k: int, n: int) -> None:
-    theirs = stats.binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson(k, n) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
-
-
-@pytest.mark.parametrize(("k", "n"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
-def test_what_is_no_share_is_refused(k: int, n: int) -> None:
-    with pytest.raises(ValueError, match="is not a share"):
-        wilson(k, n)
