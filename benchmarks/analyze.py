@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 from pico_analyze import linalg, measure, open_run
-from pico_analyze.components import Unit, plan
+from pico_analyze.components import MeasuredUnit, plan_units
 from pico_analyze.engine.execute import pool
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.sources.run import Run
@@ -241,11 +241,11 @@ def bare(run: Run) -> None:
     items = [
         (unit, step, kind, split)
         for kind, split in (("weights", None), ("gradients", "val"), ("activations", "val"))
-        for unit in plan(OURS["components"], kind, run.modules(0, kind, split), run.model)
+        for unit in plan_units(OURS["components"], kind, run.modules(0, kind, split), run.model)
         for step in run.steps
     ]
 
-    def decompose(item: tuple[Unit, int, str, str | None]) -> None:
+    def decompose(item: tuple[MeasuredUnit, int, str, str | None]) -> None:
         matrices = item[0].load(run, *item[1:])
         linalg.spectra(matrices)
         if item[2] == "activations":

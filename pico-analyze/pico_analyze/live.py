@@ -24,10 +24,10 @@ from pico_contract.renames import ANALYSIS
 
 from pico_analyze import table
 from pico_analyze.components.circuits import UPDATES
-from pico_analyze.components.select import check, plan
+from pico_analyze.components.select import check_components, plan_units
 from pico_analyze.config.analysis import AnalysisConfig, checked, to_yaml
 from pico_analyze.engine.damage import DamagedWarning
-from pico_analyze.engine.evaluate import defined_for
+from pico_analyze.engine.evaluate import metrics_for_kind
 from pico_analyze.engine.measure import measure
 from pico_analyze.metrics.registry import Metric, resolve
 from pico_analyze.sources.live_step import ObservedStep
@@ -67,11 +67,11 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     )
     possible = [*run.modules, *factors]  # which modules have factors shows when they are observed
     if components is not None:
-        check(components, possible)
+        check_components(components, possible)
     held = [
         (kind, split)
         for kind, split in _asked_for(run, config)
-        if defined_for(kind, metrics) and plan(components, kind, possible, run.model)
+        if metrics_for_kind(kind, metrics) and plan_units(components, kind, possible, run.model)
     ]
     if not held:
         raise UserError("nothing to measure: no such metric of such kinds and components")

@@ -194,10 +194,10 @@ def _missing(run: AuditedRun) -> Iterator[Finding]:
         for one in manifest.observed
     }
     for step, manifest in run.snapshots.items():
-        held = {observation_name(one.split, one.kind) for one in manifest.observed} | set(
+        present = {observation_name(one.split, one.kind) for one in manifest.observed} | set(
             manifest.absent
         )
-        for kind in sorted(kinds - held):
+        for kind in sorted(kinds - present):
             yield Finding(
                 "missing",
                 layout.snapshot(step) / MANIFEST,

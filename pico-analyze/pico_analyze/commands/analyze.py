@@ -15,7 +15,13 @@ from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout
 
 from pico_analyze.commands.code_record import code_record
-from pico_analyze.commands.location import measured, note_on_place, notes_of, place, record_owner
+from pico_analyze.commands.location import (
+    analysis_location,
+    find_analysis,
+    note_on_location,
+    notes_of,
+    record_owner,
+)
 from pico_analyze.commands.progress import Say, show_progress, warnings_as_lines
 from pico_analyze.config.analysis import AnalysisConfig, load, to_yaml
 
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
-    """Measure, and write table, configuration, figures and report into `place`; the paths of them.
+    """Measure, and write table, configuration, figures and report into `analysis_location`; the paths of them.
 
     `source` is where the configuration came from, for messages; `say` gets progress and warnings,
     line by line.
@@ -46,9 +52,9 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
             resolve(part.metrics)
     except UserError as error:
         raise UserError(f"{source}: metrics: {error}") from None
-    layout = place(run, config.name, config.out)
+    layout = analysis_location(run, config.name, config.out)
     check_directory(layout.root)
-    for note in [*notes_of(run), *note_on_place(run, config.name, layout, config.out)]:
+    for note in [*notes_of(run), *note_on_location(run, config.name, layout, config.out)]:
         say(f"note: {note}")
     frame = table.joined(_tables(run, other, config, layout, say))
     record_owner(layout, run)
@@ -67,7 +73,7 @@ def _tables(
 ) -> list[pd.DataFrame]:
     """What is measured, part by part."""
     from pico_analyze.components.omissions import omissions
-    from pico_analyze.config.parts import held, parts_of, steps_of
+    from pico_analyze.config.parts import measurable_parts, parts_of, steps_of
     from pico_analyze.engine.measure import measure
 
     steps = steps_of(config, run, say)
@@ -78,12 +84,12 @@ def _tables(
         null=config.null,
         null_draws=config.null_draws,
         window=config.window,
-        form_circuits=config.dense_circuits,
+        dense_circuits=config.dense_circuits,
         cache=layout.cache,
     )
     tables = []
     with warnings_as_lines(say):
-        for part in held(parts_of(config), run, say):
+        for part in measurable_parts(parts_of(config), run, say):
             chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with show_progress(say) as progress:
                 tables.append(measure_part(run, *chosen, progress))
@@ -105,7 +111,7 @@ def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     from pico_analyze.sources.open import open_source
 
     run = open_source(path)
-    layout = measured(run, name, out)
+    layout = find_analysis(run, name, out)
     return _write_report(run, table.read(layout.table), layout, load(layout.config))
 
 

@@ -12,7 +12,7 @@ from pico_contract.directories import check_directory
 from pico_contract.errors import UserError
 from pico_contract.layout import AnalysisLayout
 
-from pico_analyze.commands.location import measured
+from pico_analyze.commands.location import find_analysis
 
 if TYPE_CHECKING:
     from pico_analyze.compare.arms import Arm
@@ -53,7 +53,7 @@ def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: 
     alone = [(str(path), [path]) for path in runs]
     for label, paths in [*alone, *groups.items()]:
         sources = [open_source(path) for path in paths]
-        layouts = [measured(source, name) for source in sources]
+        layouts = [find_analysis(source, name) for source in sources]
         for path, layout in zip(paths, layouts, strict=True):
             place = layout.table.resolve()
             if place in seen:
@@ -95,7 +95,7 @@ def compare_runs(
     check_directory(out)
     arms = open_arms(runs, groups, name)
     differences = compare.compare(arms, seed=seed, interval=interval)
-    drawn = report_arms.drawn(arms, metrics)
+    drawn = report_arms.plotted(arms, metrics)
     layout = AnalysisLayout(out)
     compare.write(differences, layout.table, layout.table_csv)
     written = [layout.table, layout.table_csv]

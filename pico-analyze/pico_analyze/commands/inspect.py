@@ -19,7 +19,7 @@ def holdings(path: Path) -> list[str]:
     what is damaged."""
     from pico_contract.kinds import KINDS
 
-    from pico_analyze.components.omissions import described
+    from pico_analyze.components.omissions import coverage_lines
     from pico_analyze.sources.model_config import describe
     from pico_analyze.sources.open import open_source
 
@@ -31,7 +31,7 @@ def holdings(path: Path) -> list[str]:
     ]
     for kind in KINDS:
         lines += _lines_of_kind(run, kind)
-    lines += [*described(run), *_low_rank_lines(run)]
+    lines += [*coverage_lines(run), *_low_rank_lines(run)]
     lines += [f"note: {note}" for note in notes_of(run)]
     lines += [
         f"damaged at step {step}: {sentence}"
@@ -69,13 +69,13 @@ def _lines_of_kind(run: Source, kind: str) -> list[str]:
 
 def _low_rank_lines(run: Source) -> list[str]:
     """At how many steps which components are low-rank, with the ranks at the last such step."""
-    from pico_analyze.components.select import fitting
+    from pico_analyze.components.select import matching_modules
 
     factors = {
         step: found
         for step in run.steps
         if run.splits(step, "weights")
-        and (found := fitting("lora_A", run.modules(step, "weights")))
+        and (found := matching_modules("lora_A", run.modules(step, "weights")))
     }
     if not factors:
         return []

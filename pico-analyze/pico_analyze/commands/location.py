@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HUB = "hub:"
 
 
-def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
+def analysis_location(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     """Find where an analysis is kept: RUN/analysis/NAME; of what other programs wrote
     ./analysis/SOURCE/NAME.
 
@@ -35,7 +35,7 @@ def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
 
     if out is None and isinstance(source, Run):
         return source.layout.analysis(name)
-    first = usual_place(source, name, out)
+    first = usual_location(source, name, out)
     own = AnalysisLayout(
         first.root.with_name(f"{name}-{hashlib.sha256(origin(source).encode()).hexdigest()[:8]}")
     )
@@ -44,7 +44,7 @@ def place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     return first
 
 
-def usual_place(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
+def usual_location(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     """Find where the analysis of a source would lie if no other source of the same name had been
     measured."""
     if out is not None:
@@ -90,17 +90,17 @@ def record_owner(layout: AnalysisLayout, source: Source) -> None:
     )
 
 
-def measured(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
+def find_analysis(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
     """Find the analysis `name` of a source.
 
     Raises:
         UserError: there is no such table; names the nearest analysis, or the other source that the
             one there is of.
     """
-    layout = place(source, name, out)
+    layout = analysis_location(source, name, out)
     if layout.table.is_file():
         return layout
-    first = usual_place(source, name, out)
+    first = usual_location(source, name, out)
     if layout.root != first.root and first.table.is_file():
         raise UserError(
             f"{first.root} is the analysis of {owner(first)} and not of {origin(source)}: run pico-analyze run first"
@@ -112,12 +112,12 @@ def measured(source: Source, name: str, out: Path | None = None) -> AnalysisLayo
     raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
 
 
-def note_on_place(
+def note_on_location(
     source: Source, name: str, layout: AnalysisLayout, out: Path | None = None
 ) -> list[str]:
     """A sentence if an analysis does not lie at its usual place, since that of another source
     does."""
-    first = usual_place(source, name, out)
+    first = usual_location(source, name, out)
     if layout.root.name == name:
         return []
     return [f"{first.root} is the analysis of {owner(first)}: this one is written to {layout.root}"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pico_contract.layout import AnalysisLayout
 
-from pico_analyze.commands.location import measured
+from pico_analyze.commands.location import find_analysis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def plot_run(
     from pico_analyze.sources.open import open_source
 
     source = open_source(path)
-    layout = measured(source, name, out)
+    layout = find_analysis(source, name, out)
     figures = draw(table.read(layout.table), layout, metrics, heads, formats)
     figures += _draw_spectra(source, layout, formats) if spectra else []
     return figures + (_draw_distributions(source, layout, formats) if distributions else [])
@@ -79,10 +79,10 @@ def draw(
 ) -> list[Path]:
     """Figures of each of `metrics`, with `heads` also head by head; of a telling few by default."""
     from pico_analyze.plot import panels
-    from pico_analyze.plot.figures import drawn
+    from pico_analyze.plot.figures import draw_figures
 
     return [
         panels.save(one.figure, layout.figures / f"{one.stem}.{ending}")
-        for one in drawn(frame, metrics, heads)
+        for one in draw_figures(frame, metrics, heads)
         for ending in formats
     ]

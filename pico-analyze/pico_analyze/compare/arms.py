@@ -50,7 +50,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Unit:
+class IndependentRuns:
     """Runs of an arm that count as one, since they are not independent of each other.
 
     Attributes:
@@ -77,7 +77,7 @@ class ArmValues:
     """
 
     arm: Arm
-    units: list[Unit]
+    units: list[IndependentRuns]
     cells: pd.DataFrame
     telling: pd.Series
 
@@ -139,13 +139,13 @@ def _parents(arm: Arm) -> set[str]:
     return {facts.parent for facts in arm.facts if facts.parent is not None}
 
 
-def _units(arm: Arm, telling: Any) -> list[Unit]:
+def _units(arm: Arm, telling: Any) -> list[IndependentRuns]:
     """Group the runs of an arm that began from one pretrained model, have equal seeds, or have
     equal numbers.
 
     `telling` is (cells, runs).
     """
-    units: list[Unit] = []
+    units: list[IndependentRuns] = []
     for run, facts in enumerate(arm.facts):
         for place, unit in enumerate(units):
             same = bool(len(telling)) and np.array_equal(
@@ -154,10 +154,10 @@ def _units(arm: Arm, telling: Any) -> list[Unit]:
             why = _why_one(facts, arm.facts[unit.runs[0]], arm.draws, same)
             if why:
                 identical = same and (unit.identical or len(unit.runs) == 1)
-                units[place] = Unit((*unit.runs, run), unit.why or why, identical)
+                units[place] = IndependentRuns((*unit.runs, run), unit.why or why, identical)
                 break
         else:
-            units.append(Unit((run,)))
+            units.append(IndependentRuns((run,)))
     return units
 
 

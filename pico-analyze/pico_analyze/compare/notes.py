@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from pico_analyze import statistics
-from pico_analyze.compare.arms import Arm, ArmValues, Unit, pair, values_of
+from pico_analyze.compare.arms import Arm, ArmValues, IndependentRuns, pair, values_of
 from pico_analyze.compare.confounds import confounds
 from pico_analyze.compare.differences import compared
-from pico_analyze.plot.data import spoken
+from pico_analyze.plot.data import display_name
 from pico_analyze.statistics import Pairing
 
 UNADJUSTED = (
@@ -49,7 +49,7 @@ def _not_independent(values: ArmValues) -> Iterator[str]:
             yield f'{names} of "{values.arm.name}" {_why(values.arm, unit)}: they count as one run.'
 
 
-def _why(arm: Arm, unit: Unit) -> str:
+def _why(arm: Arm, unit: IndependentRuns) -> str:
     bits = ", and their numbers are identical to the last bit" if unit.identical else ""
     first = arm.facts[unit.runs[0]]
     if unit.why == "parent":
@@ -179,7 +179,11 @@ def _outliers(values: Any, index: pd.Index, names: Sequence[str], where: str) ->
         found = unlikely.index[unlikely[run]]
         if len(found):
             what = _listing(
-                list(dict.fromkeys(f"{spoken(str(metric))} of {kind}" for kind, _, metric in found))
+                list(
+                    dict.fromkeys(
+                        f"{display_name(str(metric))} of {kind}" for kind, _, metric in found
+                    )
+                )
             )
             yield (
                 f"{name} lies far from the other {len(names) - 1} {where} in {what}: means and intervals depend on it. "

@@ -148,24 +148,26 @@ def layouts(
     Args:
         known: `ATTENTIONS` or `MLPS`; the first that fits counts.
     """
-    held = dict.fromkeys(modules)
+    available = dict.fromkeys(modules)
     found: dict[str, Layout] = {}
     taken: set[str] = set()
     by_last: dict[str, list[Layout]] = {}
     for layout in known:
         by_last.setdefault(layout.names[roles[0]].rpartition(".")[2], []).append(layout)
     for whole in (True, False):
-        for module in held:
+        for module in available:
             for layout in by_last.get(module.rpartition(".")[2], ()) if module not in taken else ():
                 owner = module.removesuffix(f".{layout.names[roles[0]]}")
                 needed = layout.names if whole else roles
                 if owner != module and all(
-                    f"{owner}.{layout.names[role]}" in held for role in needed
+                    f"{owner}.{layout.names[role]}" in available for role in needed
                 ):
                     found.setdefault(owner, layout)
                     taken.add(module)
     return {
-        owner: layout for module in held for owner, layout in _owner_in(module, found, roles[0])
+        owner: layout
+        for module in available
+        for owner, layout in _owner_in(module, found, roles[0])
     }
 
 

@@ -20,7 +20,7 @@ from pico_contract.errors import DamagedError
 from pico_analyze.components.architectures import ATTENTIONS, MLPS, Layout, Role, layouts
 from pico_analyze.components.low_rank import Change, cumulative_lora_update, lora_update
 from pico_analyze.components.projections import Attention, attention_at, mlp_at
-from pico_analyze.linalg.matrix import Matrix, Product
+from pico_analyze.linalg.matrix import FactoredMatrix, Matrix
 from pico_analyze.sources.base import Source
 
 UPDATES = "updates"
@@ -77,8 +77,8 @@ def ov_circuit(
     states = attention.rows("value", kind, split)  # (G * hd, D), or of activations (G * hd, P)
     heads = zip(*_output_and_value(attention, output, states), strict=True)
     if kind == "weights":
-        return [Product(o, v) for o, v in heads]
-    return [Product(v.T, o.T) for o, v in heads]
+        return [FactoredMatrix(o, v) for o, v in heads]
+    return [FactoredMatrix(v.T, o.T) for o, v in heads]
 
 
 def ov_induced_change(
@@ -99,7 +99,10 @@ def ov_induced_change(
         _output_and_value(attention, output, value) for output, value in (weights, gradients)
     )
     heads = zip(*chain(*of_both), strict=True)
-    return [Product.sum_of(Product(d_o, v), Product(o, d_v)) for o, v, d_o, d_v in heads]
+    return [
+        FactoredMatrix.sum_of(FactoredMatrix(d_o, v), FactoredMatrix(o, d_v))
+        for o, v, d_o, d_v in heads
+    ]
 
 
 def ov_circuit_joined(
@@ -117,7 +120,9 @@ def ov_circuit_joined(
     H times the columns of one head's factor. It is what pico-analyze 1.x printed beside the heads.
     """
     products = [
-        one for one in ov_circuit(source, module, step, kind, split) if isinstance(one, Product)
+        one
+        for one in ov_circuit(source, module, step, kind, split)
+        if isinstance(one, FactoredMatrix)
     ]
     shared = (
         len(products) if kind == "weights" else attention_at(source, module, step, OV).heads.groups
@@ -134,16 +139,16 @@ def ov_induced_change_joined(
     As rarely wanted as `ov_circuit_joined`.
     """
     changes = ov_induced_change(source, module, step, kind, split)
-    return [_side_by_side([one for one in changes if isinstance(one, Product)], 1)]
+    return [_side_by_side([one for one in changes if isinstance(one, FactoredMatrix)], 1)]
 
 
-def _side_by_side(products: Sequence[Product], group: int) -> Product:
+def _side_by_side(products: Sequence[FactoredMatrix], group: int) -> FactoredMatrix:
     """[A_0 B_0, A_1 B_1, ...], (m, H * n), where each `group` of products in turn has one A."""
     wide = [
         torch.cat([p.right for p in products[at : at + group]], dim=1)
         for at in range(0, len(products), group)
     ]
-    return Product(
+    return FactoredMatrix(
         torch.cat([product.left for product in products[::group]], dim=1), torch.block_diag(*wide)
     )
 
@@ -167,7 +172,7 @@ def qk_circuit(
     group = _group(attention, query.shape[0], key.shape[0])
     head_dim = query.shape[0] // attention.heads.queries
     keys = key.split(head_dim)
-    return [Product(q.T, keys[h // group]) for h, q in enumerate(query.split(head_dim))]
+    return [FactoredMatrix(q.T, keys[h // group]) for h, q in enumerate(query.split(head_dim))]
 
 
 def mlp_path(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
@@ -178,7 +183,7 @@ def mlp_path(source: Source, module: str, step: int, kind: str, split: str | Non
     (virtual weights).
     """
     up, down = mlp_at(source, module, step, kind)
-    return [Product(down, up)]
+    return [FactoredMatrix(down, up)]
 
 
 def _group(attention: Attention, queries: int, keys: int) -> int:

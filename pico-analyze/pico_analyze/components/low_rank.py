@@ -17,7 +17,7 @@ from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
 from pico_analyze.linalg.decompositions import REAL
-from pico_analyze.linalg.matrix import Matrix, Product
+from pico_analyze.linalg.matrix import FactoredMatrix, Matrix
 from pico_analyze.sources.base import NotObservedError, Source
 
 MERGED_AS_SUMMED = 1e-3
@@ -28,7 +28,7 @@ MERGED_AS_SUMMED = 1e-3
 class Change(NamedTuple):
     """What a projection changed by over a window."""
 
-    matrix: Product
+    matrix: FactoredMatrix
     start: torch.Tensor  # (m, n) float64: what it was at the start of the window
 
 
@@ -68,7 +68,9 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
     if not explains(merged, base, source.tensor(end, "weights", names.base(module))):
         between = f"between step {start} and step {end}"
         raise NotObservedError(f"{between} factors were merged at a step that was not observed")
-    return Change(Product.sum_of(*merged, after, before.times(-1)), base.to(REAL) + before.dense())
+    return Change(
+        FactoredMatrix.sum_of(*merged, after, before.times(-1)), base.to(REAL) + before.dense()
+    )
 
 
 def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch.dtype]:
@@ -76,23 +78,23 @@ def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch
     rounded there."""
     if not modules:
         return []
-    held = {*source.modules(step, "weights")}
+    available = {*source.modules(step, "weights")}
     low_rank = [
-        module for module in modules if names.lora_B(module).removesuffix(".weight") in held
+        module for module in modules if names.lora_B(module).removesuffix(".weight") in available
     ]
     return [source.tensor(step, "weights", names.base(module)).dtype for module in low_rank]
 
 
-def _running(source: Source, module: str, step: int) -> Product:
+def _running(source: Source, module: str, step: int) -> FactoredMatrix:
     """scale * B @ A; UserError where the module is not low-rank at `step`."""
     left, right, scale = (
         source.tensor(step, "weights", name(module))
         for name in (names.lora_B, names.lora_A, names.lora_scale)
     )
-    return Product(left, right, float(scale))
+    return FactoredMatrix(left, right, float(scale))
 
 
-def _merged(source: Source, module: str, step: int) -> Product | None:
+def _merged(source: Source, module: str, step: int) -> FactoredMatrix | None:
     """What was merged at `step`; None where nothing was."""
     try:
         left, right = (
@@ -103,10 +105,10 @@ def _merged(source: Source, module: str, step: int) -> Product | None:
         raise
     except UserError:
         return None
-    return Product(left, right)
+    return FactoredMatrix(left, right)
 
 
-def explains(merged: Sequence[Product], old: torch.Tensor, new: torch.Tensor) -> bool:
+def explains(merged: Sequence[FactoredMatrix], old: torch.Tensor, new: torch.Tensor) -> bool:
     """Whether the base (m, n) went from `old` to `new` by `merged` alone, up to rounding.
 
     Each merge rounds the base once, by half an eps of its entries at most, and its own product as

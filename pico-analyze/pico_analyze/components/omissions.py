@@ -10,7 +10,12 @@ from pico_contract.errors import UserError
 from pico_contract.names import parse
 
 from pico_analyze.components.architectures import query_key_norms
-from pico_analyze.components.select import DEFAULT_CIRCUITS, circuit_of, left_out, of_layers
+from pico_analyze.components.select import (
+    DEFAULT_CIRCUITS,
+    layer_matrices,
+    omitted_circuits,
+    parse_circuit,
+)
 from pico_analyze.sources.base import Source
 
 
@@ -18,8 +23,10 @@ def omissions(source: Source, components: Sequence[str] | None) -> list[str]:
     """What a measurement of weights leaves out where `components` are chosen, by default where
     nothing is."""
     modules, tensors = _last(source)
-    circuits = [name for name, _ in map(circuit_of, components or DEFAULT_CIRCUITS) if name]
-    found = left_out(circuits, {"weights": modules}, source.model) if components is None else []
+    circuits = [name for name, _ in map(parse_circuit, components or DEFAULT_CIRCUITS) if name]
+    found = (
+        omitted_circuits(circuits, {"weights": modules}, source.model) if components is None else []
+    )
     if components is None:
         found = [*_outside(modules), *_not_matrices(tensors), *found]
     return found + ([caveat] if "qk_circuit" in circuits and (caveat := norms_of(tensors)) else [])
@@ -41,22 +48,22 @@ def report_omissions(
     Raises:
         UserError: nothing else is measured.
     """
-    circuits = [circuit for circuit, _ in map(circuit_of, components or ()) if circuit]
-    sentences = left_out(circuits, modules, run.model)
+    circuits = [circuit for circuit, _ in map(parse_circuit, components or ()) if circuit]
+    sentences = omitted_circuits(circuits, modules, run.model)
     if empty and sentences:
         raise UserError(f'nothing to measure in run "{run.name}": {"; ".join(sentences)}')
     for sentence in sentences:
         warnings.warn(sentence, OmittedWarning, stacklevel=5)
 
 
-def described(source: Source) -> list[str]:
+def coverage_lines(source: Source) -> list[str]:
     """Which circuits the weights of a source have, which not and why, and what is no matrix: lines
     of `inspect`."""
     modules, tensors = _last(source)
     if not modules:
         return []
     wanted = ("ov_circuit", "qk_circuit", "mlp_path")
-    lacking = left_out(wanted, {"weights": modules}, source.model)
+    lacking = omitted_circuits(wanted, {"weights": modules}, source.model)
     has = [
         name for name in wanted if not any(sentence.startswith(f"{name} ") for sentence in lacking)
     ]
@@ -90,7 +97,7 @@ def _last(source: Source) -> tuple[list[str], Mapping[str, tuple[int, ...]]]:
 
 def _outside(modules: Sequence[str]) -> list[str]:
     """The matrices that the default leaves out, those of several layers under one name."""
-    measured = set(of_layers(modules))
+    measured = set(layer_matrices(modules))
     others = [name for name in modules if name not in measured and _is_offered(name)]
     names = list(dict.fromkeys(parse(name).component for name in others))
     if not names:

@@ -105,8 +105,8 @@ def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Ten
 def _layout(
     source: Source, module: str, step: int, known: Sequence[Layout], roles: Sequence[Role]
 ) -> Layout:
-    held = [name for name in source.modules(step, "weights") if name.startswith(f"{module}.")]
-    found = layouts(held, known, roles)
+    available = [name for name in source.modules(step, "weights") if name.startswith(f"{module}.")]
+    found = layouts(available, known, roles)
     if module not in found:
         raise UserError(
             f"step {step} of {source.name} does not hold the {' and '.join(roles)} of {module}"

@@ -48,7 +48,7 @@ among them."""
 
 
 @dataclass(frozen=True)
-class Key:
+class ComponentKey:
     """Which thing a row of the table is about."""
 
     component: str
@@ -58,13 +58,13 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Unit:
+class MeasuredUnit:
     """What is loaded and measured together, at every step: one module, one layer's circuit (of all
     heads), or one component of all layers."""
 
     circuit: str | None  # a name in CIRCUITS; None for plain modules
     module: str
-    keys: tuple[Key, ...]
+    keys: tuple[ComponentKey, ...]
 
     def load(self, source: Source, step: int, kind: str, split: str | None) -> list[Matrix]:
         """One matrix for each key; UserError where the step lacks what it needs."""
@@ -109,9 +109,9 @@ class Unit:
         return (stored,) if self.circuit is None else tuple(dict.fromkeys(("weights", stored)))
 
 
-def plan(
+def plan_units(
     components: Sequence[str] | None, kind: str, modules: Iterable[str], model: Mapping[str, Any]
-) -> list[Unit]:
+) -> list[MeasuredUnit]:
     """The units of `kind` that `components` choose, in model order; by default every matrix of the
     layers and `DEFAULT_CIRCUITS`.
 
@@ -122,27 +122,27 @@ def plan(
     Keys name the stack of layers where two stacks of the model share a component:
     `encoder.self_attn.q_proj`.
     """
-    modules = sorted(modules, key=_place)
+    modules = sorted(modules, key=_sort_key)
     circuits: dict[str, list[str]] = {}
-    chosen = set(of_layers(modules)) if components is None else set()
+    chosen = set(layer_matrices(modules)) if components is None else set()
     prefixes = names.stack_prefixes(modules)
     for component in DEFAULT_CIRCUITS if components is None else components:
-        circuit, where = circuit_of(component)
+        circuit, where = parse_circuit(component)
         if circuit is None:
-            chosen.update(fitting(component, modules, prefixes))
+            chosen.update(matching_modules(component, modules, prefixes))
         else:
             circuits.setdefault(circuit, []).append(where)
     units = [_module_unit(name, prefixes) for name in modules if name in chosen]
     for circuit, places in circuits.items():
         owners, _ = available(circuit, kind, modules, model)
-        there = {owner for where in places for owner in fitting(where, owners, prefixes)}
+        there = {owner for where in places for owner in matching_modules(where, owners, prefixes)}
         units += _circuit_units(
             circuit, [owner for owner in owners if owner in there], owners, model, prefixes
         )
     return units
 
 
-def of_layers(modules: Iterable[str]) -> list[str]:
+def layer_matrices(modules: Iterable[str]) -> list[str]:
     """The matrices of the layers, without norms, biases and factors; of a model without layers all
     of `modules`."""
     modules = list(modules)
@@ -181,7 +181,7 @@ def available(
     return [owner for owner in owners if owner not in lacking], list(dict.fromkeys(reasons))
 
 
-def left_out(
+def omitted_circuits(
     circuits: Iterable[str], modules: Mapping[str, Sequence[str]], model: Mapping[str, Any]
 ) -> list[str]:
     """A sentence for each of `circuits` that some attention or MLP of the model should have and has
@@ -219,29 +219,31 @@ def _lacks(owner: str, layout: Layout | None, model: Mapping[str, Any]) -> str |
     return None
 
 
-def circuit_of(component: str) -> tuple[str | None, str]:
+def parse_circuit(component: str) -> tuple[str | None, str]:
     """The circuit that a component names and the glob over what it lies in; None for a glob over
     modules."""
     where, _, name = component.rpartition(".")
     return (name, where or "*") if name in CIRCUITS else (None, component)
 
 
-def across_layers(units: Iterable[Unit]) -> list[Unit]:
+def across_layers(units: Iterable[MeasuredUnit]) -> list[MeasuredUnit]:
     """A unit for each component that several layers have as a plain module, its keys layer by
     layer.
 
     Heads of one layer are not those of another: circuits are left out.
     """
-    by_component: dict[str, list[Key]] = {}
+    by_component: dict[str, list[ComponentKey]] = {}
     for unit in units:
         if unit.circuit is None and unit.keys[0].layer is not None:
             by_component.setdefault(unit.keys[0].component, []).append(unit.keys[0])
     return [
-        Unit(None, f"*.{name}", tuple(keys)) for name, keys in by_component.items() if len(keys) > 1
+        MeasuredUnit(None, f"*.{name}", tuple(keys))
+        for name, keys in by_component.items()
+        if len(keys) > 1
     ]
 
 
-def _place(module: str) -> tuple[float, int, str]:
+def _sort_key(module: str) -> tuple[float, int, str]:
     """Sorts modules layer by layer, those outside the layers last."""
     name = names.parse(module)
     inside = next(
@@ -251,7 +253,7 @@ def _place(module: str) -> tuple[float, int, str]:
     return math.inf if name.layer is None else name.layer, inside, module
 
 
-def fitting(
+def matching_modules(
     pattern: str, modules: Iterable[str], prefixes: Mapping[str, str] | None = None
 ) -> list[str]:
     """Modules whose names fit a glob, or whose components in the table do; [] where none does."""
@@ -263,16 +265,16 @@ def fitting(
     ]
 
 
-def check(components: Sequence[str], modules: Sequence[str]) -> None:
+def check_components(components: Sequence[str], modules: Sequence[str]) -> None:
     """Raise UserError for a component that is neither a circuit nor a pattern that fits one of
     `modules`."""
     prefixes = names.stack_prefixes(modules)
     for component in components:
-        circuit, where = circuit_of(component)
+        circuit, where = parse_circuit(component)
         owners = (
             modules if circuit is None else list(CIRCUITS[circuit].owners(modules, "activations"))
         )
-        if fitting(where, owners, prefixes) or (where == "*" and circuit is not None):
+        if matching_modules(where, owners, prefixes) or (where == "*" and circuit is not None):
             continue
         if circuit is None and nearest(component, CIRCUITS):
             raise UserError(
@@ -281,9 +283,11 @@ def check(components: Sequence[str], modules: Sequence[str]) -> None:
         names.match(where, owners)
 
 
-def _module_unit(name: str, prefixes: Mapping[str, str]) -> Unit:
-    return Unit(
-        None, name, (Key(component_of(name, prefixes), names.parse(name).layer, None, name),)
+def _module_unit(name: str, prefixes: Mapping[str, str]) -> MeasuredUnit:
+    return MeasuredUnit(
+        None,
+        name,
+        (ComponentKey(component_of(name, prefixes), names.parse(name).layer, None, name),),
     )
 
 
@@ -293,7 +297,7 @@ def _circuit_units(
     owners: list[str],
     model: Mapping[str, Any],
     prefixes: Mapping[str, str],
-) -> list[Unit]:
+) -> list[MeasuredUnit]:
     """A circuit of each module in `chosen`, named behind what it lies in where `owners` lie in
     several places."""
     made = CIRCUITS[circuit]
@@ -308,7 +312,11 @@ def _circuit_units(
         layer, heads = names.parse(f"{owner}.weight").layer, heads_of(model, owner)
         numbers = range(heads.queries) if made.heads == "each" and heads else [None]
         units.append(
-            Unit(circuit, owner, tuple(Key(component, layer, head, owner) for head in numbers))
+            MeasuredUnit(
+                circuit,
+                owner,
+                tuple(ComponentKey(component, layer, head, owner) for head in numbers),
+            )
         )
     return units
 

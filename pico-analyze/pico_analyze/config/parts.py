@@ -19,7 +19,9 @@ def parts_of(config: AnalysisConfig) -> Sequence[Asked]:
     return config.parts or [config]
 
 
-def held(parts: Sequence[Asked], run: Source, say: Callable[[str], None]) -> Sequence[Asked]:
+def measurable_parts(
+    parts: Sequence[Asked], run: Source, say: Callable[[str], None]
+) -> Sequence[Asked]:
     """Those of whose kinds and splits the run has something; `say` gets a line for each other. All
     where it has none.
 

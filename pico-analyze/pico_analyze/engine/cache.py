@@ -29,15 +29,15 @@ from pico_contract.provenance import module_digests
 
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.engine.evaluate import (
-    Measured,
+    Measurement,
     Numbers,
     Result,
-    chosen_for,
+    applicable_metrics,
+    cells,
     has_null,
-    places,
     seeded_by,
 )
-from pico_analyze.engine.work import Place, Reference, Work
+from pico_analyze.engine.work import Cell, Reference, WorkItem
 from pico_analyze.metrics.registry import METRICS, Metric
 from pico_analyze.sources.base import Source, model_at
 
@@ -49,7 +49,7 @@ _LONGEST_NAME = (
     120  # 143 bytes are allowed on eCryptfs, of which the endings and the draft's prefix need some
 )
 
-Kept = dict[str, dict[str, Any]]
+CachedNumbers = dict[str, dict[str, Any]]
 """Content -> metric -> one list of fields for each key of the unit, or None where the metric does
 not apply."""
 
@@ -67,41 +67,41 @@ class Fingerprinted(Protocol):
         step has none."""
 
 
-class Cache:
+class ResultCache:
     """Results of one source, below one directory. Those of a source without `fingerprint` are not
     kept."""
 
     def __init__(self, root: Path, source: Source) -> None:
         self.root = root
-        self._kept = isinstance(source, Fingerprinted)
+        self._can_keep = isinstance(source, Fingerprinted)
         self._contents: dict[tuple[Any, ...], str | None] = {}
 
-    def known(self, work: Work, metrics: Mapping[str, Metric]) -> dict[Place, Numbers]:
+    def known(self, work: WorkItem, metrics: Mapping[str, Metric]) -> dict[Cell, Numbers]:
         """What is kept of a work item: place -> those of `metrics` whose numbers there are
         known."""
-        if not self._kept or not self._path(work).is_file():
+        if not self._can_keep or not self._path(work).is_file():
             return {}
         kept = self._read(self._path(work))
-        found: dict[Place, Numbers] = {}
-        for place, content, name, key in self._named(work, metrics):
+        found: dict[Cell, Numbers] = {}
+        for cell, content, name, key in self._named(work, metrics):
             if key in kept.get(content, {}):
                 fields = kept[content][key]
-                found.setdefault(place, {})[name] = fields and [Measured(*one) for one in fields]
+                found.setdefault(cell, {})[name] = fields and [Measurement(*one) for one in fields]
         return found
 
-    def keep(self, work: Work, metrics: Mapping[str, Metric], result: Result) -> None:
+    def keep(self, work: WorkItem, metrics: Mapping[str, Metric], result: Result) -> None:
         """Add what was measured, but for what rests on a file that could not be read."""
-        if not self._kept:
+        if not self._can_keep:
             return
-        added: Kept = {}
-        for place, content, name, key in self._named(work, metrics):
-            lost = place.reference is not None and place.reference.step in result.lost
+        added: CachedNumbers = {}
+        for cell, content, name, key in self._named(work, metrics):
+            lost = cell.reference is not None and cell.reference.step in result.lost
             if (
-                name in result.at.get(place, {})
+                name in result.at.get(cell, {})
                 and not lost
-                and work.base.get(place.step) not in result.damages
+                and work.base.get(cell.step) not in result.damages
             ):
-                added.setdefault(content, {})[key] = result.at[place][name]
+                added.setdefault(content, {})[key] = result.at[cell][name]
         if not added:
             return
         path = self._path(work)
@@ -114,33 +114,33 @@ class Cache:
         codec.write_text(path, json.dumps(_header(lines)) + "\n" + lines)
 
     def _named(
-        self, work: Work, metrics: Mapping[str, Metric]
-    ) -> Iterator[tuple[Place, str, str, str]]:
+        self, work: WorkItem, metrics: Mapping[str, Metric]
+    ) -> Iterator[tuple[Cell, str, str, str]]:
         """(place, content, metric, what it is called in the file) of each metric that can be
         kept."""
         kept = isinstance(work.other or work.source, Fingerprinted)
         keys = {
             name: _metric_key(name, metric, work)
-            for name, metric in chosen_for(work, metrics).items()
+            for name, metric in applicable_metrics(work, metrics).items()
         }
-        for place, measured in places(work, metrics):
-            own = self._content(work.source, work, place.step)
+        for cell, measured in cells(work, metrics):
+            own = self._content(work.source, work, cell.step)
             if own is None:
                 continue  # the step lacks the unit
             for name, metric in measured.items():
-                content = self._compared(own, work, place, metric, kept)
+                content = self._compared(own, work, cell, metric, kept)
                 if content is not None and (key := keys[name]) is not None:
-                    yield place, content, name, key
+                    yield cell, content, name, key
 
     def _compared(
-        self, own: str, work: Work, place: Place, metric: Metric, kept: bool
+        self, own: str, work: WorkItem, cell: Cell, metric: Metric, kept: bool
     ) -> str | None:
         """The content of a step, with what it is compared with; None where that cannot be told (not
         `kept`)."""
         if metric.arity == 1 and work.kind != UPDATES:
             return own
-        base = work.base.get(place.step)
-        reference = Reference(base) if base is not None else place.reference
+        base = work.base.get(cell.step)
+        reference = Reference(base) if base is not None else cell.reference
         if reference is None:
             return f"{own} {_ALONE}"
         if not kept:
@@ -152,28 +152,28 @@ class Cache:
             inside = [
                 self._content(work.source, work, s)
                 for s in work.source.steps
-                if reference.step < s < place.step
+                if reference.step < s < cell.step
             ]
             content += f" {_digest(inside)}"
         if reference.shift:
             content += f" {reference.shift} {_digest([key.module for key in work.unit.keys])}"
         return content + (
-            f" {_digest(seeded_by(work, *place))}" if work.draws and has_null(metric) else ""
+            f" {_digest(seeded_by(work, *cell))}" if work.draws and has_null(metric) else ""
         )
 
-    def _path(self, work: Work) -> Path:
+    def _path(self, work: WorkItem) -> Path:
         unit = work.unit
         parts = (work.kind, work.split, unit.circuit, unit.module)
         return self.root / f"{_file_name(' '.join(part for part in parts if part))}.jsonl"
 
-    def _content(self, source: Source, work: Work, step: int) -> str | None:
+    def _content(self, source: Source, work: WorkItem, step: int) -> str | None:
         """Of a step of a source; None where it lacks the unit."""
         of = (source is work.source, work.unit.reads(work.kind), work.split, step)
         if of not in self._contents:
             self._contents[of] = _fingerprint(source, *of[1:])
         return self._contents[of]
 
-    def _read(self, path: Path) -> Kept:
+    def _read(self, path: Path) -> CachedNumbers:
         try:
             header, _, lines = path.read_text(encoding="utf-8").partition("\n")
             found, expected = json.loads(header), _header(lines)
@@ -252,13 +252,13 @@ def _code() -> str:
     return _digest([version("pico-analyze"), torch.__version__, hashes])
 
 
-def _metric_key(name: str, metric: Metric, work: Work) -> str | None:
+def _metric_key(name: str, metric: Metric, work: WorkItem) -> str | None:
     """The metric and its parameters, a user's own with the file that defines it; None where that
     cannot be told."""
     parameters = metric.variant
     if work.draws and has_null(metric):
         parameters += f" permutation {work.draws}"
-    if work.formed and metric.needs == "entries" and work.unit.circuit:
+    if work.dense_circuits and metric.needs == "entries" and work.unit.circuit:
         parameters += " formed"  # without, the same metric does not apply
     if METRICS.get(name) == metric:
         return f"{name} {parameters}"
@@ -282,9 +282,9 @@ def _file_of(fn: Callable[..., Any]) -> str | None:
     return _digest(found) if found else None
 
 
-def pending(
-    work: Work, metrics: Mapping[str, Metric], known: Mapping[Place, Numbers]
-) -> list[tuple[Work, dict[str, Metric]]]:
+def pending_parts(
+    work: WorkItem, metrics: Mapping[str, Metric], known: Mapping[Cell, Numbers]
+) -> list[tuple[WorkItem, dict[str, Metric]]]:
     """What is still to be measured of a work item: steps that lack the same metrics go together,
     each with those references to which something is lacking. A step without a pair goes with those
     that have some.
@@ -292,15 +292,13 @@ def pending(
     alone: dict[int, dict[str, None]] = {}
     pairs: dict[int, dict[str, None]] = {}
     references: dict[int, tuple[Reference | None, ...]] = {}
-    for place, measured in places(work, metrics):
-        names = dict.fromkeys(name for name in measured if name not in known.get(place, {}))
+    for cell, measured in cells(work, metrics):
+        names = dict.fromkeys(name for name in measured if name not in known.get(cell, {}))
         paired = dict.fromkeys(name for name in names if metrics[name].arity == 2)
-        alone.setdefault(place.step, {}).update(
-            (name, None) for name in names if name not in paired
-        )
-        pairs.setdefault(place.step, {}).update(paired)
+        alone.setdefault(cell.step, {}).update((name, None) for name in names if name not in paired)
+        pairs.setdefault(cell.step, {}).update(paired)
         if paired:
-            references[place.step] = (*references.get(place.step, ()), place.reference)
+            references[cell.step] = (*references.get(cell.step, ()), cell.reference)
     with_pairs = {tuple(alone[step]): tuple(names) for step, names in pairs.items() if names}
     groups: dict[tuple[str, ...], list[int]] = {}
     for step, names in alone.items():
@@ -316,10 +314,10 @@ def pending(
     ]
 
 
-def merged(parts: Sequence[Mapping[Place, Numbers]]) -> dict[Place, Numbers]:
+def merge_numbers(parts: Sequence[Mapping[Cell, Numbers]]) -> dict[Cell, Numbers]:
     """The numbers of several measurements of one work item, by place."""
-    at: dict[Place, Numbers] = {}
+    at: dict[Cell, Numbers] = {}
     for part in parts:
-        for place, numbers in part.items():
-            at.setdefault(place, {}).update(numbers)
+        for cell, numbers in part.items():
+            at.setdefault(cell, {}).update(numbers)
     return at

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pico_analyze.components.circuits import UPDATES
-from pico_analyze.engine.work import Reference, Work
+from pico_analyze.engine.work import Reference, WorkItem
 from pico_analyze.sources.base import Source
 
 
@@ -16,7 +16,7 @@ class DamagedWarning(UserWarning):
     """Part of a run could not be read; the rest was measured."""
 
 
-def warn_of(sentences: Iterable[str], level: int = 3) -> None:
+def warn_damaged(sentences: Iterable[str], level: int = 3) -> None:
     """Warn whoever called `measure`, which is `level` calls above; once for each sentence."""
     for sentence in dict.fromkeys(sentences):
         warnings.warn(sentence, DamagedWarning, stacklevel=level)
@@ -34,11 +34,11 @@ class Damage:
     steps: frozenset[int] = frozenset()
     references: frozenset[int] = frozenset()
 
-    def and_also(self, steps: Iterable[int], references: Iterable[int]) -> Damage:
+    def with_steps(self, steps: Iterable[int], references: Iterable[int]) -> Damage:
         """With further steps."""
         return Damage(self.steps.union(steps), self.references.union(references))
 
-    def and_lost(self, work: Work) -> Damage:
+    def with_damaged_directories(self, work: WorkItem) -> Damage:
         """With the steps whose directories were found damaged when the source was opened."""
         own = frozenset(step for step in work.steps if _is_lost(work.source, step, work.kind))
         other = work.other or work.source
@@ -46,9 +46,9 @@ class Damage:
             found.step for step in work.steps for found in work.references.get(step, ()) if found
         }
         compared |= set() if work.other else set(work.base.values())
-        return self.and_also(own, (step for step in compared if _is_lost(other, step, work.kind)))
+        return self.with_steps(own, (step for step in compared if _is_lost(other, step, work.kind)))
 
-    def concerns(self, work: Work, step: int, reference: Reference | None) -> bool:
+    def concerns(self, work: WorkItem, step: int, reference: Reference | None) -> bool:
         """Whether the number of a step, compared with a reference, needed one of these files."""
         if step in self.steps:
             return True
@@ -56,7 +56,7 @@ class Damage:
         compared = base if reference is None else reference.step
         return compared in self.references or (work.other is None and compared in self.steps)
 
-    def hides(self, work: Work) -> bool:
+    def hides(self, work: WorkItem) -> bool:
         """Whether a module of which nothing was measured has rows all the same, since a file of it
         is damaged."""
         return work.unit.circuit is None and any(

@@ -12,7 +12,7 @@ import torch
 from pico_contract.errors import DamagedError, UserError
 
 from pico_analyze import linalg
-from pico_analyze.components.select import Unit, check, plan
+from pico_analyze.components.select import MeasuredUnit, check_components, plan_units
 from pico_analyze.engine.spectra import middle_layer, spread
 from pico_analyze.sources.base import Source
 
@@ -41,20 +41,20 @@ def distributions(
         UserError: no such tensors to read, a component that matches nothing, or layers that have
             none.
     """
-    held = [step for step in source.steps if split in source.splits(step, kind)]
+    available = [step for step in source.steps if split in source.splits(step, kind)]
     what = f"{kind} (of split {split})" if split else kind
-    if not held:
+    if not available:
         raise UserError(f'run "{source.name}" has no intact {what} to read')
-    modules = source.modules(held[-1], kind, split)
+    modules = source.modules(available[-1], kind, split)
     if components is not None:
-        check(components, modules)
+        check_components(components, modules)
     wanted = middle_layer(modules) if layers is None else layers
     units = [
         u
-        for u in plan(components, kind, modules, source.model)
+        for u in plan_units(components, kind, modules, source.model)
         if u.keys[0].layer in wanted and not u.circuit
     ]
-    at = spread(held) if steps is None else steps
+    at = spread(available) if steps is None else steps
     frames = [frame for unit in units for frame in _of_unit(source, unit, kind, split, at)]
     if not frames:
         of = ", ".join(components or ["the layers"])
@@ -63,7 +63,7 @@ def distributions(
 
 
 def _of_unit(
-    source: Source, unit: Unit, kind: str, split: str | None, steps: Sequence[int]
+    source: Source, unit: MeasuredUnit, kind: str, split: str | None, steps: Sequence[int]
 ) -> Iterator[pd.DataFrame]:
     for step in steps:
         entries = _entries(source, unit.module, step, kind, split)

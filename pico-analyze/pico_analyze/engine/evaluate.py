@@ -14,11 +14,11 @@ from pico_contract.errors import UserError, in_one_line
 
 from pico_analyze import linalg
 from pico_analyze.components.circuits import UPDATES
-from pico_analyze.components.select import Key
+from pico_analyze.components.select import ComponentKey
 from pico_analyze.engine.damage import DAMAGED, Damage
-from pico_analyze.engine.inputs import Inputs, decompose
-from pico_analyze.engine.loader import Loader, References
-from pico_analyze.engine.work import Place, Reference, Work
+from pico_analyze.engine.inputs import MetricInputs, decompose
+from pico_analyze.engine.loader import Loader, ReferenceCache
+from pico_analyze.engine.work import Cell, Reference, WorkItem
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.registry import ENTRY, Metric
 from pico_analyze.metrics.single import Outcome
@@ -34,7 +34,7 @@ _ANY_SHAPE = ("matrix", "update", "micro_batches")
 Row = dict[str, Any]
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """One number and what it was computed from; the fields are columns of the table."""
 
     value: float | None
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
     p: float | None = None
 
 
-Numbers = dict[str, list[Measured] | None]
+Numbers = dict[str, list[Measurement] | None]
 """Metric -> a number for each key of the unit that has one, None where it does not apply to what
 the unit is."""
 
@@ -61,21 +61,21 @@ class Result:
     observed.
     """
 
-    at: dict[Place, Numbers] = field(default_factory=dict)
+    at: dict[Cell, Numbers] = field(default_factory=dict)
     damages: dict[int, str] = field(default_factory=dict)
     gaps: dict[int, str] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
 
 
-def chosen_for(work: Work, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+def applicable_metrics(work: WorkItem, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """Those of `metrics` that are measured of a work item: of a unit that spans layers pairs alone,
     since each layer is a unit as well.
     """
-    found = defined_for(work.kind, metrics)
+    found = metrics_for_kind(work.kind, metrics)
     return _of_arity(2, found) if work.unit.spans_layers else found
 
 
-def defined_for(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+def metrics_for_kind(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no
     member of a pair."""
     as_weights = kind == UPDATES
@@ -90,26 +90,28 @@ def _of_arity(arity: int, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     return {name: metric for name, metric in metrics.items() if metric.arity == arity}
 
 
-def places(work: Work, metrics: Mapping[str, Metric]) -> Iterator[tuple[Place, dict[str, Metric]]]:
+def cells(
+    work: WorkItem, metrics: Mapping[str, Metric]
+) -> Iterator[tuple[Cell, dict[str, Metric]]]:
     """Where something is measured, step by step, and which of `metrics`: of the step alone, then of
     its pairs."""
-    chosen = chosen_for(work, metrics)
+    chosen = applicable_metrics(work, metrics)
     alone, pairs = (_of_arity(arity, chosen) for arity in (1, 2))
     for step in work.steps:
-        yield Place(step), alone
+        yield Cell(step), alone
         for reference in work.references.get(step, ()):
-            yield Place(step, reference), pairs
+            yield Cell(step, reference), pairs
 
 
-def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
+def measure_item(work: WorkItem, metrics: Mapping[str, Metric]) -> Result:
     """Measure those of `metrics` that are defined for the kind; a step that lacks the unit is left
     out."""
-    chosen = chosen_for(work, metrics)
+    chosen = applicable_metrics(work, metrics)
     pairs = _of_arity(2, chosen)
     spectral = any(metric.needs == "spectrum" for metric in chosen.values())
     work = work if pairs else replace(work, references={})
     loader = Loader(work, spectral)
-    references = References(loader, any(metric.needs == "sample" for metric in pairs.values()))
+    references = ReferenceCache(loader, any(metric.needs == "sample" for metric in pairs.values()))
     result = Result(damages=loader.damages, gaps=loader.gaps, lost=references.damages)
     for batch in loader.batches():
         if spectral:
@@ -128,15 +130,15 @@ def measure_item(work: Work, metrics: Mapping[str, Metric]) -> Result:
     return result
 
 
-def rows(
-    work: Work, metrics: Mapping[str, Metric], at: Mapping[Place, Numbers], damage: Damage
+def table_rows(
+    work: WorkItem, metrics: Mapping[str, Metric], at: Mapping[Cell, Numbers], damage: Damage
 ) -> Iterator[Row]:
     """Rows of the table, step by step, for each metric that applies.
 
     The status of what is not in `at` is `damaged` if a file of `damage` was needed for it, else
     `missing`.
     """
-    chosen = chosen_for(work, metrics)
+    chosen = applicable_metrics(work, metrics)
     known = {name: [numbers[name] for numbers in at.values() if name in numbers] for name in chosen}
     hidden = damage.hides(work)
     applied = {
@@ -149,43 +151,45 @@ def rows(
         for index, key in enumerate(work.unit.keys):
             for name, metric in applied.items():
                 for reference in pairs if metric.arity == 2 else (None,):
-                    place = index - (reference.shift if reference else 0)
-                    numbers = at.get(Place(step, reference), {}).get(name)
+                    position = index - (reference.shift if reference else 0)
+                    numbers = at.get(Cell(step, reference), {}).get(name)
                     measured = (
-                        numbers[place] if numbers and place >= 0 else Measured(None, "missing")
+                        numbers[position]
+                        if numbers and position >= 0
+                        else Measurement(None, "missing")
                     )
                     if measured.status == "missing" and damage.concerns(work, step, reference):
                         measured = measured._replace(status=DAMAGED)
-                    if place >= 0:
+                    if position >= 0:
                         yield _row(work, step, key, name, metric, measured, reference)
 
 
 def _numbers(
-    work: Work,
+    work: WorkItem,
     step: int,
     metrics: Mapping[str, Metric],
-    inputs: list[Inputs],
-    against: Mapping[Reference | None, list[Inputs]],
-) -> dict[Place, Numbers]:
+    inputs: list[MetricInputs],
+    against: Mapping[Reference | None, list[MetricInputs]],
+) -> dict[Cell, Numbers]:
     """Every metric of each key. `inputs` are used up: what was made of one is gone before the next
     is begun."""
     applied = {
         name: metric
         for name, metric in metrics.items()
-        if _applies(metric, inputs[0].matrix, work.formed)
+        if _applies(metric, inputs[0].matrix, work.dense_circuits)
     }
-    found: dict[Place, Numbers] = {}
+    found: dict[Cell, Numbers] = {}
     for name, metric in metrics.items():
         for reference in against if metric.arity == 2 else (None,):
-            found.setdefault(Place(step, reference), {})[name] = [] if name in applied else None
+            found.setdefault(Cell(step, reference), {})[name] = [] if name in applied else None
     for index, key in enumerate(work.unit.keys[: len(inputs)]):
         given = inputs.pop(0)
         for name, metric in applied.items():
             for reference in against if metric.arity == 2 else (None,):
-                place = index - (reference.shift if reference else 0)
-                numbers = found[Place(step, reference)][name]
-                if place >= 0 and numbers is not None:
-                    other = against[reference][place] if against.get(reference) else None
+                position = index - (reference.shift if reference else 0)
+                numbers = found[Cell(step, reference)][name]
+                if position >= 0 and numbers is not None:
+                    other = against[reference][position] if against.get(reference) else None
                     numbers.append(
                         _measure(
                             metric, given, other, work.draws, _seed(work, step, key, reference)
@@ -194,14 +198,14 @@ def _numbers(
     return found
 
 
-def _seed(work: Work, step: int, key: Key, reference: Reference | None) -> int:
+def _seed(work: WorkItem, step: int, key: ComponentKey, reference: Reference | None) -> int:
     """Of the null: all metrics of a pair have the same orders."""
     return seed_of(
         *seeded_by(work, step, reference), work.kind, work.split, key.component, key.layer, key.head
     )
 
 
-def seeded_by(work: Work, step: int, reference: Reference | None) -> tuple[str | int, ...]:
+def seeded_by(work: WorkItem, step: int, reference: Reference | None) -> tuple[str | int, ...]:
     """Between which runs and steps: what the draws of a null depend on beside which component it
     is."""
     return work.source.name, step, (work.other or work.source).name, *(reference or ())
@@ -213,24 +217,24 @@ def has_null(metric: Metric) -> bool:
 
 
 def _measure(
-    metric: Metric, given: Inputs, reference: Inputs | None, draws: int, seed: int
-) -> Measured:
+    metric: Metric, given: MetricInputs, reference: MetricInputs | None, draws: int, seed: int
+) -> Measurement:
     outcome = _outcome_of(metric, given, reference)
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
     null = Null(None, None, None)
     if draws and has_null(metric) and reference is not None and outcome.value is not None:
         fn = partial(metric.fn, **metric.parameters)
         null = permutation_null(fn, given.sample, reference.sample, draws, seed)
-    return Measured(outcome.value, outcome.status, *given.stored, tol, *null)
+    return Measurement(outcome.value, outcome.status, *given.stored, tol, *null)
 
 
-def _applies(metric: Metric, matrix: linalg.Matrix, formed: bool) -> bool:
+def _applies(metric: Metric, matrix: linalg.Matrix, dense_circuits: bool) -> bool:
     if metric.needs == "entries":
-        return formed or isinstance(matrix, torch.Tensor)
+        return dense_circuits or isinstance(matrix, torch.Tensor)
     return metric.needs in _ANY_SHAPE or len(matrix.shape) == 2
 
 
-def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outcome:
+def _outcome_of(metric: Metric, given: MetricInputs, reference: MetricInputs | None) -> Outcome:
     if not given.finite:
         return Outcome(None, "non_finite")
     if metric.arity == 1:
@@ -243,7 +247,7 @@ def _outcome_of(metric: Metric, given: Inputs, reference: Inputs | None) -> Outc
     return _outcome(metric, metric.fn(*matrices, **metric.parameters))
 
 
-def _comparable(metric: Metric, given: Inputs, reference: Inputs) -> bool:
+def _comparable(metric: Metric, given: MetricInputs, reference: MetricInputs) -> bool:
     """Whether two matrices belong together: entries need the same shape, samples the same rows of
     the same probe."""
     if metric.needs == "matrix":
@@ -283,12 +287,12 @@ def _outcome(metric: Metric, result: Any) -> Outcome:
 
 
 def _row(
-    work: Work,
+    work: WorkItem,
     step: int,
-    key: Key,
+    key: ComponentKey,
     name: str,
     metric: Metric,
-    measured: Measured,
+    measured: Measurement,
     reference: Reference | None,
 ) -> Row:
     row: Row = {

@@ -10,13 +10,13 @@ from itertools import chain, groupby
 
 import torch
 
-from pico_analyze.engine.cache import Cache, merged, pending
+from pico_analyze.engine.cache import ResultCache, merge_numbers, pending_parts
 from pico_analyze.engine.damage import Damage
 from pico_analyze.engine.evaluate import Numbers, Result, measure_item
-from pico_analyze.engine.work import Place, Work
+from pico_analyze.engine.work import Cell, WorkItem
 from pico_analyze.metrics.registry import Metric
 
-Todo = tuple[int, Work, Mapping[str, Metric]]
+PendingItem = tuple[int, WorkItem, Mapping[str, Metric]]
 """A work item by its place, with the steps and the metrics that are still to be measured."""
 
 
@@ -39,25 +39,25 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def execute(
-    items: Sequence[Work],
+    items: Sequence[WorkItem],
     metrics: Mapping[str, Metric],
     workers: Executor,
-    cache: Cache | None,
+    cache: ResultCache | None,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[Place, Numbers]], dict[int, Damage], list[str]]:
+) -> tuple[list[dict[Cell, Numbers]], dict[int, Damage], list[str]]:
     """The numbers of each work item, what was damaged of it, and a sentence for each step that
     could not be read.
 
     What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was
     under way.
     """
-    parts: list[list[Mapping[Place, Numbers]]] = [
+    parts: list[list[Mapping[Cell, Numbers]]] = [
         [cache.known(item, metrics) if cache else {}] for item in items
     ]
-    todo: list[Todo] = [
+    todo: list[PendingItem] = [
         (index, part, lacking)
         for index, item in enumerate(items)
-        for part, lacking in pending(item, metrics, parts[index][0])
+        for part, lacking in pending_parts(item, metrics, parts[index][0])
     ]
     turns = _turns(todo, getattr(items[0].source, "at_once", None) if items else None)
     total = sum(map(len, turns))
@@ -71,14 +71,14 @@ def execute(
             sentences.setdefault(index, []).extend(
                 (result.damages | result.gaps | result.lost).values()
             )
-            damage[index] = damage.get(index, Damage()).and_also(result.damages, result.lost)
+            damage[index] = damage.get(index, Damage()).with_steps(result.damages, result.lost)
             if progress:
                 progress(done, total)
     listed = list(chain(*(sentences[index] for index in sorted(sentences))))
-    return [merged(found) for found in parts], damage, listed
+    return [merge_numbers(found) for found in parts], damage, listed
 
 
-def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
+def _turns(todo: list[PendingItem], at_once: int | None) -> list[list[PendingItem]]:
     """One turn; where the files of only `at_once` steps fit on the disk, one of these steps, one of
     the next."""
     if at_once is None:
@@ -87,7 +87,7 @@ def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
         step: rank // at_once
         for rank, step in enumerate(sorted({s for _, item, _ in todo for s in item.steps}))
     }
-    turns: dict[int, list[Todo]] = {turn: [] for turn in turn_of.values()}
+    turns: dict[int, list[PendingItem]] = {turn: [] for turn in turn_of.values()}
     for index, item, lacking in todo:
         for turn, steps in groupby(item.steps, turn_of.__getitem__):
             turns[turn].append((index, replace(item, steps=tuple(steps)), lacking))
@@ -95,8 +95,8 @@ def _turns(todo: list[Todo], at_once: int | None) -> list[list[Todo]]:
 
 
 def _results(
-    turns: list[list[Todo]], workers: Executor
-) -> Generator[tuple[int, Work, Result], None, None]:
+    turns: list[list[PendingItem]], workers: Executor
+) -> Generator[tuple[int, WorkItem, Result], None, None]:
     """Results as they come; a turn begins when the one before it has ended."""
     for turn in turns:
         futures = {
@@ -112,7 +112,7 @@ def _results(
                 future.cancel()
 
 
-def _with_one_thread(item: Work, metrics: Mapping[str, Metric]) -> Result:
+def _with_one_thread(item: WorkItem, metrics: Mapping[str, Metric]) -> Result:
     """`measure_item` as `pool` has it, wherever it runs: several items at a time use the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

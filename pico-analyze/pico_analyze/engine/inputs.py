@@ -17,11 +17,11 @@ from pico_analyze.linalg.scaling import times_power
 
 
 @dataclass(eq=False)
-class Inputs:
+class MetricInputs:
     """What metrics of one matrix are given, under the names of `Metric.needs`, each made once.
 
     `dtype` is the coarsest dtype in which the matrix, or what it is a difference of, was merged or
-    stored; `rounding` is `linalg.Spectrum.rounding`. `start` is what an update began from; `terms`
+    stored; `rounding` is `linalg.Spectrum.rounding`. `start` is what an update began from; `n_tokens`
     are those of the loss in each of the micro-batches of a stack; `positions` are the rows of
     activations that belong to each probe row.
     """
@@ -30,7 +30,7 @@ class Inputs:
     dtype: torch.dtype
     rounding: float | None = None
     start: linalg.Matrix | None = None
-    terms: Sequence[int] = ()
+    n_tokens: Sequence[int] = ()
     positions: int = 1
 
     @cached_property
@@ -47,14 +47,14 @@ class Inputs:
     @cached_property
     def spectrum(self) -> linalg.Spectrum:
         """Of this matrix alone, where `decompose` did not give it with those of others."""
-        return self.judged(linalg.spectra([self.matrix])[0])
+        return self.with_storage_tolerance(linalg.spectra([self.matrix])[0])
 
     @cached_property
     def entries(self) -> torch.Tensor:
         """In float64."""
         return (
             self.matrix.dense()
-            if isinstance(self.matrix, linalg.Product)
+            if isinstance(self.matrix, linalg.FactoredMatrix)
             else linalg.entries(self.matrix)
         )
 
@@ -64,17 +64,17 @@ class Inputs:
         return Sample.of(self.matrix, self.positions)
 
     @cached_property
-    def update(self) -> linalg.Update:
+    def update(self) -> linalg.WeightUpdate:
         """The change with what it changed."""
         assert self.start is not None
-        return linalg.Update(self.matrix, self.start)
+        return linalg.WeightUpdate(self.matrix, self.start)
 
     @cached_property
-    def micro_batches(self) -> linalg.MicroBatches:
+    def micro_batches(self) -> linalg.GradientStack:
         """The stack with the terms of each of its gradients."""
-        return linalg.MicroBatches(self.entries, torch.tensor(self.terms, dtype=REAL))
+        return linalg.GradientStack(self.entries, torch.tensor(self.n_tokens, dtype=REAL))
 
-    def judged(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
+    def with_storage_tolerance(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
         """The matrix's spectrum, its tolerance that of how the matrix was stored."""
         rounding = spectrum.rounding
         if self.rounding is not None:
@@ -86,7 +86,7 @@ class Inputs:
         """Of the matrix (or its factors) in float64, and of what it began from."""
         parts = [self.matrix] if self.start is None else [self.matrix, self.start]
         return 8 * sum(
-            m.left.numel() + m.right.numel() if isinstance(m, linalg.Product) else m.numel()
+            m.left.numel() + m.right.numel() if isinstance(m, linalg.FactoredMatrix) else m.numel()
             for m in parts
         )
 
@@ -98,8 +98,8 @@ class Inputs:
         return 8 * (3 * rows * width + 5 * rows**2)
 
 
-def decompose(batch: list[Inputs]) -> None:
+def decompose(batch: list[MetricInputs]) -> None:
     """Give each finite matrix its spectrum; equal shapes are decomposed together."""
     finite = [one for one in batch if len(one.matrix.shape) == 2 and one.finite]
     for one, spectrum in zip(finite, linalg.spectra([one.matrix for one in finite]), strict=True):
-        one.spectrum = one.judged(spectrum)
+        one.spectrum = one.with_storage_tolerance(spectrum)

@@ -14,9 +14,9 @@ from pico_contract.kinds import MICROBATCH_GRADIENTS
 from pico_analyze import linalg
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.low_rank import base_dtypes
-from pico_analyze.engine.inputs import Inputs
-from pico_analyze.engine.work import Reference, Work
-from pico_analyze.sources.base import CountsTerms, KnowsPositions, NotObservedError
+from pico_analyze.engine.inputs import MetricInputs
+from pico_analyze.engine.work import Reference, WorkItem
+from pico_analyze.sources.base import CountsTokens, KnowsPositions, NotObservedError
 
 _BATCH_BYTES = 2 * 2**20
 """Matrices that are decomposed together: enough of small ones to share a call, few enough that
@@ -29,17 +29,17 @@ _KEPT_BYTES = 256 * 2**20
 class Loader:
     """Reads the matrices of a work item, noting the files that are not readable."""
 
-    work: Work
+    work: WorkItem
     spectral: bool
     damages: dict[int, str] = field(default_factory=dict)
     gaps: dict[int, str] = field(default_factory=dict)
-    kept: dict[int, list[Inputs]] = field(default_factory=dict)
+    kept: dict[int, list[MetricInputs]] = field(default_factory=dict)
     _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
 
-    def batches(self) -> Iterator[list[tuple[int, list[Inputs]]]]:
+    def batches(self) -> Iterator[list[tuple[int, list[MetricInputs]]]]:
         """(step, a matrix for each key) of all steps that hold the unit, a memory budget's worth at
         a time."""
-        batch: list[tuple[int, list[Inputs]]] = []
+        batch: list[tuple[int, list[MetricInputs]]] = []
         size = 0
         for step in self.work.steps:
             inputs = list(
@@ -54,7 +54,7 @@ class Loader:
         if batch:
             yield batch
 
-    def load(self, step: int) -> list[Inputs]:
+    def load(self, step: int) -> list[MetricInputs]:
         """What is measured at a step; [] where it, or the start of its window, is not there."""
         if self.work.kind != UPDATES:
             return self.kept.get(step) or self._loaded(step)
@@ -71,11 +71,11 @@ class Loader:
 
     def _update(
         self, old: linalg.Matrix, new: linalg.Matrix, merged: Sequence[torch.dtype]
-    ) -> Inputs:
+    ) -> MetricInputs:
         """The difference, each of whose ends was rounded when it was merged and stored."""
         dtype = linalg.coarser(new.dtype, old.dtype, *merged)
         error = self._storage_error(old, merged) + self._storage_error(new, merged)
-        return Inputs(linalg.difference(new, old), dtype, error, start=old)
+        return MetricInputs(linalg.difference(new, old), dtype, error, start=old)
 
     def _storage_error(self, matrix: linalg.Matrix, merged: Sequence[torch.dtype]) -> float:
         """0 where no metric asks for it, or where the matrix has no spectrum."""
@@ -92,25 +92,25 @@ class Loader:
             return [dtype for at in steps for dtype in base_dtypes(work.source, modules, at)]
         return []
 
-    def _over_window(self, start: int, step: int) -> list[Inputs]:
+    def _over_window(self, start: int, step: int) -> list[MetricInputs]:
         with self._noting(step):
             found = self.work.unit.change(self.work.source, start, step)
-            return [Inputs(found.matrix, found.matrix.dtype, start=found.start)]
+            return [MetricInputs(found.matrix, found.matrix.dtype, start=found.start)]
         return []
 
-    def _loaded(self, step: int) -> list[Inputs]:
+    def _loaded(self, step: int) -> list[MetricInputs]:
         matrices = self._read(step)
         merged = self._merged_in(step) if matrices else []
         if merged:
             return [
-                Inputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged))
+                MetricInputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged))
                 for m in matrices
             ]
         with self._noting(step):
-            terms, positions = self._terms(step), self._positions(step)
+            n_tokens, positions = self._n_tokens(step), self._positions(step)
             _check_rows(matrices, positions)
             return [
-                Inputs(matrix, matrix.dtype, terms=terms, positions=positions)
+                MetricInputs(matrix, matrix.dtype, n_tokens=n_tokens, positions=positions)
                 for matrix in matrices
             ]
         return []
@@ -124,13 +124,13 @@ class Loader:
             else 1
         )
 
-    def _terms(self, step: int) -> Sequence[int]:
+    def _n_tokens(self, step: int) -> Sequence[int]:
         """Of each micro-batch, where the work is a stack of their gradients and the step holds
         it."""
         work = self.work
-        if work.kind != MICROBATCH_GRADIENTS or not isinstance(work.source, CountsTerms):
+        if work.kind != MICROBATCH_GRADIENTS or not isinstance(work.source, CountsTokens):
             return ()
-        return work.source.terms(step, work.split)
+        return work.source.n_tokens(step, work.split)
 
     def _read(self, step: int) -> list[linalg.Matrix]:
         """The unit at a step. The start of a later window is kept until the next one, so that it is
@@ -169,7 +169,7 @@ def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
 
 
 @dataclass
-class References:
+class ReferenceCache:
     """The other members of pairs. Each is kept as long as a later step needs it, `_KEPT_BYTES` of
     them at most.
 
@@ -200,16 +200,16 @@ class References:
         """A sentence for each step of references that is not readable."""
         return self._from.damages
 
-    def keep(self, batch: list[tuple[int, list[Inputs]]]) -> None:
+    def keep(self, batch: list[tuple[int, list[MetricInputs]]]) -> None:
         """Keep those of a batch that a step is compared with."""
         for step, inputs in batch if self._from is self.loader else ():
             if self._uses[step] and step not in self._from.kept and self._has_room(inputs):
                 self._from.kept[step] = list(inputs)
 
-    def at(self, step: int) -> dict[Reference | None, list[Inputs]]:
+    def at(self, step: int) -> dict[Reference | None, list[MetricInputs]]:
         """What a step is compared with, for each key; [] where it cannot be had. Those put off are
         left out."""
-        found: dict[Reference | None, list[Inputs]] = {}
+        found: dict[Reference | None, list[MetricInputs]] = {}
         for reference in self.loader.work.references.get(step, ()):
             inputs = self._of(reference) if reference else []
             if inputs is None:
@@ -218,7 +218,7 @@ class References:
                 found[reference] = inputs
         return found
 
-    def _of(self, reference: Reference) -> list[Inputs] | None:
+    def _of(self, reference: Reference) -> list[MetricInputs] | None:
         self._uses[reference.step] -= 1
         last = not self._uses[reference.step]
         if self._full and not last and reference.step not in self._from.kept:
@@ -232,7 +232,7 @@ class References:
             self._from.kept[reference.step] = inputs
         return inputs
 
-    def _has_room(self, inputs: list[Inputs]) -> bool:
+    def _has_room(self, inputs: list[MetricInputs]) -> bool:
         """Of one there is always room, so that something is measured each time."""
         every = [one for kept in (*self._from.kept.values(), inputs) for one in kept]
         size = sum(max(one.bytes, one.sample_bytes if self.sampled else 0) for one in every)

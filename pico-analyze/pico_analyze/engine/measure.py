@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from pico_contract.errors import UserError
 
-from pico_analyze.engine.cache import Cache
-from pico_analyze.engine.damage import Damage, warn_of
-from pico_analyze.engine.evaluate import Numbers, rows
+from pico_analyze.engine.cache import ResultCache
+from pico_analyze.engine.damage import Damage, warn_damaged
+from pico_analyze.engine.evaluate import Numbers, table_rows
 from pico_analyze.engine.execute import execute, pool
 from pico_analyze.engine.plan import plan_work
-from pico_analyze.engine.references import check as check_comparison
+from pico_analyze.engine.references import check_comparison as check_comparison
 from pico_analyze.engine.references import comparison
 from pico_analyze.engine.steps import Steps
-from pico_analyze.engine.work import Place, Work
+from pico_analyze.engine.work import Cell, WorkItem
 from pico_analyze.metrics.registry import Metric, resolve
 from pico_analyze.sources.base import Source
 from pico_analyze.table import from_rows
@@ -48,7 +48,7 @@ def measure(
     null: str | None = None,
     null_draws: int = 99,
     window: str | int = "previous",
-    form_circuits: bool = False,
+    dense_circuits: bool = False,
     cache: Path | None = None,
     executor: Executor | None = None,
 ) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def measure(
         progress: called with (work items done, all).
         window: the step s at which the window of an update begins, as `reference`; an update needs
             s < t.
-        form_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D
+        dense_circuits: also measure entries of circuits (Gini, ...), for which their matrices, D x D
             a head, are formed.
         cache: a directory where results are kept, read where the same code measured the same files;
             by default none.
@@ -101,26 +101,31 @@ def measure(
         resolve(metrics),
         comparison(reference, reference_run, across, null, null_draws),
     )
-    items = plan_work(run, components, steps, kinds, splits, compared, window, form_circuits)
+    items = plan_work(run, components, steps, kinds, splits, compared, window, dense_circuits)
     check_comparison(items, chosen)
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
         numbers, damage, sentences = execute(
-            items, chosen, workers, Cache(cache, run) if cache else None, progress
+            items, chosen, workers, ResultCache(cache, run) if cache else None, progress
         )
-    warn_of(sentences)
+    warn_damaged(sentences)
     return _table(run.name, items, chosen, numbers, damage)
 
 
 def _table(
     run: str,
-    items: Sequence[Work],
+    items: Sequence[WorkItem],
     metrics: Mapping[str, Metric],
-    numbers: Sequence[Mapping[Place, Numbers]],
+    numbers: Sequence[Mapping[Cell, Numbers]],
     damage: Mapping[int, Damage],
 ) -> pd.DataFrame:
-    lost = [damage.get(index, Damage()).and_lost(item) for index, item in enumerate(items)]
+    lost = [
+        damage.get(index, Damage()).with_damaged_directories(item)
+        for index, item in enumerate(items)
+    ]
     every = zip(items, numbers, lost, strict=True)
-    frame = from_rows(chain(*(rows(item, metrics, at, damaged) for item, at, damaged in every)))
+    frame = from_rows(
+        chain(*(table_rows(item, metrics, at, damaged) for item, at, damaged in every))
+    )
     if frame.empty:
         raise UserError(
             f'nothing to measure in run "{run}": no such metric of such kinds and components'

@@ -10,11 +10,11 @@ from pico_contract.kinds import KINDS, SPLITS
 
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.omissions import report_omissions
-from pico_analyze.components.select import check, plan
-from pico_analyze.engine.damage import warn_of
+from pico_analyze.components.select import check_components, plan_units
+from pico_analyze.engine.damage import warn_damaged
 from pico_analyze.engine.references import Comparison, between_layers
 from pico_analyze.engine.steps import Steps, choose_base, choose_steps
-from pico_analyze.engine.work import Work
+from pico_analyze.engine.work import WorkItem
 from pico_analyze.sources.base import Source
 
 
@@ -26,8 +26,8 @@ def plan_work(
     splits: Sequence[str] | None,
     compared: Comparison,
     window: str | int,
-    formed: bool,
-) -> list[Work]:
+    dense_circuits: bool,
+) -> list[WorkItem]:
     """Work items; warns of each damaged directory of the steps that are asked for, of either
     run."""
     kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
@@ -40,9 +40,16 @@ def plan_work(
         for step in at
         for sentence in source.damaged.get(step, ())
     ]
-    warn_of(damages, 4)
+    warn_damaged(damages, 4)
     return _work(
-        run, components, None if steps is None else at, kinds, splits, compared, window, formed
+        run,
+        components,
+        None if steps is None else at,
+        kinds,
+        splits,
+        compared,
+        window,
+        dense_circuits,
     )
 
 
@@ -61,21 +68,23 @@ def _work(
     splits: Sequence[str],
     compared: Comparison,
     window: str | int,
-    formed: bool,
-) -> list[Work]:
+    dense_circuits: bool,
+) -> list[WorkItem]:
     """Work items; without `steps` each kind is measured at the steps that hold it, and at those
     that are damaged."""
-    held = _holdings(run, kinds, splits)
-    if not held:
+    available = _available(run, kinds, splits)
+    if not available:
         raise UserError(
             f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read'
         )
-    modules = {of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in held.items()}
+    modules = {
+        of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in available.items()
+    }
     every = list(dict.fromkeys(chain(*modules.values())))
     if components is not None:
-        check(components, every)
+        check_components(components, every)
     items = []
-    for (kind, split), by_step in held.items():
+    for (kind, split), by_step in available.items():
         at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
         readable = [step for step, found in by_step.items() if found]
         base: dict[int, int] = {}
@@ -86,14 +95,23 @@ def _work(
                 if s < t
             }
             at = tuple(base) if steps is None else at
-        units = plan(components, kind, modules[kind, split], run.model)
+        units = plan_units(components, kind, modules[kind, split], run.model)
         references = compared.references(run, kind, split, at, readable, steps is not None)
         paired = [(unit, references) for unit in units]
         if compared.across and kind != UPDATES:
             paired += between_layers(units, at)
         items += [
-            Work(
-                run, unit, kind, split, at, base, references, compared.other, compared.draws, formed
+            WorkItem(
+                run,
+                unit,
+                kind,
+                split,
+                at,
+                base,
+                references,
+                compared.other,
+                compared.draws,
+                dense_circuits,
             )
             for unit, references in paired
         ]
@@ -103,21 +121,21 @@ def _work(
     return items
 
 
-def _holdings(
+def _available(
     run: Source, kinds: Sequence[str], splits: Sequence[str]
 ) -> dict[tuple[str, str | None], dict[int, list[str]]]:
     """(kind, split) -> step -> modules that it holds, [] where they cannot be read, over all steps
     of the run."""
-    held: dict[tuple[str, str | None], dict[int, list[str]]] = {}
+    available: dict[tuple[str, str | None], dict[int, list[str]]] = {}
     for kind in kinds:
         stored = "weights" if kind == UPDATES else kind
         for step in run.steps:
             for split in run.splits(step, stored):
                 if split is not None and split not in splits:
                     continue
-                by_step = held.setdefault((kind, split), {})
+                by_step = available.setdefault((kind, split), {})
                 try:
                     by_step[step] = run.modules(step, stored, split)
                 except DamagedError:
                     by_step[step] = []  # reported where the tensors are read
-    return held
+    return available

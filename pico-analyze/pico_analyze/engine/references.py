@@ -10,9 +10,9 @@ from typing import Protocol, runtime_checkable
 from pico_contract.errors import UserError, nearest
 
 from pico_analyze.components.circuits import UPDATES
-from pico_analyze.components.select import Unit, across_layers
+from pico_analyze.components.select import MeasuredUnit, across_layers
 from pico_analyze.engine.steps import REFERENCES, choose_base
-from pico_analyze.engine.work import Reference, Work
+from pico_analyze.engine.work import Reference, WorkItem
 from pico_analyze.metrics.registry import Metric
 from pico_analyze.sources.base import Source
 
@@ -20,7 +20,7 @@ _OF_A_RUN = tuple(name for name in REFERENCES if name != "same")
 _OF_ANOTHER = tuple(name for name in REFERENCES if name not in ("previous", "all"))
 ACROSS = ("layers",)
 NULLS = ("permutation",)
-References = dict[int, tuple[Reference | None, ...]]
+ReferencePlan = dict[int, tuple[Reference | None, ...]]
 
 
 @runtime_checkable
@@ -48,27 +48,31 @@ class Comparison:
         kind: str,
         split: str | None,
         at: Sequence[int],
-        held: Sequence[int],
+        available: Sequence[int],
         asked: bool,
-    ) -> References:
+    ) -> ReferencePlan:
         """Step of `at` -> what it is compared with, None where there is none.
 
-        `held` are the steps of `run` that hold the kind. A step that the other run lacks is left
+        `available` are the steps of `run` that hold the kind. A step that the other run lacks is left
         out, or compared with what is missing where the steps were `asked` for.
         """
         if self.across or kind == UPDATES:
             return {}
         if self.reference == "all":
-            return {step: tuple(Reference(k) for k in held if k < step and k in at) for step in at}
+            return {
+                step: tuple(Reference(k) for k in available if k < step and k in at) for step in at
+            }
         other = self.other or run
-        held = held if self.other is None else _held(other, kind, split)
+        available = available if self.other is None else _steps_with(other, kind, split)
         if self.reference == "same":
-            return {step: (Reference(step),) for step in at if asked or step in held}
-        base = choose_base("reference", self.reference, at, held, other.steps)
+            return {step: (Reference(step),) for step in at if asked or step in available}
+        base = choose_base("reference", self.reference, at, available, other.steps)
         return {step: (Reference(base[step]) if step in base else None,) for step in at}
 
 
-def between_layers(units: Sequence[Unit], at: Sequence[int]) -> Iterator[tuple[Unit, References]]:
+def between_layers(
+    units: Sequence[MeasuredUnit], at: Sequence[int]
+) -> Iterator[tuple[MeasuredUnit, ReferencePlan]]:
     """Each component of several layers, with every pair of them at each step."""
     for unit in across_layers(units):
         yield (
@@ -116,7 +120,7 @@ def comparison(
     return Comparison(reference, other, across, draws if null else 0)
 
 
-def check(items: Sequence[Work], metrics: Mapping[str, Metric]) -> None:
+def check_comparison(items: Sequence[WorkItem], metrics: Mapping[str, Metric]) -> None:
     """Raise UserError where `metrics` compare with a run that has nothing to compare, or with other
     tokens."""
     other = next((item.other for item in items if item.other is not None), None)
@@ -148,7 +152,7 @@ def _other_tokens(run: Source, step: int, other: Source, reference: int) -> str 
     return next((what for what in ours if ours[what] != theirs.get(what, ours[what])), None)
 
 
-def _pairs(item: Work) -> Iterator[tuple[int, Reference]]:
+def _pairs(item: WorkItem) -> Iterator[tuple[int, Reference]]:
     return (
         (step, found)
         for step, references in item.references.items()
@@ -157,7 +161,7 @@ def _pairs(item: Work) -> Iterator[tuple[int, Reference]]:
     )
 
 
-def _held(source: Source, kind: str, split: str | None) -> list[int]:
+def _steps_with(source: Source, kind: str, split: str | None) -> list[int]:
     """Steps of a source that hold a kind of a split."""
     return [step for step in source.steps if split in source.splits(step, kind)]
 

@@ -10,7 +10,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.names import parse
 
 from pico_analyze import linalg
-from pico_analyze.components.select import Unit, check, plan
+from pico_analyze.components.select import MeasuredUnit, check_components, plan_units
 from pico_analyze.sources.base import Source
 
 MOST_STEPS = 6
@@ -32,13 +32,13 @@ def spectra(
     Raises:
         UserError: no weights to read, a component that matches nothing, or layers that have none.
     """
-    held = [step for step in source.steps if source.splits(step, "weights")]
-    if not held:
+    available = [step for step in source.steps if source.splits(step, "weights")]
+    if not available:
         raise UserError(f'run "{source.name}" has no intact weights to read')
-    modules = source.modules(held[-1], "weights")
+    modules = source.modules(available[-1], "weights")
     if components is not None:
-        check(components, modules)
-    units = plan(components, "weights", modules, source.model)
+        check_components(components, modules)
+    units = plan_units(components, "weights", modules, source.model)
     wanted = middle_layer(modules) if layers is None else layers
     frames = [
         pd.DataFrame(
@@ -56,7 +56,7 @@ def spectra(
         )
         for unit in units
         if unit.keys[0].layer in wanted
-        for step in (spread(held) if steps is None else steps)
+        for step in (spread(available) if steps is None else steps)
         for key, found in zip(unit.keys, _decomposed(source, unit, step), strict=False)
     ]
     if not frames:
@@ -65,7 +65,7 @@ def spectra(
     return pd.concat(frames, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
 
 
-def _decomposed(source: Source, unit: Unit, step: int) -> list[linalg.Spectrum]:
+def _decomposed(source: Source, unit: MeasuredUnit, step: int) -> list[linalg.Spectrum]:
     try:
         matrices = unit.load(source, step, "weights", None)
     except UserError as error:

@@ -56,10 +56,10 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 def choose_base(
-    what: str, base: str | int, at: Sequence[int], held: Sequence[int], observed: Sequence[int]
+    what: str, base: str | int, at: Sequence[int], available: Sequence[int], observed: Sequence[int]
 ) -> dict[int, int]:
-    """Step of `at` -> the step that it is compared with: "first" or "last" of `held`, "previous"
-    (the nearest before it in `held`), or a number among `observed`. A step that has none is left
+    """Step of `at` -> the step that it is compared with: "first" or "last" of `available`, "previous"
+    (the nearest before it in `available`), or a number among `observed`. A step that has none is left
     out.
 
     Args:
@@ -71,10 +71,14 @@ def choose_base(
     ):
         raise UserError(f'{what} should be "first", "last", "previous" or a step but is "{base}"')
     if base == "previous":
-        before = {step: [k for k in held if k < step][-1:] for step in at}
+        before = {step: [k for k in available if k < step][-1:] for step in at}
         return {step: found[0] for step, found in before.items() if found}
     if not isinstance(base, int):
-        return dict.fromkeys(at, held[0] if base == "first" else held[-1]) if held else {}
+        return (
+            dict.fromkeys(at, available[0] if base == "first" else available[-1])
+            if available
+            else {}
+        )
     if base not in observed:
         near = min(observed, key=lambda k: abs(k - int(base)))
         raise UserError(f"the {what} step {base} is not in the run; the nearest is {near}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pico_analyze.components.select import Unit
+from pico_analyze.components.select import MeasuredUnit
 from pico_analyze.sources.base import Source
 
 
@@ -18,7 +18,7 @@ class Reference(NamedTuple):
     shift: int = 0
 
 
-class Place(NamedTuple):
+class Cell(NamedTuple):
     """Where a number belongs: a step, and what it is compared with there."""
 
     step: int
@@ -26,17 +26,17 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkItem:
     """One unit of one kind and split, to be measured at `steps`.
 
     `base` is step -> the start of an update's window. `references` is step -> what similarities are
     taken to there, None where that is lacking; they are steps of `other`, or of the source itself.
-    `draws` are those of the null, or 0. `formed` says whether a circuit's matrix, (D, D) a head, is
+    `draws` are those of the null, or 0. `dense_circuits` says whether a circuit's matrix, (D, D) a head, is
     formed where a metric needs its entries.
     """
 
     source: Source
-    unit: Unit
+    unit: MeasuredUnit
     kind: str
     split: str | None
     steps: tuple[int, ...]
@@ -44,4 +44,4 @@ class Work:
     references: Mapping[int, tuple[Reference | None, ...]] = field(default_factory=dict)
     other: Source | None = None
     draws: int = 0
-    formed: bool = False
+    dense_circuits: bool = False

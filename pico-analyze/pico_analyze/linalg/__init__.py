@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pico_analyze.linalg.matrix import (
+    FactoredMatrix,
+    GradientStack,
     Matrix,
-    MicroBatches,
-    Product,
     Spectrum,
-    Update,
+    WeightUpdate,
     coarser,
     difference,
     entries,
@@ -22,11 +22,11 @@ from pico_analyze.linalg.matrix import (
 )
 
 __all__ = [
+    "FactoredMatrix",
+    "GradientStack",
     "Matrix",
-    "MicroBatches",
-    "Product",
     "Spectrum",
-    "Update",
+    "WeightUpdate",
     "coarser",
     "difference",
     "entries",

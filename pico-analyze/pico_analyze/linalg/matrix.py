@@ -41,26 +41,26 @@ def coarser(*dtypes: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Product:
+class FactoredMatrix:
     """The matrix scale * left @ right, (m, r) by (r, n), kept as its factors: r is small and m x n
     is never formed."""
 
     left: torch.Tensor  # (m, r)
     right: torch.Tensor  # (r, n)
     scale: float = 1.0
-    terms: tuple[Product, ...] = ()
+    terms: tuple[FactoredMatrix, ...] = ()
     """The products that this is the sum of, if it is a sum: their factors are what was stored, and
     rounded."""
 
     @classmethod
-    def sum_of(cls, *terms: Product) -> Product:
+    def sum_of(cls, *terms: FactoredMatrix) -> FactoredMatrix:
         """The sum of products of one shape, as one product of their factors side by side."""
         left = torch.cat([term.scale * term.left.to(REAL) for term in terms], dim=1)
         return cls(left, torch.cat([term.right.to(REAL) for term in terms]), terms=terms)
 
-    def times(self, factor: float) -> Product:
+    def times(self, factor: float) -> FactoredMatrix:
         """The product multiplied by a scalar."""
-        return Product(
+        return FactoredMatrix(
             self.left,
             self.right,
             factor * self.scale,
@@ -82,21 +82,21 @@ class Product:
         return self.scale * (self.left.to(REAL) @ self.right.to(REAL))
 
 
-Matrix = torch.Tensor | Product
+Matrix = torch.Tensor | FactoredMatrix
 
 
-class Update(NamedTuple):
+class WeightUpdate(NamedTuple):
     """What a matrix changed by over a window of steps, and what it was at its start."""
 
     change: Matrix
     start: Matrix
 
 
-class MicroBatches(NamedTuple):
+class GradientStack(NamedTuple):
     """The gradient of the mean loss of each of m micro-batches, at one point."""
 
     gradients: torch.Tensor  # (m, ...) float64
-    terms: torch.Tensor  # (m,) float64: of the loss, in each
+    n_tokens: torch.Tensor  # (m,) float64: of the loss, in each
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ class Spectrum:
         return min(self.shape)
 
     @property
-    def largest(self) -> float:
+    def spectral_norm(self) -> float:
         return float(self.values[0])
 
     @cached_property
     def relative(self) -> torch.Tensor:
         """The singular values in units of the largest, which is not zero."""
-        return self.values / self.largest
+        return self.values / self.spectral_norm
 
     @cached_property
     def tol(self) -> float:
@@ -138,7 +138,7 @@ class Spectrum:
         stored = self.rounding
         if stored is None:
             stored = _entry_error(norm(self.values), self.shape, (self.dtype,), self.exponent)
-        return max(stored, max(self.shape) * torch.finfo(REAL).eps * self.largest)
+        return max(stored, max(self.shape) * torch.finfo(REAL).eps * self.spectral_norm)
 
     def in_unit_of_entries(self, value: float) -> float:
         """A number in units of 2^exponent as what it is; 0 or infinite where float64 ends."""
@@ -152,14 +152,16 @@ class Spectrum:
     @cached_property
     def nonzero(self) -> torch.Tensor:
         """The singular values that float64 tells from 0, whatever the stored precision."""
-        return self.values[self.values > max(self.shape) * torch.finfo(REAL).eps * self.largest]
+        return self.values[
+            self.values > max(self.shape) * torch.finfo(REAL).eps * self.spectral_norm
+        ]
 
     @cached_property
     def power_law(self) -> PowerLaw | None:
         """The power law of the eigenvalues s^2 that `nonzero` gives; None where they are all
         equal."""
-        found = fit(2 * (self.nonzero / self.largest).log())
-        return found and found._replace(least=found.least * self.largest * self.largest)
+        found = fit(2 * (self.nonzero / self.spectral_norm).log())
+        return found and found._replace(least=found.least * self.spectral_norm * self.spectral_norm)
 
 
 def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
@@ -172,7 +174,7 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
     """
     groups: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        inner = matrix.left.shape[1] if isinstance(matrix, Product) else None
+        inner = matrix.left.shape[1] if isinstance(matrix, FactoredMatrix) else None
         groups[tuple(matrix.shape), inner, matrix.dtype].append(index)
     found: dict[int, Spectrum] = {}
     for indices in groups.values():
@@ -188,16 +190,16 @@ def _spectrum(matrix: Matrix, values: torch.Tensor, exponent: int) -> Spectrum:
     them otherwise."""
     if exponent and -1000 < math.frexp(float(values[0]))[1] + exponent < 1000:
         values, exponent = times_powers(values, exponent), 0
-    rounding = storage_error(matrix, unit=exponent) if isinstance(matrix, Product) else None
+    rounding = storage_error(matrix, unit=exponent) if isinstance(matrix, FactoredMatrix) else None
     return Spectrum(values, (matrix.shape[0], matrix.shape[1]), matrix.dtype, rounding, exponent)
 
 
 def _batch(matrices: Sequence[Matrix]) -> torch.Tensor:
     """(b, m, n) float64 of plain matrices, (b, <= r, <= r) cores of products; all of one kind and
     shape."""
-    if not isinstance(matrices[0], Product):
+    if not isinstance(matrices[0], FactoredMatrix):
         return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
-    products = [m for m in matrices if isinstance(m, Product)]
+    products = [m for m in matrices if isinstance(m, FactoredMatrix)]
     left = torch.linalg.qr(
         torch.stack([p.left for p in products]).to(REAL), mode="r"
     ).R  # (b, <= r, r)
@@ -216,7 +218,7 @@ def storage_error(matrix: Matrix, *merged: torch.dtype, unit: int = 0) -> float:
             stored.
         unit: the result is in units of 2^unit.
     """
-    if not isinstance(matrix, Product):
+    if not isinstance(matrix, FactoredMatrix):
         scaled, exponent = normalized_entries(matrix)
         size = float(torch.linalg.vector_norm(scaled))
         return times_power(
@@ -261,19 +263,19 @@ def _least_subnormal(dtype: torch.dtype) -> float:
 def normalized(matrix: Matrix) -> tuple[Matrix, int]:
     """The matrix in float64 divided by a power of two, 2^e, and e, which is 0 unless its entries
     are extreme."""
-    if not isinstance(matrix, Product):
+    if not isinstance(matrix, FactoredMatrix):
         return normalized_entries(matrix)
     left, of_left = normalized_entries(matrix.left)
     right, of_right = normalized_entries(matrix.right)
-    return Product(left, right, matrix.scale), of_left + of_right
+    return FactoredMatrix(left, right, matrix.scale), of_left + of_right
 
 
 def difference(new: Matrix, old: Matrix) -> Matrix:
     """new - old in float64; of products as a product of their stacked factors, (m, 2r) by (2r,
     n)."""
-    if isinstance(new, Product) and isinstance(old, Product):
-        return Product.sum_of(new, old.times(-1))
-    if isinstance(new, Product) or isinstance(old, Product):
+    if isinstance(new, FactoredMatrix) and isinstance(old, FactoredMatrix):
+        return FactoredMatrix.sum_of(new, old.times(-1))
+    if isinstance(new, FactoredMatrix) or isinstance(old, FactoredMatrix):
         raise TypeError("a product and a plain matrix have no difference here")
     return new.to(REAL) - old.to(REAL)
 
@@ -281,10 +283,10 @@ def difference(new: Matrix, old: Matrix) -> Matrix:
 def inner(a: Matrix, b: Matrix) -> float:
     """Sum of the products of corresponding entries, of two matrices or two products of one
     shape."""
-    if isinstance(a, Product) and isinstance(b, Product):
+    if isinstance(a, FactoredMatrix) and isinstance(b, FactoredMatrix):
         left, right = a.left.to(REAL).T @ b.left.to(REAL), a.right.to(REAL) @ b.right.to(REAL).T
         return a.scale * b.scale * float((left * right).sum())
-    if isinstance(a, Product) or isinstance(b, Product):
+    if isinstance(a, FactoredMatrix) or isinstance(b, FactoredMatrix):
         raise TypeError("a product and a plain matrix have no inner product here")
     return float((a.to(REAL) * b.to(REAL)).sum())
 
@@ -292,7 +294,7 @@ def inner(a: Matrix, b: Matrix) -> float:
 def norm(matrix: Matrix) -> float:
     """Euclidean norm of the entries; of a product from its core."""
     scaled, exponent = normalized(matrix)
-    dense = _batch([scaled]) if isinstance(scaled, Product) else scaled
+    dense = _batch([scaled]) if isinstance(scaled, FactoredMatrix) else scaled
     return times_power(float(torch.linalg.vector_norm(dense)), exponent)
 
 
@@ -305,7 +307,7 @@ def norm_ratio(a: Matrix, b: Matrix) -> float | None:
 def is_finite(matrix: Matrix) -> bool:
     """Whether no entry (of either factor) is NaN or infinite: so if their sum is, else each is
     looked at."""
-    parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
+    parts = (matrix.left, matrix.right) if isinstance(matrix, FactoredMatrix) else (matrix,)
     return all(_all_finite(part.to(REAL) if part.dtype.itemsize == 1 else part) for part in parts)
 
 

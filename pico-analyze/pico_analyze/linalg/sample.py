@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pico_analyze.linalg.decompositions import REAL, Basis, basis
-from pico_analyze.linalg.matrix import Matrix, Product, normalized, storage_error
+from pico_analyze.linalg.matrix import FactoredMatrix, Matrix, normalized, storage_error
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class Sample:
     @property
     def _dense(self) -> torch.Tensor:
         matrix = self._normalized[0]
-        return matrix.dense() if isinstance(matrix, Product) else matrix
+        return matrix.dense() if isinstance(matrix, FactoredMatrix) else matrix
 
     @cached_property
     def x(self) -> torch.Tensor:
@@ -79,14 +79,14 @@ class Sample:
         the rotation Q.
         """
         matrix = self._normalized[0]
-        assert isinstance(matrix, Product)
+        assert isinstance(matrix, FactoredMatrix)
         turn, triangle = torch.linalg.qr(matrix.right.mT)  # (width, k), (k, r)
         return _centred(matrix.scale * matrix.left @ triangle.mT), turn.mT
 
     @cached_property
     def core(self) -> torch.Tensor:
         """(rows, k): the sample up to a rotation of its columns, as narrow as it can be had."""
-        return self._factors[0] if isinstance(self.matrix, Product) else self.x
+        return self._factors[0] if isinstance(self.matrix, FactoredMatrix) else self.x
 
     @cached_property
     def noise(self) -> float:
@@ -127,7 +127,7 @@ class Sample:
         )
         return (
             found._replace(right=found.right @ self._factors[1])
-            if isinstance(self.matrix, Product)
+            if isinstance(self.matrix, FactoredMatrix)
             else found
         )
 
@@ -224,7 +224,7 @@ class Sample:
     def classes(self) -> torch.Tensor:
         """(rows,) int64: a number for each row, the same for rows that are equal as they were
         stored."""
-        matrix = self.matrix.left if isinstance(self.matrix, Product) else self.matrix
+        matrix = self.matrix.left if isinstance(self.matrix, FactoredMatrix) else self.matrix
         return torch.unique(matrix.to(REAL), dim=0, return_inverse=True)[1]
 
     @cached_property

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pico_analyze.linalg.matrix import MicroBatches
+from pico_analyze.linalg.matrix import GradientStack
 from pico_analyze.linalg.scaling import normalized_entries, times_power
 from pico_analyze.metrics.single import Outcome
 
@@ -28,7 +28,7 @@ class Estimates(NamedTuple):
     exponent: int
 
 
-def gradient_noise_scale(of: MicroBatches) -> Outcome:
+def gradient_noise_scale(of: GradientStack) -> Outcome:
     """B_simple = tr(S) / |G*|^2 of one parameter, from unbiased estimates of both; in [0, inf),
     tokens.
 
@@ -47,7 +47,7 @@ def gradient_noise_scale(of: MicroBatches) -> Outcome:
     return Outcome(found.trace / found.squared)
 
 
-def gradient_covariance_trace(of: MicroBatches) -> Outcome:
+def gradient_covariance_trace(of: GradientStack) -> Outcome:
     """sum n_i |g_i - G|^2 / (m - 1), which estimates tr(S) without bias; in [0, inf), nats^2
     tokens.
 
@@ -60,7 +60,7 @@ def gradient_covariance_trace(of: MicroBatches) -> Outcome:
     )
 
 
-def gradient_norm_squared(of: MicroBatches) -> Outcome:
+def gradient_norm_squared(of: GradientStack) -> Outcome:
     """|G|^2 - tr(S) / N, which estimates |G*|^2 without bias; in (-inf, inf), nats^2, below 0 where noise hides it.
 
     None (too_few) for a single micro-batch.
@@ -72,14 +72,16 @@ def gradient_norm_squared(of: MicroBatches) -> Outcome:
     )
 
 
-def _estimates(of: MicroBatches) -> Estimates | Outcome:
+def _estimates(of: GradientStack) -> Estimates | Outcome:
     """A micro-batch without terms says nothing and counts for none."""
-    if len(of.terms) != len(of.gradients):
+    if len(of.n_tokens) != len(of.gradients):
         return Outcome(None, "missing")
     scaled, exponent = normalized_entries(of.gradients)
-    terms, gradients = of.terms[of.terms > 0], scaled[of.terms > 0].flatten(1)
-    if len(terms) < 2:
+    n_tokens, gradients = of.n_tokens[of.n_tokens > 0], scaled[of.n_tokens > 0].flatten(1)
+    if len(n_tokens) < 2:
         return Outcome(None, "too_few")
-    mean = terms @ gradients / terms.sum()
-    trace = float(terms @ (gradients - mean).square().sum(dim=1)) / (len(terms) - 1)
-    return Estimates(trace, float(mean.square().sum()) - trace / float(terms.sum()), 2 * exponent)
+    mean = n_tokens @ gradients / n_tokens.sum()
+    trace = float(n_tokens @ (gradients - mean).square().sum(dim=1)) / (len(n_tokens) - 1)
+    return Estimates(
+        trace, float(mean.square().sum()) - trace / float(n_tokens.sum()), 2 * exponent
+    )

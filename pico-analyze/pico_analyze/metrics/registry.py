@@ -27,8 +27,8 @@ class Metric:
 
     `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a
     `linalg.Spectrum`, the `entries` (float64 tensor; a circuit's matrix is formed only where it is
-    asked for), the `matrix` as it is stored (a tensor, or a `linalg.Product` of a circuit's
-    factors), a `sample.Sample`, a `linalg.Update` (of kind updates alone) or `linalg.MicroBatches`.
+    asked for), the `matrix` as it is stored (a tensor, or a `linalg.FactoredMatrix` of a circuit's
+    factors), a `sample.Sample`, a `linalg.WeightUpdate` (of kind updates alone) or `linalg.GradientStack`.
     `parameters` are its keyword arguments, which the table's `variant` records; `caution` says what
     its numbers cannot be compared with.
     """

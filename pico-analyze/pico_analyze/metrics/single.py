@@ -1,5 +1,5 @@
 """Metrics of one matrix or vector: of its `Spectrum`, its entries in float64, the `Sample` or
-`Update` that it is.
+`WeightUpdate` that it is.
 
 Each returns an `Outcome`; s are the singular values in descending order, k = min(m, n).
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg.matrix import Spectrum, Update, norm, norm_ratio, sorted_magnitudes
+from pico_analyze.linalg.matrix import Spectrum, WeightUpdate, norm, norm_ratio, sorted_magnitudes
 from pico_analyze.linalg.power_law import PowerLaw
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.linalg.scaling import normalized_entries
@@ -39,7 +39,7 @@ def effective_rank(spectrum: Spectrum) -> Outcome:
 
     Source: Roy & Vetterli 2007, "The effective rank", eq. 1-3.
     """
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(0.0, "zero")
     p = spectrum.relative / spectrum.relative.sum()
     return bounded(float(torch.exp(-torch.xlogy(p, p).sum())), 1, spectrum.full_rank)
@@ -61,11 +61,11 @@ def condition_number(spectrum: Spectrum) -> Outcome:
 
     Source: Golub & Van Loan, Matrix Computations, sec. 2.6.2.
     """
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(None, "zero")
     if len(spectrum.significant) < spectrum.full_rank:
         return Outcome(None, "rank_deficient")
-    return Outcome(spectrum.largest / float(spectrum.values[-1]))
+    return Outcome(spectrum.spectral_norm / float(spectrum.values[-1]))
 
 
 def effective_condition_number(spectrum: Spectrum) -> Outcome:
@@ -77,11 +77,11 @@ def effective_condition_number(spectrum: Spectrum) -> Outcome:
     Source: the condition number of the matrix restricted to its numerical row space (Golub & Van
     Loan, sec. 5.5).
     """
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(None, "zero")
     if len(spectrum.significant) == 0:
         return Outcome(None, "within_rounding")
-    return Outcome(spectrum.largest / float(spectrum.significant[-1]))
+    return Outcome(spectrum.spectral_norm / float(spectrum.significant[-1]))
 
 
 def numerical_rank(spectrum: Spectrum) -> Outcome:
@@ -93,7 +93,7 @@ def numerical_rank(spectrum: Spectrum) -> Outcome:
     tolerance: `linalg`.
     """
     rank = float(len(spectrum.significant))
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(rank, "zero")
     return Outcome(rank, "ok" if rank else "within_rounding")
 
@@ -103,7 +103,7 @@ def stable_rank(spectrum: Spectrum) -> Outcome:
 
     Source: Rudelson & Vershynin 2007, "Sampling from large matrices".
     """
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(0.0, "zero")
     return bounded(float(spectrum.relative.square().sum()), 1, spectrum.full_rank)
 
@@ -113,7 +113,7 @@ def participation_ratio(spectrum: Spectrum) -> Outcome:
 
     Source: Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and measurement".
     """
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(0.0, "zero")
     squares = spectrum.relative.square()
     return bounded(float(squares.sum().square() / squares.square().sum()), 1, spectrum.full_rank)
@@ -127,7 +127,7 @@ def spectral_entropy(spectrum: Spectrum) -> Outcome:
     Alter et al. 2000, "Singular value decomposition for genome-wide expression data processing",
     not divided by ln k.
     """
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(0.0, "zero")
     squares = spectrum.relative.square()
     p = squares / squares.sum()
@@ -176,7 +176,7 @@ def heavy_tail_count(spectrum: Spectrum) -> Outcome:
 
 
 def _tail(spectrum: Spectrum) -> PowerLaw | Outcome:
-    if spectrum.largest == 0:
+    if spectrum.spectral_norm == 0:
         return Outcome(None, "zero")
     fit = spectrum.power_law if len(spectrum.nonzero) >= FEWEST_FOR_A_TAIL else None
     return fit or Outcome(None, "too_few")
@@ -190,7 +190,7 @@ def nuclear_norm(spectrum: Spectrum) -> Outcome:
 
 def spectral_norm(spectrum: Spectrum) -> Outcome:
     """s_1; in [0, inf), unit of the entries. Source: Horn & Johnson, Matrix Analysis, sec. 5.6."""
-    return Outcome(spectrum.in_unit_of_entries(spectrum.largest))
+    return Outcome(spectrum.in_unit_of_entries(spectrum.spectral_norm))
 
 
 def frobenius_norm(spectrum: Spectrum) -> Outcome:
@@ -313,7 +313,7 @@ def dead_units(sample: Sample) -> Outcome:
     return Outcome(float((sample.x == 0).all(dim=0).double().mean()))
 
 
-def update_to_weight_ratio(update: Update) -> Outcome:
+def update_to_weight_ratio(update: WeightUpdate) -> Outcome:
     """||W(t2) - W(t1)||_F / ||W(t1)||_F over the window of the update; in [0, inf), a ratio. None where W(t1) is zero.
 
     Over a single step 1e-3 is a common rule of thumb; over a longer window it is at most about the

@@ -12,13 +12,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pico_analyze.plot.data import Subject, by_layer, is_wide
+from pico_analyze.plot.data import PlotData, by_layer, is_wide
 from pico_analyze.plot.panels import (
     COLUMNS,
     LETTERS,
     STEP_AXIS,
     draw_cells,
-    draw_sentence,
+    draw_no_data,
     label_below,
     panels_of,
     scale_steps,
@@ -39,7 +39,7 @@ ALPHA = 0.05
 _DASHES = ("-", "--", "-.", ":")  # and on paper without colours
 
 
-def overlay(shown: Subject, columns: int = COLUMNS) -> Figure:
+def overlay(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """A line for each arm over steps, the mean over its runs and over layers, with a band from
     least to largest run.
 
@@ -57,7 +57,7 @@ def overlay(shown: Subject, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
+def difference_map(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """Draw an arm's difference from the baseline by layer and step, with a dot where the max-t test
     reaches 0.05.
 
@@ -71,7 +71,7 @@ def difference_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     most = float(np.nanmax(np.abs(found), initial=0)) or 1.0
     norm = Normalize(-most, most) if np.isfinite(found).any() else None
     for axes, table, values in maps:
-        if draw_sentence(axes, table, values):
+        if draw_no_data(axes, table, values):
             continue
         draw_cells(axes, values, norm=norm, cmap=_DIVERGING)
         apart = by_layer(table.assign(value=(table["p_max_t"] <= ALPHA).astype(float)))
@@ -111,7 +111,7 @@ def _draw_arms(axes: Axes, table: pd.DataFrame, arms: list[str]) -> None:
         .agg(lambda v: v.mean(skipna=False))
     )
     values = by_run.unstack("step")
-    if draw_sentence(axes, table, values):
+    if draw_no_data(axes, table, values):
         return
     steps = [int(step) for step in values.columns]
     for index, arm in enumerate(arms):

@@ -37,7 +37,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlotData:
     """What a figure shows: one metric of one kind and split of one run; `rows` are those of the
     table.
 
@@ -55,7 +55,7 @@ class Subject:
     def quantity(self) -> str:
         """The metric's name and unit, for an axis."""
         unit = unit_of(self.rows)
-        return f"{spoken(self.metric)} ({unit})" if unit else spoken(self.metric)
+        return f"{display_name(self.metric)} ({unit})" if unit else display_name(self.metric)
 
     @property
     def object(self) -> str:
@@ -87,7 +87,7 @@ class Subject:
         return "_".join(part for part in parts if part)
 
 
-def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> Subject:
+def plot_data(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> PlotData:
     """The rows of one metric of one kind and split; `split` may be left out where the table holds
     one only.
 
@@ -110,7 +110,7 @@ def subject(frame: pd.DataFrame, metric: str, kind: str, split: str | None = Non
             raise UserError(
                 f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one"
             )
-    return Subject(rows, metric, kind, next(iter(rows["split"].dropna()), None), between(rows))
+    return PlotData(rows, metric, kind, next(iter(rows["split"].dropna()), None), between(rows))
 
 
 def between(rows: pd.DataFrame) -> str | None:
@@ -134,15 +134,15 @@ def between(rows: pd.DataFrame) -> str | None:
     return "steps" if (references > 1).any() else None
 
 
-def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Subject]:
+def all_plot_data(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[PlotData]:
     """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of
     the probe (val).
 
     Raises:
         UserError: the table lacks one of `metrics` altogether.
     """
-    held = frame[["kind", "metric"]].drop_duplicates().itertuples(index=False, name=None)
-    pairs = [pair for pair in held if metrics is None or pair[1] in metrics]
+    available = frame[["kind", "metric"]].drop_duplicates().itertuples(index=False, name=None)
+    pairs = [pair for pair in available if metrics is None or pair[1] in metrics]
     if metrics is None:
         pairs = [pair for pair in OVERVIEW if pair in pairs]
     for metric in metrics or ():
@@ -156,7 +156,7 @@ def subjects(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[
         kept = (
             splits if metrics is not None else splits[-1:]
         )  # val, or train where nothing else was observed
-        found += [subject(frame, metric, kind, split) for split in kept]
+        found += [plot_data(frame, metric, kind, split) for split in kept]
     return found
 
 
@@ -166,7 +166,7 @@ def unit_of(rows: pd.DataFrame) -> str:
     return "" if unit == "1" else unit
 
 
-def spoken(metric: str) -> str:
+def display_name(metric: str) -> str:
     """The metric's name in words, for a title: `effective_rank` is effective rank."""
     return _NAMES.get(metric) or metric.rpartition(":")[2].replace("_", " ")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pico_analyze.plot.panels import COLUMNS, folded, panels_of, step_bar, step_colours
+from pico_analyze.plot.panels import COLUMNS, panels_of, step_bar, step_colours, wrap_text
 
 
 def distributions(values: pd.DataFrame, columns: int = COLUMNS) -> Figure:
@@ -42,7 +42,7 @@ def distributions(values: pd.DataFrame, columns: int = COLUMNS) -> Figure:
         axes.set_yscale("log")
     figure.supylabel("density")
     figure.supxlabel(
-        folded(
+        wrap_text(
             figure, "distance from the mean (standard deviations); dashed: a normal distribution"
         )
     )

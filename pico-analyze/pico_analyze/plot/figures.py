@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pico_contract.errors import UserError, did_you_mean
 
 from pico_analyze.plot import over_layers, over_steps, similarity
-from pico_analyze.plot.data import Subject, subject, subjects
+from pico_analyze.plot.data import PlotData, all_plot_data, plot_data
 from pico_analyze.plot.panels import COLUMNS
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class NamedFigure:
     """A figure, which form it has (a key of the captions), and what it is of; None for the
     overview."""
 
     form: str
     figure: Figure
-    subject: Subject | None = None
+    subject: PlotData | None = None
 
     @property
     def stem(self) -> str:
@@ -33,11 +33,11 @@ class Drawn:
         return f"{self.subject.stem}_{self.form}" if self.subject else self.form
 
 
-FORMS: dict[str, Callable[[Subject], Figure]] = {
+FORMS: dict[str, Callable[[PlotData], Figure]] = {
     "lines": over_steps.lines,
-    "map": over_steps.heat_map,
+    "map": over_steps.heatmap,
     "heads": over_steps.head_map,
-    "layers": over_layers.profile,
+    "layers": over_layers.by_depth,
     "convergence": over_layers.convergence,
     "between_steps": similarity.between_steps,
     "between_layers": similarity.between_layers,
@@ -56,35 +56,35 @@ def figure(
     """
     if form not in FORMS:
         raise UserError(f'there is no form "{form}" of figures{did_you_mean(form, FORMS)}')
-    return FORMS[form](subject(frame, metric, kind, split))
+    return FORMS[form](plot_data(frame, metric, kind, split))
 
 
-def drawn(
+def draw_figures(
     frame: pd.DataFrame,
     metrics: Sequence[str] | None = None,
     heads: bool = False,
     columns: int = COLUMNS,
-) -> Iterator[Drawn]:
+) -> Iterator[NamedFigure]:
     """The figures of `metrics` (a telling few, and an overview of them, by default), one at a
     time."""
-    shown = subjects(frame, metrics)
+    shown = all_plot_data(frame, metrics)
     if metrics is None and any(one.between is None for one in shown):
-        yield Drawn("overview", over_steps.overview(frame))
+        yield NamedFigure("overview", over_steps.overview(frame))
     for one in shown:
         if one.between == "layers":
-            yield Drawn("between_layers", similarity.between_layers(one, columns), one)
+            yield NamedFigure("between_layers", similarity.between_layers(one, columns), one)
         elif one.between == "steps":
-            yield Drawn("between_steps", similarity.between_steps(one, columns), one)
+            yield NamedFigure("between_steps", similarity.between_steps(one, columns), one)
         else:
             yield from _over_steps(one, heads, columns)
 
 
-def _over_steps(one: Subject, heads: bool, columns: int) -> Iterator[Drawn]:
-    yield Drawn("lines", over_steps.lines(one, columns), one)
-    yield Drawn("map", over_steps.heat_map(one, columns), one)
+def _over_steps(one: PlotData, heads: bool, columns: int) -> Iterator[NamedFigure]:
+    yield NamedFigure("lines", over_steps.lines(one, columns), one)
+    yield NamedFigure("map", over_steps.heatmap(one, columns), one)
     if heads and one.rows["head"].notna().any():
-        yield Drawn("heads", over_steps.head_map(one), one)
+        yield NamedFigure("heads", over_steps.head_map(one), one)
     if one.rows["layer"].nunique() > 1:
-        yield Drawn("layers", over_layers.profile(one, columns), one)
+        yield NamedFigure("layers", over_layers.by_depth(one, columns), one)
     if over_layers.ends_at_its_reference(one):
-        yield Drawn("convergence", over_layers.convergence(one), one)
+        yield NamedFigure("convergence", over_layers.convergence(one), one)

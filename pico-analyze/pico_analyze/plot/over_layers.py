@@ -8,18 +8,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pico_analyze.plot.data import OUTSIDE, Subject, by_layer, is_wide
+from pico_analyze.plot.data import OUTSIDE, PlotData, by_layer, is_wide
 from pico_analyze.plot.panels import (
     COLUMNS,
-    draw_sentence,
-    few,
+    draw_no_data,
     label_below,
     new_figure,
     panels_of,
+    pick_evenly,
     short,
-    spaced,
     step_bar,
     step_colours,
+    thin_ticks,
     title_of,
 )
 
@@ -30,12 +30,12 @@ _MOST_TEXTS = 16  # cells side by side that have room for their step
 _ROW = 0.32  # of a component in the figure of convergence, inches
 
 
-def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
+def by_depth(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """The metric over layers, one line for each of a few steps, one panel a component.
 
     Circuits: the mean over heads, and a dot for each head at the last step.
     """
-    steps = few(
+    steps = pick_evenly(
         [
             int(step)
             for step in sorted(shown.rows.loc[shown.rows["value"].notna(), "step"].unique())
@@ -44,7 +44,7 @@ def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
     )
     figure, panels = panels_of(title_of(shown), shown.rows, columns)
     for axes, table in panels:
-        _draw_profile(axes, table, steps)
+        _draw_by_depth(axes, table, steps)
     figure.supylabel(shown.quantity)
     label_below(figure, "layer", shown.rows)
     if steps:
@@ -52,7 +52,7 @@ def profile(shown: Subject, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def convergence(shown: Subject) -> Figure:
+def convergence(shown: PlotData) -> Figure:
     """Components by layers: the first observed step from which on the similarity to the last stays
     at `NEAR` or above.
 
@@ -99,7 +99,7 @@ def convergence(shown: Subject) -> Figure:
             color="black" if dark else "white",
         )
     axes.set_yticks(range(len(components)), components)
-    columns = spaced(range(found.shape[1]), most=12)
+    columns = thin_ticks(range(found.shape[1]), most=12)
     labels = ["-" if found.columns[i] == OUTSIDE else str(found.columns[i]) for i in columns]
     axes.set_xticks(columns, labels)
     label_below(figure, "layer", shown.rows)
@@ -108,7 +108,7 @@ def convergence(shown: Subject) -> Figure:
     return figure
 
 
-def ends_at_its_reference(shown: Subject) -> bool:
+def ends_at_its_reference(shown: PlotData) -> bool:
     """Whether the rows are similarities to their own last step, so that they say when something
     settled."""
     of_itself = shown.rows["reference_run"].fillna(shown.rows["run"]) == shown.rows["run"]
@@ -126,9 +126,9 @@ def _near_from(rows: pd.DataFrame) -> pd.Series:
     return since.idxmax(axis=1).where(since.any(axis=1))
 
 
-def _draw_profile(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
+def _draw_by_depth(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
     values = by_layer(table).reindex(columns=steps)
-    if draw_sentence(axes, table, values):
+    if draw_no_data(axes, table, values):
         return
     colours = step_colours(len(steps))
     layers = [int(layer) for layer in values.index]
@@ -150,7 +150,7 @@ def _draw_profile(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
         markersize=2.5,
         alpha=0.5,
     )
-    ticks = spaced(range(len(layers)), most=6)
+    ticks = thin_ticks(range(len(layers)), most=6)
     axes.set_xticks(
         [layers[i] for i in ticks], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in ticks]
     )

@@ -19,11 +19,11 @@ from pico_contract.names import parse
 from pico_analyze.plot.data import (
     OUTSIDE,
     OVERVIEW,
-    Subject,
+    PlotData,
+    all_plot_data,
     by_layer,
     is_wide,
     layers_of,
-    subjects,
 )
 from pico_analyze.plot.panels import (
     COLUMNS,
@@ -31,7 +31,7 @@ from pico_analyze.plot.panels import (
     STEP_AXIS,
     colours_of,
     draw_cells,
-    draw_sentence,
+    draw_no_data,
     label_below,
     layer_bar,
     new_figure,
@@ -52,7 +52,7 @@ _STYLES: tuple[_Style, ...] = (
 )  # of the lines of one stack of layers, beside those of another
 
 
-def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
+def lines(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """The metric over steps (step 0 included), one line a layer, one panel a component; circuits:
     mean over heads."""
     figure, panels = panels_of(title_of(shown), shown.rows, columns)
@@ -65,7 +65,7 @@ def lines(shown: Subject, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def heat_map(shown: Subject, columns: int = COLUMNS) -> Figure:
+def heatmap(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
     figure, panels = panels_of(title_of(shown), shown.rows, columns)
     _draw_maps(figure, shown, [(axes, table, by_layer(table)) for axes, table in panels])
@@ -74,8 +74,8 @@ def heat_map(shown: Subject, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def head_map(shown: Subject) -> Figure:
-    """As `heat_map`, of the circuits alone and head by head."""
+def head_map(shown: PlotData) -> Figure:
+    """As `heatmap`, of the circuits alone and head by head."""
     rows = shown.rows[shown.rows["head"].notna()]
     height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
     figure, panels = panels_of(title_of(shown), rows, height=max(height, HEIGHT))
@@ -96,7 +96,7 @@ def overview(frame: pd.DataFrame) -> Figure:
     Layers of several stacks (encoder and decoder) are lines of their own, each stack in its own
     style.
     """
-    shown = [one for one in subjects(frame) if one.between is None]
+    shown = [one for one in all_plot_data(frame) if one.between is None]
     if not shown:
         raise UserError(
             f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}"
@@ -143,7 +143,7 @@ def _stack(component: str, own: str) -> str | None:
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Style = "-") -> None:
     values = by_layer(table)
-    if draw_sentence(axes, table, values):
+    if draw_no_data(axes, table, values):
         return
     colours = colours_of(len(layers))
     steps = [int(step) for step in values.columns]
@@ -158,7 +158,7 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Styl
 
 
 def _draw_maps(
-    figure: Figure, shown: Subject, maps: list[tuple[Axes, pd.DataFrame, pd.DataFrame]]
+    figure: Figure, shown: PlotData, maps: list[tuple[Axes, pd.DataFrame, pd.DataFrame]]
 ) -> None:
     """Values (layer, or layer and head, by step) as cells in the same colours; those without a
     value stay hatched."""
@@ -167,6 +167,6 @@ def _draw_maps(
         pd.Series(np.concatenate([values.to_numpy(dtype=float).ravel() for _, _, values in maps])),
     )
     for axes, table, values in maps:
-        if not draw_sentence(axes, table, values):
+        if not draw_no_data(axes, table, values):
             draw_cells(axes, values, norm=norm)
     value_bar(figure, norm, shown.quantity)

@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from pico_contract.codec import replacing
 from pico_contract.errors import UserError
 
-from pico_analyze.plot.data import OUTSIDE, Subject, heads_of, is_wide
+from pico_analyze.plot.data import OUTSIDE, PlotData, heads_of, is_wide
 from pico_analyze.plot.fonts import fit_fonts
 
 FORMATS = ("png", "svg", "pdf")
@@ -69,7 +69,7 @@ def new_figure(rows: int, columns: int, title: str, height: float = HEIGHT) -> F
         figure.subplots(rows, columns)
     for axes in figure.axes:
         _even_ticks(axes)
-    figure.suptitle(folded(figure, title), parse_math=False)
+    figure.suptitle(wrap_text(figure, title), parse_math=False)
     return figure
 
 
@@ -79,7 +79,7 @@ def _even_ticks(axes: Axes) -> None:
     axes.tick_params(which="both", labelsize=_TICK)
 
 
-def title_of(shown: Subject) -> str:
+def title_of(shown: PlotData) -> str:
     """What a figure of one run shows."""
     return f"{shown.quantity}: {shown.object}, run {shown.rows['run'].iloc[0]}"
 
@@ -114,10 +114,10 @@ def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
     note = (
         f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})" if reasons else ""
     )
-    figure.supxlabel(f"{axis}\n{folded(figure, note)}".rstrip())
+    figure.supxlabel(f"{axis}\n{wrap_text(figure, note)}".rstrip())
 
 
-def folded(figure: Figure, text: str) -> str:
+def wrap_text(figure: Figure, text: str) -> str:
     """In as few lines as the figure is wide enough for, of about one length."""
     most = int(LETTERS * figure.get_figwidth())
     lines = len(textwrap.wrap(text, most))
@@ -125,7 +125,7 @@ def folded(figure: Figure, text: str) -> str:
     return textwrap.fill(text, even)
 
 
-def draw_sentence(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
+def draw_no_data(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
     """Say why, where there is nothing to draw."""
     if values.notna().any(axis=None):
         return False
@@ -146,12 +146,12 @@ def scale_steps(axes: Axes, steps: list[int]) -> None:
     first = next((step for step in steps if step > 0), 1)
     axes.set_xscale("symlog", linthresh=first, linscale=0.5)
     places = axes.xaxis.get_transform().transform(np.asarray(steps, dtype=float))
-    shown = [steps[i] for i in spaced(places.tolist())]
+    shown = [steps[i] for i in thin_ticks(places.tolist())]
     axes.set_xticks(shown, [short(step) for step in shown])
     axes.set_xticks([], minor=True)
 
 
-def spaced(places: Sequence[float], most: int = 4) -> list[int]:
+def thin_ticks(places: Sequence[float], most: int = 4) -> list[int]:
     """Indices of ascending `places`, the first and last among them, at least a `most`-th of the
     whole apart."""
     room = (places[-1] - places[0]) / most
@@ -167,7 +167,7 @@ def short(step: int) -> str:
     return f"{step // 1000}k" if step >= 10_000 and step % 1000 == 0 else str(step)
 
 
-def few(of: list[int], most: int) -> list[int]:
+def pick_evenly(of: list[int], most: int) -> list[int]:
     """First, last and a few between, evenly among those that there are."""
     if len(of) <= most:
         return of
@@ -189,7 +189,7 @@ def layer_bar(figure: Figure, layers: list[int]) -> None:
     bar = figure.colorbar(
         ScalarMappable(norm, colours), ax=figure.axes, label="layer", aspect=aspect
     )
-    shown = spaced(range(len(layers)), most=12)
+    shown = thin_ticks(range(len(layers)), most=12)
     _even_ticks(bar.ax)
     bar.set_ticks(shown, labels=[str(layers[i]) for i in shown])
     bar.minorticks_off()
@@ -231,7 +231,7 @@ def value_bar(figure: Figure, norm: Normalize | None, label: str, cmap: str | No
     if norm is not None:
         aspect = 10 * figure.get_figheight()
         bar = figure.colorbar(ScalarMappable(norm, cmap), ax=figure.axes, aspect=aspect)
-        bar.set_label(folded(figure, label))
+        bar.set_label(wrap_text(figure, label))
         _even_ticks(bar.ax)
 
 
@@ -249,12 +249,12 @@ def draw_cells(
     axes.imshow(
         values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm, cmap=cmap
     )
-    columns = spaced(range(values.shape[1]))
+    columns = thin_ticks(range(values.shape[1]))
     axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])
     if "layer" in values.index.names:
         _label_layers(axes, [int(layer) for layer in values.index.get_level_values("layer")])
     else:
-        rows = spaced(range(values.shape[0]), most=8)
+        rows = thin_ticks(range(values.shape[0]), most=8)
         axes.set_yticks(rows, [short(int(values.index[i])) for i in rows])
 
 
@@ -266,7 +266,7 @@ def _label_layers(axes: Axes, layer_of_row: list[int]) -> None:
         start + (layer_of_row.count(layer) - 1) / 2
         for layer, start in zip(layers, starts, strict=True)
     ]
-    shown = spaced(middles, most=12)
+    shown = thin_ticks(middles, most=12)
     axes.set_yticks(
         [middles[i] for i in shown],
         ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in shown],
@@ -282,7 +282,7 @@ def step_bar(figure: Figure, steps: list[int]) -> None:
     norm = BoundaryNorm(np.arange(len(steps) + 1) - 0.5, len(steps))
     scale = ScalarMappable(norm, step_colours(len(steps)))
     bar = figure.colorbar(scale, ax=figure.axes, label="step", aspect=10 * figure.get_figheight())
-    ticks = spaced(range(len(steps)), most=12)
+    ticks = thin_ticks(range(len(steps)), most=12)
     _even_ticks(bar.ax)
     bar.set_ticks(ticks, labels=[short(steps[i]) for i in ticks])
     bar.minorticks_off()

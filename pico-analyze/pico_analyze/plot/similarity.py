@@ -14,14 +14,14 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from pico_contract.names import parse
 
-from pico_analyze.plot.data import Subject, layers_of
+from pico_analyze.plot.data import PlotData, layers_of
 from pico_analyze.plot.panels import (
     COLUMNS,
     draw_cells,
-    draw_sentence,
-    few,
+    draw_no_data,
     label_below,
     panels_of,
+    pick_evenly,
     shared_norm,
     title_of,
     value_bar,
@@ -32,7 +32,7 @@ _ORDERED = ("pwcca", "relative_distance")
 """Metrics that tell x from y, beside a user's own: all others of `similarity` are symmetric."""
 
 
-def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
+def between_steps(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """Steps (upwards) by the steps that they are compared with, one panel a component, the mean
     over layers and heads.
 
@@ -43,7 +43,7 @@ def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
         rows, over = shown.rows, f", mean of {len(layers)} layers" if len(layers) > 1 else ""
     else:
         over = ""
-        rows = shown.rows[shown.rows["layer"].isin(few(layers, _MOST_LAYERS))]
+        rows = shown.rows[shown.rows["layer"].isin(pick_evenly(layers, _MOST_LAYERS))]
         rows = rows.assign(component=rows["component"] + ", layer " + rows["layer"].astype(str))
     figure = _matrices(f"{title_of(shown)}{over}", shown, rows, ["step", "reference_step"], columns)
     figure.supylabel("step")
@@ -53,10 +53,10 @@ def between_steps(shown: Subject, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def between_layers(shown: Subject, columns: int = COLUMNS) -> Figure:
+def between_layers(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """Layers (upwards) by the layers that they are compared with, one row of panels a component, at
     a few steps."""
-    steps = few(sorted(int(step) for step in shown.rows["step"].unique()), columns)
+    steps = pick_evenly(sorted(int(step) for step in shown.rows["step"].unique()), columns)
     rows = shown.rows[shown.rows["step"].isin(steps)]
     labels = rows["component"] + ", step " + rows["step"].astype(str)
     earlier = rows["reference_module"].map(lambda module: parse(module).layer)
@@ -70,7 +70,7 @@ def between_layers(shown: Subject, columns: int = COLUMNS) -> Figure:
 
 
 def _matrices(
-    title: str, shown: Subject, rows: pd.DataFrame, keys: list[str], columns: int
+    title: str, shown: PlotData, rows: pd.DataFrame, keys: list[str], columns: int
 ) -> Figure:
     """A panel for each `component`, all in the same colours, so that panels can be compared."""
     figure, panels = panels_of(title, rows, columns)
@@ -79,7 +79,7 @@ def _matrices(
     for axes, table in panels:
         table = _both_ways(table, keys) if _symmetric(shown) else table
         values = table["value"].groupby([table[key] for key in keys]).agg(_mean).unstack()
-        if draw_sentence(axes, table, values):
+        if draw_no_data(axes, table, values):
             continue
         draw_cells(axes, values, norm=norm)
         asked = table.groupby(keys).size().unstack().notna().to_numpy()
@@ -95,7 +95,7 @@ def _matrices(
     return figure
 
 
-def _symmetric(shown: Subject) -> bool:
+def _symmetric(shown: PlotData) -> bool:
     similar = shown.rows["unit"].eq("similarity").all()
     return bool(similar and shown.metric not in _ORDERED and ":" not in shown.metric)
 

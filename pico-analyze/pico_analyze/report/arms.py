@@ -13,9 +13,9 @@ from pico_analyze.compare.arms import Arm
 from pico_analyze.compare.differences import curves
 from pico_analyze.compare.notes import notes
 from pico_analyze.plot import arms as plot_arms
-from pico_analyze.plot.data import Subject, subjects
+from pico_analyze.plot.data import PlotData, all_plot_data
 from pico_analyze.report import glossary
-from pico_analyze.report.run import COLUMNS, Cell, Picture, facts, fill, number, picture
+from pico_analyze.report.run import COLUMNS, Picture, TableCell, facts, fill, number, picture
 
 _HEADINGS = (
     "component",
@@ -30,11 +30,11 @@ _HEADINGS = (
     "interval",
 )
 _INTERVALS = {"student_pairs": "Student, pairs", "welch": "Welch", "bootstrap": "bootstrap"}
-Rows = list[tuple[str, list[Cell]]]
+Rows = list[tuple[str, list[TableCell]]]
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """One metric of one kind and split: its figures, and for each arm the means over steps."""
 
     anchor: str
@@ -54,7 +54,7 @@ def render(
         arms=[arm.name for arm in arms[1:]],
         notes=notes(arms, differences),
         runs=list(runs(arms)),
-        parts_of=[_part(shown, differences) for shown in drawn(arms, metrics)],
+        parts_of=[_part(shown, differences) for shown in plotted(arms, metrics)],
     )
 
 
@@ -75,22 +75,22 @@ def runs(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
             )
 
 
-def drawn(arms: Sequence[Arm], metrics: Sequence[str] | None) -> list[Subject]:
+def plotted(arms: Sequence[Arm], metrics: Sequence[str] | None) -> list[PlotData]:
     """What is drawn over steps: the subjects of the first run's table, with the curves of every
     run."""
     every = curves(arms)
     return [
         select(every, shown)
-        for shown in subjects(arms[0].tables[0], metrics)
+        for shown in all_plot_data(arms[0].tables[0], metrics)
         if shown.between is None
     ]
 
 
-def select(frame: pd.DataFrame, shown: Subject) -> Subject:
+def select(frame: pd.DataFrame, shown: PlotData) -> PlotData:
     """The rows of `frame` that are of what `shown` is of."""
     rows = frame[(frame["metric"] == shown.metric) & (frame["kind"] == shown.kind)]
     rows = rows if shown.split is None else rows[rows["split"] == shown.split]
-    return Subject(rows, shown.metric, shown.kind, shown.split)
+    return PlotData(rows, shown.metric, shown.kind, shown.split)
 
 
 def by_step(differences: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -99,7 +99,7 @@ def by_step(differences: pd.DataFrame, arm: str) -> pd.DataFrame:
     return rows.assign(value=rows["difference"])
 
 
-def _part(shown: Subject, differences: pd.DataFrame) -> Part:
+def _part(shown: PlotData, differences: pd.DataFrame) -> ReportPart:
     title = f"{shown.quantity}: {shown.object}"
     caption = glossary.how_to_read("overlay", shown.metric)
     pictures = [
@@ -120,7 +120,7 @@ def _part(shown: Subject, differences: pd.DataFrame) -> Part:
         )
         rows = differences[(differences["arm"] == arm) & differences["step"].isna()]
         tables.append((f"{arm} less the baseline", _HEADINGS, _rows(select(rows, shown).rows)))
-    return Part(shown.stem, title, pictures, tables)
+    return ReportPart(shown.stem, title, pictures, tables)
 
 
 def _rows(means: pd.DataFrame) -> Rows:
@@ -134,7 +134,7 @@ def _rows(means: pd.DataFrame) -> Rows:
             _cell(row["relative"], "{:.1%}"),
             *(_cell(row[key]) for key in ("low", "high")),
             _cell(row["effect_size"], "{:.2f}"),
-            Cell(_interval_name(row)),
+            TableCell(_interval_name(row)),
         ]
         found.append((str(row["component"]), numbers))
     return found
@@ -148,7 +148,7 @@ def _interval_name(row: Mapping[Hashable, Any]) -> str:
     return name if pd.isna(row["df"]) else f"{name}, df {row['df']:.3g}"
 
 
-def _cell(value: float, form: str = "{:.4g}") -> Cell:
+def _cell(value: float, form: str = "{:.4g}") -> TableCell:
     if pd.isna(value):
-        return Cell("\N{EN DASH}")
-    return Cell(number(value, form), float(value))
+        return TableCell("\N{EN DASH}")
+    return TableCell(number(value, form), float(value))

@@ -21,8 +21,8 @@ import pandas as pd
 
 from pico_analyze.metrics.registry import METRICS
 from pico_analyze.plot import panels
-from pico_analyze.plot.data import between, spoken, unit_of
-from pico_analyze.plot.figures import drawn
+from pico_analyze.plot.data import between, display_name, unit_of
+from pico_analyze.plot.figures import draw_figures
 from pico_analyze.report import glossary
 from pico_analyze.sources.base import Source
 from pico_analyze.sources.model_config import describe
@@ -57,7 +57,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Mean of one metric over the layers and heads of a component; `of` says how many have a value,
     where not all."""
 
@@ -73,7 +73,7 @@ class Grid:
     title: str
     metrics: list[str]
     units: list[str]  # of each metric, "" where it has none
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[tuple[str, list[TableCell]]]
 
 
 def render(
@@ -171,7 +171,7 @@ def statuses(frame: pd.DataFrame) -> list[tuple[str, int, str, str]]:
     found = []
     for status, rows in absent.groupby("status"):
         of = (
-            (rows["metric"].map(spoken) + " of " + rows["kind"])
+            (rows["metric"].map(display_name) + " of " + rows["kind"])
             .value_counts(sort=False)
             .sort_index()
         )
@@ -211,7 +211,7 @@ def definitions(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
         metric = METRICS.get(str(name))
         text = " ".join((metric.fn.__doc__ or "").split()) if metric else "a metric of your own"
         unit = metric.unit if metric else next(iter(rows["unit"].dropna()), "")
-        found.append((spoken(str(name)), unit, text, glossary.reading(str(name))))
+        found.append((display_name(str(name)), unit, text, glossary.reading(str(name))))
     return found
 
 
@@ -247,13 +247,15 @@ def grids(frame: pd.DataFrame) -> list[Grid]:
         parts = _parts(metrics)
         for number, some in enumerate(parts, start=1):
             by_component = [
-                (str(name), [cells.get((name, metric), Cell("")) for metric in some])
+                (str(name), [cells.get((name, metric), TableCell("")) for metric in some])
                 for name in last["component"].unique()
             ]
             of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
             title = f"{_of(kind, split)}, step {step}{of}"
             units = [unit_of(last[last["metric"] == metric]) for metric in some]
-            found.append(Grid(title, [spoken(metric) for metric in some], units, by_component))
+            found.append(
+                Grid(title, [display_name(metric) for metric in some], units, by_component)
+            )
     return found
 
 
@@ -266,7 +268,7 @@ def _parts(metrics: Sequence[str]) -> list[Sequence[str]]:
 
 def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) -> Iterator[Picture]:
     """The figures, one at a time, each with its title and how it is read."""
-    for one in drawn(frame, metrics, heads, COLUMNS):
+    for one in draw_figures(frame, metrics, heads, COLUMNS):
         of = one.subject
         title = f"{of.quantity}: {of.object}, {_FORMS[one.form]}" if of else "Overview"
         yield picture(
@@ -282,12 +284,12 @@ def picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
     return Picture(anchor, title, image, caption, round(96 * figure.get_figwidth()))
 
 
-def _cell(values: pd.Series) -> Cell:
+def _cell(values: pd.Series) -> TableCell:
     known = values.dropna()
     of = "" if len(known) == len(values) else f"{len(known)} of {len(values)}"
     if known.empty:
-        return Cell("\N{EN DASH}", None, of)
-    return Cell(number(float(known.mean())), float(known.mean()), of)
+        return TableCell("\N{EN DASH}", None, of)
+    return TableCell(number(float(known.mean())), float(known.mean()), of)
 
 
 def number(value: float, form: str = "{:.4g}") -> str:

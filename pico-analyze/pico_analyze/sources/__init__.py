@@ -5,7 +5,7 @@ from __future__ import annotations
 from pico_contract.kinds import KINDS, MICROBATCH_GRADIENTS, SPLITS
 
 from pico_analyze.sources.base import (
-    CountsTerms,
+    CountsTokens,
     KnowsPositions,
     NotObservedError,
     Source,
@@ -20,7 +20,7 @@ __all__ = [
     "KINDS",
     "MICROBATCH_GRADIENTS",
     "SPLITS",
-    "CountsTerms",
+    "CountsTokens",
     "KnowsPositions",
     "NotObservedError",
     "Source",

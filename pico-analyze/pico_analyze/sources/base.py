@@ -23,7 +23,7 @@ class Source(Protocol):
     `pico_analyze.engine.references`), without which activations are compared with those of any run
     that has as many rows; `positions` (`KnowsPositions`), without which each row of activations
     counts as a sequence of its own; `at_once`, the number of steps whose files fit where they are
-    fetched to, or None; `terms` (`CountsTerms`), without which nothing is measured of gradients of
+    fetched to, or None; `n_tokens` (`CountsTokens`), without which nothing is measured of gradients of
     micro-batches; `origin`, what it was opened from, which tells it from another of the same name;
     `notes`, sentences on what was left out of it, and why; and `is_lost(step, kind)`, whether a
     damaged file may have held that kind.
@@ -59,10 +59,10 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class CountsTerms(Protocol):
+class CountsTokens(Protocol):
     """A source that may hold gradients of micro-batches."""
 
-    def terms(self, step: int, split: str | None) -> Sequence[int]:
+    def n_tokens(self, step: int, split: str | None) -> Sequence[int]:
         """Terms of the loss in each micro-batch of `microbatch_gradients`; empty where the step
         holds none."""
 

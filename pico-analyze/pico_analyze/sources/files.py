@@ -23,7 +23,7 @@ _POINTER_BYTES = 1024  # a pointer of Git LFS is shorter
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """A tensor of a model: the file that holds it, its name there, its shape and dtype as
     safetensors writes them."""
 
@@ -46,10 +46,10 @@ class Files(Protocol):
     def read_json(self, name: str) -> dict[str, Any]:
         """The JSON object in a small file; DamagedError if it holds none."""
 
-    def header(self, name: str) -> Sequence[Stored]:
+    def header(self, name: str) -> Sequence[TensorInfo]:
         """What a file in safetensors holds; DamagedError if it is not one."""
 
-    def read(self, stored: Stored) -> torch.Tensor:
+    def read(self, stored: TensorInfo) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU."""
 
     def content_id(self, names: Sequence[str]) -> str:
@@ -117,7 +117,7 @@ class LocalFiles:
         """The JSON object in a file."""
         return read_object(self.path / name)
 
-    def header(self, name: str) -> list[Stored]:
+    def header(self, name: str) -> list[TensorInfo]:
         """Each tensor of a file, from its header alone."""
         path = self.path / name
         if (
@@ -128,11 +128,11 @@ class LocalFiles:
             raise DamagedError(pointer_sentence(path))
         opened = self._open.get(path)
         return [
-            Stored(name, tensor, opened.shape(tensor), opened.dtype(tensor))
+            TensorInfo(name, tensor, opened.shape(tensor), opened.dtype(tensor))
             for tensor in opened.names
         ]
 
-    def read(self, stored: Stored) -> torch.Tensor:
+    def read(self, stored: TensorInfo) -> torch.Tensor:
         """One tensor, from the one file that holds it; DamagedError if the file has changed since
         it was hashed."""
         path = self.path / stored.file

@@ -12,7 +12,7 @@ import torch
 from pico_contract.codec import TensorFile
 from pico_contract.errors import DamagedError, UserError
 
-from pico_analyze.sources.files import Stored, digest, read_object
+from pico_analyze.sources.files import TensorInfo, digest, read_object
 from pico_analyze.sources.formats import UnsupportedError
 from pico_analyze.sources.hub_store import PREFIX, Entry, Store
 from pico_analyze.sources.model import Model
@@ -50,12 +50,12 @@ class HubFiles:
         """The JSON object in a small file, which is downloaded and kept."""
         return read_object(self.store.small_file(self.commit, self._prefix + name))
 
-    def header(self, name: str) -> list[Stored]:
+    def header(self, name: str) -> list[TensorInfo]:
         """Each tensor of a file, which is not downloaded for it."""
         stored = self.store.header(self.commit, self._prefix + name)
-        return [Stored(name, one.name, one.shape, one.dtype) for one in stored]
+        return [TensorInfo(name, one.name, one.shape, one.dtype) for one in stored]
 
-    def read(self, stored: Stored) -> torch.Tensor:
+    def read(self, stored: TensorInfo) -> torch.Tensor:
         """One tensor, after downloading the file that holds it if it is not there."""
         get = partial(_tensor, name=stored.name)
         return self.store.read(self.commit, self._prefix + stored.file, get)

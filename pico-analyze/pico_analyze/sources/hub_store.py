@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pico_contract.digests import session_sha256
 from pico_contract.errors import DamagedError, UserError
 
-from pico_analyze.sources.files import Stored
+from pico_analyze.sources.files import TensorInfo
 from pico_analyze.sources.formats import is_pointer, pointer_sentence
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class Store:
         with self._lock, self._sentences(f"{self.repo}@{commit}/{file}"):
             return self._download(commit, file)
 
-    def header(self, commit: str, file: str) -> list[Stored]:
+    def header(self, commit: str, file: str) -> list[TensorInfo]:
         """What a file in safetensors holds, by its header alone."""
         first = self._bytes(commit, file, 0, _FIRST_BYTES)
         place = f"{PREFIX}{self.repo}@{commit}/{file}"
@@ -129,7 +129,7 @@ class Store:
             header = json.loads(first[8 : 8 + length])
             header.pop("__metadata__", None)
             return [
-                Stored(file, name, tuple(entry["shape"]), entry["dtype"])
+                TensorInfo(file, name, tuple(entry["shape"]), entry["dtype"])
                 for name, entry in header.items()
             ]
         except (ValueError, TypeError, KeyError, AttributeError):

@@ -46,7 +46,7 @@ class ObservedStep:
             raise no_module(self.name, kind, module, modules_of(stored, tied=False))
         return stored[name]
 
-    def terms(self, step: int, split: str | None) -> Sequence[int]:
+    def n_tokens(self, step: int, split: str | None) -> Sequence[int]:
         """Of the loss, in each micro-batch; () where their gradients were not observed."""
         return (
             self._observation.terms

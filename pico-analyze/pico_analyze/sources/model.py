@@ -13,18 +13,18 @@ from pico_contract.errors import DamagedError
 from pico_contract.layout import MODEL_CONFIG
 
 from pico_analyze.sources import adapters, formats, quantised
-from pico_analyze.sources.files import Files, Stored
+from pico_analyze.sources.files import Files, TensorInfo
 
 _FLOATS = ("F64", "F32", "F16", "BF16", *quantised.FLOAT8)
 _LORA_SCALE = ".lora_scale"
 
 
 @dataclass(frozen=True)
-class Matrix:
+class StoredMatrix:
     """Where the matrix of a module is stored, and its scales if it is quantised."""
 
-    weight: Stored
-    scale: Stored | None = None
+    weight: TensorInfo
+    scale: TensorInfo | None = None
 
 
 class Model:
@@ -43,7 +43,7 @@ class Model:
         return formats.weight_files(self.place, self.files.names(), self.files.read_json)
 
     @cached_property
-    def modules(self) -> dict[str, Matrix]:
+    def modules(self) -> dict[str, StoredMatrix]:
         """Module -> where its matrix is, from headers alone.
 
         Raises:
@@ -52,7 +52,7 @@ class Model:
                 matrix.
         """
         stored = self._stored
-        found: dict[str, Matrix] = {}
+        found: dict[str, StoredMatrix] = {}
         dtypes = {name: one.dtype for name, one in stored.items()}
         for name, one in stored.items():
             if (
@@ -68,12 +68,12 @@ class Model:
             if module in found:
                 raise DamagedError(f'{self.place} names the module "{module}" twice')
             scale = quantised.scale_name(name, stored) if one.dtype in quantised.FLOAT8 else None
-            found[module] = Matrix(one, stored[scale] if scale else None)
+            found[module] = StoredMatrix(one, stored[scale] if scale else None)
         if not found:
             raise DamagedError(f"{self.place} holds no floating-point matrix")
         return found
 
-    def stored(self) -> list[Stored]:
+    def stored(self) -> list[TensorInfo]:
         """Every tensor, also those that are not offered as modules; errors as `modules`."""
         return list(self._stored.values())
 
@@ -102,9 +102,9 @@ class Model:
         """Changes whenever anything does that the matrices depend on: weights, and configurations
         beside them."""
         beside = (MODEL_CONFIG, formats.ADAPTER_CONFIG)
-        held = self.files.names()
+        present = self.files.names()
         return self.files.content_id(
-            [*self.weight_files(), *(name for name in beside if name in held)]
+            [*self.weight_files(), *(name for name in beside if name in present)]
         )
 
     def size(self) -> int:
@@ -112,8 +112,8 @@ class Model:
         return self.files.size(self.weight_files())
 
     @cached_property
-    def _stored(self) -> dict[str, Stored]:
-        stored: Sequence[Stored] = [
+    def _stored(self) -> dict[str, TensorInfo]:
+        stored: Sequence[TensorInfo] = [
             one for file in self.weight_files() for one in self.files.header(file)
         ]
         by_name = {one.name: one for one in stored}

@@ -22,7 +22,7 @@ from pico_analyze.sources import formats
 from pico_analyze.sources.base import check_kind, no_module, no_step
 from pico_analyze.sources.files import LocalFiles, OpenFiles
 from pico_analyze.sources.formats import UnsupportedError
-from pico_analyze.sources.model import Matrix, Model
+from pico_analyze.sources.model import Model, StoredMatrix
 from pico_analyze.sources.model_config import geometry
 from pico_analyze.sources.step_names import (
     StepName,
@@ -217,13 +217,13 @@ class Series:
             DamagedError: the file is not readable.
         """
         self._check(step, kind)
-        held = self._modules(step)
+        available = self._modules(step)
         name = names.canonical(module).removesuffix(".weight")
-        if name == _HEAD and _HEAD not in held and self.model.get("tie_word_embeddings"):
+        if name == _HEAD and _HEAD not in available and self.model.get("tie_word_embeddings"):
             name = _EMBEDDING
         tensor = self.models[step].read(name)
         if tensor is None:
-            raise no_module(self.models[step].place, kind, name, held)
+            raise no_module(self.models[step].place, kind, name, available)
         return tensor
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
@@ -247,5 +247,5 @@ class Series:
         if kind != "weights":
             raise UserError(f"{self.models[step].place} has no {kind}: a model holds weights alone")
 
-    def _modules(self, step: int) -> Mapping[str, Matrix]:
+    def _modules(self, step: int) -> Mapping[str, StoredMatrix]:
         return self.models[step].modules

@@ -24,19 +24,19 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
             by name.
     """
     try:
-        held = torch.load(
+        loaded = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except Exception as error:  # bytes that are no pickle fail in many ways, KeyError among them
         raise DamagedError(_why(path, str(error))) from None
-    if not isinstance(held, dict):
+    if not isinstance(loaded, dict):
         raise DamagedError(
-            f"{path} is refused: it holds a {type(held).__name__} and not tensors by module name"
+            f"{path} is refused: it holds a {type(loaded).__name__} and not tensors by module name"
         )
     found: dict[str, torch.Tensor] = {}
-    for key, tensor in held.items():
+    for key, tensor in loaded.items():
         if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
             raise DamagedError(
                 f'{path} is refused: its entry "{key}" is a {type(tensor).__name__} and not a tensor'

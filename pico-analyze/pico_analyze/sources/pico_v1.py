@@ -82,8 +82,10 @@ class LegacyRun:
         """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds
         none."""
         check_kind(kind)
-        held: list[str | None] = [split for split in SPLITS if (step, kind, split) in self._stored]
-        return [None] if kind == "weights" and held else held
+        available: list[str | None] = [
+            split for split in SPLITS if (step, kind, split) in self._stored
+        ]
+        return [None] if kind == "weights" and available else available
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
         """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as
@@ -142,10 +144,10 @@ class LegacyRun:
         """The split in the name of the file that holds what is asked for."""
         if step not in self.steps:
             raise no_step(self.root, step, self.steps, self.damaged)
-        held = self.splits(step, kind)
-        if kind == "weights" and held:
+        available = self.splits(step, kind)
+        if kind == "weights" and available:
             return next(given for given in _WEIGHT_SPLITS if (step, kind, given) in self._stored)
-        chosen = [given for given in held if given is not None and split in (None, given)]
+        chosen = [given for given in available if given is not None and split in (None, given)]
         if len(chosen) == 1:
             return chosen[0]
         if chosen:

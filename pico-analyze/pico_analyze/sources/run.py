@@ -128,7 +128,7 @@ class Run:
         """Whether `kind` of a step may lie in a directory that is not intact."""
         return step in self.damaged and (kind == "weights" or step not in self._snapshots)
 
-    def terms(self, step: int, split: str | None) -> list[int]:
+    def n_tokens(self, step: int, split: str | None) -> list[int]:
         """Terms of the loss in each micro-batch whose gradients `step` holds; [] where it holds
         none."""
         found = (

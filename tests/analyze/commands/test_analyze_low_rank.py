@@ -13,7 +13,7 @@ from pico_analyze.commands import run_analysis
 from pico_analyze.config import checked
 from pico_analyze.engine.spectra import spectra
 from pico_analyze.plot import over_steps
-from pico_analyze.plot.data import subject
+from pico_analyze.plot.data import plot_data
 from pico_analyze.report import run as report
 from pico_analyze.table import read
 from pico_contract import codec, names
@@ -71,7 +71,7 @@ def test_the_overview_is_the_mean_over_plain_modules(layout: RunLayout) -> None:
 def test_panels_of_long_names_do_not_run_into_each_other(layout: RunLayout) -> None:
     run = open_run(layout.root)
     frame = measure(run, ["numerical_rank"], ["cumulative_lora_update"], kinds=["updates"], window=1)
-    figure = over_steps.lines(subject(frame, "numerical_rank", "updates"))
+    figure = over_steps.lines(plot_data(frame, "numerical_rank", "updates"))
     figure.draw_without_rendering()
     one, two = (axes.title.get_window_extent() for axes in figure.axes[:2])
     assert one.x1 < two.x0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pico_analyze.commands import report_run, run_analysis
 from pico_analyze.commands.compare import compare_runs
-from pico_analyze.commands.location import measured
+from pico_analyze.commands.location import find_analysis
 from pico_analyze.config import checked
 from pico_analyze.sources.open import open_source
 from pico_contract import codec
@@ -68,7 +68,7 @@ def test_two_series_of_one_name_have_two_places(
     assert any(f"is the analysis of {arms[0]}: this one is written to {tables[1].parent}" in line for line in said)
     assert [measure(path, **options) for path in reversed(arms)] == tables[::-1], "each finds its own again"
     place = Path(out) if out else None
-    assert [measured(open_source(path), "default", place).table for path in arms] == tables
+    assert [find_analysis(open_source(path), "default", place).table for path in arms] == tables
     reports = [report_run(path, "default", place).read_text() for path in arms]
     assert [">100<" in report for report in reports] == [False, True]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from pico_analyze import open_source
-from pico_analyze.components import Unit, plan
+from pico_analyze.components import MeasuredUnit, plan_units
 from pico_analyze.components.circuits import OV
 from pico_analyze.components.projections import attention_at
 from pico_analyze.sources import Source
@@ -39,8 +39,8 @@ class Seen(NamedTuple):
     pattern: torch.Tensor  # (6, H, T, T)
 
 
-def units(source: Source, circuit: str) -> list[Unit]:
-    return plan([circuit], "weights", source.modules(1, "weights"), source.model)
+def units(source: Source, circuit: str) -> list[MeasuredUnit]:
+    return plan_units([circuit], "weights", source.modules(1, "weights"), source.model)
 
 
 def inputs(model: Any, tokens: int) -> dict[str, torch.Tensor]:

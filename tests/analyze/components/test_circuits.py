@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import measure
-from pico_analyze.components import Unit, plan
+from pico_analyze.components import MeasuredUnit, plan_units
 from pico_analyze.components.circuits import CIRCUITS
-from pico_analyze.linalg import Product, spectra
+from pico_analyze.linalg import FactoredMatrix, spectra
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.run import Run
@@ -22,11 +22,11 @@ from pico_contract.errors import UserError
 HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]
 
 
-def units(run: Run, circuit: str, kind: str = "weights") -> list[Unit]:
-    return plan([circuit], kind, run.modules(0, kind, None if kind == "weights" else "val"), run.model)
+def units(run: Run, circuit: str, kind: str = "weights") -> list[MeasuredUnit]:
+    return plan_units([circuit], kind, run.modules(0, kind, None if kind == "weights" else "val"), run.model)
 
 
-def weight(run: Run, unit: Unit, name: str, kind: str = "weights") -> torch.Tensor:
+def weight(run: Run, unit: MeasuredUnit, name: str, kind: str = "weights") -> torch.Tensor:
     return run.tensor(0, kind, f"{unit.module}.{name}", None if kind == "weights" else "val").double()
 
 
@@ -43,7 +43,7 @@ def test_qk_circuit_gives_the_scores_of_a_head(
         found = unit.load(run, 0, "weights", None)
         assert [key.head for key in unit.keys] == list(range(heads))
         for circuit, expected in zip(found, scores, strict=True):
-            assert isinstance(circuit, Product)
+            assert isinstance(circuit, FactoredMatrix)
             assert circuit.left.shape[1] == 16 // heads
             torch.testing.assert_close(x @ circuit.dense() @ x.T, expected)
 
@@ -58,7 +58,7 @@ def test_mlp_path_is_the_mlp_with_open_gates(run: Run) -> None:
     for unit in found:
         (path,) = unit.load(run, 0, "weights", None)
         expected = (x @ weight(run, unit, "up_proj").T) @ weight(run, unit, "down_proj").T
-        assert isinstance(path, Product)
+        assert isinstance(path, FactoredMatrix)
         torch.testing.assert_close(x @ path.dense().T, expected)
 
 
@@ -79,7 +79,7 @@ def test_induced_change_is_the_derivative_of_ov_along_the_gradient(
         expected = torch.autograd.functional.jvp(circuits, at, along)[1]
         found = unit.load(run, 0, "gradients", "val")
         torch.testing.assert_close(torch.stack([change.dense() for change in found]), expected)
-        assert {change.left.shape[1] for change in found if isinstance(change, Product)} == {2 * 16 // heads}
+        assert {change.left.shape[1] for change in found if isinstance(change, FactoredMatrix)} == {2 * 16 // heads}
 
 
 JOINED = [("ov_circuit", "weights", 16), ("ov_circuit", "activations", 8), ("ov_induced_change", "gradients", 32)]
@@ -92,7 +92,7 @@ def test_joined_is_all_heads_side_by_side_and_kept_as_factors(run: Run, circuit:
     for alone, unit in zip(units(run, circuit, kind), units(run, f"{circuit}_joined", kind), strict=True):
         (joined,) = unit.load(run, 0, kind, split)
         assert [(key.component, key.head, key.module) for key in unit.keys] == [(unit.circuit, None, alone.module)]
-        assert isinstance(joined, Product)
+        assert isinstance(joined, FactoredMatrix)
         assert joined.left.shape[1] == inner
         dense = torch.cat([head.dense() for head in alone.load(run, 0, kind, split)], dim=1)
         torch.testing.assert_close(joined.dense(), dense)
@@ -113,13 +113,13 @@ def test_a_circuit_of_some_layers_is_named_behind_what_it_lies_in(run: Run) -> N
 def test_entries_of_circuits_are_measured_where_they_may_be_formed(run: Run, tmp_path: Path) -> None:
     asked = {"metrics": ["per", "gini", "max_abs"], "components": ["ov_circuit"], "cache": tmp_path}
     assert set(measure(run, **asked)["metric"]) == {"per"}
-    frame = measure(run, **asked, form_circuits=True)
+    frame = measure(run, **asked, dense_circuits=True)
     for row in frame[frame["metric"] != "per"].to_dict("records"):
         split = None if row["kind"] == "weights" else row["split"]
         (unit,) = (one for one in units(run, "ov_circuit", row["kind"]) if one.module == row["module"])
         dense = unit.load(run, row["step"], row["kind"], split)[row["head"]].dense()
         assert row["value"] == METRICS[row["metric"]].fn(dense).value
-    pd.testing.assert_frame_equal(measure(run, **asked, form_circuits=True), frame)
+    pd.testing.assert_frame_equal(measure(run, **asked, dense_circuits=True), frame)
     assert set(measure(run, **asked)["metric"]) == {"per"}
 
 
@@ -163,7 +163,7 @@ def test_samples_of_factors_are_measured_as_those_of_the_dense_matrix(name: str)
     metric = METRICS[name]
     draws = torch.Generator().manual_seed(0)
     factors = [torch.randn(*shape, generator=draws) for shape in ((40, 4), (4, 16), (40, 4), (4, 16))]
-    x, y = (Product(left + 3, right) for left, right in (factors[:2], factors[2:]))
+    x, y = (FactoredMatrix(left + 3, right) for left, right in (factors[:2], factors[2:]))
     given = (x, y) if metric.arity == 2 else (x,)
     found = metric.fn(*map(Sample.of, given), **metric.parameters)
     expected = metric.fn(*(Sample.of(one.dense()) for one in given), **metric.parameters)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze import measure, open_run
-from pico_analyze.components import plan
+from pico_analyze.components import plan_units
 from pico_analyze.components.low_rank import lora_update
 from pico_analyze.engine.damage import DamagedWarning
-from pico_analyze.linalg import Product, spectra
+from pico_analyze.linalg import FactoredMatrix, spectra
 from pico_analyze.metrics import METRICS
 from pico_analyze.sources.live_step import ObservedStep
 from pico_analyze.sources.run import Run
@@ -90,7 +90,7 @@ def test_the_update_does_not_depend_on_how_it_is_factored(seed: int, rank: int, 
     source = observed(factors(left, right, 2.0))
     other = observed(factors(left @ turn * 2.0**power, turn.T @ right, 2.0 ** (1 - power)))
     one, two = (spectra(lora_update(of, Q_PROJ, 0, "weights", None))[0] for of in (source, other))
-    np.testing.assert_allclose(one.values, two.values, rtol=1e-10, atol=1e-12 * one.largest)
+    np.testing.assert_allclose(one.values, two.values, rtol=1e-10, atol=1e-12 * one.spectral_norm)
     assert len(one.significant) == len(two.significant) == rank
 
 
@@ -98,7 +98,7 @@ def test_the_update_does_not_depend_on_how_it_is_factored(seed: int, rank: int, 
 def test_every_spectral_metric_is_that_of_the_dense_matrix_in_float64(run: Run, module: str) -> None:
     """The oracle is numpy's SVD of the formed product; what it finds beyond the rank is rounding."""
     component = f"{names.parse(module).component}.lora_update"
-    frame = measure(run, [*SPECTRAL, "max_abs", "gini"], [component], steps=[1, 2, 3, 6], form_circuits=True)
+    frame = measure(run, [*SPECTRAL, "max_abs", "gini"], [component], steps=[1, 2, 3, 6], dense_circuits=True)
     for of, rows in frame[frame["layer"] == 0].groupby("step"):
         matrix = dense(run.layout, module, int(of))
         values = np.linalg.svd(matrix, compute_uv=False)
@@ -114,10 +114,10 @@ def test_every_spectral_metric_is_that_of_the_dense_matrix_in_float64(run: Run, 
 
 
 def test_a_spectrum_comes_from_a_core_of_the_size_of_the_rank(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Product) -> torch.Tensor:
+    def refuse(self: FactoredMatrix) -> torch.Tensor:
         raise AssertionError("a dense product was formed")
 
-    monkeypatch.setattr(Product, "dense", refuse)
+    monkeypatch.setattr(FactoredMatrix, "dense", refuse)
     frame = measure(run, SPECTRAL, ["lora_update"])
     assert len(spectra(lora_update(run, Q_PROJ, 3, "weights", None))[0].values) == 4
     assert (frame["status"] == "ok").any()
@@ -127,7 +127,7 @@ def test_at_a_restart_it_is_what_was_merged_into_the_base(run: Run) -> None:
     for step in (2, 4, 6):
         (update,) = lora_update(run, Q_PROJ, step, "weights", None)
         old, new = (run.tensor(s, "weights", names.base(Q_PROJ)).double() for s in (step - 1, step))
-        assert isinstance(update, Product)
+        assert isinstance(update, FactoredMatrix)
         torch.testing.assert_close(update.dense(), new - old, rtol=0, atol=1e-6)  # half an eps of entries below 8
         assert not run.tensor(step, "weights", names.lora_B(Q_PROJ)).any()
 
@@ -171,10 +171,10 @@ def test_one_module_is_chosen_by_a_glob_before_the_name(run: Run) -> None:
 
 
 def test_units_come_in_the_order_of_the_forward_pass(run: Run) -> None:
-    units = plan(["lora_update"], "weights", run.modules(1, "weights"), run.model)
+    units = plan_units(["lora_update"], "weights", run.modules(1, "weights"), run.model)
     assert [unit.module for unit in units] == list(LOW_RANK)
     for kind in ("gradients", "activations", "updates"):
-        assert plan(["lora_update"], kind, run.modules(1, "weights"), run.model) == []
+        assert plan_units(["lora_update"], kind, run.modules(1, "weights"), run.model) == []
 
 
 def test_before_the_factors_begin_it_is_missing_and_the_rest_measured(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from pico_analyze import linalg, measure, open_run
-from pico_analyze.components import Unit
+from pico_analyze.components import MeasuredUnit
 from pico_analyze.components.low_rank import base_dtypes, cumulative_lora_update, explains
 from pico_analyze.engine.damage import DamagedWarning
 from pico_analyze.sources.run import Run
@@ -129,7 +129,7 @@ def test_effective_weights_are_no_more_exact_than_the_base_they_were_merged_in(t
     rows = frame[(frame["layer"] == 0) & (frame["kind"] == "weights")].groupby("component").first()
     assert rows["dtype"].to_dict() == {"self_attn.q_proj": "bfloat16", "self_attn.v_proj": "float32"}
     for circuit, dtypes in (("qk_circuit", [torch.bfloat16]), ("ov_circuit", []), ("lora_update", [])):
-        made_of = Unit(circuit, "model.layers.0.self_attn", ()).effective_weights("weights")
+        made_of = MeasuredUnit(circuit, "model.layers.0.self_attn", ()).effective_weights("weights")
         assert base_dtypes(run, made_of, 4) == dtypes
     size = float(run.tensor(4, "weights", Q_PROJ).double().norm())
     assert rows["tol"]["self_attn.q_proj"] == pytest.approx(2**-8 * size, rel=1e-6)
@@ -180,7 +180,7 @@ def test_a_small_restart_is_not_overlooked() -> None:
         one.step(size)
         one.restart()
         assert one.merged is not None
-        merged.append(linalg.Product(one.merged[1], one.merged[0]))
+        merged.append(linalg.FactoredMatrix(one.merged[1], one.merged[0]))
     assert explains(merged, first, one.base)
     assert not explains([merged[0], merged[2]], first, one.base)
     assert not explains(merged[:2], first, one.base)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pico_analyze.components import Unit, check, plan
-from pico_analyze.linalg import Product, spectra
+from pico_analyze.components import MeasuredUnit, check_components, plan_units
+from pico_analyze.linalg import FactoredMatrix, spectra
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
 from torch import nn
@@ -28,8 +28,8 @@ LAYER = (
 HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]
 
 
-def ov_units(run: Run, kind: str) -> list[Unit]:
-    return plan(["ov_circuit"], kind, run.modules(0, kind), run.model)
+def ov_units(run: Run, kind: str) -> list[MeasuredUnit]:
+    return plan_units(["ov_circuit"], kind, run.modules(0, kind), run.model)
 
 
 def linear(weight: torch.Tensor) -> nn.Linear:
@@ -56,7 +56,7 @@ def test_ov_circuit_is_what_a_head_writes_where_it_attends_to_one_token(
     for unit in ov_units(run, "weights"):
         states = linear(run.tensor(0, "weights", f"{unit.module}.v_proj"))(x).detach()
         for key, circuit in zip(unit.keys, unit.load(run, 0, "weights", None), strict=True):
-            assert isinstance(circuit, Product)
+            assert isinstance(circuit, FactoredMatrix)
             assert circuit.shape == (16, 16)
             assert circuit.left.shape[1] == 16 // heads
             assert key.head is not None
@@ -103,13 +103,13 @@ def test_ov_circuit_has_a_key_for_each_head_of_each_layer(run: Run) -> None:
 
 
 def test_ov_circuit_has_no_gradient(run: Run) -> None:
-    assert plan(["ov_circuit"], "gradients", run.modules(0, "gradients", "val"), run.model) == []
+    assert plan_units(["ov_circuit"], "gradients", run.modules(0, "gradients", "val"), run.model) == []
 
 
 def test_plain_modules_come_in_model_order_and_once() -> None:
     layers = [f"model.layers.{i}.{name}" for i in range(12) for name in LAYER]
     outside = ["lm_head", "model.embed_tokens", "model.norm"]
-    units = plan(["*", "v_proj", "mlp.*"], "weights", sorted(layers + outside), {})
+    units = plan_units(["*", "v_proj", "mlp.*"], "weights", sorted(layers + outside), {})
     assert [unit.module for unit in units] == layers + outside
     assert [unit.keys[0].layer for unit in units][:: len(LAYER)] == [*range(12), None]
     assert {unit.keys[0].component for unit in units} == {*LAYER, *outside}
@@ -126,7 +126,7 @@ def test_plain_modules_come_in_model_order_and_once() -> None:
     ],
 )
 def test_globs_and_earlier_names(run: Run, pattern: str, expected: list[str]) -> None:
-    units = plan([pattern], "weights", run.modules(0, "weights"), run.model)
+    units = plan_units([pattern], "weights", run.modules(0, "weights"), run.model)
     assert [unit.module for unit in units] == expected
     loaded = units[0].load(run, 0, "weights", None)
     assert len(loaded) == 1
@@ -138,11 +138,11 @@ def test_globs_and_earlier_names(run: Run, pattern: str, expected: list[str]) ->
 )
 def test_unknown_component_names_the_nearest(run: Run, component: str, nearest: str) -> None:
     with pytest.raises(UserError, match=component) as error:
-        check([component], run.modules(0, "weights"))
+        check_components([component], run.modules(0, "weights"))
     assert nearest in str(error.value)
 
 
 def test_a_circuit_named_twice_is_taken_once(run: Run) -> None:
     modules = run.modules(0, "weights")
-    twice = plan(["ov_circuit", "v_proj", "ov_circuit"], "weights", modules, run.model)
-    assert twice == plan(["v_proj", "ov_circuit"], "weights", modules, run.model)
+    twice = plan_units(["ov_circuit", "v_proj", "ov_circuit"], "weights", modules, run.model)
+    assert twice == plan_units(["v_proj", "ov_circuit"], "weights", modules, run.model)

@@ -15,8 +15,8 @@ from pico_analyze.compare.arms import Arm
 from pico_analyze.engine.distributions import distributions
 from pico_analyze.engine.spectra import spectra
 from pico_analyze.plot import over_steps
-from pico_analyze.plot.data import subject
-from pico_analyze.plot.figures import drawn
+from pico_analyze.plot.data import plot_data
+from pico_analyze.plot.figures import draw_figures
 from pico_contract import codec
 
 STACKS = {
@@ -73,9 +73,9 @@ def test_no_figure_and_no_comparison_averages_over_stacks(family: str, models: C
     differences = compare(arms, ["effective_rank"])
     assert sorted(differences["baseline_mean"].round(6).unique()) == [4, 12]
     table = arms[0].tables[0]
-    assert heights(over_steps.lines(subject(table, "effective_rank", "weights"))) == [4, 12]
+    assert heights(over_steps.lines(plot_data(table, "effective_rank", "weights"))) == [4, 12]
     assert heights(over_steps.overview(table)) == [0.25, 0.75]
-    for one in drawn(table, ["effective_rank"], heads=False):
+    for one in draw_figures(table, ["effective_rank"], heads=False):
         assert isinstance(one.figure, Figure)
 
 

@@ -7,10 +7,10 @@ import weakref
 import pandas as pd
 import pytest
 from pico_analyze import measure
-from pico_analyze.components import Key, Unit
+from pico_analyze.components import ComponentKey, MeasuredUnit
 from pico_analyze.engine import loader
 from pico_analyze.engine.loader import Loader
-from pico_analyze.engine.work import Work
+from pico_analyze.engine.work import WorkItem
 from pico_analyze.sources.run import Run
 
 V_PROJ = "model.layers.0.self_attn.v_proj"
@@ -23,8 +23,8 @@ def test_small_batches_and_threads_change_nothing(run: Run, monkeypatch: pytest.
 
 
 def test_a_batch_holds_no_matrix_that_was_taken_out_of_it(run: Run) -> None:
-    unit = Unit(None, V_PROJ, (Key("self_attn.v_proj", 0, None, V_PROJ),))
-    for batch in Loader(Work(run, unit, "activations", "val", tuple(run.steps)), spectral=False).batches():
+    unit = MeasuredUnit(None, V_PROJ, (ComponentKey("self_attn.v_proj", 0, None, V_PROJ),))
+    for batch in Loader(WorkItem(run, unit, "activations", "val", tuple(run.steps)), spectral=False).batches():
         held = [weakref.ref(one) for _, inputs in batch for one in inputs]
         assert held
         for _, inputs in batch:

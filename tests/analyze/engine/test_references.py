@@ -94,14 +94,14 @@ def test_memory_is_bounded_and_without_need_each_matrix_is_read_once(
         monkeypatch.setattr(loader, "_KEPT_BYTES", room)
         monkeypatch.setattr(loader, "_BATCH_BYTES", 0)
     kept: list[int] = []
-    original = loader.References.at
+    original = loader.ReferenceCache.at
 
-    def watched(self: loader.References, step: int) -> Any:
+    def watched(self: loader.ReferenceCache, step: int) -> Any:
         found = original(self, step)
         kept.append(len(self._from.kept))
         return found
 
-    monkeypatch.setattr(loader.References, "at", watched)
+    monkeypatch.setattr(loader.ReferenceCache, "at", watched)
     frame = measure(run, ["cka", "per"], ["up_proj"], kinds=["activations"], reference="all")
     pd.testing.assert_frame_equal(frame, expected, rtol=1e-12)
     a_step = 8 * (3 * 12 * 24 + 5 * 12**2)

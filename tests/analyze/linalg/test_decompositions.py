@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product, Spectrum, decompositions, spectra
+from pico_analyze.linalg import FactoredMatrix, Spectrum, decompositions, spectra
 from pico_analyze.linalg.decompositions import GRAM_ERROR, left_vectors
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
@@ -44,11 +44,11 @@ def decades(k: int, spread: float, kind: str) -> torch.Tensor:
     return values[: max(1, k // 2)] if kind == "low rank" else values
 
 
-def exact(matrix: torch.Tensor | Product) -> Spectrum:
+def exact(matrix: torch.Tensor | FactoredMatrix) -> Spectrum:
     """By numpy's SVD of the dense matrix in float64; of a product as many values as its inner dimension."""
-    dense = matrix.dense() if isinstance(matrix, Product) else matrix.double()
+    dense = matrix.dense() if isinstance(matrix, FactoredMatrix) else matrix.double()
     values = torch.from_numpy(np.linalg.svd(dense.numpy(), compute_uv=False))
-    kept = matrix.left.shape[1] if isinstance(matrix, Product) else len(values)
+    kept = matrix.left.shape[1] if isinstance(matrix, FactoredMatrix) else len(values)
     return Spectrum(values[:kept].clone(), (dense.shape[0], dense.shape[1]), matrix.dtype)
 
 
@@ -71,7 +71,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 def agree(found: Spectrum, expected: Spectrum) -> None:
     """Values above 1e-4 s_1 to `GRAM_ERROR`, all others to what the SVD itself resolves or the same; every metric."""
-    np.testing.assert_allclose(found.values, expected.values, rtol=GRAM_ERROR, atol=1e-13 * expected.largest)
+    np.testing.assert_allclose(found.values, expected.values, rtol=GRAM_ERROR, atol=1e-13 * expected.spectral_norm)
     for name in SPECTRAL:
         ours, numpys = METRICS[name].fn(found), METRICS[name].fn(expected)
         assert ours.status == numpys.status, name
@@ -90,9 +90,9 @@ def test_spectra_over_many_decades_are_numpys(seed: int, shape: tuple[int, int],
 @given(seeds, st.integers(1, 24), st.floats(0, 3))
 def test_products_over_many_decades_are_numpys(seed: int, r: int, spread: float) -> None:
     left = made(seed, (70, r), decades(r, spread, "even"))
-    product = Product(left, made(seed + 1, (50, r), decades(r, spread, "even")).T.contiguous())
+    product = FactoredMatrix(left, made(seed + 1, (50, r), decades(r, spread, "even")).T.contiguous())
     found, expected = spectra([product])[0], exact(product)
-    np.testing.assert_allclose(found.values, expected.values, rtol=GRAM_ERROR, atol=1e-13 * expected.largest)
+    np.testing.assert_allclose(found.values, expected.values, rtol=GRAM_ERROR, atol=1e-13 * expected.spectral_norm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pico_analyze import linalg
-from pico_analyze.linalg import Matrix, Product, Spectrum, difference, spectra, storage_error
+from pico_analyze.linalg import FactoredMatrix, Matrix, Spectrum, difference, spectra, storage_error
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics.single import Outcome, condition_number, effective_condition_number, numerical_rank
 
@@ -117,14 +117,14 @@ def test_a_product_is_known_as_well_as_its_factors(left: torch.dtype, right: tor
     o, v = drawn(0, 40, 4, dtype=left), drawn(1, 4, 30, dtype=right)
     (o_f, o_2), (v_f, v_2) = norms(o), norms(v)
     expected = torch.finfo(left).eps / 2 * o_f * v_2 + torch.finfo(right).eps / 2 * o_2 * v_f
-    assert of(Product(o, v)).tol == pytest.approx(expected, rel=1e-9)
-    assert of(Product(o, v).times(-3)).tol == pytest.approx(3 * expected, rel=1e-9)
-    assert of(Product(o, v)).dtype == left
+    assert of(FactoredMatrix(o, v)).tol == pytest.approx(expected, rel=1e-9)
+    assert of(FactoredMatrix(o, v).times(-3)).tol == pytest.approx(3 * expected, rel=1e-9)
+    assert of(FactoredMatrix(o, v)).dtype == left
 
 
 def test_the_tolerance_of_a_product_covers_the_rounding_of_its_factors() -> None:
     o, v = drawn(0, 40, 8), drawn(1, 8, 30)
-    stored = Product(o.bfloat16(), v.bfloat16())
+    stored = FactoredMatrix(o.bfloat16(), v.bfloat16())
     assert torch.linalg.matrix_norm(o @ v - stored.dense(), 2) < of(stored).tol
 
 
@@ -132,14 +132,14 @@ def test_tolerances_of_sums_and_differences_add() -> None:
     """Of dO V + O dV, dO small: as one product of stacked factors it would be judged as if all were as large as O."""
     o, v = drawn(0, 40, 4, dtype=torch.float32), drawn(1, 4, 30, dtype=torch.float32)
     d_o, d_v = 1e-9 * drawn(2, 40, 4, dtype=torch.float32), 1e-9 * drawn(3, 4, 30, dtype=torch.float32)
-    terms = Product(d_o, v), Product(o, d_v)
-    change = of(Product.sum_of(*terms))
+    terms = FactoredMatrix(d_o, v), FactoredMatrix(o, d_v)
+    change = of(FactoredMatrix.sum_of(*terms))
     assert change.tol == pytest.approx(sum(of(term).tol for term in terms), rel=1e-9)
     assert numerical_rank(change).value == 8
-    stacked = of(Product(torch.cat([d_o, o], 1), torch.cat([v, d_v])))
+    stacked = of(FactoredMatrix(torch.cat([d_o, o], 1), torch.cat([v, d_v])))
     assert numerical_rank(stacked).status == "within_rounding"
-    apart = difference(Product(o, v), Product(d_o, v))
-    assert of(apart).tol == pytest.approx(of(Product(o, v)).tol + of(terms[0]).tol, rel=1e-9)
+    apart = difference(FactoredMatrix(o, v), FactoredMatrix(d_o, v))
+    assert of(apart).tol == pytest.approx(of(FactoredMatrix(o, v)).tol + of(terms[0]).tol, rel=1e-9)
     torch.testing.assert_close(linalg.norm(apart), float((o.double() @ v.double() - d_o.double() @ v.double()).norm()))
 
 
@@ -162,6 +162,6 @@ def test_samples_are_judged_by_the_same_tolerance(dtype: torch.dtype) -> None:
 
 
 def test_a_sample_of_a_product_is_judged_by_its_factors() -> None:
-    product = Product(drawn(0, 48, 6, dtype=torch.bfloat16), drawn(1, 6, 200, dtype=torch.bfloat16))
+    product = FactoredMatrix(drawn(0, 48, 6, dtype=torch.bfloat16), drawn(1, 6, 200, dtype=torch.bfloat16))
     assert Sample.of(product).noise == pytest.approx(storage_error(product), rel=1e-12)
     assert Sample.of(product).noise > 0

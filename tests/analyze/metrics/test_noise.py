@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze import measure, open_run
-from pico_analyze.linalg import MicroBatches
+from pico_analyze.linalg import GradientStack
 from pico_analyze.linalg.decompositions import REAL
 from pico_analyze.metrics.noise import gradient_covariance_trace, gradient_noise_scale, gradient_norm_squared
 from pico_analyze.metrics.single import Outcome
@@ -23,8 +23,8 @@ seeds = st.integers(0, 2**32 - 1)
 counts = st.lists(st.integers(1, 40), min_size=2, max_size=7)
 
 
-def stack(gradients: torch.Tensor | np.ndarray | list, terms: list[int]) -> MicroBatches:
-    return MicroBatches(torch.as_tensor(gradients, dtype=REAL), torch.tensor(terms, dtype=REAL))
+def stack(gradients: torch.Tensor | np.ndarray | list, terms: list[int]) -> GradientStack:
+    return GradientStack(torch.as_tensor(gradients, dtype=REAL), torch.tensor(terms, dtype=REAL))
 
 
 def drawn(seed: int, m: int, signal: float = 3.0) -> torch.Tensor:

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product
+from pico_analyze.linalg import FactoredMatrix
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.single import Outcome
@@ -19,7 +19,7 @@ SPANS = ["svcca", "pwcca", "subspace_overlap"]  # compare what the columns span,
 seeds = st.integers(0, 2**32 - 1)
 
 
-def of(name: str, x: torch.Tensor | Product, y: torch.Tensor | Product) -> Outcome:
+def of(name: str, x: torch.Tensor | FactoredMatrix, y: torch.Tensor | FactoredMatrix) -> Outcome:
     return METRICS[name].fn(Sample.of(x), Sample.of(y), **METRICS[name].parameters)
 
 
@@ -171,6 +171,6 @@ def test_rows_that_are_all_equally_far_apart_give_no_debiased_cka(rows: int) -> 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_products_are_taken_as_the_matrix_they_stand_for(name: str) -> None:
-    product = Product(drawn(0, 12, 3), drawn(1, 3, 8))
+    product = FactoredMatrix(drawn(0, 12, 3), drawn(1, 3, 8))
     y = drawn(2, 12, 5)
     assert of(name, product, y).value == pytest.approx(of(name, product.dense(), y).value)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product
+from pico_analyze.linalg import FactoredMatrix
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.pair import cosine, relative_distance
 from pico_analyze.metrics.single import Outcome
@@ -58,7 +58,10 @@ def test_equal_numpys_definition(seed: int, m: int, n: int) -> None:
 @settings(deadline=None, max_examples=30)
 @given(seeds, sizes, sizes, st.integers(1, 4), st.integers(1, 4))
 def test_products_are_taken_as_the_matrices_they_stand_for(seed: int, m: int, n: int, r: int, q: int) -> None:
-    x, y = Product(drawn(seed, m, r), drawn(seed + 1, r, n)), Product(drawn(seed + 2, m, q), drawn(seed + 3, q, n))
+    x, y = (
+        FactoredMatrix(drawn(seed, m, r), drawn(seed + 1, r, n)),
+        FactoredMatrix(drawn(seed + 2, m, q), drawn(seed + 3, q, n)),
+    )
     for fn in ENTRYWISE.values():
         assert fn(x, y).value == pytest.approx(fn(x.dense(), y.dense()).value, rel=1e-8, abs=1e-12)
 
@@ -79,8 +82,8 @@ def test_turns_and_common_scales_change_nothing(seed: int, m: int, n: int, scale
 def test_distances_far_below_the_norm_keep_their_digits() -> None:
     """A difference of squared norms would give 0: the distance comes from the difference of the factors."""
     left, right = drawn(0, 30, 4), drawn(1, 4, 30)
-    moved = Product(left, right * (1 + 1e-10))
-    assert relative_distance(moved, Product(left, right)).value == pytest.approx(1e-10, rel=1e-4)
+    moved = FactoredMatrix(left, right * (1 + 1e-10))
+    assert relative_distance(moved, FactoredMatrix(left, right)).value == pytest.approx(1e-10, rel=1e-4)
     assert relative_distance(moved.dense(), moved.dense() * (1 + 1e-10)).value == pytest.approx(1e-10, rel=1e-4)
 
 

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product
+from pico_analyze.linalg import FactoredMatrix
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.pair import procrustes, pwcca, subspace_overlap, svcca
@@ -18,7 +18,7 @@ REFUSED = Outcome(None, "n_less_than_d")
 seeds = st.integers(0, 2**32 - 1)
 
 
-def of(name: str, x: torch.Tensor | Product, y: torch.Tensor | Product, **parameters: float) -> Outcome:
+def of(name: str, x: torch.Tensor | FactoredMatrix, y: torch.Tensor | FactoredMatrix, **parameters: float) -> Outcome:
     return METRICS[name].fn(Sample.of(x), Sample.of(y), **{**METRICS[name].parameters, **parameters})
 
 
@@ -160,7 +160,7 @@ def test_subspaces_that_fill_all_rows_are_refused(width: int) -> None:
 def test_wide_samples_of_low_rank_are_not_refused() -> None:
     """A circuit's output in the residual stream, and a projection upwards stored in float32: the rank counts."""
     left, right, y = drawn(0, 48, 6), drawn(1, 6, 200), drawn(2, 48, 4) + drawn(0, 48, 4)
-    product = Product(left, right)
+    product = FactoredMatrix(left, right)
     expected = of("pwcca", product, y)
     assert expected.status == "ok"
     assert len(Sample.of(product).basis.values) == 6

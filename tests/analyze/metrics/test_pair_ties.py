@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product
+from pico_analyze.linalg import FactoredMatrix
 from pico_analyze.linalg.sample import Sample, distinct_rows
 from pico_analyze.metrics.pair import mutual_knn, pwcca, subspace_overlap, svcca
 from pico_analyze.metrics.single import Outcome
@@ -122,7 +122,7 @@ def test_distinct_rows_count_and_not_repeated_ones(fn: object) -> None:
     ids = torch.arange(9).repeat(20)
     x, y = (drawn(seed, 9, 30)[ids] for seed in (0, 1))
     assert fn(Sample.of(x), Sample.of(y)) == TOO_FEW_ROWS  # type: ignore[operator]
-    product = Product(drawn(0, 9, 30)[ids], drawn(2, 30, 50))
+    product = FactoredMatrix(drawn(0, 9, 30)[ids], drawn(2, 30, 50))
     assert fn(Sample.of(product), Sample.of(y)) == TOO_FEW_ROWS  # type: ignore[operator]
 
 

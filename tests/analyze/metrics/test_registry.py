@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico_analyze.linalg import MicroBatches, Product, Update, entries, spectra
+from pico_analyze.linalg import FactoredMatrix, GradientStack, WeightUpdate, entries, spectra
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.single import Outcome
@@ -30,12 +30,12 @@ def of(name: str, x: Any, y: Any) -> Outcome:
     """A metric of x, or of x and y, each of which may be a product."""
     metric = METRICS[name]
     if metric.needs == "update":
-        return metric.fn(Update(x, y))
+        return metric.fn(WeightUpdate(x, y))
     if metric.needs == "micro_batches":
         gradients = (entries(x) + entries(x).abs().max()).unflatten(
             0, (8, -1)
         )  # of a mean that is larger than the noise
-        return metric.fn(MicroBatches(gradients, torch.full((8,), 5.0, dtype=torch.float64)))
+        return metric.fn(GradientStack(gradients, torch.full((8,), 5.0, dtype=torch.float64)))
     make = {"spectrum": lambda m: spectra([m])[0], "entries": entries, "matrix": lambda m: m, "sample": Sample.of}
     given = [make[metric.needs](one) for one in ((x, y) if metric.arity == 2 else (x,))]
     return metric.fn(*given, **metric.parameters)
@@ -105,8 +105,8 @@ JUDGED = ("numerical_rank", "effective_condition_number", "condition_number", "p
 def test_of_products_whose_factors_are_extreme(name: str, scales: tuple[float, float]) -> None:
     left, right, other = drawn(0, ROWS, 55), drawn(1, 55, WIDTH), drawn(2, ROWS, 55)
     a, b = scales
-    found = of(name, Product(a * left, b * right), Product(a * (left + other), b * right))
-    before = of(name, Product(left, right), Product(left + other, right))
+    found = of(name, FactoredMatrix(a * left, b * right), FactoredMatrix(a * (left + other), b * right))
+    before = of(name, FactoredMatrix(left, right), FactoredMatrix(left + other, right))
     assert found == expected(name, before, a, b)
 
 

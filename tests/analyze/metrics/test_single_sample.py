@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product
+from pico_analyze.linalg import FactoredMatrix
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics import METRICS
 from pico_analyze.metrics.single import Outcome
@@ -20,7 +20,7 @@ NOTHING = Outcome(None, "zero")
 seeds = st.integers(0, 2**32 - 1)
 
 
-def of(name: str, x: torch.Tensor | Product) -> Outcome:
+def of(name: str, x: torch.Tensor | FactoredMatrix) -> Outcome:
     return METRICS[name].fn(Sample.of(x), **METRICS[name].parameters)
 
 
@@ -132,5 +132,5 @@ def test_small_variation_around_a_large_mean_is_alive() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_products_are_taken_as_the_matrix_they_stand_for(name: str) -> None:
-    product = Product(drawn(0, 12, 3), drawn(1, 3, 8))
+    product = FactoredMatrix(drawn(0, 12, 3), drawn(1, 3, 8))
     assert of(name, product).value == pytest.approx(of(name, product.dense()).value)

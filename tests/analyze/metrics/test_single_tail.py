@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_analyze.linalg import Product, Spectrum, spectra
+from pico_analyze.linalg import FactoredMatrix, Spectrum, spectra
 from pico_analyze.metrics.single import Outcome, heavy_tail_exponent, heavy_tail_ks
 
 seeds = st.integers(0, 2**32 - 1)
@@ -112,7 +112,7 @@ def test_does_not_change_under_orthogonal_maps_scales_and_transposition(seed: in
 
 def test_too_few_values_are_refused() -> None:
     few, enough = (spectrum_of(pareto(0, n, 2.5)) for n in (49, 50))
-    low = Product(torch.randn(60, 40), torch.randn(40, 60))
+    low = FactoredMatrix(torch.randn(60, 40), torch.randn(40, 60))
     for spectrum in (few, *spectra([low, low.dense(), torch.randn(49, 500)])):
         assert heavy_tail_exponent(spectrum) == heavy_tail_ks(spectrum) == TOO_FEW
     assert heavy_tail_exponent(enough).status == heavy_tail_ks(enough).status == "ok"

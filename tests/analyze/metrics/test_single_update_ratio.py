@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico_analyze import measure
-from pico_analyze.linalg import Product, Update, difference
+from pico_analyze.linalg import FactoredMatrix, WeightUpdate, difference
 from pico_analyze.metrics.single import Outcome, update_to_weight_ratio
 from pico_analyze.sources.run import Run
 from pico_contract.errors import UserError
@@ -20,7 +20,7 @@ EYE = torch.eye(3, dtype=torch.float64)
 
 
 def ratio(new: torch.Tensor, old: torch.Tensor) -> Outcome:
-    return update_to_weight_ratio(Update(difference(new, old), old))
+    return update_to_weight_ratio(WeightUpdate(difference(new, old), old))
 
 
 def test_closed_forms() -> None:
@@ -45,9 +45,9 @@ def test_scale_and_rotation_of_both_change_nothing(seed: int, scale: float) -> N
 def test_of_products_it_is_that_of_the_matrices() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right, d_left, d_right = (torch.randn(*s, generator=generator) for s in ((9, 2), (2, 7)) * 2)
-    old, new = Product(left, right), Product(left + 0.1 * d_left, right + 0.1 * d_right)
+    old, new = FactoredMatrix(left, right), FactoredMatrix(left + 0.1 * d_left, right + 0.1 * d_right)
     expected = np.linalg.norm((new.dense() - old.dense()).numpy()) / np.linalg.norm(old.dense().numpy())
-    assert update_to_weight_ratio(Update(difference(new, old), old)).value == pytest.approx(expected, rel=1e-9)
+    assert update_to_weight_ratio(WeightUpdate(difference(new, old), old)).value == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("window", "starts"), [("previous", {10: 0, 20: 10}), ("first", {10: 0, 20: 0})])

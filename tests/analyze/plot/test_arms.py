@@ -21,7 +21,7 @@ def groups(runs: list[Path]) -> dict[str, list[Path]]:
 
 def test_the_overlay_has_a_line_and_a_band_for_each_arm_and_says_which(runs: list[Path]) -> None:
     arms = open_arms([], groups(runs), "default")
-    (shown,) = report_arms.drawn(arms, ["per"])
+    (shown,) = report_arms.plotted(arms, ["per"])
     figure = plot_arms.overlay(shown)
     (axes,) = (one for one in figure.axes if one.get_title())
     assert len(axes.lines) == len(axes.collections) == 2
@@ -39,13 +39,13 @@ def test_the_map_of_differences_is_symmetric_and_dots_what_max_t_finds(runs: lis
     arms = open_arms([], groups(runs), "default")
     differences = compare(arms)
     assert differences["p_max_t"].isna().all()
-    at_steps = report_arms.select(report_arms.by_step(differences, "low"), report_arms.drawn(arms, ["per"])[0])
+    at_steps = report_arms.select(report_arms.by_step(differences, "low"), report_arms.plotted(arms, ["per"])[0])
     (axes,) = (one for one in plot_arms.difference_map(at_steps).axes if one.get_title())
     (dots,) = (line for line in axes.lines if line.get_marker() == "o")
     assert len(dots.get_xdata()) == 0, "two pairs cannot reach 0.05, however far intervals lie from 0"
     differences["p_max_t"] = 0.05
     differences.loc[(differences["step"] == 1) & (differences["layer"] == 0), "p_max_t"] = 0.06
-    at_steps = report_arms.select(report_arms.by_step(differences, "low"), report_arms.drawn(arms, ["per"])[0])
+    at_steps = report_arms.select(report_arms.by_step(differences, "low"), report_arms.plotted(arms, ["per"])[0])
     figure = plot_arms.difference_map(at_steps)
     (axes,) = (one for one in figure.axes if one.get_title())
     (image,) = axes.images

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pico_analyze.plot import over_layers, panels
-from pico_analyze.plot.data import Subject, subject
-from pico_analyze.plot.figures import drawn
+from pico_analyze.plot.data import PlotData, plot_data
+from pico_analyze.plot.figures import draw_figures
 from pico_analyze.table import from_rows
 
 STEPS = (0, 1, 2, 4, 8, 16, 100, 12_000)
@@ -43,9 +43,9 @@ def table(value: Value, layers: int = 3, heads: int = 2, reference: int | None =
     return from_rows(rows)
 
 
-def shown(value: Value, **of: Any) -> Subject:
+def shown(value: Value, **of: Any) -> PlotData:
     frame = table(value, **of)
-    return subject(frame, frame["metric"].iloc[0], frame["kind"].iloc[0])
+    return plot_data(frame, frame["metric"].iloc[0], frame["kind"].iloc[0])
 
 
 def panel(figure: Figure, name: str) -> Any:
@@ -54,7 +54,7 @@ def panel(figure: Figure, name: str) -> Any:
 
 
 def test_a_profile_has_a_line_over_layers_for_each_of_a_few_steps() -> None:
-    figure = over_layers.profile(shown(lambda step, layer, head: (1 + step + 100_000 * layer + head) / 1e6))
+    figure = over_layers.by_depth(shown(lambda step, layer, head: (1 + step + 100_000 * layer + head) / 1e6))
     axes = panel(figure, "mlp.down_proj")
     lines = [line for line in axes.lines if line.get_marker() == "o"]
     assert [line.get_ydata()[0] * 1e6 - 1 for line in lines] == pytest.approx([0, 2, 8, 16, 12_000])
@@ -66,7 +66,7 @@ def test_a_profile_has_a_line_over_layers_for_each_of_a_few_steps() -> None:
 
 
 def test_heads_are_dots_at_the_last_step_beside_their_mean() -> None:
-    axes = panel(over_layers.profile(shown(lambda step, layer, head: 0.1 + 0.2 * head)), "ov_circuit")
+    axes = panel(over_layers.by_depth(shown(lambda step, layer, head: 0.1 + 0.2 * head)), "ov_circuit")
     *means, dots = axes.lines
     assert all(line.get_ydata() == pytest.approx([0.2] * 3) for line in means)
     assert sorted(dots.get_ydata()) == pytest.approx([0.1] * 3 + [0.3] * 3)
@@ -109,17 +109,17 @@ def test_convergence_is_of_similarities_to_the_last_step(reference: int | None, 
 
 def test_what_is_drawn_of_a_subject() -> None:
     similar = table(lambda *_: 0.5, reference=12_000)
-    assert [one.form for one in drawn(similar, ["cka"])] == ["lines", "map", "layers", "convergence"]
-    assert [one.stem for one in drawn(table(lambda *_: 0.5), heads=True)] == [
+    assert [one.form for one in draw_figures(similar, ["cka"])] == ["lines", "map", "layers", "convergence"]
+    assert [one.stem for one in draw_figures(table(lambda *_: 0.5), heads=True)] == [
         "overview",
         *(f"weights_per_{form}" for form in ("lines", "map", "heads", "layers")),
     ]
-    assert [one.form for one in drawn(table(lambda *_: 0.5, layers=1), ["per"])] == ["lines", "map"]
+    assert [one.form for one in draw_figures(table(lambda *_: 0.5, layers=1), ["per"])] == ["lines", "map"]
 
 
 @pytest.mark.parametrize("layers", [2, 12, 48])
-@pytest.mark.parametrize("draw", [over_layers.profile, over_layers.convergence])
-def test_text_is_inside_and_labels_do_not_overlap(draw: Callable[[Subject], Figure], layers: int) -> None:
+@pytest.mark.parametrize("draw", [over_layers.by_depth, over_layers.convergence])
+def test_text_is_inside_and_labels_do_not_overlap(draw: Callable[[PlotData], Figure], layers: int) -> None:
     figure = draw(shown(lambda step, layer, head: min(1.0, 0.8 + step / 500), layers=layers, reference=12_000))
     FigureCanvasAgg(figure).draw()
     for text in figure.findobj(Text):
@@ -132,15 +132,15 @@ def test_text_is_inside_and_labels_do_not_overlap(draw: Callable[[Subject], Figu
         assert all(right.x0 > left.x1 for left, right in itertools.pairwise(labels)), axes.get_title()
 
 
-@pytest.mark.parametrize("draw", [over_layers.profile, over_layers.convergence])
-def test_without_any_value_it_is_drawn_all_the_same(draw: Callable[[Subject], Figure], tmp_path: Path) -> None:
+@pytest.mark.parametrize("draw", [over_layers.by_depth, over_layers.convergence])
+def test_without_any_value_it_is_drawn_all_the_same(draw: Callable[[PlotData], Figure], tmp_path: Path) -> None:
     figure = draw(shown(lambda *_: None, reference=12_000))
     assert panels.save(figure, tmp_path / "figure.svg").stat().st_size > 1000
     assert "missing" in figure.get_supxlabel()
 
 
-@pytest.mark.parametrize("draw", [over_layers.profile, over_layers.convergence])
-def test_the_same_table_gives_the_same_bytes(draw: Callable[[Subject], Figure], tmp_path: Path) -> None:
+@pytest.mark.parametrize("draw", [over_layers.by_depth, over_layers.convergence])
+def test_the_same_table_gives_the_same_bytes(draw: Callable[[PlotData], Figure], tmp_path: Path) -> None:
     one, other = (
         panels.save(draw(shown(lambda *_: 0.95, reference=12_000)), tmp_path / f"{i}.svg").read_bytes() for i in (0, 1)
     )

@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pico_analyze.plot import over_steps
-from pico_analyze.plot.data import Subject, subject
+from pico_analyze.plot.data import PlotData, plot_data
 from pico_analyze.plot.panels import FORMATS, save
 from pico_analyze.table import from_rows
 from pico_contract.errors import UserError
@@ -51,8 +51,8 @@ def table(
     return from_rows(rows)
 
 
-def per(**of: Any) -> Subject:
-    return subject(table(**of), "per", "weights")
+def per(**of: Any) -> PlotData:
+    return plot_data(table(**of), "per", "weights")
 
 
 def texts(figure: Figure) -> str:
@@ -90,7 +90,7 @@ def assert_legible(figure: Figure) -> None:
         assert all(right.x0 - left.x1 >= 3 for left, right in itertools.pairwise(labels)), axes.get_title()
 
 
-DRAWINGS = [over_steps.lines, over_steps.heat_map, over_steps.head_map]
+DRAWINGS = [over_steps.lines, over_steps.heatmap, over_steps.head_map]
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)
@@ -103,18 +103,18 @@ DRAWINGS = [over_steps.lines, over_steps.heat_map, over_steps.head_map]
         {"layers": 2, "steps": (54_321, 123_456), "components": ["ov_circuit"]},
     ],
 )
-def test_text_is_inside_and_does_not_overlap(draw: Callable[[Subject], Figure], of: dict[str, Any]) -> None:
+def test_text_is_inside_and_does_not_overlap(draw: Callable[[PlotData], Figure], of: dict[str, Any]) -> None:
     assert_legible(draw(per(**of)))
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)
-def test_long_names_and_many_reasons_are_folded(draw: Callable[[Subject], Figure]) -> None:
+def test_long_names_and_many_reasons_are_folded(draw: Callable[[PlotData], Figure]) -> None:
     frame = table(components=["ov_circuit"], value=lambda step, layer, head: 1.0 if step else None, run="a-run-" * 12)
     empty = frame.index[frame["value"].isna()]
     frame.loc[empty[:3], "status"] = "missing"
     frame.loc[empty[3:6], "status"] = "non_finite"
     frame.loc[empty[6:8], "status"] = "n_less_than_d"
-    assert_legible(draw(subject(frame, "per", "weights")))
+    assert_legible(draw(plot_data(frame, "per", "weights")))
 
 
 def test_overview_is_legible() -> None:
@@ -134,20 +134,20 @@ def test_overview_is_legible() -> None:
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)
-def test_title_says_what_of_which_run_with_the_unit(draw: Callable[[Subject], Figure]) -> None:
+def test_title_says_what_of_which_run_with_the_unit(draw: Callable[[PlotData], Figure]) -> None:
     title = draw(per()).get_suptitle()
     assert title == "PER (fraction of full rank): weights, run small"
 
 
 def test_a_name_is_not_read_as_a_formula(tmp_path: Path) -> None:
-    assert save(over_steps.heat_map(per(layers=1, run="$\\a_$")), tmp_path / "figure.png").stat().st_size > 1000
+    assert save(over_steps.heatmap(per(layers=1, run="$\\a_$")), tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_title_says_split_and_reference() -> None:
     frame = table(
         components=COMPONENTS, kind="activations", split="val", metric="cka", unit="similarity", reference_step=9000
     )
-    title = over_steps.lines(subject(frame, "cka", "activations")).get_suptitle()
+    title = over_steps.lines(plot_data(frame, "cka", "activations")).get_suptitle()
     assert title == "linear CKA (similarity): activations (val), to step 9000, run small"
 
 
@@ -155,7 +155,7 @@ def test_axes_are_labelled() -> None:
     lines = over_steps.lines(per())
     assert lines.get_supylabel() == "PER (fraction of full rank)"
     assert lines.get_supxlabel() == "step (linear up to the first observed, then logarithmic)"
-    heat = over_steps.heat_map(per())
+    heat = over_steps.heatmap(per())
     assert (heat.get_supylabel(), heat.get_supxlabel()) == ("layer", "observed step")
     assert over_steps.head_map(per()).get_supylabel() == "layer, its heads upwards"
 
@@ -163,7 +163,7 @@ def test_axes_are_labelled() -> None:
 def test_panels_are_the_components_in_the_order_of_the_table() -> None:
     shown = per(components=COMPONENTS)
     assert list(panels(over_steps.lines(shown))) == COMPONENTS
-    assert list(panels(over_steps.heat_map(shown))) == COMPONENTS
+    assert list(panels(over_steps.heatmap(shown))) == COMPONENTS
     assert list(panels(over_steps.head_map(shown))) == ["ov_circuit"]
     assert "ov_circuit, 4 heads" in texts(over_steps.lines(shown))
 
@@ -179,7 +179,7 @@ def test_lines_hold_the_values_of_each_layer_and_the_mean_over_heads() -> None:
 
 def test_maps_hold_layers_upwards_by_steps_and_heads_within_layers() -> None:
     shown = per(layers=3, value=lambda step, layer, head: 100 * layer + 10 * head + 1)
-    image = panels(over_steps.heat_map(shown))["mlp.down_proj"].images[0]
+    image = panels(over_steps.heatmap(shown))["mlp.down_proj"].images[0]
     assert image.get_array().shape == (3, len(LOG_STEPS))
     assert image.origin == "lower"
     assert image.get_array()[:, 0].tolist() == [1, 101, 201]
@@ -193,9 +193,9 @@ def test_maps_hold_layers_upwards_by_steps_and_heads_within_layers() -> None:
 def test_wide_values_without_a_bound_get_logarithmic_axes_and_colours(unit: str, most: float, wide: bool) -> None:
     frame = table(value=lambda step, layer, head: 1 + most * step)
     frame["unit"] = unit
-    shown = subject(frame, "per", "weights")
+    shown = plot_data(frame, "per", "weights")
     assert (panels(over_steps.lines(shown))["ov_circuit"].get_yscale() == "log") == wide
-    assert isinstance(panels(over_steps.heat_map(shown))["ov_circuit"].images[0].norm, LogNorm) == wide
+    assert isinstance(panels(over_steps.heatmap(shown))["ov_circuit"].images[0].norm, LogNorm) == wide
 
 
 def test_first_and_last_step_are_labelled() -> None:
@@ -210,7 +210,7 @@ def test_gaps_are_drawn_as_gaps_and_counted_below() -> None:
     assert "gaps: 4 of 80 numbers have no value (rank_deficient\xa04)" in lines.get_supxlabel()
     data = np.asarray(panels(lines)["mlp.down_proj"].lines[0].get_ydata(), dtype=float)
     assert np.isnan(data).tolist() == [step == 8 for step in LOG_STEPS]
-    cells = panels(over_steps.heat_map(shown))["mlp.down_proj"].images[0].get_array()
+    cells = panels(over_steps.heatmap(shown))["mlp.down_proj"].images[0].get_array()
     assert np.ma.getmaskarray(cells)[:, LOG_STEPS.index(8)].all()
 
 
@@ -221,7 +221,7 @@ def test_a_mean_over_heads_of_which_one_has_no_value_is_a_gap() -> None:
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)
-def test_a_panel_without_any_value_says_why(draw: Callable[[Subject], Figure]) -> None:
+def test_a_panel_without_any_value_says_why(draw: Callable[[PlotData], Figure]) -> None:
     figure = draw(per(value=lambda *_: None))
     assert "no value to draw:\nrank_deficient" in texts(figure)
 
@@ -229,14 +229,14 @@ def test_a_panel_without_any_value_says_why(draw: Callable[[Subject], Figure]) -
 def test_modules_outside_the_layers_are_drawn_in_grey_and_labelled_with_a_dash() -> None:
     frame = table(components=["lm_head"], layers=1)
     frame["layer"] = pd.array([pd.NA] * len(frame), dtype="Int64")
-    shown = subject(frame, "per", "weights")
+    shown = plot_data(frame, "per", "weights")
     assert panels(over_steps.lines(shown))["lm_head"].lines[0].get_color() == "0.25"
-    assert [tick.get_text() for tick in panels(over_steps.heat_map(shown))["lm_head"].get_yticklabels()] == ["-"]
+    assert [tick.get_text() for tick in panels(over_steps.heatmap(shown))["lm_head"].get_yticklabels()] == ["-"]
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-@pytest.mark.parametrize("draw", [over_steps.lines, over_steps.heat_map])
-def test_the_same_table_gives_the_same_bytes(tmp_path: Path, draw: Callable[[Subject], Figure], ending: str) -> None:
+@pytest.mark.parametrize("draw", [over_steps.lines, over_steps.heatmap])
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path, draw: Callable[[PlotData], Figure], ending: str) -> None:
     of = {"layers": 2, "steps": (0, 1, 2), "components": ["mlp.down_proj"]}
     one, other = (save(draw(per(**of)), tmp_path / f"{i}.{ending}") for i in range(2))
     assert one.read_bytes() == other.read_bytes()
@@ -246,13 +246,13 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, draw: Callable[[Sub
 def test_files_are_of_their_format(tmp_path: Path) -> None:
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     for ending, start in starts.items():
-        assert save(over_steps.heat_map(per(layers=1)), tmp_path / f"figure.{ending}").read_bytes().startswith(start)
+        assert save(over_steps.heatmap(per(layers=1)), tmp_path / f"figure.{ending}").read_bytes().startswith(start)
     with pytest.raises(UserError, match=r"should end in \.png, \.svg, \.pdf"):
-        save(over_steps.heat_map(per(layers=1)), tmp_path / "figure.bmp")
+        save(over_steps.heatmap(per(layers=1)), tmp_path / "figure.bmp")
 
 
 def test_panels_of_a_map_share_their_colours_and_one_bar() -> None:
-    figure = over_steps.heat_map(subject(table(), "per", "weights"))
+    figure = over_steps.heatmap(plot_data(table(), "per", "weights"))
     images = [image for axes in figure.axes if axes.get_title() for image in axes.get_images()]
     assert len({image.get_clim() for image in images}) == 1
     assert [axes.get_title() for axes in figure.axes].count("") == 1, "one bar of colours"
@@ -261,5 +261,5 @@ def test_panels_of_a_map_share_their_colours_and_one_bar() -> None:
 
 
 def test_panels_of_a_single_step_say_so() -> None:
-    figure = over_steps.lines(subject(table(steps=(5,)), "per", "weights"))
+    figure = over_steps.lines(plot_data(table(steps=(5,)), "per", "weights"))
     assert {axes.get_xlabel() for axes in figure.axes if axes.get_title()} == {"one step: dots, no line"}

@@ -16,10 +16,10 @@ from pico_analyze import measure
 from pico_analyze.compare import compare
 from pico_analyze.compare.arms import Arm
 from pico_analyze.plot import panels, similarity
-from pico_analyze.plot.data import subject
-from pico_analyze.plot.figures import drawn
+from pico_analyze.plot.data import plot_data
+from pico_analyze.plot.figures import draw_figures
 from pico_analyze.report import run as report
-from pico_analyze.report.arms import drawn as drawn_arms
+from pico_analyze.report.arms import plotted as drawn_arms
 from pico_analyze.sources.run import Run
 from pico_analyze.table import read
 
@@ -41,7 +41,7 @@ def images(figure: Figure) -> dict[str, np.ndarray]:
 
 def test_between_steps_is_a_square_of_means_over_layers(new_run: Callable[..., Run]) -> None:
     frame = measure(new_run(steps=(0, 1, 2, 3)), ["cka"], ["q_proj", "ov_circuit"], **ACTIVATIONS, reference="all")
-    shown = subject(frame, "cka", "activations")
+    shown = plot_data(frame, "cka", "activations")
     figure = similarity.between_steps(shown)
     assert (
         figure.get_suptitle().replace("\n", " ")
@@ -58,7 +58,7 @@ def test_between_steps_is_a_square_of_means_over_layers(new_run: Callable[..., R
 
 def test_between_steps_of_one_component_has_a_panel_a_layer(new_run: Callable[..., Run], make_shape: Any) -> None:
     run = new_run(make_shape(layers=6), steps=(0, 1, 2))
-    shown = subject(measure(run, ["cka"], ["v_proj"], **ACTIVATIONS, reference="all"), "cka", "activations")
+    shown = plot_data(measure(run, ["cka"], ["v_proj"], **ACTIVATIONS, reference="all"), "cka", "activations")
     figure = similarity.between_steps(shown)
     assert list(images(figure)) == [f"self_attn.v_proj, layer {layer}" for layer in (0, 2, 3, 5)]
     norms = {tuple(image.get_clim()) for axes in figure.axes[:4] for image in axes.get_images()[:1]}
@@ -67,7 +67,7 @@ def test_between_steps_of_one_component_has_a_panel_a_layer(new_run: Callable[..
 
 def test_between_layers_at_a_few_steps(new_run: Callable[..., Run], make_shape: Any) -> None:
     run = new_run(make_shape(layers=3), steps=(0, 1, 2, 3, 4))
-    shown = subject(measure(run, ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, across="layers"), "cka", "activations")
+    shown = plot_data(measure(run, ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, across="layers"), "cka", "activations")
     figure = similarity.between_layers(shown, columns=3)
     cells = images(figure)
     assert list(cells) == [f"self_attn.{name}_proj, step {step}" for name in "qv" for step in (0, 2, 4)]
@@ -83,16 +83,16 @@ def test_what_has_no_value_is_hatched_and_counted(new_run: Callable[..., Run]) -
     frame = measure(new_run(), ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, reference="all")
     lost = (frame["step"] == 2) & (frame["reference_step"] == 1)
     frame.loc[lost, ["value", "status"]] = [None, "missing"]
-    figure = similarity.between_steps(subject(frame, "cka", "activations"))
+    figure = similarity.between_steps(plot_data(frame, "cka", "activations"))
     assert "4 of 12 numbers have no value (missing\N{NO-BREAK SPACE}4)" in figure.get_supxlabel()
     frame[["value", "status"]] = [None, "missing"]
-    nothing = similarity.between_steps(subject(frame, "cka", "activations"))
+    nothing = similarity.between_steps(plot_data(frame, "cka", "activations"))
     assert "no value to draw:\nmissing" in {text.get_text() for text in nothing.findobj(Text)}
 
 
 def test_titles_of_panels_do_not_overlap(new_run: Callable[..., Run]) -> None:
     frame = measure(new_run(), ["cka"], **ACTIVATIONS, reference="all")
-    figure = similarity.between_steps(subject(frame, "cka", "activations"))
+    figure = similarity.between_steps(plot_data(frame, "cka", "activations"))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
@@ -102,14 +102,14 @@ def test_titles_of_panels_do_not_overlap(new_run: Callable[..., Run]) -> None:
 @pytest.mark.parametrize(("asked", "form"), [({"reference": "all"}, "steps"), ({"across": "layers"}, "layers")])
 def test_figures_and_report_of_pairs(run: Run, tmp_path: Path, asked: dict[str, Any], form: str) -> None:
     frame = measure(run, ["cka", "cka_debiased", "per"], ["v_proj"], **ACTIVATIONS, **asked)
-    found = [(one.form, one.subject.metric) for one in drawn(frame, ["cka", "per"]) if one.subject]
+    found = [(one.form, one.subject.metric) for one in draw_figures(frame, ["cka", "per"]) if one.subject]
     assert sorted(found) == [(f"between_{form}", "cka"), ("layers", "per"), ("lines", "per"), ("map", "per")]
-    assert [one.form for one in drawn(frame)] == [f"between_{form}"]  # no overview of lines
+    assert [one.form for one in draw_figures(frame)] == [f"between_{form}"]  # no overview of lines
     assert [[grid.metrics, len(grid.rows)] for grid in report.grids(frame)] == [[["PER"], 1]]
     assert report.grids(frame[frame["metric"] == "cka"]) == []
     page = report.render(run, frame, ["cka"])
     assert "Each cell compares a" in page
-    paths = [panels.save(next(drawn(frame, ["cka"])).figure, tmp_path / f"{i}.png") for i in range(2)]
+    paths = [panels.save(next(draw_figures(frame, ["cka"])).figure, tmp_path / f"{i}.png") for i in range(2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

@@ -36,7 +36,7 @@ def test_the_report_is_one_file_with_notes_first_and_everything_escaped(runs: li
 def test_the_table_of_the_report_is_of_the_means_over_steps(runs: list[Path]) -> None:
     arms = open_arms([], groups(runs), "default")
     differences = compare(arms)
-    (part,) = [report_arms._part(shown, differences) for shown in report_arms.drawn(arms, None)]
+    (part,) = [report_arms._part(shown, differences) for shown in report_arms.plotted(arms, None)]
     ((title, headings, rows),) = part.tables
     assert title == "low less the baseline"
     assert [name for name, _ in rows] == ["self_attn.v_proj"] * 2

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from pico_analyze import measure, open_run
-from pico_analyze.plot.data import spoken
+from pico_analyze.plot.data import display_name
 from pico_analyze.report import run as report
 from pico_analyze.report.glossary import STATUSES
 from pico_analyze.sources.run import Run
@@ -174,8 +174,8 @@ def test_last_values_are_means_over_layers_and_heads_with_what_is_absent_counted
     rows = {name: dict(zip(grid.metrics, cells, strict=True)) for name, cells in grid.rows}
     here = frame[(frame["kind"] == "weights") & (frame["step"] == 2) & (frame["metric"] == "per")]
     mean = here.loc[here["component"] == "ov_circuit", "value"].mean()
-    assert rows["ov_circuit"]["PER"] == report.Cell(f"{mean:.4g}", pytest.approx(mean))
-    assert rows["ov_circuit"]["condition number"] == report.Cell("–", None, "0 of 8")
+    assert rows["ov_circuit"]["PER"] == report.TableCell(f"{mean:.4g}", pytest.approx(mean))
+    assert rows["ov_circuit"]["condition number"] == report.TableCell("–", None, "0 of 8")
     assert rows["self_attn.v_proj"]["condition number"].of == ""
 
 
@@ -227,5 +227,5 @@ def test_many_metrics_stand_in_several_tables_that_fit_a_page(run: Run) -> None:
     assert max(len(grid.metrics) for grid in grids) <= 12
     everything = [metric for grid in grids for metric in grid.metrics]
     of_one_step = frame.loc[frame["reference_step"].isna(), "metric"]
-    assert everything == [spoken(metric) for metric in of_one_step.unique()]
+    assert everything == [display_name(metric) for metric in of_one_step.unique()]
     assert all(len(cells) == len(grid.metrics) for grid in grids for _, cells in grid.rows)

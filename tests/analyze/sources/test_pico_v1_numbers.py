@@ -42,7 +42,7 @@ def table(run: LegacyRun) -> Values:
     metrics = [name for name in OURS.values() if name != "pwcca"]
     circuits = [f"{name}{form}" for name in ("ov_circuit", "ov_induced_change") for form in ("", "_joined")]
     asked = [*metrics, "numerical_rank"], ["*_proj", *circuits]
-    return pico_v1_numbers.values(measure(run, *asked, splits=["val"], reference=LAST, form_circuits=True))
+    return pico_v1_numbers.values(measure(run, *asked, splits=["val"], reference=LAST, dense_circuits=True))
 
 
 def value_of(metric: str, matrix: torch.Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pico_analyze import open_run
-from pico_analyze.linalg import MicroBatches
+from pico_analyze.linalg import GradientStack
 from pico_analyze.linalg.decompositions import REAL
 from pico_analyze.metrics.noise import gradient_noise_scale
 from pico_contract import codec
@@ -145,11 +145,11 @@ def test_analysis_reads_them_with_their_terms(tiny: Tiny) -> None:
     train(config, quiet=True)
     run, name = open_run(config.layout.root), "model.layers.1.self_attn.v_proj"
     assert run.splits(4, "microbatch_gradients") == ["train"]
-    assert run.terms(4, "train") == [32] * 4
-    assert run.terms(10, "train") == []
+    assert run.n_tokens(4, "train") == [32] * 4
+    assert run.n_tokens(10, "train") == []
     found = run.tensor(4, "microbatch_gradients", name).to(REAL)
     assert found.shape == (4, 16, 32)
-    scale = gradient_noise_scale(MicroBatches(found, torch.full((4,), 32, dtype=REAL)))
+    scale = gradient_noise_scale(GradientStack(found, torch.full((4,), 32, dtype=REAL)))
     assert scale.status in ("ok", "no_signal")
 
 

@@ -27,12 +27,12 @@ def test_the_factor_path_equals_the_dense_path(outputs: int, inputs: int, rank: 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
 def test_it_equals_the_analysis(factors: torch.dtype) -> None:
     """Training may not import analysis: the two are held together here."""
-    from pico_analyze.linalg import Product, spectra
+    from pico_analyze.linalg import FactoredMatrix, spectra
 
     draws = torch.Generator().manual_seed(3)
     B = torch.randn(40, 6, generator=draws).to(factors)
     A = torch.randn(6, 30, generator=draws).to(factors)
-    (theirs,) = spectra([Product(B, A)])
+    (theirs,) = spectra([FactoredMatrix(B, A)])
     torch.testing.assert_close(singular_values(B, A), theirs.values[:6], rtol=1e-7, atol=0)
 
 
