@@ -1,4 +1,4 @@
-# Every habit one word. Everything runs in .venv, made from the versions in constraints.txt.
+# One word for each routine task. Everything runs in .venv, with the versions pinned in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -18,7 +18,7 @@ $(STAMP): constraints.txt shared/pyproject.toml pico-train/pyproject.toml pico-a
 demo: install
 	$(BIN)/python examples/demo/demo.py
 
-# One thread a worker: two workers with two threads each would fight over two cores.
+# One thread per worker: two workers with two threads each would compete for two cores.
 test: install
 	OMP_NUM_THREADS=1 $(TESTS) -m "not slow and not gpu" -n 2
 

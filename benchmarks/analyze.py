@@ -1,11 +1,11 @@
-"""What an analysis costs: `make bench-analyze`. Synthetic runs of the demo's shape and of decoder small's and
-medium's matrices.
+"""Measure the cost of an analysis (`make bench-analyze`), on synthetic runs with the shapes of the demo and of the
+matrices of decoder small and medium.
 
-The first baseline is frozen here: nine configurations of pico-analyze 1.x (one metric each), every matrix read anew and
-treated densely in fp32, metric after metric, on all threads, its start-up left out. By the letter it is one dense
-decomposition for each metric, matrix and step; as that tool does it, metrics of entries and CKA need none. Times are
-taken in turn within one process, so that a busy machine slows all alike, and reported as ratios of medians. Peaks of
-memory are taken in a fresh process each, less what is resident after imports.
+The first baseline is frozen here: nine configurations of pico-analyze 1.x with one metric each. It reads every matrix
+again for every metric, works densely in fp32 and uses all threads; its start-up is not counted. Read literally, that is
+one dense decomposition for each metric, matrix and step; in that tool, metrics of entries and CKA need none. All times
+are interleaved within one process, so that a busy machine slows all tasks alike, and reported as ratios of medians.
+Each memory peak is measured in a fresh process, minus the memory that is resident after imports.
 """
 
 from __future__ import annotations
@@ -192,10 +192,10 @@ def one_decomposition(x: torch.Tensor, _: torch.Tensor) -> float:
 
 
 def old_matrices(run: Run, step: int, layer: int, kind: str, ov: bool) -> Iterator[torch.Tensor]:
-    """What one configuration of pico-analyze 1.x is given of one layer: modules, and OV head by head, all dense.
+    """Build the dense matrices of one layer for a configuration of pico-analyze 1.x: modules, and OV head by head.
 
-    Its OV of weights is V @ O, (hd, hd). It also measured the concatenation over heads, which is left out here, as ours
-    does not.
+    Its OV of weights is V @ O, (hd, hd). It also measured the concatenation over heads. That is left out here
+    because ours does not measure it.
     """
     split = None if kind == "weights" else "val"
     at = f"model.layers.{layer}."
@@ -234,7 +234,7 @@ def earlier(run: Run, by_the_letter: bool = False) -> None:
 
 
 def bare(run: Run) -> None:
-    """What the metrics of `OURS` decompose, read and decomposed once on the same workers, and nothing made of it.
+    """Read and decompose once, on the same workers, all that the metrics of `OURS` decompose; compute no metric.
 
     That is the spectrum of each matrix, and the basis of each centred sample, which PWCCA is defined by.
     """

@@ -1,8 +1,8 @@
-"""What BLiMP costs: `make bench-evaluate`. The demo's decoder, random weights, a start token, fp32, CPU.
+"""Measure the cost of BLiMP (`make bench-evaluate`): the demo's decoder, random weights, a start token, fp32, CPU.
 
-The pairs are those of a directory in BLiMP's format (--pairs), else 13,000 made-up ones of BLiMP's mean length. The
+The pairs come from a directory in BLiMP's format (--pairs), or are 13,000 made-up pairs of BLiMP's mean length. The
 reference is transformers' LlamaForCausalLM with the same weights, one sentence at a time, on the first pairs of each
-paradigm; it must agree to 1e-4 nats, and both are timed in turn within one process.
+paradigm; it must agree to 1e-4 nats, and the two are timed alternately within one process.
 """
 
 from __future__ import annotations

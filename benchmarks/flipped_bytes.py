@@ -4,7 +4,7 @@
                                                     of every safetensors file, and 200 of each one's tensors
     python benchmarks/flipped_bytes.py --every 40   one in 40 of them, in a minute
 
-Equal seeds give equal flips. The exit code is 1 where one was not named.
+Equal seeds give equal flips. The exit code is 1 if the audit missed one.
 """
 
 from __future__ import annotations

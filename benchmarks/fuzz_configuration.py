@@ -3,7 +3,7 @@
     python benchmarks/fuzz_configuration.py                 10,000 mutations in process, a few minutes
     python benchmarks/fuzz_configuration.py --commands 50   50 of each kind by command, in processes of their own
 
-Equal seeds give equal mutations. The exit code is 1 where one ends otherwise.
+Equal seeds give equal mutations. The exit code is 1 if one ends otherwise.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ TOKENS += [".nan", "-.inf", "!!binary aGk=", "&a [*a]", "1e400", "9" * 5000, "["
 
 
 def _places(raw: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where values lie."""
+    """Yield the paths of all values."""
     if keys:
         yield keys
     if isinstance(raw, dict | list):
@@ -164,7 +164,7 @@ def _mutable(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace_value(rng: random.Random, raw: dict[str, Any]) -> str:
-    """One to three values become another."""
+    """Replace one to three values."""
     raw = _mutable(raw)
     for _ in range(rng.randint(1, 3)):
         *parents, last = rng.choice(list(_places(raw)))
@@ -173,7 +173,7 @@ def replace_value(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def rename_key(rng: random.Random, raw: dict[str, Any]) -> str:
-    """A key is misspelt, or becomes one that means something to a program."""
+    """Misspell a key, or replace it by one with a meaning to some program."""
     raw = _mutable(raw)
     *parents, last = rng.choice([keys for keys in _places(raw) if isinstance(keys[-1], str)])
     section = _inside(raw, tuple(parents))
@@ -191,7 +191,7 @@ def rename_key(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def add_keys(rng: random.Random, raw: dict[str, Any]) -> str:
-    """Keys are added that no section has."""
+    """Add keys that no section has."""
     raw = _mutable(raw)
     sections = [keys for keys in _places(raw) if isinstance(_inside(raw, keys), dict)]
     for _ in range(rng.randint(1, 30)):
@@ -200,7 +200,7 @@ def add_keys(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def remove_keys(rng: random.Random, raw: dict[str, Any]) -> str:
-    """Keys go, or stay without a value."""
+    """Remove keys, or only their values."""
     raw = _mutable(raw)
     for _ in range(rng.randint(1, 3)):
         if places := [keys for keys in _places(raw) if isinstance(keys[-1], str)]:
@@ -213,7 +213,7 @@ def remove_keys(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def replace_bytes(rng: random.Random, raw: dict[str, Any]) -> str:
-    """Characters of the text become others."""
+    """Replace characters of the text."""
     text = list(strict_yaml.dump(raw))
     for _ in range(rng.randint(1, 8)):
         text[rng.randrange(len(text))] = chr(rng.choice([rng.randrange(128), rng.randrange(0x3000)]))
@@ -221,7 +221,7 @@ def replace_bytes(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def insert_token(rng: random.Random, raw: dict[str, Any]) -> str:
-    """What means something to YAML stands anywhere."""
+    """Insert a token that YAML interprets, at any place."""
     text = strict_yaml.dump(raw)
     for _ in range(rng.randint(1, 3)):
         place = rng.randrange(len(text))
@@ -230,7 +230,7 @@ def insert_token(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def after_a_colon(rng: random.Random, raw: dict[str, Any]) -> str:
-    """A value of the text becomes what means something to YAML."""
+    """Replace a value of the text by a token that YAML interprets."""
     lines = strict_yaml.dump(raw).splitlines()
     place = rng.randrange(len(lines))
     lines[place] = lines[place].partition(":")[0] + ": " + rng.choice(TOKENS)
@@ -238,7 +238,7 @@ def after_a_colon(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def move_lines(rng: random.Random, raw: dict[str, Any]) -> str:
-    """Lines are doubled, moved, cut and indented."""
+    """Double, move, cut and indent lines."""
     lines = strict_yaml.dump(raw).splitlines()
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(lines))
@@ -249,13 +249,13 @@ def move_lines(rng: random.Random, raw: dict[str, Any]) -> str:
 
 
 def cut_short(rng: random.Random, raw: dict[str, Any]) -> str:
-    """The text ends early."""
+    """Truncate the text."""
     text = rng.choice([strict_yaml.dump(raw), json.dumps(raw)])
     return text[: rng.randrange(len(text))]
 
 
 def nest(rng: random.Random, raw: dict[str, Any]) -> str:
-    """Nesting, and aliases that explode or hold themselves."""
+    """Insert deep nesting, and aliases that explode or contain themselves."""
     depth = rng.choice([1, 10, 63, 64, 65, 200, 1000, 20_000])
     links = rng.randint(1, 12)
     bomb = "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 9)}]" for i in range(links))
@@ -271,7 +271,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 
 def overrides(rng: random.Random, raw: dict[str, Any]) -> list[str]:
-    """Overrides of known and unknown keys, with values of all sorts."""
+    """Draw overrides of known and unknown keys with values of all sorts."""
     known = [".".join(map(str, keys)) for keys in _places(raw)]
     found = []
     for _ in range(rng.randint(1, 4)):

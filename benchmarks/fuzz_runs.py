@@ -3,7 +3,7 @@
     python benchmarks/fuzz_runs.py                 2,000 mutations in process
     python benchmarks/fuzz_runs.py --commands 50   50 of each kind by command, in processes of their own
 
-Equal seeds give equal mutations. The exit code is 1 where a command ends otherwise than with 0, 1 or 2.
+Equal seeds give equal mutations. The exit code is 1 if a command ends with another code than 0, 1 or 2.
 """
 
 from __future__ import annotations

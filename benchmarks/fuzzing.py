@@ -21,7 +21,7 @@ from types import FrameType
 from unittest import mock
 
 CODES = (0, 1, 2)
-"""How a command may end that nobody interrupted."""
+"""Exit codes that are valid for a command that was not interrupted."""
 LONGEST_MESSAGE = 20_000
 """Characters on stderr; more than that is not a sentence."""
 

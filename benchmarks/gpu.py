@@ -1,11 +1,11 @@
-"""What one GPU does with our decoders: correctness, speed, memory, and what observing and saving cost.
+"""Measure our decoders on one GPU: correctness, speed, memory, and the cost of observing and saving.
 
     make bench-gpu                                              # on a CUDA device, under 7 minutes
     PYTHONPATH=shared:pico-train python benchmarks/gpu.py       # the same where nothing of ours is installed
     python benchmarks/gpu.py --dry                              # tiny sizes on any device: does the program work?
 
 One line of JSON follows each measurement, the most important ones first; a measurement that no longer fits into
-`--minutes` is named and left out; a table ends the run. Exit code 1 means that a loss or a gradient was wrong. The
+`--minutes` is skipped and named; a table follows at the end. Exit code 1 means that a loss or a gradient was wrong. The
 first part needs torch alone, so that it runs where neither pydantic nor datasets is installed (without transformers the
 peer is left out); the cost of a snapshot and of a checkpoint, and a resume, need the packages of pico-train, and are
 left out by name where one is missing.
@@ -103,7 +103,7 @@ def free(device: torch.device) -> None:
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -253,7 +253,7 @@ def largest_rows(setting: Setting, config: DecoderConfig, checkpointing: bool, m
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where and how long it is measured."""
+    """The device and the duration of a measurement."""
 
     device: torch.device
     peak: float

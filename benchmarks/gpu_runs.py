@@ -1,4 +1,4 @@
-"""What observing, saving and resuming a run cost on one device; the part of gpu.py that needs pico-train's packages."""
+"""The cost of observing, saving and resuming on one device: the part of gpu.py that needs pico-train's packages."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def resume_identity(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
         for one in (whole, again):
             train(one, quiet=True)
         train(parts, quiet=True)
-        # What a kill after the first checkpoint leaves: nothing of the second.
+        # A kill after the first checkpoint leaves nothing of the second.
         for path in sorted(parts.layout.checkpoint(UPDATES).rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
         parts.layout.checkpoint(UPDATES).rmdir()

@@ -2,8 +2,8 @@
 
     python benchmarks/interrupts.py [--moments 50] [--signal SIGTERM] [--only NAME]
 
-A command that finished before the signal came (exit 0) is counted apart. So is a signal in the first moments of the
-interpreter, before any code of ours runs.
+A command that finished before the signal came (exit 0) is counted separately, and so is a signal that arrives
+while the interpreter starts, before any code of ours runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COMMANDS = {
 }
 """Name -> module and arguments; they run in a folder that `prepare` has filled."""
 MADE = ("prepared", "exported", "analysed", "runs/t")
-"""What these commands make; removed before each."""
+"""Outputs of these commands; removed before each."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
 
 
 def duration(arguments: Sequence[str], folder: Path) -> float:
-    """Seconds that a command takes undisturbed."""
+    """Measure the seconds that a command takes without an interrupt."""
     _clean(folder)
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", *arguments], cwd=folder, check=True, capture_output=True)
@@ -114,7 +114,7 @@ def interrupt(arguments: Sequence[str], seconds: float, folder: Path, number: si
 
 
 def _verdict(code: int, err: str, number: signal.Signals, folder: Path) -> str:
-    """130, 143, 75 or finished where all is as it should be; else what is wrong."""
+    """Return 130, 143, 75 or finished if the command ended correctly, otherwise what is wrong."""
     expected = 128 + number
     if "Traceback" in err or "Exception ignored" in err:
         return "a traceback"

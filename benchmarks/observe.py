@@ -1,9 +1,9 @@
-"""What an observation and a checkpoint cost: `make bench-observe`. The demo's shape, and decoder tiny at vocabulary
-50,304 on 4 rows of 512; fp32, CPU, two threads, the probe's usual 32 rows.
+"""Measure the cost of an observation and a checkpoint (`make bench-observe`): the demo's shape, and decoder tiny at
+vocabulary 50,304 on 4 rows of 512; fp32, CPU, two threads, the probe's usual 32 rows.
 
-All is counted in updates of the same process. What training waits for: a checkpoint's copy and hand-over; the probe
-pass, the copies of gradients and the hand-over of a snapshot. Beside it: by how much the updates that run while the
-other thread writes are slower. The same writes in the foreground are what a run without that thread would wait for.
+The unit is one update of the same process. Training waits for the copy and hand-over of a checkpoint, and for the probe
+pass, the copies of gradients and the hand-over of a snapshot. Updates are slower while the other thread writes;
+that is measured too. The same writes in the foreground show the wait of a run without that thread.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def job_in(root: Path, shape: Shape) -> Job:
 
 
 class Bench:
-    """One run and what is written of it, taken apart; `seconds` holds the timings of each part, one a round."""
+    """One run and the parts of what it writes; `seconds` holds the timings of each part, one a round."""
 
     def __init__(self, root: Path, shape: Shape) -> None:
         self.job = job_in(root, shape)

@@ -1,8 +1,8 @@
-"""What low-rank updates save and cost beside full rank: `make bench-relora`. Decoders tiny and small, vocabulary
+"""Compare the cost of low-rank updates with full rank (`make bench-relora`): decoders tiny and small, vocabulary
 50,304, sequence 512, micro-batch 4, fp32, rank 16 on all projections of the layers.
 
-Times of updates are taken in turn within one process; of a restart, the median of several. Peaks of memory are taken in
-a fresh process each, less what is resident after imports.
+Times of updates are interleaved within one process; the time of a restart is the median of several. Each memory peak is
+measured in a fresh process, minus the memory that is resident after imports.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Run(bench.Ours):
 
 
 def seconds(act: Callable[[], None]) -> float:
-    """Of one call."""
+    """Measure the seconds of one call."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start

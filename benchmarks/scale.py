@@ -1,4 +1,4 @@
-"""docs/scale.md: what decoder large costs at scale, every figure computed here; `python benchmarks/scale.py` writes it.
+"""Write docs/scale.md, the cost of decoder large at scale, with every figure computed here.
 
 Assumptions are the constants below; everything else follows from the configuration and from `model/cost.py`.
 """

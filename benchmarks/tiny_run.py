@@ -1,4 +1,4 @@
-"""The smallest run that has every kind of file: made in seconds, to be damaged by the programs beside this one."""
+"""The smallest run with every kind of file, made in seconds for the fuzzing programs beside this one."""
 
 from __future__ import annotations
 

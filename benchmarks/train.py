@@ -1,8 +1,8 @@
-"""What training and observing cost: `make bench`. Decoders tiny and small, vocabulary 50,304, sequence 512, micro-batch
-4, fp32.
+"""Measure the cost of training and observing (`make bench`): decoders tiny and small, vocabulary 50,304, sequence 512,
+micro-batch 4, fp32.
 
-Times are taken in turn within one process, so that a busy machine slows all of them alike, and reported as ratios of
-medians. Peaks of memory are taken in a fresh process each, less what is resident after imports.
+Times are interleaved within one process, so that a busy machine slows all tasks alike, and reported as ratios of
+medians. Each memory peak is measured in a fresh process, minus the memory that is resident after imports.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def transformers_step() -> Callable[[], None]:
 
 
 def bare_products() -> tuple[Callable[[], None], Callable[[], None]]:
-    """The matrix products of one update and nothing else, into memory that is there: the floor, in two parts.
+    """Time the matrix products of one update alone, into allocated memory: the lower bound, in two parts.
 
     The linear maps' three each (output, gradient of input, gradient of weight), the head's in blocks that stay in the
     cache; and attention's six over all positions (scores and mixing, forward and backward).

@@ -1,4 +1,4 @@
-"""Whether intervals, marks and power are what they are said to be: simulations with known truth, in seconds.
+"""Check intervals, marks and power by simulations with known truth, in seconds.
 
     python benchmarks/verdicts.py
 

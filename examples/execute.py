@@ -1,6 +1,6 @@
 """Execute the notebook beside this file and keep what it shows:  python examples/execute.py [RUN]
 
-Times and numbers of execution are left out, so that it changes only where its results do.
+Execution times and counters are left out, so that the notebook changes only if its results do.
 """
 
 import os
@@ -15,7 +15,7 @@ PATH = Path(__file__).parent / "first_look.ipynb"
 
 
 def executed(run: Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs that it has for `run`."""
+    """Return the notebook with its outputs for `run`."""
     os.environ["PICO_RUN"] = str(run.resolve())
     notebook = nbformat.read(PATH, as_version=4)
     NotebookClient(notebook, timeout=600, record_timing=False, kernel_name="python3").execute()

@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
-# The environment that pico was installed in. A job starts with none unless the shell that submitted it had one.
+# The environment that pico is installed in. A job has none unless the shell that submitted it had activated one.
 if [[ -n "${PICO_ENV:-}" ]]; then
     source "$PICO_ENV/bin/activate" || exit 2
 fi
@@ -47,7 +47,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
-# What NCCL and gloo (on which processes agree) say and use. On a cluster with several networks name the fast one:
+# Logging of NCCL, and the network of NCCL and gloo. On a cluster with several networks, name the fast one:
 # IFNAME=ib0 sbatch ...
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 export TORCH_NCCL_TRACE_BUFFER_SIZE="${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}" TORCH_NCCL_DUMP_ON_TIMEOUT=1
@@ -55,7 +55,7 @@ if [[ -n "${IFNAME:-}" ]]; then
     export NCCL_SOCKET_IFNAME="$IFNAME" GLOO_SOCKET_IFNAME="$IFNAME"
 fi
 
-# One task a process and no torchrun between: srun returns the exit code of the run. Since Slurm 22.05 srun does not
+# One task for each process, without torchrun: srun then returns the exit code of the run. Since Slurm 22.05 srun does not
 # take --cpus-per-task from the job; without it every process would get one core.
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=300 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS

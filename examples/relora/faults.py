@@ -1,5 +1,5 @@
-"""The signatures of the three faults of the published code, beside the arm without them: one short run each, watched
-update by update."""
+"""Signatures of the three faults of the published code and of the arm without them, from one short run each, measured
+at every update."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ class _Moves:
 
 @torch.no_grad()
 def _loss(job: Job, state: TrainState) -> float:
-    """On the first 32 rows of the data, in one pass."""
+    """Compute the loss on the first 32 rows of the data, in one pass."""
     tokens = torch.from_numpy(job.rows.take(torch.arange(32).numpy()))[:, : job.seq_len + 1]
     return float(state.model(tokens[:, :-1], labels=tokens[:, 1:])) / tokens[:, 1:].numel()

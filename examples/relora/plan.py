@@ -1,4 +1,4 @@
-"""The runs of the study: which there are, in which order, and how each is configured."""
+"""The runs of the study, their order, and the configuration of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Planned:
 
 
 def read_arms() -> dict[str, Any]:
-    """arms.yaml."""
+    """Read arms.yaml."""
     return read_yaml(HERE / "arms.yaml")
 
 

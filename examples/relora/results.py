@@ -1,4 +1,4 @@
-"""What the finished runs of a setting say, as four tables in CSV."""
+"""The results of the finished runs of a setting, as four tables in CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMOOTHED = 20
 
 
 def finished(runs: Sequence[Planned]) -> list[Planned]:
-    """Those that have come to their end."""
+    """Select the runs that are finished."""
     return [run for run in runs if _status(run.config.layout) == "finished"]
 
 
@@ -34,7 +34,7 @@ def _status(layout: RunLayout) -> str | None:
 
 
 def minimal_pairs(runs: Sequence[Planned], pairs: Path) -> None:
-    """Evaluate the last step of `runs` on BLiMP's JSON lines in `pairs`; what was measured before is read back."""
+    """Evaluate the last step of `runs` on BLiMP's JSON lines in `pairs`; existing results are reused."""
     for run in runs:
         said = evaluate_run(run.config.layout.root, None, ["blimp"], [f"evaluate.blimp.path={pairs}"])
         print(f"{run.config.name}, {said}", flush=True)
@@ -65,7 +65,7 @@ def evaluations(runs: Sequence[Planned]) -> pd.DataFrame:
 
 def dynamics(runs: Sequence[Planned]) -> pd.DataFrame:
     """METRICS of the effective weights and of their updates over the window from the observed step before, by layer;
-    of circuits the mean over heads. Null where the status is not ok."""
+    the mean over heads for circuits. Null if the status is not ok."""
     return pd.concat([_about(run, _dynamics(run)) for run in runs], ignore_index=True)
 
 
@@ -83,7 +83,7 @@ def _dynamics(run: Planned) -> pd.DataFrame:
 
 
 def costs(runs: Sequence[Planned]) -> pd.DataFrame:
-    """What a run trained and took: parameters that train, bytes of the optimizer, tokens, seconds of its updates."""
+    """Tabulate the cost of each run: trained parameters, bytes of the optimizer, tokens, seconds of its updates."""
     return pd.DataFrame(_cost(run) for run in runs)
 
 

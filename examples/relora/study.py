@@ -3,8 +3,8 @@
     python examples/relora/study.py quick|full [--blimp DIRECTORY] [--report] [key=value ...]
 
 `key=value` overrides base.yaml for every run. Runs lie in runs/relora/<setting>, and results/ beside them. Start it
-again and it goes on; start it several times at once and the runs are shared out between them. `--report` trains
-nothing and tells what the finished runs say; `--blimp` adds minimal pairs from BLiMP's JSON lines.
+again to continue; start it several times at once to divide the runs among processes. `--report` trains nothing and
+reports on the finished runs; `--blimp` adds minimal pairs from BLiMP's JSON lines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from demo import CONFIGS, fetch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 75 where training was stopped in good order."""
+    """Run the study; return 0, or 75 if training was stopped by a signal."""
     given = _parser().parse_intermixed_args(arguments)
     runs_dir = Path("runs/relora") / given.setting
     runs = planned(given.setting, runs_dir, given.overrides)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_all(runs: Sequence[Planned]) -> bool:
-    """Train what is not finished and what no other process trains; whether it was asked to stop."""
+    """Train every unfinished run that no other process is training; return whether a signal asked to stop."""
     for number, run in enumerate(runs, 1):
         started = time.monotonic()
         try:
@@ -65,7 +65,7 @@ def train_all(runs: Sequence[Planned]) -> bool:
 
 
 def report(setting: str, runs: Sequence[Planned], out: Path, pairs: Path | None, overrides: list[str]) -> None:
-    """Tables, figures and summary.md of the finished runs, in `out`."""
+    """Write tables, figures and summary.md of the finished runs to `out`."""
     done = results.finished(runs)
     print(f"{len(done)} of {len(runs)} runs are finished")
     if not done:

@@ -1,7 +1,7 @@
-"""What may be concluded from the tables of results.py, as Markdown.
+"""Conclusions from the tables of results.py, as Markdown.
 
-Values of an arm are compared with the baseline's of the same seed: weights, rows and everything else are then the same,
-and what the seeds have in common goes out. All statistics are those of `pico_analyze.statistics`.
+Each value of an arm is compared with the baseline's value for the same seed. Both runs then share initial weights and
+rows, so the scatter between seeds cancels. All statistics are those of `pico_analyze.statistics`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Contrast:
 
 
 def contrast(values: pd.DataFrame, arm: str, baseline: str = BASELINE) -> Contrast | None:
-    """Of a table with columns arm, seed, value; None where the two share no seed."""
+    """Pair two arms of a table (columns arm, seed, value) by seed; None if they share no seed."""
     wide = values.pivot_table(index="seed", columns="arm", values="value")
     if not {arm, baseline} <= set(wide.columns):
         return None
@@ -72,7 +72,7 @@ def contrast(values: pd.DataFrame, arm: str, baseline: str = BASELINE) -> Contra
 
 
 def outcomes(found: pd.DataFrame, dynamic: pd.DataFrame, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, table with arm, width, seed, value) of everything that is compared, at the last step."""
+    """(name, table with arm, width, seed, value) of each compared outcome, at the last step."""
     at_last = found[found["step"] == last]
     for metric, name in (
         ("perplexity/loss", PRIMARY),
@@ -153,7 +153,7 @@ def step_table(found: pd.DataFrame, arms: Sequence[str]) -> Iterator[str]:
 
 
 def signature_table(signatures: pd.DataFrame, every: int) -> Iterator[str]:
-    """What each fault does, as numbers: at the first merge, before it, and in the updates that follow merges."""
+    """Show the effect of each fault: at the first merge, before it, and in the updates that follow merges."""
     heading = (
         "loss before and after the first merge | moved before it | largest move right after a merge, learning rates"
     )
@@ -172,7 +172,7 @@ def signature_table(signatures: pd.DataFrame, every: int) -> Iterator[str]:
 
 
 def verdict(against: Contrast | None, adjusted: float | None) -> str:
-    """What the adjusted p-value allows to say of the primary outcome."""
+    """State what the adjusted p-value says about the primary outcome."""
     if against is None:
         return ""
     if adjusted is None:
@@ -183,7 +183,7 @@ def verdict(against: Contrast | None, adjusted: float | None) -> str:
 
 
 def _cells(table: pd.DataFrame, arms: Sequence[str]) -> Iterator[tuple[int, str, pd.DataFrame]]:
-    """Each width and arm that there is, with the values of all arms of that width."""
+    """Yield each width and arm of the table with the values of all arms of that width."""
     for width, some in table.groupby("width"):
         yield from ((int(width), arm, some) for arm in arms if arm in set(some["arm"]))
 
