@@ -108,4 +108,4 @@ def _line_of_metric(name: str, metric: Metric) -> str:
 
 def source_of(metric: Metric) -> str:
     """The paper or book that the docstring of a metric's function names."""
-    return " ".join((metric.fn.__doc__ or "").partition("Source: ")[2].split()).rstrip(".")
+    return " ".join((metric.fn.__doc__ or "").partition("Source:")[2].split()).rstrip(".")
