@@ -9,6 +9,7 @@ import torch
 from pico_contract.errors import UserError
 
 from pico_train.model.decoder import Decoder
+from pico_train.model.generate import generate
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def continue_ids(
             f"{where}: the prompt is empty, and no token is named that a text begins with: give a prompt"
         )
     try:
-        made = decoder.generate(
+        made = generate(
+            decoder,
             torch.tensor([list(ids)]),
             sampling.tokens,
             temperature=sampling.temperature,

@@ -21,8 +21,8 @@ def carry_out(model: Decoder, *, compiled: bool, checkpointing: bool) -> None:
     `compiled` compiles one layer, which serves all of them: a twelfth of the time that twelve take,
     and the head's loss is chunked by hand already. Shapes are fixed, as those of micro-batches are.
     `checkpointing` keeps a layer's input alone and runs the layer again in the backward pass (Chen
-    et al. 2016): same gradients, a third more time. Otherwise what costs next to no time to form
-    again is not kept (model/lean.py), as a compiler decides by itself.
+    et al. 2016): same gradients, a third more time. Otherwise cheap activations are recomputed, not
+    kept (model/recompute.py), as a compiler decides by itself.
     """
     run = (
         torch.compile(run_layer, dynamic=False)

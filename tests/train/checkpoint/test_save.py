@@ -13,6 +13,7 @@ from pico_train import train
 from pico_train.commands import open_checkpoint
 from pico_train.data.packed import PackedData
 from pico_train.data.tokenizer import load_tokenizer
+from pico_train.model.generate import generate
 from pico_train.run import RunConfig
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -89,7 +90,7 @@ def test_greedy_generation_is_equal(run: RunConfig, theirs: LlamaForCausalLM) ->
     _, _, ours = open_checkpoint(run.layout.root, 6)
     prompt = torch.tensor([[5, 60, 7, 8], [100, 3, 9, 11]])
     expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False)
-    found = ours.generate(prompt, 24, temperature=0.0, eos_token_id=theirs.config.eos_token_id)
+    found = generate(ours, prompt, 24, temperature=0.0, eos_token_id=theirs.config.eos_token_id)
     assert found[:, : expected.shape[1]].tolist() == expected.tolist()
 
 

@@ -65,17 +65,6 @@ def test_bfloat16_rounds_where_hugging_face_does(shape):
     assert (ours != theirs).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_cached_decoding_equals_hugging_face_and_uncached(shape):
-    model = make(SHAPES[shape])
-    hf, ids = twin(model), tokens(SHAPES[shape], rows=2, length=1)
-    made = model.generate(ids, 8, temperature=0)
-    for length in range(1, 9):
-        assert torch.equal(made[:, length], model(made[:, :length])[:, -1].argmax(-1))
-    pad = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    assert torch.equal(made, hf.generate(ids, max_new_tokens=8, attention_mask=torch.ones_like(ids), **pad))
-
-
 def test_parameter_names_are_the_contract():
     """The names that checkpoints, snapshots and analysis rely on."""
     names = [name for name, _ in Decoder(DecoderConfig(8, 8, 8, 1, 2, 1, 8)).named_parameters()]
@@ -123,49 +112,6 @@ def test_a_meta_decoder_takes_weights_without_copying(shape):
     ids = tokens(SHAPES[shape])
     assert torch.equal(other(ids), model(ids))
     assert len(list(other.parameters())) == len(list(model.parameters()))
-
-
-def test_sampling_is_seeded_and_filtered():
-    model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=2, length=4)
-    first = model.generate(ids, 12, seed=1)
-    assert torch.equal(first, model.generate(ids, 12, seed=1))
-    assert not torch.equal(first, model.generate(ids, 12, seed=2))
-    greedy = model.generate(ids, 12, temperature=0)
-    assert torch.equal(model.generate(ids, 12, temperature=1e-300), greedy)
-    assert torch.equal(greedy, model.generate(ids, 12, top_k=1))
-    assert torch.equal(greedy, model.generate(ids, 12, top_p=1e-6))
-    assert model.generate(ids, 60).shape == (2, 64)
-    with pytest.raises(ValueError, match="exceed the 64 positions"):
-        model.generate(ids, 61)
-    with pytest.raises(ValueError, match="empty"):
-        model.generate(ids[:, :0], 1)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -1.0},
-        {"temperature": float("nan")},
-        {"top_k": 0},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-        {"seed": 1 << 64},
-    ],
-    ids=str,
-)
-def test_impossible_sampling_is_refused(wrong):
-    model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=1, length=4)
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
-        model.generate(ids, 1, **wrong)
-
-
-def test_generation_ends_at_eos():
-    model, ids = make(SHAPES["grouped"]), tokens(SHAPES["grouped"], rows=1, length=2)
-    free = model.generate(ids, 10, temperature=0)
-    eos = int(free[0, 4])
-    first = free[0].tolist().index(eos, 2)
-    ended = model.generate(ids, 10, temperature=0, eos_token_id=eos)
-    assert ended[0].tolist() == free[0, : first + 1].tolist()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pico_train import train
 from pico_train.checkpoint.model_folder import check_tensors, load_model, read_geometry, read_token_ids
 from pico_train.commands import evaluate_run
 from pico_train.config import load, validate
+from pico_train.model.generate import generate
 from pico_train.run import RunConfig
 from pico_train.run.estimate import estimate
 from safetensors.torch import load_file, save_file
@@ -243,6 +244,6 @@ def test_an_impossible_token_id_is_named(tmp_path: Path, value: Any) -> None:
 def test_generation_ends_with_any_of_several_tokens(tmp_path: Path) -> None:
     model = load_model(smol(tmp_path / "theirs"))
     ids = torch.tensor([[3, 4]])
-    free = model.generate(ids, 6, temperature=0.0)[0, 2:].tolist()
-    ended = model.generate(ids, 6, temperature=0.0, eos_token_id=[279, free[2]])
+    free = generate(model, ids, 6, temperature=0.0)[0, 2:].tolist()
+    ended = generate(model, ids, 6, temperature=0.0, eos_token_id=[279, free[2]])
     assert ended[0, 2:].tolist() == free[: free.index(free[2]) + 1]
