@@ -34,7 +34,7 @@ import torch
 from pico_train.log.mfu import matmul_rate
 from pico_train.model.cost import flops_per_token
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.model.execution import carry_out
+from pico_train.model.execution import apply_compile_and_checkpointing
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 """Part of a device's name -> operations a second, dense bfloat16 with float32 accumulation, by its data sheet."""
@@ -138,7 +138,7 @@ def correctness(config: DecoderConfig, device: torch.device, seq_len: int, compi
     found: dict[str, Any] = {"loss_cpu_fp32": expected, "compiled": compiled}
     for precision in ("fp32", "bf16"):
         model = initialised(config).to(device)
-        carry_out(model, compiled=compiled, checkpointing=False)
+        apply_compile_and_checkpointing(model, compiled=compiled, checkpointing=False)
         loss, gradients = loss_and_gradients(model, rows, bf16=precision == "bf16")
         apart = {name: relative(gradients[name], truth[name]) for name in truth}
         worst = max(apart, key=lambda name: apart[name])
@@ -159,7 +159,7 @@ Step = Callable[[torch.Tensor], None]
 def our_step(config: DecoderConfig, device: torch.device, compiled: bool, checkpointing: bool) -> Step:
     """One update of our decoder: bfloat16 autocast, clipping to 1, fused AdamW on float32 weights."""
     model = initialised(config).to(device)
-    carry_out(model, compiled=compiled, checkpointing=checkpointing)
+    apply_compile_and_checkpointing(model, compiled=compiled, checkpointing=checkpointing)
     return _update(model, device, lambda ids: model(ids[:, :-1], labels=ids[:, 1:]) / ids[:, 1:].numel())
 
 

@@ -93,7 +93,7 @@ def checkpoint_cost(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
         began = time.perf_counter()
         held = state.capture().copied()
         waited = time.perf_counter() - began
-        save_checkpoint(job.layout, held, job.card)
+        save_checkpoint(job.layout, held, job.metadata)
         written = time.perf_counter() - began - waited
         size = sum(path.stat().st_size for path in job.layout.checkpoints.rglob("*") if path.is_file())
     return {"copied_s": round(waited, 3), "written_s": round(written, 3), "gib": round(size / 2**30, 2)}

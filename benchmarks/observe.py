@@ -100,13 +100,13 @@ class Bench:
         self.snapshot()
 
     def checkpoint(self) -> None:
-        saved, layout, card = self.state.capture(), self.job.layout, self.job.card
+        saved, layout, metadata = self.state.capture(), self.job.layout, self.job.metadata
         with self.timed("checkpoint written"):
-            save_checkpoint(layout, saved, card)
+            save_checkpoint(layout, saved, metadata)
         shutil.rmtree(layout.root)
         with self.timed("checkpoint copied"):
             held = saved.copied()
-        self.beside("checkpoint beside", lambda: save_checkpoint(layout, held, card))
+        self.beside("checkpoint beside", lambda: save_checkpoint(layout, held, metadata))
 
     def snapshot(self) -> None:
         observer, writes = self.job.observer, list[Write]()
@@ -126,7 +126,7 @@ class Bench:
         """Seconds by which handing `write` over, and the updates made until it is done, exceed as many others."""
         done = threading.Event()
         start, updates = time.perf_counter(), 0
-        self.writer.hand_over(lambda: (write(), done.set()))
+        self.writer.submit(lambda: (write(), done.set()))
         while not done.is_set():
             self.update()
             updates += 1

@@ -211,11 +211,11 @@ def prepare(
     from pico_train.config import load, read_yaml
     from pico_train.data.prepare import PrepareConfig
     from pico_train.data.prepare import prepare as prepare_data
-    from pico_train.data.sources import in_full
+    from pico_train.data.sources import expand_short_forms
 
     given = [item for item in [config, *(overrides or [])] if item is not None]
     path = Path(given.pop(0)) if given and "=" not in given[0] else None
-    given = in_full(given, read_yaml(path) if path is not None else {})
+    given = expand_short_forms(given, read_yaml(path) if path is not None else {})
     _say(f"data in {prepare_data(load(PrepareConfig, path, given), _say)}")
 
 
@@ -290,10 +290,10 @@ def main() -> None:
         remedy = "what was saved before stays: mend the cause and run the same command again"
         _fail(f"{sentence_of(error)}; {remedy}", exit_code_of(error))
     except Exception as error:
-        from pico_train.distributed import is_peers
+        from pico_train.distributed import is_peer_error
         from pico_train.errors import NonFiniteError
 
-        if not (isinstance(error, NonFiniteError) or is_peers(error)):
+        if not (isinstance(error, NonFiniteError) or is_peer_error(error)):
             raise
         _fail(" ".join(str(error).split()), 1)
 
@@ -312,14 +312,14 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     from pico_contract.layout import RunLayout
 
     from pico_train.config import load, read_yaml
-    from pico_train.data.sources import in_full
+    from pico_train.data.sources import expand_short_forms
     from pico_train.run.config import RunConfig
     from pico_train.run.stored_config import is_stored, load_stored
 
     if is_stored(path):
         return load_stored(RunLayout(path.parent), overrides or [], trust=trust)
     if not path.is_dir():
-        return load(RunConfig, path, in_full(overrides or [], read_yaml(path)))
+        return load(RunConfig, path, expand_short_forms(overrides or [], read_yaml(path)))
     # The run that lies there is meant, wherever it was when it was written.
     place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
     config = load_stored(RunLayout(path), [place, *(overrides or [])], trust=trust)

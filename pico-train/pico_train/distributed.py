@@ -32,7 +32,7 @@ from torch import nn
 
 from pico_train.errors import PeerError
 from pico_train.launcher import check_launch, only_a_launch
-from pico_train.sharding import is_share
+from pico_train.sharding import is_sharded
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 T = TypeVar("T", bound=bool | int | float | str | list | dict | None)
@@ -80,7 +80,7 @@ class Runtime:
         return self.rank == 0
 
     @property
-    def copies_alone(self) -> bool:
+    def copies_in_background(self) -> bool:
         """Whether the device copies from pinned memory while this process goes on."""
         return self.device.type == "cuda"
 
@@ -99,7 +99,9 @@ class Runtime:
         is sharded was summed in the backward pass."""
         if self.processes == 1:
             return
-        whole = [p.grad for p in parameters.values() if p.grad is not None and not is_share(p.grad)]
+        whole = [
+            p.grad for p in parameters.values() if p.grad is not None and not is_sharded(p.grad)
+        ]
         with _together():
             for block in _blocks(whole):
                 flat = torch.cat([gradient.flatten() for gradient in block])
@@ -177,7 +179,7 @@ class Runtime:
         return "bf16" if self.device.type == "cuda" else "fp32"
 
 
-def is_peers(error: BaseException) -> bool:
+def is_peer_error(error: BaseException) -> bool:
     """Whether `error` is what a process meets because another has ended, in an exchange of torch's
     own."""
     broken = isinstance(error, RuntimeError) and "gloo/transport" in str(error)

@@ -20,9 +20,9 @@ class NonFiniteError(Exception):
 
 
 @contextmanager
-def saying_where(place: str) -> Iterator[None]:
+def error_context(where: str) -> Iterator[None]:
     """Say of a mistake at which place of which file it was made."""
     try:
         yield
     except UserError as error:
-        raise type(error)(f"{place}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None

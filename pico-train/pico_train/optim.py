@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pico_train.config import Section
-from pico_train.sharding import gathered, shared_like
+from pico_train.sharding import full_tensor, sharded_like
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Group = dict[str, Any]
@@ -225,7 +225,7 @@ def load_optimizer_tensors(
         if name not in unfit:
             # Fused AdamW keeps its step counter on the parameter's device, as float32, like the
             # moments.
-            optimizer.state[parameters[name]][entry] = shared_like(parameters[name], value)
+            optimizer.state[parameters[name]][entry] = sharded_like(parameters[name], value)
 
 
 _ENTRIES = ({"exp_avg", "exp_avg_sq", "step"}, {"momentum_buffer"})
@@ -242,7 +242,7 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
     norm = torch.nn.utils.get_total_norm(
         [p.grad for p in parameters.values() if p.grad is not None]
     )
-    return gathered(norm, norm.device, everywhere=True)
+    return full_tensor(norm, norm.device, everywhere=True)
 
 
 def clip_gradients(

@@ -55,42 +55,42 @@ def shard(
     sharded = {
         name: model.get_parameter(names[id(parameter)]) for name, parameter in parameters.items()
     }
-    whole = [name for name, parameter in sharded.items() if not is_share(parameter)]
+    whole = [name for name, parameter in sharded.items() if not is_sharded(parameter)]
     if whole:
         raise UserError(f'train.sharding is full, but "{whole[0]}" was left whole')
     return sharded
 
 
-def is_share(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
     """Whether `tensor` is a DTensor; told by an attribute of it, since its module is slow to
     import, sets filters of warnings, and is there wherever there are shares."""
     return hasattr(tensor, "placements")
 
 
-def gathered(
+def full_tensor(
     tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False
 ) -> torch.Tensor:
     """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main
     process (or `everywhere`) and on the meta device, shape and dtype alone, in the others."""
-    if not is_share(tensor):
+    if not is_sharded(tensor):
         return tensor
     whole = tensor.full_tensor().detach()
     return whole.to(device if everywhere or tensor.device_mesh.get_rank() == 0 else "meta")
 
 
-def all_gathered(
+def full_tensors(
     tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False
 ) -> dict[str, torch.Tensor]:
-    """`gathered` on CPU of each of `tensors`, one at a time."""
+    """`full_tensor` on CPU of each of `tensors`, one at a time."""
     return {
-        name: gathered(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()
+        name: full_tensor(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()
     }
 
 
-def shared_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def sharded_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and
     sharded as it is."""
-    if not is_share(parameter) or tensor.dim() == 0:
+    if not is_sharded(parameter) or tensor.dim() == 0:
         return tensor.to(parameter.device, copy=True)
     from torch.distributed.tensor import distribute_tensor
 

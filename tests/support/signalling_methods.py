@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from pico_train.method.base import Reads
+from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 
 
@@ -14,7 +14,7 @@ class Killer(Plain):
 
     number = signal.SIGTERM
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         if step == 5:
             os.kill(os.getpid(), self.number)
         return "language_model"

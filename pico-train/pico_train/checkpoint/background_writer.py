@@ -15,7 +15,7 @@ class Writer:
 
     What is handed over must not change any more: live tensors are copied before
     (`SavedState.copied`). At most two writes are in hand, one under way and one waiting; who brings
-    a third waits in `make_room`. At the usual cadence these are a checkpoint and a snapshot of one
+    a third waits in `wait_for_slot`. At the usual cadence these are a checkpoint and a snapshot of one
     step: in main memory, 12 bytes a parameter under AdamW for the one and the size of its files for
     the other.
 
@@ -25,19 +25,19 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "pico-train-writer")
-        self._in_hand: deque[Future[None]] = deque()
+        self._queued: deque[Future[None]] = deque()
         self._error: BaseException | None = None
 
-    def hand_over(self, write: Write) -> None:
+    def submit(self, write: Write) -> None:
         """Have `write` done after everything that was handed over before; errors as `check`."""
-        self.make_room()
-        self._in_hand.append(self._thread.submit(self._do, write))
+        self.wait_for_slot()
+        self._queued.append(self._thread.submit(self._do, write))
 
-    def make_room(self) -> None:
+    def wait_for_slot(self) -> None:
         """Wait until at most one write is in hand; errors as `check`."""
-        while len(self._in_hand) > 1:
-            self._in_hand[0].result()
-            self._in_hand.popleft()
+        while len(self._queued) > 1:
+            self._queued[0].result()
+            self._queued.popleft()
         self.check()
 
     def check(self) -> None:
@@ -45,23 +45,23 @@ class Writer:
         if self._error is not None:
             raise self._error
 
-    def settle(self) -> BaseException | None:
+    def wait(self) -> BaseException | None:
         """Wait until nothing is in hand any more; what a write has raised, else None."""
-        while self._in_hand:
-            self._in_hand[0].result()
-            self._in_hand.popleft()
+        while self._queued:
+            self._queued[0].result()
+            self._queued.popleft()
         return self._error
 
     def flush(self) -> None:
         """Wait until everything is written; errors as `check`."""
-        self.settle()
+        self.wait()
         self.check()
 
     def close(self, *, drop: bool = False) -> BaseException | None:
         """Write what is in hand, or with `drop` end the write under way alone, and end the thread;
-        errors as `settle`. May be called again."""
+        errors as `wait`. May be called again."""
         self._thread.shutdown(wait=True, cancel_futures=drop)
-        self._in_hand.clear()
+        self._queued.clear()
         return self._error
 
     def _do(self, write: Write) -> None:

@@ -28,7 +28,7 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_room(config: DiskConfig, root: Path, needed: int) -> str | None:
+def check_disk_space(config: DiskConfig, root: Path, needed: int) -> str | None:
     """The warning where the file system of `root` has less than `needed` bytes free; None where it
     has enough.
 
@@ -48,7 +48,7 @@ def check_room(config: DiskConfig, root: Path, needed: int) -> str | None:
 
 
 @contextmanager
-def telling_room(root: Path, needed: Callable[[], int]) -> Iterator[None]:
+def explain_disk_full(root: Path, needed: Callable[[], int]) -> Iterator[None]:
     """Where a write of the body finds the disk full, or a quota, say how much is free and what the
     rest would take."""
     try:

@@ -55,7 +55,7 @@ def load_checkpoint(
         method_scalars=method,
         counters=counters,
         stepped=stepped,
-        place=state,
+        directory=state,
     )
 
 

@@ -53,7 +53,7 @@ class KeepConfig(Section):
 
 
 @dataclass(frozen=True)
-class Removal:
+class PlannedRemoval:
     """What goes: state/ of a checkpoint, or all of it, with its bytes and those of weights that are
     moved before."""
 
@@ -68,7 +68,9 @@ class Removal:
         return f"step {self.step}: {'the model' if self.whole else self.path.name + '/'}{where}"
 
 
-def removals(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> list[Removal]:
+def planned_removals(
+    layout: RunLayout, keep: KeepConfig, newest: int, last: int
+) -> list[PlannedRemoval]:
     """What `keep` removes from a run of `last` updates that would continue from `newest`: state/
     first, ascending.
 
@@ -91,12 +93,22 @@ def removals(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> lis
     ]
     states = {newest, *keep.states([step for step in whole if step in models])}
     return [
-        *(_removal(layout, step, layout.state(step)) for step in with_state if step not in states),
-        *(_removal(layout, step, layout.checkpoint(step)) for step in steps if step not in models),
+        *(
+            _planned_removal(layout, step, layout.state(step))
+            for step in with_state
+            if step not in states
+        ),
+        *(
+            _planned_removal(layout, step, layout.checkpoint(step))
+            for step in steps
+            if step not in models
+        ),
     ]
 
 
-def remove(layout: RunLayout, planned: Sequence[Removal]) -> Iterator[tuple[Removal, str | None]]:
+def remove(
+    layout: RunLayout, planned: Sequence[PlannedRemoval]
+) -> Iterator[tuple[PlannedRemoval, str | None]]:
     """Remove what was `planned`, each after its observed weights were moved; only the holder of the
     lock may do it.
 
@@ -114,17 +126,17 @@ def remove(layout: RunLayout, planned: Sequence[Removal]) -> Iterator[tuple[Remo
         yield one, problem
 
 
-def thin(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> list[str]:
-    """Apply `keep`, as `removals` and `remove` do; the sentences say what stays although it should
+def prune_checkpoints(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> list[str]:
+    """Apply `keep`, as `planned_removals` and `remove` do; the sentences say what stays although it should
     not."""
-    done = remove(layout, removals(layout, keep, newest, last))
+    done = remove(layout, planned_removals(layout, keep, newest, last))
     return [problem for _, problem in done if problem is not None]
 
 
-def _removal(layout: RunLayout, step: int, path: Path) -> Removal:
+def _planned_removal(layout: RunLayout, step: int, path: Path) -> PlannedRemoval:
     whole = path == layout.checkpoint(step)
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    return Removal(step, path, whole, size, _moved_bytes(layout, step) if whole else 0)
+    return PlannedRemoval(step, path, whole, size, _moved_bytes(layout, step) if whole else 0)
 
 
 def _moved_bytes(layout: RunLayout, step: int) -> int:

@@ -47,7 +47,7 @@ class CheckpointConfig(Section):
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelMetadata:
     """What every checkpoint of a run says beside its weights."""
 
     run: str
@@ -58,7 +58,7 @@ class ModelCard:
 
 
 def save_checkpoint(
-    layout: RunLayout, saved: SavedState, card: ModelCard, metrics: FileEntry | None = None
+    layout: RunLayout, saved: SavedState, metadata: ModelMetadata, metrics: FileEntry | None = None
 ) -> Path:
     """Write checkpoints/step_t for the step in `saved`; it exists for readers once this returns.
 
@@ -69,7 +69,7 @@ def save_checkpoint(
     """
     step = int(saved.counters["step"])
     with codec.publish(layout.checkpoint(step)) as draft:
-        write_model(draft, saved.weights, card)
+        write_model(draft, saved.weights, metadata)
         state = draft / layout.state(step).name
         state.mkdir()
         codec.save_tensors(state / OPTIMIZER, saved.optimizer)
@@ -82,30 +82,36 @@ def save_checkpoint(
         codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
         codec.seal(state, StateManifest(step=step))
         tokens = int(saved.counters["tokens"])
-        manifest = CheckpointManifest(run=card.run, step=step, tokens=tokens, metrics=metrics)
+        manifest = CheckpointManifest(run=metadata.run, step=step, tokens=tokens, metrics=metrics)
         codec.seal(draft, manifest)
     return layout.checkpoint(step)
 
 
-def write_model(directory: Path, weights: Mapping[str, torch.Tensor], card: ModelCard) -> None:
+def write_model(
+    directory: Path, weights: Mapping[str, torch.Tensor], metadata: ModelMetadata
+) -> None:
     """Write the files of a Hugging Face model into `directory`.
 
     Raises:
         UserError: `weights` are not the tensors that config.json implies; names the first that
             differs.
     """
-    problem = difference(shapes_of(weights), expected_tensors(card.config, card.architecture))
+    problem = difference(
+        shapes_of(weights), expected_tensors(metadata.config, metadata.architecture)
+    )
     if problem is not None:
         raise UserError(
             f"{directory / MODEL_WEIGHTS} is not written, for {MODEL_CONFIG} implies other tensors: {problem}"
         )
     codec.save_tensors(directory / MODEL_WEIGHTS, weights)
     texts = {
-        MODEL_CONFIG: hf_config(card.config, card.special_tokens, card.architecture),
-        GENERATION_CONFIG: generation_config(card.special_tokens),
+        MODEL_CONFIG: hf_config(metadata.config, metadata.special_tokens, metadata.architecture),
+        GENERATION_CONFIG: generation_config(metadata.special_tokens),
     }
-    if card.tokenizer is not None:
-        shutil.copyfile(card.tokenizer, directory / TOKENIZER)
-        texts[TOKENIZER_CONFIG] = tokenizer_config(card.config, card.special_tokens, card.tokenizer)
+    if metadata.tokenizer is not None:
+        shutil.copyfile(metadata.tokenizer, directory / TOKENIZER)
+        texts[TOKENIZER_CONFIG] = tokenizer_config(
+            metadata.config, metadata.special_tokens, metadata.tokenizer
+        )
     for name, content in texts.items():
         codec.write_text(directory / name, json.dumps(content, indent=2))

@@ -20,7 +20,7 @@ from pico_train.model.decoder import Decoder
 from pico_train.model.hf import load_weights
 from pico_train.model.stock import difference, shapes_of
 from pico_train.optim import load_optimizer_tensors, optimizer_tensors
-from pico_train.sharding import all_gathered, gathered
+from pico_train.sharding import full_tensor, full_tensors
 
 
 def effective_weights(method: Method, model: Decoder) -> dict[str, torch.Tensor]:
@@ -78,11 +78,11 @@ class TrainState:
             for name, tensor in effective_weights(self.method, self.model).items()
         }
         return SavedState(
-            weights=all_gathered(weights, everywhere=everywhere),
-            optimizer=all_gathered(
+            weights=full_tensors(weights, everywhere=everywhere),
+            optimizer=full_tensors(
                 optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere
             ),
-            method_tensors=all_gathered(tensors, everywhere=everywhere),
+            method_tensors=full_tensors(tensors, everywhere=everywhere),
             method_scalars=json.loads(
                 json.dumps(scalars, allow_nan=False)
             ),  # after a rebuild as after a resume
@@ -101,7 +101,7 @@ class TrainState:
         decoder = on_meta(self.model.config)
         effective = effective_weights(self.method, self.model)
         weights = {
-            name: gathered(tensor.detach(), tensor.device) for name, tensor in effective.items()
+            name: full_tensor(tensor.detach(), tensor.device) for name, tensor in effective.items()
         }
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
@@ -119,7 +119,7 @@ class SavedState:
     stepped: list[str] | None = None
     """Parameters that the optimizer had state of, as recorded beside it; None in checkpoints that
     do not say."""
-    place: Path | None = None
+    directory: Path | None = None
     """Directory `state/` that it was read from."""
 
     def copied(self) -> SavedState:
@@ -144,10 +144,10 @@ class SavedState:
             RuntimeError,
             DamagedError,
         ) as error:
-            if self.place is None:
+            if self.directory is None:
                 raise
             why = str(error) if isinstance(error, DamagedError) else in_one_line(error)
-            file = self.place / METHOD_TENSORS
+            file = self.directory / METHOD_TENSORS
             raise DamagedError(
                 f"{file}: {type(method).__name__} cannot build from this state ({why})"
             ) from error
@@ -155,13 +155,13 @@ class SavedState:
     def check_method(self, method: Method) -> None:
         """DamagedError where the tensors that `method` now has are not those that it was given, by
         name and shape."""
-        if self.place is None:
+        if self.directory is None:
             return
         problem = difference(
             shapes_of(self.method_tensors), shapes_of(method.state_dict()[0]), "this method's"
         )
         if problem is not None:
-            raise DamagedError(f"{self.place / METHOD_TENSORS}: {problem}")
+            raise DamagedError(f"{self.directory / METHOD_TENSORS}: {problem}")
 
     def restore_optimizer(self, state: TrainState, *, drop_unknown: bool = False) -> None:
         """Give `state` (freshly built around this object's weights and method state) its optimizer
@@ -171,7 +171,9 @@ class SavedState:
             DamagedError: state of an unknown parameter or of another shape, or none of one that had
                 been stepped.
         """
-        file = "the optimizer's state" if self.place is None else str(self.place / OPTIMIZER)
+        file = (
+            "the optimizer's state" if self.directory is None else str(self.directory / OPTIMIZER)
+        )
         try:
             load_optimizer_tensors(
                 state.optimizer, state.parameters, self.optimizer, drop_unknown=drop_unknown

@@ -18,14 +18,14 @@ from pico_train.commands.runs import evaluate_run, generate_text
 from pico_train.config import Section, load
 from pico_train.data.packed import PackedData
 from pico_train.data.shards import StreamConfig
-from pico_train.data.sources import in_full
+from pico_train.data.sources import expand_short_forms
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 from pico_train.distributed import Device, Runtime
 from pico_train.evaluate.progress import ShowProgress, hidden
 from pico_train.evaluate.tasks import (
     EvaluateConfig,
-    Place,
-    Subject,
+    EvaluatedModel,
+    ResultLocation,
     default_tasks,
     evaluate,
     in_one_line,
@@ -142,7 +142,7 @@ def evaluate_folder(
         UserError: a model that this decoder cannot compute, an unknown key, rows of another
             tokenizer, no task.
     """
-    config = load(ModelEvaluationConfig, None, in_full(overrides, {}))
+    config = load(ModelEvaluationConfig, None, expand_short_forms(overrides, {}))
     decoder = load_model(folder).to(Runtime(config.device).device)
     vocabulary = _vocabulary(folder, decoder)
     data = _data(config, vocabulary) if config.data.path is not None else None
@@ -153,17 +153,21 @@ def evaluate_folder(
             " evaluate.paloma.path or evaluate.blimp.path"
         )
     out = config.out or folder.absolute().with_name(f"{folder.absolute().name}-evaluation")
-    place = Place(RunLayout(out), folder.absolute().name, 0, model_sha256=_model_sha256(folder))
-    subject = Subject(decoder, vocabulary, decoder.config.max_position_embeddings, data)
+    location = ResultLocation(
+        RunLayout(out), folder.absolute().name, 0, model_sha256=_model_sha256(folder)
+    )
+    evaluated = EvaluatedModel(decoder, vocabulary, decoder.config.max_position_embeddings, data)
     known: list[str] = []
     read_back = None if again else known.append
-    results = evaluate(subject, config.evaluate, place, wanted, read_back=read_back, show=progress)
+    results = evaluate(
+        evaluated, config.evaluate, location, wanted, read_back=read_back, show=progress
+    )
     note = (
         f" (measured before under the same settings: {', '.join(known)}; --again repeats)"
         if known
         else ""
     )
-    return f"{in_one_line(results)}{note}\nresults in {place.layout.evaluations_at(0)}"
+    return f"{in_one_line(results)}{note}\nresults in {location.layout.evaluations_at(0)}"
 
 
 def _vocabulary(folder: Path, decoder: Decoder) -> Vocabulary:
@@ -182,7 +186,7 @@ def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
     if data.manifest.vocab_size > vocabulary.size:
         raise UserError(
             f"the rows of {data.path} have a vocabulary of {data.manifest.vocab_size}, larger than the"
-            f" {vocabulary.size} of {vocabulary.place}: prepare them with tokenizer.path={vocabulary.place}"
+            f" {vocabulary.size} of {vocabulary.origin}: prepare them with tokenizer.path={vocabulary.origin}"
         )
     if data.tokenizer_path is None or vocabulary.tokenizer is None:
         return data
@@ -191,8 +195,8 @@ def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
     )
     if words != others:
         raise UserError(
-            f"the rows of {data.path} were made with another tokenizer than that of {vocabulary.place}: prepare them"
-            f" with tokenizer.path={vocabulary.place}"
+            f"the rows of {data.path} were made with another tokenizer than that of {vocabulary.origin}: prepare them"
+            f" with tokenizer.path={vocabulary.origin}"
         )
     return data
 

@@ -17,7 +17,7 @@ from pico_contract.terminal import one_line
 from pico_train.checkpoint.disk_space import in_units
 from pico_train.checkpoint.load import newest_intact, open_checkpoint, run_layout
 from pico_train.checkpoint.model_folder import read_token_ids, start_token
-from pico_train.checkpoint.retention import Removal, removals, remove
+from pico_train.checkpoint.retention import PlannedRemoval, planned_removals, remove
 from pico_train.commands.generation import Sampling, continue_ids, require_utf8
 from pico_train.config import identity
 from pico_train.data.packed import PackedData
@@ -25,7 +25,13 @@ from pico_train.data.prepare import show
 from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer
 from pico_train.distributed import Runtime
 from pico_train.evaluate.progress import ShowProgress, hidden
-from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
+from pico_train.evaluate.tasks import (
+    EvaluatedModel,
+    ResultLocation,
+    default_tasks,
+    evaluate,
+    in_one_line,
+)
 from pico_train.log.metrics import read_metrics
 from pico_train.model.decoder import Decoder
 from pico_train.run.build import build
@@ -54,27 +60,27 @@ def prune(
     config = load_stored(layout, [f"checkpoint.{item}" for item in overrides], trust=trust)
     if dry_run:
         planned = _planned(layout, config)
-        yield from _told(((one, None) for one in planned), "would remove")
+        yield from _removal_lines(((one, None) for one in planned), "would remove")
         return
     with RunLock(layout.lock) as lock:
         for parent in (layout.checkpoints, layout.snapshots):
             codec.remove_leftovers(parent)
-        for line in _told(remove(layout, _planned(layout, config)), "removed"):
+        for line in _removal_lines(remove(layout, _planned(layout, config)), "removed"):
             lock.beat()
             yield line
 
 
-def _planned(layout: RunLayout, config: RunConfig) -> list[Removal]:
+def _planned(layout: RunLayout, config: RunConfig) -> list[PlannedRemoval]:
     newest, _ = newest_intact(layout)
     if newest is None:
         raise UserError(
             f"{layout.root} has no intact checkpoint to continue from: nothing is removed"
         )
     total = codec.read_manifest(layout.manifest, RunManifest).total_steps
-    return removals(layout, config.checkpoint.keep, newest, total)
+    return planned_removals(layout, config.checkpoint.keep, newest, total)
 
 
-def _told(done: Iterable[tuple[Removal, str | None]], verb: str) -> Iterator[str]:
+def _removal_lines(done: Iterable[tuple[PlannedRemoval, str | None]], verb: str) -> Iterator[str]:
     """A line for each, and one for all."""
     freed = 0
     for one, problem in done:
@@ -196,12 +202,14 @@ def evaluate_run(
         decoder.to(Runtime(config.train.device).device),
         _vocabulary(layout.checkpoint(chosen), decoder),
     )
-    subject = Subject(decoder, vocabulary, config.train.seq_len or _probe_seq_len(layout), data)
+    evaluated = EvaluatedModel(
+        decoder, vocabulary, config.train.seq_len or _probe_seq_len(layout), data
+    )
     known: list[str] = []
     read_back = None if again else known.append
-    place = Place(layout, config.name, chosen)
+    location = ResultLocation(layout, config.name, chosen)
     results = evaluate(
-        subject, config.evaluation, place, wanted, read_back=read_back, show=progress
+        evaluated, config.evaluation, location, wanted, read_back=read_back, show=progress
     )
     note = (
         f" (measured before under the same settings: {', '.join(known)}; --again repeats)"

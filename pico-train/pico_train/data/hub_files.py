@@ -143,7 +143,7 @@ class HubFiles:
         """Begin to download it."""
         self._ask(shard)
 
-    def place(self, shard: Shard) -> Path:
+    def path_of(self, shard: Shard) -> Path:
         """Its path in the cache."""
         return self._root / shard.file
 

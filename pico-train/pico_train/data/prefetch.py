@@ -24,7 +24,7 @@ class Batch:
     tokens: torch.Tensor
     """(rows, seq_len + 1) int64 on CPU: this process's; pinned where a device copies them by
     itself."""
-    copies: int
+    replicas: int
     """How many processes read the same."""
 
 

@@ -99,7 +99,7 @@ class Files(Protocol):
         """Begin to bring it; errors wait until it is asked for."""
         ...
 
-    def place(self, shard: Shard) -> Path:
+    def path_of(self, shard: Shard) -> Path:
         """Where it lies on this machine, or will once it was downloaded."""
         ...
 
@@ -127,7 +127,7 @@ class DirectoryFiles:
     def prefetch(self, shard: Shard) -> None:
         """It is here already."""
 
-    def place(self, shard: Shard) -> Path:
+    def path_of(self, shard: Shard) -> Path:
         """Its path in the directory."""
         return self._directory / shard.file
 
@@ -195,7 +195,7 @@ class StreamedRows:
         """
         found, faults = 0, list[str]()
         for shard in self._listing.shards:
-            path = self._files.place(shard)
+            path = self._files.path_of(shard)
             if path.is_file():
                 found += 1
                 faults += filter(None, [alteration(path, shard)])

@@ -296,7 +296,7 @@ def _chosen(field: str | None, present: list[str], where: str) -> str:
     )
 
 
-def in_full(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
+def expand_short_forms(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     """Write short forms in full, where an override goes below one: `source=PATH` is
     `source.path=PATH` then.
 

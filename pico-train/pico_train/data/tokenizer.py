@@ -46,10 +46,10 @@ class Vocabulary:
     """What turns text into the ids of a model: `size` ids, a tokenizer.json where there is one, the
     id of end-of-text.
 
-    `place` is the data directory or checkpoint that they come from, for messages.
+    `origin` is the data directory or checkpoint that they come from, for messages.
     """
 
-    place: Path
+    origin: Path
     tokenizer: Path | None
     eos: int | None
     size: int

@@ -33,7 +33,7 @@ class TextEncoder:
         """
         if start_token == "eos" and vocabulary.eos is None:
             raise UserError(
-                f'{vocabulary.place} names no end-of-text token to start texts with: set start_token to "none"'
+                f'{vocabulary.origin} names no end-of-text token to start texts with: set start_token to "none"'
             )
         self._start = [vocabulary.eos] if start_token == "eos" else []
         self._vocabulary = vocabulary
@@ -80,7 +80,7 @@ class TextEncoder:
         if isinstance(document, str):
             if self._tokenizer is None:
                 raise UserError(
-                    f"{self._vocabulary.place} came without a tokenizer, so that no text can be evaluated on it"
+                    f"{self._vocabulary.origin} came without a tokenizer, so that no text can be evaluated on it"
                 )
             document = encode(self._tokenizer, document, where)
         elif document.size and not (document.min() >= 0 and document.max() < self._vocabulary.size):

@@ -27,17 +27,17 @@ def newest_evaluations(layout: RunLayout) -> list[EvaluationManifest]:
     return next((found for step in steps if (found := evaluations_of(layout, step))), [])
 
 
-def whole(task: str, metrics: Mapping[str, Measurement]) -> dict[str, float]:
+def task_scalars(task: str, metrics: Mapping[str, Measurement]) -> dict[str, float]:
     """`task/metric` -> value, without the metrics of parts (`accuracy/paradigm/X`)."""
     return {
         f"{task}/{name}": measured.value for name, measured in metrics.items() if "/" not in name
     }
 
 
-def told(layout: RunLayout, step: int) -> dict[str, float]:
-    """`whole` of all results of theta_step."""
+def scalars(layout: RunLayout, step: int) -> dict[str, float]:
+    """`task_scalars` of all results of theta_step."""
     return {
         key: v
         for result in evaluations_of(layout, step)
-        for key, v in whole(result.task, result.metrics).items()
+        for key, v in task_scalars(result.task, result.metrics).items()
     }

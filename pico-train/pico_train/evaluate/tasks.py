@@ -69,7 +69,7 @@ class EvaluateConfig(Section):
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """What is evaluated, and what belongs to it: without `data` there are no validation rows to
     measure on."""
 
@@ -88,10 +88,10 @@ class Prepared:
     measure: Callable[[Advance], dict[str, Measurement]]
 
 
-def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
-    data, model = subject.data, subject.model
+def _perplexity(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
+    data, model = evaluated.data, evaluated.model
     if data is None or "validation" not in data.manifest.splits:
-        where = subject.vocabulary.place if data is None else data.path
+        where = evaluated.vocabulary.origin if data is None else data.path
         raise UserError(
             f"{where} has no validation rows to evaluate on; prepare it with a validation split"
         )
@@ -110,51 +110,53 @@ def _perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
     )
 
 
-def _text_perplexity(subject: Subject, config: EvaluateConfig) -> Prepared:
+def _text_perplexity(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
     wanted = config.text_perplexity
-    return _on_texts(subject, wanted.reading(), wanted)
+    return _on_texts(evaluated, wanted.reading(), wanted)
 
 
-def _paloma(subject: Subject, config: EvaluateConfig) -> Prepared:
-    prepared = _on_texts(subject, config.paloma.reading(), config.paloma)
+def _paloma(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
+    prepared = _on_texts(evaluated, config.paloma.reading(), config.paloma)
     return replace(prepared, settings={**prepared.settings, "split": config.paloma.split})
 
 
-def _on_texts(subject: Subject, sources: Sources, config: TextsConfig) -> Prepared:
+def _on_texts(evaluated: EvaluatedModel, sources: Sources, config: TextsConfig) -> Prepared:
     encoder, wanted = (
-        TextEncoder(subject.vocabulary, config.start_token),
-        config.seq_len or subject.seq_len,
+        TextEncoder(evaluated.vocabulary, config.start_token),
+        config.seq_len or evaluated.seq_len,
     )
     if wanted is None:
         raise UserError(
             "nothing tells how many tokens of a row training predicted: set seq_len of the task"
         )
-    window = min(wanted, subject.model.config.max_position_embeddings)
+    window = min(wanted, evaluated.model.config.max_position_embeddings)
     settings = texts_settings(sources, config, window) | encoder.settings()
     texts = sum(source["texts"] for source in settings["sources"].values())
     return Prepared(
         settings,
         Amount(texts, texts, "texts"),
-        lambda advance: text_perplexity(subject.model, sources, config, encoder, window, advance),
+        lambda advance: text_perplexity(evaluated.model, sources, config, encoder, window, advance),
     )
 
 
-def _blimp(subject: Subject, config: EvaluateConfig) -> Prepared:
+def _blimp(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
     wanted = config.blimp
     if wanted.path is None:
         raise UserError(
             "blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp"
         )
-    pairs, encoder = read_pairs(wanted.path), TextEncoder(subject.vocabulary, wanted.start_token)
+    pairs, encoder = read_pairs(wanted.path), TextEncoder(evaluated.vocabulary, wanted.start_token)
     sentences = len(distinct_sentences(pairs))
     return Prepared(
         pairs_settings(pairs) | encoder.settings(),
         Amount(sentences, sentences, "sentences"),
-        lambda advance: minimal_pairs(subject.model, pairs, encoder, wanted.batch_tokens, advance),
+        lambda advance: minimal_pairs(
+            evaluated.model, pairs, encoder, wanted.batch_tokens, advance
+        ),
     )
 
 
-TASKS: dict[str, Callable[[Subject, EvaluateConfig], Prepared]] = {
+TASKS: dict[str, Callable[[EvaluatedModel, EvaluateConfig], Prepared]] = {
     "perplexity": _perplexity,
     "text_perplexity": _text_perplexity,
     "paloma": _paloma,
@@ -199,7 +201,7 @@ def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class ResultLocation:
     """Where results of theta_step of a run go."""
 
     layout: RunLayout
@@ -215,9 +217,9 @@ class Place:
 
 
 def evaluate(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     config: EvaluateConfig,
-    place: Place,
+    location: ResultLocation,
     tasks: list[str],
     *,
     read_back: Callable[[str], None] | None = None,
@@ -241,17 +243,17 @@ def evaluate(
     results = {}
     for task in tasks:
         try:
-            prepared = TASKS[task](subject, config)
-            settings = place.settings(prepared)
-            known = stored(place, task, settings) if read_back is not None else None
+            prepared = TASKS[task](evaluated, config)
+            settings = location.settings(prepared)
+            known = stored(location, task, settings) if read_back is not None else None
             metrics = known if known is not None else _measure(task, prepared, show)
         except (UserError, OSError) as error:
             if failed is None:
                 raise
-            failed(f"step {place.step}: {task} is left out, for it cannot be measured: {error}")
+            failed(f"step {location.step}: {task} is left out, for it cannot be measured: {error}")
             continue
         if known is None:
-            _write(place, task, settings, metrics)
+            _write(location, task, settings, metrics)
         elif read_back is not None:
             read_back(task)
         results[task] = metrics
@@ -263,35 +265,39 @@ def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Mea
         return prepared.measure(advance)
 
 
-def stored(place: Place, task: str, settings: dict[str, Any]) -> dict[str, Measurement] | None:
+def stored(
+    location: ResultLocation, task: str, settings: dict[str, Any]
+) -> dict[str, Measurement] | None:
     """The intact result of `task` under `settings`; None where there is none, or one older than the
     checkpoint."""
-    path = place.layout.evaluation(place.step, task, settings)
+    path = location.layout.evaluation(location.step, task, settings)
     try:
         found = codec.read_manifest(path, EvaluationManifest)
-        oldest = "" if place.model_sha256 is not None else _checkpoint(place).created
+        oldest = "" if location.model_sha256 is not None else _checkpoint(location).created
     except DamagedError:
         return None
-    same = found.settings == settings and found.step == place.step and found.created >= oldest
+    same = found.settings == settings and found.step == location.step and found.created >= oldest
     return found.metrics if same else None
 
 
-def _checkpoint(place: Place) -> CheckpointManifest:
-    return codec.read_manifest(place.layout.checkpoint(place.step) / MANIFEST, CheckpointManifest)
+def _checkpoint(location: ResultLocation) -> CheckpointManifest:
+    return codec.read_manifest(
+        location.layout.checkpoint(location.step) / MANIFEST, CheckpointManifest
+    )
 
 
 def _write(
-    place: Place, task: str, settings: dict[str, Any], metrics: dict[str, Measurement]
+    location: ResultLocation, task: str, settings: dict[str, Any], metrics: dict[str, Measurement]
 ) -> None:
     result = EvaluationManifest(
         created=codec.utc_now(),
-        run=place.run,
-        step=place.step,
+        run=location.run,
+        step=location.step,
         task=task,
         settings=settings,
         metrics=metrics,
     )
-    codec.write_text(place.layout.evaluation(place.step, task, settings), result.to_json())
+    codec.write_text(location.layout.evaluation(location.step, task, settings), result.to_json())
 
 
 def in_one_line(results: dict[str, dict[str, Measurement]]) -> str:

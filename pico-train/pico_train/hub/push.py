@@ -14,7 +14,14 @@ from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest
 
 from pico_train.hub.model_card import model_readme
-from pico_train.hub.repository import Branch, HubConfig, RefusedError, refusal, retry_after, told
+from pico_train.hub.repository import (
+    Branch,
+    HubConfig,
+    RefusedError,
+    error_text,
+    refusal,
+    retry_after,
+)
 
 Say = Callable[[str], None]
 
@@ -22,7 +29,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0  # seconds between attempts; doubled fro
 _LOOK_EVERY = 30.0  # seconds between looks for checkpoints that nobody told of
 
 
-class Delivery:
+class HubUploader:
     """What of a run's checkpoints the hub lacks, and its pushing, one after the other."""
 
     def __init__(
@@ -83,10 +90,10 @@ class Delivery:
     def _pause(self, error: Exception, wait: float, deadline: float) -> float:
         """Wait for `wait` seconds, or as long as the hub says; returns the next wait."""
         if wait == _FIRST_WAIT and not self.closed.is_set():  # else nobody listens any more
-            self._say(f"the hub: {told(error)}; trying again")
+            self._say(f"the hub: {error_text(error)}; trying again")
         seconds = max(wait, retry_after(error))
         if time.monotonic() + seconds > deadline:
-            raise TimeoutError(f"the hub cannot be reached ({told(error)})") from None
+            raise TimeoutError(f"the hub cannot be reached ({error_text(error)})") from None
         self.closed.wait(seconds)
         return min(wait * 2, _LONGEST_WAIT)
 
@@ -136,8 +143,8 @@ class Pusher:
     """Delivers in a thread of its own from `wake` to `finish`; what it cannot push it says, and
     training goes on."""
 
-    def __init__(self, delivery: Delivery, say: Say) -> None:
-        self._delivery, self._say = delivery, say
+    def __init__(self, uploader: HubUploader, say: Say) -> None:
+        self._uploader, self._say = uploader, say
         self._problem = ""
         self._wake = threading.Event()
         self._ending = False
@@ -147,49 +154,49 @@ class Pusher:
     @property
     def delivered(self) -> str:
         """Steps pushed by this session, in their order."""
-        return ", ".join(map(str, self._delivery.delivered))
+        return ", ".join(map(str, self._uploader.delivered))
 
     def wake(self) -> None:
         """There may be something to push."""
-        self._delivery.note()
+        self._uploader.note()
         self._wake.set()
 
     def finish(self, seconds: float) -> None:
         """Wait up to `seconds` for what is missing, then say what still is and why."""
-        self._delivery.note()
+        self._uploader.note()
         self._ending = True
         self._wake.set()
         self._thread.join(seconds)
         self.close()
-        missing = self._delivery.missing()
+        missing = self._uploader.missing()
         if missing or self._problem:
             why = self._problem or "there was no time for more"
             steps = ", ".join(map(str, missing)) or "none"
-            root = self._delivery.layout.root
+            root = self._uploader.layout.root
             self._say(
                 f"checkpoints not pushed: {steps}; {why}. `pico-train push {root}` pushes what is missing"
             )
 
     def close(self) -> None:
         """Push nothing more; what is under way is left to itself, and found by the next session."""
-        self._delivery.closed.set()
+        self._uploader.closed.set()
         self._wake.set()
 
     def _work(self) -> None:
         try:
-            while not self._delivery.closed.is_set():
+            while not self._uploader.closed.is_set():
                 self._wake.wait(_LOOK_EVERY)
                 self._wake.clear()
                 ending = (
                     self._ending
                 )  # read before, so that nothing that was saved before it is missed
-                self._delivery.deliver(patience=float("inf"))
+                self._uploader.deliver(patience=float("inf"))
                 if ending:
-                    self._delivery.finish_readme()
+                    self._uploader.finish_readme()
                     return
         except Exception as error:  # whatever it is, training goes on
-            self._problem = refusal(error, self._delivery.branch.repo) or told(error)
-            if not self._delivery.closed.is_set():
+            self._problem = refusal(error, self._uploader.branch.repo) or error_text(error)
+            if not self._uploader.closed.is_set():
                 self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
 
 
@@ -200,7 +207,7 @@ def open_pusher(
     off."""
     if config.repo is None:
         return None
-    pusher = Pusher(_delivery(layout, config, manifest, say), say)
+    pusher = Pusher(_uploader(layout, config, manifest, say), say)
     pusher.wake()
     return pusher
 
@@ -223,17 +230,17 @@ def push_run(run: Path, config: HubConfig, say: Say) -> list[int]:
         raise UserError(
             f"{run} cannot be pushed: no class of transformers computes its model ({why})"
         )
-    delivery = _delivery(layout, config, manifest, say)
+    uploader = _uploader(layout, config, manifest, say)
     try:
-        delivery.deliver(config.wait_minutes * 60)
-        delivery.finish_readme()
+        uploader.deliver(config.wait_minutes * 60)
+        uploader.finish_readme()
     except RefusedError as error:
         raise UserError(str(error)) from None
-    return delivery.delivered
+    return uploader.delivered
 
 
-def _delivery(layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say) -> Delivery:
+def _uploader(layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say) -> HubUploader:
     assert config.repo is not None
     name = config.branch or manifest.name
     branch = Branch(config.repo, name, config.private, manifest.name, manifest.created)
-    return Delivery(layout, branch, config, manifest.total_steps, say)
+    return HubUploader(layout, branch, config, manifest.total_steps, say)

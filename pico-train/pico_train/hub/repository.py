@@ -169,7 +169,7 @@ def refusal(error: BaseException, repo: str) -> str | None:
         return f"the hub does not know who pushes to {repo} (401): log in with `hf auth login`, or set HF_TOKEN"
     if status == 403:
         return f"the hub does not let this token write to {repo} (403): use one that may"
-    return f"the hub refuses {repo} ({status}: {told(error)})"
+    return f"the hub refuses {repo} ({status}: {error_text(error)})"
 
 
 def retry_after(error: BaseException) -> float:
@@ -179,7 +179,7 @@ def retry_after(error: BaseException) -> float:
     return float(said) if said.isdecimal() else 0.0
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What an error says; of a wrapped one the cause."""
     return in_one_line(
         error.__cause__ if error.__cause__ is not None and _answer(error) is None else error

@@ -23,7 +23,7 @@ from pico_contract import codec, names
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MODEL_CONFIG, MODEL_WEIGHTS, TOKENIZER
 
-from pico_train.checkpoint.save import ModelCard, write_model
+from pico_train.checkpoint.save import ModelMetadata, write_model
 from pico_train.data.tokenizer import load_tokenizer, special_tokens
 from pico_train.legacy.keys import GEOMETRY
 from pico_train.legacy.modules import earlier_modules
@@ -68,7 +68,9 @@ def convert_weights(source: Path, out: Path) -> list[str]:
     )
     with codec.publish(out, replace=False) as draft:
         write_model(
-            draft, _reordered(effective, config), ModelCard(out.name, config, tokenizer, special)
+            draft,
+            _reordered(effective, config),
+            ModelMetadata(out.name, config, tokenizer, special),
         )
     return _remarks(path, raw, bool(heads), tokenizer is None)
 

@@ -39,7 +39,7 @@ class LogConfig(Section):
     """Project of the run in wandb and trackio."""
 
 
-class _Mirror(Console):
+class _PipeSafeConsole(Console):
     """A console whose reader may go away (`| head`) without ending the run, as rich's own would."""
 
     def on_broken_pipe(self) -> None:
@@ -55,7 +55,9 @@ class Reporter:
         self, config: LogConfig, total_steps: int, step: int, tokens: int, quiet: bool = False
     ) -> None:
         self._config, self._total, self._start = config, total_steps, step
-        self._console = _Mirror(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _PipeSafeConsole(
+            file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True
+        )
         self._progress = (
             make_bars(self._console) if self._console.is_terminal and not quiet else None
         )

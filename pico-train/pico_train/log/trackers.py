@@ -22,7 +22,7 @@ from pico_contract.errors import UserError, in_one_line
 from pico_contract.layout import RunLayout
 from pico_contract.schema import Measurement
 
-from pico_train.evaluate.results import told, whole
+from pico_train.evaluate.results import scalars, task_scalars
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Say = Callable[[str], None]
@@ -47,7 +47,7 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Mirrored:
+class TrackedRun:
     """The run as trackers know it, at the beginning of a session that continues step `start`.
 
     `id` tells runs of one name apart; `again` says that rows beyond `start` were taken back; `rows`
@@ -78,13 +78,13 @@ class Mirrored:
         history = [(row["step"], 0, _numbers(row)) for row in self.rows]
         for step in codec.listed_steps(self.layout.evaluations):
             if step <= self.start:
-                history.append((step, 1, told(self.layout, step)))
+                history.append((step, 1, scalars(self.layout, step)))
         yield from (
             (step, values) for step, _, values in sorted(history, key=lambda entry: entry[:2])
         )
 
 
-class Mirrors:
+class Trackers:
     """The trackers of a session. One that fails is named once and left alone; training goes on."""
 
     def __init__(self, say: Say) -> None:
@@ -92,10 +92,10 @@ class Mirrors:
         self._trackers: dict[str, Any] = {}
         self._known: set[tuple[int, str]] = set()
 
-    def open(self, names: Iterable[str], run: Mirrored) -> None:
+    def open(self, names: Iterable[str], run: TrackedRun) -> None:
         """Start the trackers called `names`, and bring them to where metrics.jsonl is."""
         # The evaluation of the resumed step is made again, and was told before.
-        self._known = {(run.start, key) for key in told(run.layout, run.start)}
+        self._known = {(run.start, key) for key in scalars(run.layout, run.start)}
         for name in names:
             self._safely(name, partial(self._start, name, run))
 
@@ -108,7 +108,7 @@ class Mirrors:
         values = {
             key: value
             for task, metrics in results.items()
-            for key, value in whole(task, metrics).items()
+            for key, value in task_scalars(task, metrics).items()
         }
         self._tell(
             step, {key: value for key, value in values.items() if (step, key) not in self._known}
@@ -120,7 +120,7 @@ class Mirrors:
             self._safely(name, tracker.finish)
         self._trackers.clear()
 
-    def _start(self, name: str, run: Mirrored) -> None:
+    def _start(self, name: str, run: TrackedRun) -> None:
         tracker, is_empty = _STARTERS[name](run)
         tracker.start()
         self._trackers[name] = tracker
@@ -153,7 +153,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _tensorboard(run: Mirrored) -> tuple[Any, bool]:
+def _tensorboard(run: TrackedRun) -> tuple[Any, bool]:
     from accelerate.tracking import TensorBoardTracker
 
     directory = run.layout.tensorboard
@@ -161,7 +161,7 @@ def _tensorboard(run: Mirrored) -> tuple[Any, bool]:
     return tracker, not directory.is_dir()
 
 
-def _wandb(run: Mirrored) -> tuple[Any, bool]:
+def _wandb(run: TrackedRun) -> tuple[Any, bool]:
     from accelerate.tracking import WandBTracker
 
     place = {"dir": str(run.layout.logs), "config": dict(run.config)}
@@ -171,7 +171,7 @@ def _wandb(run: Mirrored) -> tuple[Any, bool]:
     return tracker, run.again
 
 
-def _trackio(run: Mirrored) -> tuple[Any, bool]:
+def _trackio(run: TrackedRun) -> tuple[Any, bool]:
     from accelerate.tracking import TrackioTracker
 
     tracker = TrackioTracker(
@@ -180,7 +180,7 @@ def _trackio(run: Mirrored) -> tuple[Any, bool]:
     return tracker, run.again
 
 
-_STARTERS: dict[str, Callable[[Mirrored], tuple[Any, bool]]] = {
+_STARTERS: dict[str, Callable[[TrackedRun], tuple[Any, bool]]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,

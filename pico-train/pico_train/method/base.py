@@ -13,7 +13,7 @@ from pico_train.config import Section
 from pico_train.model.decoder import Decoder
 from pico_train.schedule import ScheduleConfig
 
-Reads = Literal["language_model"] | torch.Tensor | None
+BatchSource = Literal["language_model"] | torch.Tensor | None
 """What one update reads: the next language-model rows, rows of the method's own (first dimension:
 rows), or none."""
 
@@ -58,7 +58,7 @@ class Method:
         """
         return dict(model.named_parameters())
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         """What update `step` reads. Rows of its own do not advance the language-model order."""
         return "language_model"
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
-from pico_train.model.recompute import formed_again
+from pico_train.model.recompute import recompute_in_backward
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens seen so far, per layer."""
 
     def __init__(self, layers: int) -> None:
@@ -167,7 +167,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None
     ) -> torch.Tensor:
         batch, tokens, width = x.shape
         query = rotate(self._heads(self.q_proj(x)), cos, sin)  # (B, H, T, d)
@@ -198,7 +198,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)); `lean` as in `Layer`."""
+    """down(silu(gate(x)) * up(x)); `recompute` as in `Layer`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -206,20 +206,20 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor, lean: bool = False) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, recompute: bool = False) -> torch.Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if not lean:
+        if not recompute:
             return self.down_proj(swiglu(gate, up))
-        with formed_again(F.silu(gate), F.silu, gate) as activated:
+        with recompute_in_backward(F.silu(gate), F.silu, gate) as activated:
             product = activated * up
-        with formed_again(product, swiglu, gate, up):
+        with recompute_in_backward(product, swiglu, gate, up):
             return self.down_proj(product)
 
 
 class Layer(nn.Module):
     """Attention and feed-forward, each behind an RMSNorm and added to the residual stream.
 
-    `lean` does not keep what is quickly formed again in the backward pass: the same numbers, to the
+    `recompute` does not keep what is quickly formed again in the backward pass: the same numbers, to the
     last bit.
     """
 
@@ -235,34 +235,40 @@ class Layer(nn.Module):
         x: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        cache: Cache | None,
-        lean: bool = False,
+        cache: KVCache | None,
+        recompute: bool = False,
     ) -> torch.Tensor:
-        with _normed(self.input_layernorm, x, lean) as normed:
+        with _normed(self.input_layernorm, x, recompute) as normed:
             x = x + self.self_attn(normed, cos, sin, cache)
-        with _normed(self.post_attention_layernorm, x, lean) as normed:
-            return x + self.mlp(normed, lean)
+        with _normed(self.post_attention_layernorm, x, recompute) as normed:
+            return x + self.mlp(normed, recompute)
 
 
-def _normed(norm: nn.Module, x: torch.Tensor, lean: bool) -> AbstractContextManager[torch.Tensor]:
+def _normed(
+    norm: nn.Module, x: torch.Tensor, recompute: bool
+) -> AbstractContextManager[torch.Tensor]:
     normed = norm(x)
     hooked = (
         norm._forward_pre_hooks or norm._forward_hooks
     )  # which may have made something else of it
-    return formed_again(normed, norm.forward, x) if lean and not hooked else nullcontext(normed)
+    return (
+        recompute_in_backward(normed, norm.forward, x)
+        if recompute and not hooked
+        else nullcontext(normed)
+    )
 
 
-def run_layer(
+def layer_forward(
     layer: nn.Module,
     x: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    cache: Cache | None,
-    lean: bool = False,
+    cache: KVCache | None,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """A `Layer`, by default as written; see model/execution.py for other ways to the same
     numbers."""
-    return layer(x, cos, sin, cache, lean)
+    return layer(x, cos, sin, cache, recompute)
 
 
 class Backbone(nn.Module):
@@ -274,12 +280,12 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
-        self.run_layer = run_layer
+        self.layer_forward = layer_forward
 
     def forward(
-        self, input_ids: torch.Tensor, cache: Cache | None = None, *, as_written: bool = False
+        self, input_ids: torch.Tensor, cache: KVCache | None = None, *, eager: bool = False
     ) -> torch.Tensor:
-        run = run_layer if as_written or cache is not None else self.run_layer
+        run = layer_forward if eager or cache is not None else self.layer_forward
         start = cache.length if cache is not None else 0
         cos, sin = self.rotary.tables(start, start + input_ids.shape[1], input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, D)
@@ -339,7 +345,7 @@ class Decoder(nn.Module):
         that is differentiable twice.
         """
         hidden = self.model(
-            input_ids, as_written=double_backward
+            input_ids, eager=double_backward
         )  # compiled layers have no second derivative
         if labels is None:
             return self.lm_head(hidden)

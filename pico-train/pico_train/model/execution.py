@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from pico_train.model.decoder import Decoder, run_layer
+from pico_train.model.decoder import Decoder, layer_forward
 
 
-def carry_out(model: Decoder, *, compiled: bool, checkpointing: bool) -> None:
+def apply_compile_and_checkpointing(model: Decoder, *, compiled: bool, checkpointing: bool) -> None:
     """Set how `model` runs its layers from now on.
 
     `compiled` compiles one layer, which serves all of them: a twelfth of the time that twelve take,
@@ -25,8 +25,10 @@ def carry_out(model: Decoder, *, compiled: bool, checkpointing: bool) -> None:
     kept (model/recompute.py), as a compiler decides by itself.
     """
     run = (
-        torch.compile(run_layer, dynamic=False)
+        torch.compile(layer_forward, dynamic=False)
         if compiled
-        else partial(run_layer, lean=not checkpointing)
+        else partial(layer_forward, recompute=not checkpointing)
     )
-    model.model.run_layer = partial(checkpoint, run, use_reentrant=False) if checkpointing else run
+    model.model.layer_forward = (
+        partial(checkpoint, run, use_reentrant=False) if checkpointing else run
+    )

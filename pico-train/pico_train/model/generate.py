@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from pico_train.model.decoder import Cache, Decoder
+from pico_train.model.decoder import Decoder, KVCache
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def generate(
             f"{length} prompt tokens and {max_new_tokens} new ones exceed the {limit} positions"
         )
     draws = torch.Generator().manual_seed(seed)
-    cache, fed = Cache(decoder.config.num_hidden_layers), input_ids
+    cache, fed = KVCache(decoder.config.num_hidden_layers), input_ids
     ended = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     for _ in range(max_new_tokens):
         logits = decoder.lm_head(decoder.model(fed, cache)[:, -1]).float()  # (B, V)

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 _watchers: list[Callable[[torch.Tensor], None]] = []
 
 
-class _NotKept:
+class _Recomputed:
     """Takes the place of a tensor that is to be formed again: its shape, by which views of it
     differ."""
 
@@ -26,7 +26,7 @@ class _NotKept:
 
 
 @contextmanager
-def formed_again(
+def recompute_in_backward(
     result: torch.Tensor, form: Callable[..., torch.Tensor], *inputs: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """Yields `result`; what is computed in this block does not keep it, but has it formed by
@@ -48,7 +48,7 @@ def formed_again(
     )  # in which it would be kept, and which of them have not had it in this backward pass
     formed: torch.Tensor | None = None
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor | _NotKept:
+    def pack(tensor: torch.Tensor) -> torch.Tensor | _Recomputed:
         same = (
             address != 0
             and tensor.data_ptr() == address
@@ -58,14 +58,14 @@ def formed_again(
         if same and tensor.is_contiguous():
             nonlocal places
             places += 1
-            return _NotKept(tensor.shape)
+            return _Recomputed(tensor.shape)
         for see in _watchers:
             see(tensor)
         return (
             tensor.detach()
         )  # an output would keep its own graph alive, whether or not there is a backward pass
 
-    def unpack(kept: torch.Tensor | _NotKept) -> torch.Tensor:
+    def unpack(kept: torch.Tensor | _Recomputed) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
             return kept
         nonlocal formed, left

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @dataclass
-class MicroBatches:
+class MicroBatchGradients:
     """Takes the gradient of each micro-batch out of `.grad`, and puts their sum back.
 
     Each pass finds `.grad` empty and so leaves its own gradient there, exact to the last bit, which

@@ -39,7 +39,7 @@ class ObserveConfig(Section):
 
 
 @dataclass
-class Live:
+class Observers:
     """The observers of one run of `last` updates.
 
     A failure of one costs its measurement of that step and no more: a long run should not end for a
@@ -103,7 +103,7 @@ class Live:
             say(f"could not record it in {path}: {second}")
 
 
-def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int) -> Live:
+def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int) -> Observers:
     """The observers that `configs` name, each having checked its options; nothing is written yet.
 
     Raises:
@@ -125,7 +125,7 @@ def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int
                 f"{key} and {other} both write to {observer.results}: give one another name in its options"
             )
         observers.append((config, observer))
-    return Live(run, last, observers)
+    return Observers(run, last, observers)
 
 
 def _factory(name: str, key: str) -> Factory:

@@ -22,9 +22,9 @@ from pico_train.checkpoint.state import TrainState
 from pico_train.config import Section
 from pico_train.model.decoder import Decoder
 from pico_train.observe.activations import Activations, capture
-from pico_train.observe.microbatch_gradients import MicroBatches
+from pico_train.observe.microbatch_gradients import MicroBatchGradients
 from pico_train.observe.probe import PositionsConfig, Probe
-from pico_train.sharding import all_gathered
+from pico_train.sharding import full_tensors
 
 Tensors = dict[str, torch.Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -138,7 +138,7 @@ class Observer:
         get None.
         """
         step, decoder = state.counters.step, state.plain_decoder()
-        extra = all_gathered(
+        extra = full_tensors(
             observed_extra(state.method.extra_tensors(state.model), decoder, self.modules)
         )
         if next(decoder.parameters()).is_meta:
@@ -168,15 +168,15 @@ class Observer:
             return {}
         chosen = self._trained(parameters)
         return self._copied(
-            all_gathered({name: p.grad for name, p in chosen.items() if p.grad is not None})
+            full_tensors({name: p.grad for name, p in chosen.items() if p.grad is not None})
         )
 
-    def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatches | None:
+    def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatchGradients | None:
         """What takes the gradient of each micro-batch of the observed modules' parameters; None
         where none asks."""
         if observation_name("train", MICROBATCH_GRADIENTS) not in self.config.kinds:
             return None
-        return MicroBatches(self._trained(parameters), DTYPES[self.config.dtype])
+        return MicroBatchGradients(self._trained(parameters), DTYPES[self.config.dtype])
 
     def _trained(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         prefixes = tuple(f"{name}." for name in self.modules)
@@ -233,7 +233,7 @@ class FromTraining:
     batch: Tensors
     objective: str
     dropout: bool
-    micro_batches: MicroBatches | None = None
+    micro_batches: MicroBatchGradients | None = None
 
 
 @dataclass
@@ -255,9 +255,9 @@ class Pending:
     val_activations: Tensors
 
     def finish(
-        self, train: FromTraining | None, hand_over: Callable[[Callable[[], None]], None]
+        self, train: FromTraining | None, submit: Callable[[Callable[[], None]], None]
     ) -> Observation:
-        """All that was seen of theta_t; where it is to be stored, `hand_over` gets what writes
+        """All that was seen of theta_t; where it is to be stored, `submit` gets what writes
         snapshots/step_t.
 
         Without `train` (after the last update) the absence of what training computes is recorded.
@@ -268,7 +268,7 @@ class Pending:
             if observation_name(one.split, one.kind) in self._kinds
         ]
         if self.store:
-            hand_over(lambda: self._write(sets, train))
+            submit(lambda: self._write(sets, train))
         held: dict[KindSplit, Mapping[str, torch.Tensor]] = {
             ("weights", None): {**self.weights, **self.extra}
         }

@@ -8,11 +8,11 @@ from pico_contract.errors import UserError
 from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.observer import KindSplit, ObservedRun
 
-from pico_train.checkpoint.save import ModelCard
+from pico_train.checkpoint.save import ModelMetadata
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, Rows
 from pico_train.distributed import Runtime
-from pico_train.errors import saying_where
+from pico_train.errors import error_context
 from pico_train.evaluate.tasks import check_tasks
 from pico_train.log.trackers import check_trackers
 from pico_train.method.base import Method
@@ -87,34 +87,34 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             longer than the rows; a device that is not there; a wrong option of the method or of an
             observer; a new run's init_from that is not there or has another geometry.
     """
-    with saying_where(f"{source}: data.path"):
+    with error_context(f"{source}: data.path"):
         data = PackedData.open(config.data.path, config.data.stream)
         rows = data.split("train")
     seq_len = config.train.seq_len or rows.seq_len
     _check_against_data(config, data, seq_len, source)
     method = build_method(config.method, source)
-    with saying_where(source):
+    with error_context(source):
         check_tasks(data, config.evaluate)
         check_trackers(config.log.trackers)
         _check_method(config, method)
     if config.init_from is not None and not config.layout.manifest.is_file():
-        with saying_where(source):
+        with error_context(source):
             check_source(config.init_from, config.model)
-    with saying_where(source):
+    with error_context(source):
         runtime = Runtime(config.train.device, config.train.timeout_minutes)
         micro_batch = config.train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
         compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
-    with saying_where(source):
+    with error_context(source):
         architecture = checked_architecture(config.model, config.hub.repo)
         token_ids = {
             **data.manifest.special_tokens,
             **inherited_token_ids(config.layout, config.init_from),
         }
-    with saying_where(f"{source}: snapshot.modules"):
+    with error_context(f"{source}: snapshot.modules"):
         modules = observed_modules(on_meta(config.model), config.snapshot.modules)
-    with saying_where(source):
-        live = open_observers(
+    with error_context(source):
+        observers = open_observers(
             config.observe, _observed_run(config, modules, method), config.train.steps
         )
     return Job(
@@ -128,7 +128,9 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         micro_batch=micro_batch,
         precision=runtime.precision(config.train.precision),
         compiled=compiled,
-        card=ModelCard(config.name, config.model, data.tokenizer_path, token_ids, architecture),
+        metadata=ModelMetadata(
+            config.name, config.model, data.tokenizer_path, token_ids, architecture
+        ),
         vocabulary=own_vocabulary(data.vocabulary, token_ids),
         observer=Observer(
             config=config.snapshot,
@@ -139,7 +141,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
             positions=positions(config.snapshot.positions, seq_len, data.manifest.fingerprint),
             micro_batch=micro_batch,
         ),
-        live=live,
+        observers=observers,
     )
 
 

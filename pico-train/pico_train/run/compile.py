@@ -27,7 +27,7 @@ def compiles(wanted: str, device: torch.device, sharding: str = "none") -> bool:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def compile_errors_as_user_errors() -> Iterator[None]:
     """Compilation happens in the first update, and fails there.
 
     Raises:

@@ -29,7 +29,7 @@ Shapes = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSteps:
     """Steps of which a run holds something: models and states of checkpoints, and snapshots.
 
     Of `saved`, the steps that ever had a checkpoint, those without a model have moved their weights
@@ -52,7 +52,7 @@ class Storage:
     @cached_property
     def model(self) -> int:
         """A checkpoint without state/."""
-        tokenizer = self.job.card.tokenizer
+        tokenizer = self.job.metadata.tokenizer
         return (
             file_bytes(dict(self._decoder.named_parameters()))
             + (tokenizer.stat().st_size if tokenizer is not None else 0)
@@ -98,16 +98,16 @@ class Storage:
         """A snapshot with weights: what is held in memory until it is written."""
         return self.snapshot + self.kinds["weights"]
 
-    def bytes(self, stored: Stored) -> int:
+    def bytes(self, stored: StoredSteps) -> int:
         """Of checkpoints and snapshots."""
         return self.checkpoints(stored) + self.snapshots(stored)
 
-    def checkpoints(self, stored: Stored) -> int:
+    def checkpoints(self, stored: StoredSteps) -> int:
         """Of checkpoints; the initialisation has no moments yet."""
         first = _of_method(self.phases[0]) * (0 in stored.states)
         return self.model * len(stored.models) + self.state * len({*stored.states} - {0}) + first
 
-    def snapshots(self, stored: Stored) -> int:
+    def snapshots(self, stored: StoredSteps) -> int:
         """Of snapshots; the last has nothing of training."""
         gone, last = set(stored.saved) - set(stored.models), self.job.config.train.steps
         observed = set(stored.observed)
@@ -125,12 +125,12 @@ class Storage:
 
     def after(
         self, saved: list[int], observed: Collection[int], stateless: Collection[int] = ()
-    ) -> Stored:
+    ) -> StoredSteps:
         """What there is once the keep policy was applied to the checkpoints `saved` (ascending)."""
         keep, last = self.job.config.checkpoint.keep, self.job.config.train.steps
         models = keep.models(saved, last)
         states = keep.states([step for step in models if step not in stateless])
-        return Stored(models, states, saved, observed)
+        return StoredSteps(models, states, saved, observed)
 
     def peak(self, saved: list[int], observed: list[int], stateless: Collection[int] = ()) -> int:
         """The most that there is at one time: at the end, or at the last save before the policy was
@@ -244,7 +244,7 @@ def remaining(job: Job, newest: int | None) -> int:
     ]
     stateless = [step for step in there if not layout.state(step).is_dir()]
     observed = job.config.snapshot.steps(job.config.train.steps)
-    now = Stored(
+    now = StoredSteps(
         there, set(there) - set(stateless), there, [step for step in observed if step <= start]
     )
     peak = storage.peak([*there, *future], observed, stateless)

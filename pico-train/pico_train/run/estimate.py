@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pico_train.checkpoint.disk_space import free_bytes, in_units
-from pico_train.errors import saying_where
+from pico_train.errors import error_context
 from pico_train.evaluate.progress import Amount
 from pico_train.evaluate.tasks import default_tasks
 from pico_train.model.cost import activation_bytes, count_parameters, flops_per_token
@@ -28,14 +28,14 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
     """
     job = build(config, source)
     storage = Storage(job)
-    with saying_where(source):
+    with error_context(source):
         held = storage.model + storage.state + (storage.observation if config.snapshot.every else 0)
     counts = count_parameters(config.model)
     steps, batch = config.train.steps, config.train.batch_size
     tokens = steps * batch * job.seq_len
     epochs = steps * batch / job.rows.n_rows
     yield "parameters   " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    architecture = job.card.architecture
+    architecture = job.metadata.architecture
     yield f"architecture {architecture.name}" + _warning(architecture)
     yield f"tokens       {tokens:,} in {steps:,} steps of {batch} rows of {job.seq_len} ({epochs:.2f} epochs)"
     yield f"arithmetic   {tokens * flops_per_token(config.model, job.seq_len):.3e} floating-point operations"

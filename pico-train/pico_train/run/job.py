@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pico_contract.layout import RunLayout
 
-from pico_train.checkpoint.save import ModelCard
+from pico_train.checkpoint.save import ModelMetadata
 from pico_train.checkpoint.state import SavedState, TrainState
 from pico_train.config import validate
 from pico_train.data.order import RowOrder
@@ -18,9 +18,9 @@ from pico_train.data.tokenizer import Vocabulary
 from pico_train.distributed import Runtime
 from pico_train.method.base import Method
 from pico_train.model.decoder import Decoder
-from pico_train.model.execution import carry_out
+from pico_train.model.execution import apply_compile_and_checkpointing
 from pico_train.model.hf import load_weights
-from pico_train.observe.plugins import Live
+from pico_train.observe.plugins import Observers
 from pico_train.observe.snapshot import Observer
 from pico_train.optim import build_optimizer, check_no_decay
 from pico_train.run.config import MethodConfig, RunConfig, method_class
@@ -44,13 +44,15 @@ class Job:
     micro_batch: int
     precision: str
     compiled: bool
-    card: ModelCard
+    metadata: ModelMetadata
     vocabulary: Vocabulary
     observer: Observer
-    live: Live
+    observers: Observers
 
     def __post_init__(self) -> None:
-        self.reader = Reader(self._batch, self.config.train.steps, ahead=self.runtime.copies_alone)
+        self.reader = Reader(
+            self._batch, self.config.train.steps, ahead=self.runtime.copies_in_background
+        )
 
     def build_state(self, saved: SavedState | None, *, drop_unknown: bool = False) -> TrainState:
         """The state at step 0, or the one in `saved`. A rebuild passes `drop_unknown`: see
@@ -76,7 +78,7 @@ class Job:
             check_no_decay(self.config.optimizer, parameters)
         if self.sharded:
             parameters = shard(model, parameters, self.runtime.device, self.runtime.processes)
-        carry_out(
+        apply_compile_and_checkpointing(
             model, compiled=self.compiled, checkpointing=self.config.train.activation_checkpointing
         )
         optimizer = build_optimizer(self.config.optimizer, parameters)
@@ -103,11 +105,13 @@ class Job:
     def _batch(self, number: int) -> Batch:
         """The rows of the `number`-th update that reads any."""
         row_ids = self.order.rows(number)
-        own, copies = self.runtime.share(torch.from_numpy(row_ids))
+        own, replicas = self.runtime.share(torch.from_numpy(row_ids))
         assert own is not None  # rows were asked for
         tokens = self.tokens(own.numpy())
         self.rows.prefetch(self.order.ahead(number, self.config.train.steps))
-        return Batch(row_ids, tokens.pin_memory() if self.runtime.copies_alone else tokens, copies)
+        return Batch(
+            row_ids, tokens.pin_memory() if self.runtime.copies_in_background else tokens, replicas
+        )
 
 
 def build_method(config: MethodConfig, source: str = "the configuration") -> Method:

@@ -11,7 +11,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.trust import require_trust
 
 from pico_train.config import load, read_yaml
-from pico_train.data.sources import in_full
+from pico_train.data.sources import expand_short_forms
 from pico_train.run.config import RunConfig
 
 
@@ -32,7 +32,7 @@ def load_stored(
         raise DamagedError(f"{layout.config} {problem}")
     raw = read_yaml(layout.config)
     require_trust([raw.get("method"), raw.get("observe")], layout.config, trust)
-    return load(RunConfig, layout.config, in_full(overrides, raw))
+    return load(RunConfig, layout.config, expand_short_forms(overrides, raw))
 
 
 def is_stored(path: Path) -> bool:

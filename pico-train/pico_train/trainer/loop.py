@@ -10,14 +10,25 @@ from pico_contract.errors import UserError
 
 from pico_train.checkpoint.state import TrainState
 from pico_train.errors import NonFiniteError
-from pico_train.evaluate.tasks import Place, Subject, default_tasks, evaluate, in_one_line
-from pico_train.observe.microbatch_gradients import MicroBatches
+from pico_train.evaluate.tasks import (
+    EvaluatedModel,
+    ResultLocation,
+    default_tasks,
+    evaluate,
+    in_one_line,
+)
+from pico_train.observe.microbatch_gradients import MicroBatchGradients
 from pico_train.observe.snapshot import FromTraining, Pending
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run.job import Job
 from pico_train.schedule import lr_factor
-from pico_train.trainer.nonfinite import can_wait, examine, hold_back, write_failure
-from pico_train.trainer.session import Outcome, Session
+from pico_train.trainer.nonfinite import (
+    can_defer_check,
+    examine,
+    skip_step_if_nonfinite,
+    write_failure,
+)
+from pico_train.trainer.session import Session, SessionResult
 from pico_train.trainer.update import Update, apply_update, compute_gradients, read_losses
 
 
@@ -27,7 +38,7 @@ def is_due(every: int, step: int) -> bool:
     return step == 0 or (every > 0 and step % every == 0)
 
 
-def fit(session: Session) -> Outcome:
+def fit(session: Session) -> SessionResult:
     """Train to the end of the run, or until asked to stop; everything at the top of the loop speaks
     of theta_step.
 
@@ -77,18 +88,24 @@ def fit(session: Session) -> Outcome:
         session.beat()
 
         # The update: theta_step -> theta_(step + 1).
-        separate = job.observer.micro_batches(state.parameters) if pending is not None else None
-        later = can_wait(state, job.runtime.device, step + 1) and not due.observing
-        update = compute_gradients(job, state, step + 1, separate, later=later)
-        norm = _guarded(session, unread, update, later=later)
+        microbatch_gradients = (
+            job.observer.micro_batches(state.parameters) if pending is not None else None
+        )
+        defer = can_defer_check(state, job.runtime.device, step + 1) and not due.observing
+        update = compute_gradients(job, state, step + 1, microbatch_gradients, defer=defer)
+        norm = _guarded(session, unread, update, defer=defer)
         gradients = job.observer.train_gradients(state.parameters) if gathers else {}
         if pending is not None:
-            _finish(session, pending, _from_training(job, state, update, gradients, separate))
+            _finish(
+                session,
+                pending,
+                _from_training(job, state, update, gradients, microbatch_gradients),
+            )
             pending = None
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
         factor = lr_factor(config.schedule, update.step, last)
         apply_update(state, update, factor)
-        if not later or session.tells(update.step):
+        if not defer or session.is_logged(update.step):
             _read_back(session, unread)
             session.log(_row(state, update, config.optimizer.lr * factor))
         if state.method.rebuild_at(update.step):
@@ -125,7 +142,7 @@ def _due(session: Session, step: int, stopping: bool) -> _Due:
         saving=not again and (step == last or stopping or is_due(config.checkpoint.every, step)),
         evaluating=config.evaluate.due(step, last),
         storing=config.snapshot.due(step, last) and not (again and session.observed(step)),
-        sharing=job.live.due(step),
+        sharing=job.observers.due(step),
     )
 
 
@@ -135,19 +152,22 @@ def _evaluate(session: Session, step: int) -> None:
 
     def on_main() -> None:
         config = job.config.evaluation
-        subject = Subject(model, job.vocabulary, job.seq_len, job.data)
-        place, tasks = Place(job.layout, job.config.name, step), default_tasks(job.data, config)
+        evaluated = EvaluatedModel(model, job.vocabulary, job.seq_len, job.data)
+        location, tasks = (
+            ResultLocation(job.layout, job.config.name, step),
+            default_tasks(job.data, config),
+        )
         results = evaluate(
-            subject,
+            evaluated,
             config,
-            place,
+            location,
             tasks,
             failed=session.reporter.say,
             show=session.reporter.show_evaluation(step),
         )
         if results:
             session.reporter.say(f"step {step}: {in_one_line(results)}")
-            session.mirrors.evaluated(step, results)
+            session.trackers.evaluated(step, results)
 
     job.runtime.on_main(on_main)
 
@@ -172,8 +192,8 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
 
 def _finish(session: Session, pending: Pending, seen: FromTraining | None) -> None:
     with session.reporter.paused():
-        observation = pending.finish(seen, session.writer.hand_over)
-        session.job.live.observe(observation, session.reporter.say)
+        observation = pending.finish(seen, session.writer.submit)
+        session.job.observers.observe(observation, session.reporter.say)
 
 
 def _from_training(
@@ -181,7 +201,7 @@ def _from_training(
     state: TrainState,
     update: Update,
     gradients: dict[str, torch.Tensor],
-    separate: MicroBatches | None,
+    microbatch_gradients: MicroBatchGradients | None,
 ) -> FromTraining:
     batch = {}
     if update.row_ids is not None:
@@ -189,18 +209,20 @@ def _from_training(
             "rows": torch.from_numpy(update.row_ids),
             "tokens": job.tokens(update.row_ids).int(),
         }
-    return FromTraining(gradients, batch, state.method.objective, state.method.dropout, separate)
+    return FromTraining(
+        gradients, batch, state.method.objective, state.method.dropout, microbatch_gradients
+    )
 
 
 def _guarded(
-    session: Session, unread: list[Update], update: Update, *, later: bool
+    session: Session, unread: list[Update], update: Update, *, defer: bool
 ) -> torch.Tensor:
     """The norm of the gradient of `update`, on the device; steps of what is not finite are ruled
     out from here on."""
     update.norm_on_device = gradient_norm(session.state.parameters)
     unread.append(update)
-    if later:
-        hold_back(session.state, update, session.job.runtime)
+    if defer:
+        skip_step_if_nonfinite(session.state, update, session.job.runtime)
     else:
         _read_back(session, unread)
     return update.norm_on_device

@@ -55,8 +55,8 @@ def new_manifest(job: Job) -> RunManifest:
             **({} if job.rows.blocks else {"rows": job.rows.n_rows}),
         },
         sessions=[],
-        architecture=job.card.architecture.record(),
-        stock=job.card.architecture.is_stock,
+        architecture=job.metadata.architecture.record(),
+        stock=job.metadata.architecture.is_stock,
     )
 
 
@@ -134,7 +134,7 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
 
 def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
     """Say how the decoder differs from the one that the run began with."""
-    now = job.card.architecture
+    now = job.metadata.architecture
     known = {
         field.name: str(manifest.architecture.get(field.name, ""))
         for field in dataclasses.fields(now)

@@ -21,7 +21,7 @@ from torch import nn
 from pico_train.checkpoint.state import TrainState
 from pico_train.distributed import Runtime
 from pico_train.model.decoder import Decoder
-from pico_train.sharding import gathered, is_share
+from pico_train.sharding import full_tensor, is_sharded
 from pico_train.trainer.update import Update
 
 
@@ -57,7 +57,7 @@ def _first_bad(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return gathered(tensor, tensor.device, everywhere=True)
+    return full_tensor(tensor, tensor.device, everywhere=True)
 
 
 def write_failure(
@@ -127,12 +127,12 @@ def _finite_or_text(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)
 
 
-_HOLDING = ("cuda",)
+_DEVICES_THAT_SKIP = ("cuda",)
 """Devices that work on while the host goes on, and whose fused AdamW can be told by a tensor of
 theirs not to step."""
 
 
-def can_wait(state: TrainState, device: torch.device, step: int) -> bool:
+def can_defer_check(state: TrainState, device: torch.device, step: int) -> bool:
     """Whether the host may learn later that update `step` was not finite, the device having left
     parameters and moments as they were.
 
@@ -140,11 +140,13 @@ def can_wait(state: TrainState, device: torch.device, step: int) -> bool:
     untried. A method that acts after an update would act on one that was left out.
     """
     fused = getattr(state.optimizer, "_step_supports_amp_scaling", False)
-    whole = not any(is_share(parameter) for parameter in state.parameters.values())
-    return device.type in _HOLDING and fused and whole and not state.method.acts_after(step)
+    whole = not any(is_sharded(parameter) for parameter in state.parameters.values())
+    return (
+        device.type in _DEVICES_THAT_SKIP and fused and whole and not state.method.acts_after(step)
+    )
 
 
-def hold_back(state: TrainState, update: Update, runtime: Runtime) -> None:
+def skip_step_if_nonfinite(state: TrainState, update: Update, runtime: Runtime) -> None:
     """Tell the device to leave out the step of `update`, unless it is finite in every process, and
     all that come after one that was left out: the state stays that before the first of them."""
     assert update.losses is not None

@@ -17,14 +17,14 @@ from pico_contract.layout import step_name
 from pico_contract.lock import RunLock
 from pico_contract.schema import RunManifest
 
-from pico_train.checkpoint.disk_space import check_room, telling_room
+from pico_train.checkpoint.disk_space import check_disk_space, explain_disk_full
 from pico_train.checkpoint.load import load_checkpoint, newest_intact
-from pico_train.checkpoint.retention import thin
+from pico_train.checkpoint.retention import prune_checkpoints
 from pico_train.checkpoint.state import TrainState
 from pico_train.hub.push import open_pusher
 from pico_train.log.console import Reporter
 from pico_train.log.metrics import MetricsFile, read_metrics
-from pico_train.log.trackers import Mirrored, Mirrors
+from pico_train.log.trackers import TrackedRun, Trackers
 from pico_train.run.build import require_processes
 from pico_train.run.disk_usage import remaining
 from pico_train.run.inherit import differing_ends
@@ -40,13 +40,13 @@ from pico_train.trainer.manifest import (
     session_record,
     write_config,
 )
-from pico_train.trainer.session import Outcome, Session
-from pico_train.trainer.signals import StopRequest, listening
+from pico_train.trainer.session import Session, SessionResult
+from pico_train.trainer.signals import StopRequest, handle_signals
 
 
 @contextmanager
-def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
-    """Lock the run and continue it from its newest intact checkpoint, or begin it; an `Outcome`
+def open_session(job: Job, quiet: bool = False) -> Iterator[Session | SessionResult]:
+    """Lock the run and continue it from its newest intact checkpoint, or begin it; a `SessionResult`
     when it is finished.
 
     Raises:
@@ -58,27 +58,27 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
     stop = StopRequest(
         time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf
     )
-    with _locked(job) as lock, listening(stop), _computing_with(job.config.train.threads):
-        found = job.runtime.on_main(lambda: _found(job))
+    with _locked(job) as lock, handle_signals(stop), _computing_with(job.config.train.threads):
+        found = job.runtime.on_main(lambda: _find_resume_point(job))
         manifest, newest = (
             RunManifest.from_json(found["manifest"], job.layout.manifest),
             found["newest"],
         )
         if manifest.status == "finished" and newest == manifest.total_steps:
             told = f"{job.layout.root} is finished (step {newest}); there is nothing to do"
-            yield Outcome(
+            yield SessionResult(
                 "finished", newest, job.runtime.on_main(lambda: _push_rest(job, manifest) or told)
             )
             return
-        session = _begin(job, lock, manifest, newest, quiet)
+        session = _start_session(job, lock, manifest, newest, quiet)
         session.stop = stop
         for notice in filter(
             None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]
         ):
             session.reporter.say(notice)
         try:
-            with telling_room(job.layout.root, lambda: remaining(job, session.published)):
-                job.runtime.on_main(lambda: job.live.resume(newest or 0))
+            with explain_disk_full(job.layout.root, lambda: remaining(job, session.published)):
+                job.runtime.on_main(lambda: job.observers.resume(newest or 0))
                 yield session
                 session.writer.flush()
         except BaseException as error:
@@ -89,7 +89,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | Outcome]:
             session.writer.close()
             if session.metrics is not None:
                 session.metrics.close()
-            session.mirrors.close()
+            session.trackers.close()
             if session.pusher is not None:
                 session.pusher.close()
             session.reporter.close()
@@ -107,7 +107,7 @@ def _locked(job: Job) -> Iterator[RunLock]:
             lock.release()
 
 
-def _found(job: Job) -> dict[str, Any]:
+def _find_resume_point(job: Job) -> dict[str, Any]:
     """What there is to continue, for every process to know the same of."""
     manifest = _manifest(job)
     newest, notices = newest_intact(job.layout)
@@ -116,20 +116,20 @@ def _found(job: Job) -> dict[str, Any]:
             edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
         )
         notices += filter(None, [job.data.verify_at_start()])
-        notices += _make_room(job, newest)
+        notices += _prepare_disk(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
 
 
-def _make_room(job: Job, newest: int | None) -> list[str]:
+def _prepare_disk(job: Job, newest: int | None) -> list[str]:
     """Apply the keep policy, which may be a new one, and see that the rest of the run fits;
     UserError if it must."""
     notices = _thin(job, newest) if newest is not None else []
-    warning = check_room(job.config.disk, job.layout.root, remaining(job, newest))
+    warning = check_disk_space(job.config.disk, job.layout.root, remaining(job, newest))
     return [*notices, *filter(None, [warning])]
 
 
 def _thin(job: Job, newest: int) -> list[str]:
-    return thin(job.layout, job.config.checkpoint.keep, newest, job.config.train.steps)
+    return prune_checkpoints(job.layout, job.config.checkpoint.keep, newest, job.config.train.steps)
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def _manifest(job: Job) -> RunManifest:
     return codec.read_manifest(layout.manifest, RunManifest)
 
 
-def _begin(
+def _start_session(
     job: Job, lock: RunLock, manifest: RunManifest, newest: int | None, quiet: bool
 ) -> Session:
     layout, start = job.layout, newest or 0
@@ -183,7 +183,7 @@ def _begin(
         state.counters.tokens,
         quiet or not is_main,
     )
-    session = Session(job, lock, manifest, state, None, reporter, Mirrors(reporter.say), newest)
+    session = Session(job, lock, manifest, state, None, reporter, Trackers(reporter.say), newest)
     if found is not None:
         reporter.say(found)
     job.runtime.on_main(lambda: _open_files(session, start))
@@ -209,8 +209,8 @@ def _open_files(session: Session, start: int) -> None:
     session.write_manifest()
     session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)
     if job.config.log.trackers:
-        session.mirrors.open(
-            job.config.log.trackers, _mirrored(session, start, session.metrics.was_cut)
+        session.trackers.open(
+            job.config.log.trackers, _tracked_run(session, start, session.metrics.was_cut)
         )
 
 
@@ -229,9 +229,9 @@ def _write_inputs(session: Session) -> None:
     }
 
 
-def _mirrored(session: Session, start: int, again: bool) -> Mirrored:
+def _tracked_run(session: Session, start: int, again: bool) -> TrackedRun:
     config, layout = session.job.config, session.job.layout
-    return Mirrored(
+    return TrackedRun(
         layout=layout,
         name=config.name,
         project=config.log.project,
@@ -275,7 +275,8 @@ def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list
     if newest is None:
         return list(
             filter(
-                None, [differing_ends(job.data.manifest.special_tokens, job.card.special_tokens)]
+                None,
+                [differing_ends(job.data.manifest.special_tokens, job.metadata.special_tokens)],
             )
         )
     notices = [f"continuing {job.layout.root} from step {newest}"]

@@ -12,20 +12,20 @@ from pico_contract.lock import LockHeldError, RunLock
 from pico_contract.schema import FileEntry, RunManifest, SnapshotManifest
 
 from pico_train.checkpoint.background_writer import Writer
-from pico_train.checkpoint.retention import thin
+from pico_train.checkpoint.retention import prune_checkpoints
 from pico_train.checkpoint.save import save_checkpoint
 from pico_train.checkpoint.state import SavedState, TrainState
 from pico_train.hub.push import Pusher
 from pico_train.log.console import Reporter
 from pico_train.log.metrics import MetricsFile
-from pico_train.log.trackers import Mirrors
+from pico_train.log.trackers import Trackers
 from pico_train.model.cost import flops_per_token
 from pico_train.run.job import Job
 from pico_train.trainer.signals import StopRequest
 
 
 @dataclass
-class Outcome:
+class SessionResult:
     """How a session ended: `status` is finished or stopped; `step` is the newest saved step."""
 
     status: str
@@ -50,7 +50,7 @@ class Session:
     state: TrainState
     metrics: MetricsFile | None
     reporter: Reporter
-    mirrors: Mirrors
+    trackers: Trackers
     resumed_at: int | None
     stop: StopRequest = field(default_factory=StopRequest)
     pusher: Pusher | None = None
@@ -90,21 +90,21 @@ class Session:
         saved = self.state.capture()
 
         def on_main() -> None:
-            self.writer.make_room()
+            self.writer.wait_for_slot()
             held = saved.copied()
             rows = self.metrics.entry if self.metrics is not None else None
-            self.writer.hand_over(lambda: self._publish(held, rows))
+            self.writer.submit(lambda: self._publish(held, rows))
 
         self.job.runtime.on_main(on_main)
         self.saved_at = self.state.counters.step
 
     def _publish(self, saved: SavedState, rows: FileEntry | None) -> None:
         self._sync_metrics()
-        save_checkpoint(self.job.layout, saved, self.job.card, rows)
+        save_checkpoint(self.job.layout, saved, self.job.metadata, rows)
         self.published = int(saved.counters["step"])
         if self.pusher is not None:
             self.pusher.wake()
-        for line in thin(
+        for line in prune_checkpoints(
             self.job.layout,
             self.job.config.checkpoint.keep,
             self.published,
@@ -117,7 +117,7 @@ class Session:
         failed."""
 
         def on_main() -> int:
-            self.writer.settle()
+            self.writer.wait()
             return self.published
 
         return self.job.runtime.on_main(on_main)
@@ -147,7 +147,7 @@ class Session:
         if self.lock.beat() or self.published != self.manifest.step:
             self.write_manifest()
 
-    def tells(self, step: int) -> bool:
+    def is_logged(self, step: int) -> bool:
         """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line
         on the console."""
         return self._logs(step) or self.reporter.is_due(step)
@@ -162,18 +162,18 @@ class Session:
             row["mfu"] = round(pace * self.flops_per_token / self.flops_available, 4)
         if self._logs(row["step"]):
             self.metrics.append(row)
-            self.mirrors.row(row)
+            self.trackers.row(row)
 
     def _logs(self, step: int) -> bool:
         return step % self.job.config.log.every == 0 or step == self.manifest.total_steps
 
-    def end(self, status: str, message: str = "") -> Outcome:
+    def end(self, status: str, message: str = "") -> SessionResult:
         """Record how the session ended in good order, once everything that was handed to the writer
         is on disk."""
 
         def on_main() -> int:
             self.writer.flush()
-            self.job.live.close(self.state.counters.step, self.reporter.say)
+            self.job.observers.close(self.state.counters.step, self.reporter.say)
             self._sync_metrics()
             self.manifest.status, self.manifest.message = status, message
             self.write_manifest()
@@ -185,7 +185,7 @@ class Session:
                 )
             return self.published
 
-        return Outcome(status, self.job.runtime.on_main(on_main), message)
+        return SessionResult(status, self.job.runtime.on_main(on_main), message)
 
     def fail(self, error: BaseException) -> None:
         """Record a failure where the disk still allows it, after what was handed to the writer;
@@ -202,7 +202,7 @@ class Session:
             message = f"{message}; {note}"
         if lost:
             return
-        self.job.live.close(self.state.counters.step, self.reporter.say)
+        self.job.observers.close(self.state.counters.step, self.reporter.say)
         self.manifest.status, self.manifest.message = "failed", message
         try:
             self.write_manifest()

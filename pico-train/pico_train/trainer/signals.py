@@ -33,7 +33,7 @@ class StopRequest:
 
 
 @contextmanager
-def listening(stop: StopRequest) -> Iterator[None]:
+def handle_signals(stop: StopRequest) -> Iterator[None]:
     """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request. Only the main thread may set
     handlers, so a run started from another one (a notebook's worker) is stopped by its clock
     alone."""

@@ -10,7 +10,7 @@ from pico_train.run.build import build
 from pico_train.run.config import RunConfig
 from pico_train.trainer.loop import fit
 from pico_train.trainer.resume import open_session
-from pico_train.trainer.session import Outcome
+from pico_train.trainer.session import SessionResult
 
 
 def train(
@@ -19,7 +19,7 @@ def train(
     *,
     source: str = "the configuration",
     quiet: bool = False,
-) -> Outcome:
+) -> SessionResult:
     """Train the run that `config` describes, continuing it where it was interrupted.
 
     `config` is a `RunConfig`, or the path of a YAML file to which dotted `overrides` are applied.
@@ -35,6 +35,6 @@ def train(
     job = build(config, source)
     try:
         with open_session(job, quiet) as session:
-            return session if isinstance(session, Outcome) else fit(session)
+            return session if isinstance(session, SessionResult) else fit(session)
     finally:
         job.runtime.close()

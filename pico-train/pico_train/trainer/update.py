@@ -12,9 +12,9 @@ import torch
 from pico_train.checkpoint.state import Counters, TrainState
 from pico_train.data.order import chain_hash
 from pico_train.distributed import Runtime
-from pico_train.observe.microbatch_gradients import MicroBatches
+from pico_train.observe.microbatch_gradients import MicroBatchGradients
 from pico_train.optim import set_learning_rates
-from pico_train.run.compile import explained
+from pico_train.run.compile import compile_errors_as_user_errors
 from pico_train.run.job import Job
 
 
@@ -30,7 +30,7 @@ class Update:
     """Of theta_(step - 1)."""
     loss: float = math.nan
     norm: float = math.nan
-    terms: int = 0
+    n_tokens: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
     row_ids: np.ndarray | None = (
         None  # (batch,) int64; None where the method read no language-model rows
@@ -59,48 +59,48 @@ def compute_gradients(
     job: Job,
     state: TrainState,
     step: int,
-    separate: MicroBatches | None = None,
+    microbatch_gradients: MicroBatchGradients | None = None,
     *,
-    later: bool = False,
+    defer: bool = False,
 ) -> Update:
     """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever
     the micro-batch and the number of processes.
 
     Micro-batches and processes give sums; the one division at the end is by the number of terms of
     them all, since the mean of their means is another objective where these numbers differ.
-    `separate` gets the gradient of each micro-batch of this process; `later` leaves the loss to be
+    `microbatch_gradients` gets the gradient of each micro-batch of this process; `defer` leaves the loss to be
     read by `read_losses`.
     """
     update = Update(step, replace(state.counters))
-    batch, copies = _read(job, state, update)
+    batch, replicas = _read(job, state, update)
     parts = [None] if batch is None else batch.split(job.micro_batch)
     losses = []  # left on the device: reading one would make it wait for every micro-batch
-    terms_here = 0
+    own_tokens = 0
     sums: dict[str, float] = {}
     for part in parts:
         on_device = None if part is None else part.to(job.runtime.device, non_blocking=True)
-        with explained():
+        with compile_errors_as_user_errors():
             with job.runtime.autocast(job.precision):
-                loss_sum, terms, scalars = state.method.loss(state.model, on_device, step)
+                loss_sum, n_tokens, scalars = state.method.loss(state.model, on_device, step)
             loss_sum.backward()
-        if separate is not None:
-            separate.take(terms, len(parts))
+        if microbatch_gradients is not None:
+            microbatch_gradients.take(n_tokens, len(parts))
         losses.append(loss_sum.detach())
-        terms_here += terms
+        own_tokens += n_tokens
         for name, value in scalars.items():
-            sums[name] = sums.get(name, 0.0) + value * terms
-    if separate is not None:
-        separate.put_back()
+            sums[name] = sums.get(name, 0.0) + value * n_tokens
+    if microbatch_gradients is not None:
+        microbatch_gradients.put_back()
     job.runtime.sum_gradients(state.parameters)
-    all_terms, *totals = job.runtime.sums([terms_here, *sums.values()])
-    scale = 1.0 / max(all_terms, 1)
+    all_tokens, *totals = job.runtime.sums([own_tokens, *sums.values()])
+    scale = 1.0 / max(all_tokens, 1)
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
-    update.losses, update.scale, update.terms = (
+    update.losses, update.scale, update.n_tokens = (
         torch.stack(losses),
         scale,
-        round(all_terms) // copies,
+        round(all_tokens) // replicas,
     )
-    if not later:
+    if not defer:
         read_losses([update], job.runtime)
     update.scalars = {name: total * scale for name, total in zip(sums, totals, strict=True)}
     return update
@@ -113,7 +113,7 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
         return job.runtime.share(reads)
     batch = job.reader.batch(state.counters.reads + 1)
     update.row_ids = batch.row_ids
-    return batch.tokens, batch.copies
+    return batch.tokens, batch.replicas
 
 
 def apply_update(state: TrainState, update: Update, factor: float) -> None:
@@ -124,7 +124,7 @@ def apply_update(state: TrainState, update: Update, factor: float) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     counters = state.counters
     counters.step = update.step
-    counters.tokens += update.terms
+    counters.tokens += update.n_tokens
     if update.row_ids is not None:
         counters.reads += 1
         counters.order_hash = chain_hash(counters.order_hash, update.row_ids)

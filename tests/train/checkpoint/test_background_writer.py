@@ -15,7 +15,7 @@ PATIENCE = 20.0
 def test_writes_keep_their_order_and_are_there_after_a_flush() -> None:
     writer, done = Writer(), []
     for number in range(50):
-        writer.hand_over(lambda number=number: done.append((number, threading.current_thread())))
+        writer.submit(lambda number=number: done.append((number, threading.current_thread())))
     writer.flush()
     assert [number for number, _ in done] == list(range(50))
     assert {thread for _, thread in done} != {threading.current_thread()}
@@ -25,9 +25,9 @@ def test_writes_keep_their_order_and_are_there_after_a_flush() -> None:
 
 def test_a_third_write_waits_until_the_first_is_done() -> None:
     writer, gate, done = Writer(), threading.Event(), []
-    writer.hand_over(lambda: gate.wait(PATIENCE) and done.append(1))
-    writer.hand_over(lambda: done.append(2))
-    third = threading.Thread(target=lambda: writer.hand_over(lambda: done.append(3)))
+    writer.submit(lambda: gate.wait(PATIENCE) and done.append(1))
+    writer.submit(lambda: done.append(2))
+    third = threading.Thread(target=lambda: writer.submit(lambda: done.append(3)))
     third.start()
     third.join(0.05)
     assert third.is_alive()
@@ -44,9 +44,9 @@ def test_after_a_failure_nothing_is_written_and_every_call_raises_it() -> None:
     def fail() -> None:
         raise failure
 
-    writer.hand_over(fail)
-    assert writer.settle() is failure
-    for call in (writer.check, writer.make_room, writer.flush, lambda: writer.hand_over(lambda: done.append(1))):
+    writer.submit(fail)
+    assert writer.wait() is failure
+    for call in (writer.check, writer.wait_for_slot, writer.flush, lambda: writer.submit(lambda: done.append(1))):
         with pytest.raises(OSError, match="full") as caught:
             call()
         assert caught.value is failure
@@ -61,8 +61,8 @@ def test_what_waits_behind_a_failure_is_not_written() -> None:
         gate.wait(PATIENCE)
         raise OSError(errno.ENOSPC, "full")
 
-    writer.hand_over(fail)
-    writer.hand_over(lambda: done.append(1))
+    writer.submit(fail)
+    writer.submit(lambda: done.append(1))
     gate.set()
     assert isinstance(writer.close(), OSError)
     assert not done
@@ -77,8 +77,8 @@ def test_a_run_that_was_lost_ends_what_is_under_way_and_drops_the_rest() -> None
         done.append(1)
 
     dropped = threading.Event()
-    writer.hand_over(first)
-    writer.hand_over(lambda: done.append(2))
+    writer.submit(first)
+    writer.submit(lambda: done.append(2))
     begun.wait(PATIENCE)
     threading.Timer(0.05, dropped.set).start()
     assert writer.close(drop=True) is None

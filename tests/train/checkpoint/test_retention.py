@@ -23,7 +23,7 @@ from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
 from pico_train.checkpoint.init_from import initial_weights
 from pico_train.checkpoint.load import newest_intact
-from pico_train.checkpoint.retention import KeepConfig, removals
+from pico_train.checkpoint.retention import KeepConfig, planned_removals
 from pico_train.commands import evaluate_run, prune
 from pico_train.run import RunConfig
 
@@ -220,7 +220,7 @@ def test_a_new_policy_holds_from_the_start_of_a_session(whole: RunLayout, tiny: 
     config = tiny(**{"checkpoint.keep": {"last": 2}, "train.max_hours": 1e-9, "train.stop_margin_minutes": 0})
     assert train(config, quiet=True).status == "stopped"
     assert kept(whole) == ["0", "6+", "8+"]
-    assert removals(whole, config.checkpoint.keep, 8, 10) == []
+    assert planned_removals(whole, config.checkpoint.keep, 8, 10) == []
 
 
 # Every stage of every write and removal, one after another: the process ends there.

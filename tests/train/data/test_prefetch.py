@@ -83,7 +83,7 @@ def test_a_run_that_reads_ahead_is_the_run_that_does_not(tiny: Tiny, monkeypatch
     """Rows, their order, losses; no thread is left. Memory is not pinned here, which needs CUDA."""
     at_once = tiny(name="at_once")
     train(at_once, quiet=True)
-    monkeypatch.setattr(Runtime, "copies_alone", True)
+    monkeypatch.setattr(Runtime, "copies_in_background", True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.contiguous())
     ahead = tiny(name="ahead")
     train(ahead, quiet=True)
@@ -95,7 +95,7 @@ def test_a_run_that_reads_ahead_is_the_run_that_does_not(tiny: Tiny, monkeypatch
 
 
 def test_damage_that_the_thread_meets_is_a_sentence_of_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Runtime, "copies_alone", True)
+    monkeypatch.setattr(Runtime, "copies_in_background", True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     take, taken = PackedRows.take, []
 

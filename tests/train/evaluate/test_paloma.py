@@ -20,7 +20,7 @@ from pico_train.config import validate
 from pico_train.data.packed import PackedData
 from pico_train.evaluate.likelihood import TextEncoder
 from pico_train.evaluate.paloma import PalomaConfig
-from pico_train.evaluate.tasks import EvaluateConfig, Place, Subject, check_tasks, evaluate
+from pico_train.evaluate.tasks import EvaluateConfig, EvaluatedModel, ResultLocation, check_tasks, evaluate
 from pico_train.model.decoder import Decoder
 
 from .conftest import Reference
@@ -56,7 +56,9 @@ def measure(decoder: Decoder, data: PackedData, tmp_path: Path) -> Callable[...,
     def result(path: str, **changes: Any) -> EvaluationManifest:
         config = validate(EvaluateConfig, {"paloma": {"path": path, **changes}}, "test")
         layout = RunLayout(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        evaluate(Subject(decoder, data.vocabulary, 10, None), config, Place(layout, "tiny", 4), ["paloma"])
+        evaluate(
+            EvaluatedModel(decoder, data.vocabulary, 10, None), config, ResultLocation(layout, "tiny", 4), ["paloma"]
+        )
         (file,) = layout.evaluations_at(4).iterdir()
         assert file.name.startswith("paloma-")
         return codec.read_manifest(file, EvaluationManifest)

@@ -20,8 +20,8 @@ from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.evaluate import paloma, tasks
 from pico_train.evaluate.tasks import (
     EvaluateConfig,
-    Place,
-    Subject,
+    EvaluatedModel,
+    ResultLocation,
     check_tasks,
     default_tasks,
     evaluate,
@@ -55,8 +55,8 @@ def evaluated(
     data: PackedData, layout: RunLayout, positions: int = 32, wanted: list[str] | None = None, **changes: Any
 ) -> dict[str, Any]:
     config = validate(EvaluateConfig, {"perplexity": changes}, "test")
-    subject = Subject(decoder(positions), data.vocabulary, 16, data)
-    return evaluate(subject, config, Place(layout, "tiny", 40), wanted or ["perplexity"])
+    evaluated = EvaluatedModel(decoder(positions), data.vocabulary, 16, data)
+    return evaluate(evaluated, config, ResultLocation(layout, "tiny", 40), wanted or ["perplexity"])
 
 
 def files(layout: RunLayout) -> list[Path]:

@@ -164,15 +164,15 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_reported_as_skipped(hub: Hub, p
     raw = bytearray((layout.checkpoint(4) / "model.safetensors").read_bytes())
     raw[-1] ^= 1
     (layout.checkpoint(4) / "model.safetensors").write_bytes(raw)
-    delivery = push._delivery(
+    uploader = push._uploader(
         layout, pushing.hub, push.codec.read_manifest(layout.manifest, push.RunManifest), (
             said := []
         ).append
     )  # fmt: skip
-    delivery.note()
+    uploader.note()
     shutil.rmtree(layout.checkpoint(8))
-    delivery.deliver(1.0)
-    assert delivery.delivered == [0, 10]
+    uploader.deliver(1.0)
+    assert uploader.delivered == [0, 10]
     assert re.match(r"checkpoint 4 is not pushed: .*sha256", said[0])
     assert said[1] == "checkpoint 8 is not pushed: it was removed before its turn came"
 

@@ -18,7 +18,7 @@ from pico_contract.layout import METHOD_TENSORS
 from pico_train import train
 from pico_train.config import Section
 from pico_train.log.metrics import read_metrics
-from pico_train.method.base import Method, Reads
+from pico_train.method.base import BatchSource, Method
 from pico_train.model.decoder import Decoder
 from pico_train.run import RunConfig, build
 from pico_train.seeds import generator
@@ -40,7 +40,7 @@ class Toy(Method):
         named = {**dict(model.named_parameters()), "head": self.head}
         return {n: p for n, p in named.items() if not (getattr(self, "frozen", False) and "embed" in n)}
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         if step == self.config.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if step % 2:

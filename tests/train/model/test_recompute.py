@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pico_train.model.decoder import Decoder, DecoderConfig, RMSNorm, swiglu
-from pico_train.model.execution import carry_out
-from pico_train.model.recompute import formed_again
+from pico_train.model.execution import apply_compile_and_checkpointing
+from pico_train.model.recompute import recompute_in_backward
 from torch import nn
 
 from ...support.autograd_memory import kept_bytes
@@ -27,11 +27,11 @@ CONFIG = DecoderConfig(
 IDS = torch.randint(64, (2, 17), generator=torch.Generator().manual_seed(1))
 
 
-def decoder(lean: bool) -> Decoder:
+def decoder(recomputed: bool) -> Decoder:
     model = Decoder(CONFIG)
     model.init_weights(lambda name: torch.Generator().manual_seed(len(name)))
-    if lean:
-        carry_out(model, compiled=False, checkpointing=False)
+    if recomputed:
+        apply_compile_and_checkpointing(model, compiled=False, checkpointing=False)
     return model
 
 
@@ -44,10 +44,10 @@ def gradients(model: Decoder, *, bf16: bool = False) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_gradients_are_the_same_to_the_last_bit(bf16: bool) -> None:
-    written, lean = gradients(decoder(False), bf16=bf16), gradients(decoder(True), bf16=bf16)
-    assert written.keys() == lean.keys() == dict(decoder(True).named_parameters()).keys()
+    written, recomputed = gradients(decoder(False), bf16=bf16), gradients(decoder(True), bf16=bf16)
+    assert written.keys() == recomputed.keys() == dict(decoder(True).named_parameters()).keys()
     for name, gradient in written.items():
-        assert torch.equal(gradient, lean[name]), name
+        assert torch.equal(gradient, recomputed[name]), name
 
 
 def test_two_of_a_layers_norms_and_half_of_its_mlp_are_not_kept() -> None:
@@ -71,8 +71,8 @@ def test_no_module_runs_twice() -> None:
 
 def test_a_norm_with_a_hook_is_kept_as_the_hook_leaves_it() -> None:
     found = []
-    for lean in (False, True):
-        model = decoder(lean)
+    for recomputed in (False, True):
+        model = decoder(recomputed)
         for layer in model.model.layers:
             layer.input_layernorm.register_forward_hook(lambda module, inputs, output: output * 2)
             layer.post_attention_layernorm.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 3,))
@@ -90,7 +90,7 @@ def test_a_graph_without_a_backward_pass_is_freed() -> None:
 
     x, form = torch.randn(3, requires_grad=True), Form()
     alive = weakref.ref(form)
-    with formed_again(form(x), form, x) as doubled:
+    with recompute_in_backward(form(x), form, x) as doubled:
         result = doubled.exp()
     del form, doubled
     assert alive() is not None
@@ -104,17 +104,17 @@ def test_first_and_second_gradients_are_those_of_finite_differences() -> None:
     x, gate, up, down = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4), (6, 4), (6, 4), (4, 6)))
     norm = RMSNorm(4, 1e-6).double()
 
-    def lean(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        with formed_again(norm(x), norm.forward, x) as normed:
+    def recomputed(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        with recompute_in_backward(norm(x), norm.forward, x) as normed:
             a, b = F.linear(normed, gate), F.linear(normed, up)
-        with formed_again(F.silu(a), F.silu, a) as activated:
+        with recompute_in_backward(F.silu(a), F.silu, a) as activated:
             product = activated * b
-        with formed_again(product, swiglu, a, b):
+        with recompute_in_backward(product, swiglu, a, b):
             return F.linear(product, down)
 
     inputs = [tensor.requires_grad_() for tensor in (x, gate, up, down)]
-    assert torch.autograd.gradcheck(lean, inputs)
-    assert torch.autograd.gradgradcheck(lean, inputs)
+    assert torch.autograd.gradcheck(recomputed, inputs)
+    assert torch.autograd.gradgradcheck(recomputed, inputs)
 
 
 def test_second_derivatives_are_those_of_what_is_written() -> None:
@@ -125,8 +125,8 @@ def test_second_derivatives_are_those_of_what_is_written() -> None:
             first = torch.autograd.grad(loss, parameters, create_graph=True)
             return torch.autograd.grad(sum((g * g).sum() for g in first), parameters)
 
-    for lean, written in zip(second(decoder(True)), second(decoder(False)), strict=True):
-        assert torch.equal(lean, written)
+    for recomputed, written in zip(second(decoder(True)), second(decoder(False)), strict=True):
+        assert torch.equal(recomputed, written)
 
 
 def test_transforms_of_torch_func_go_through_it() -> None:
@@ -138,7 +138,7 @@ def test_transforms_of_torch_func_go_through_it() -> None:
         given = (row[None, :-1], row[None, 1:])
         return torch.func.functional_call(model, parameters, given, {"double_backward": True})
 
-    def lean(parameters: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
+    def recomputed(parameters: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
         hidden = torch.func.functional_call(model.model, strip(parameters), (row[None, :-1],))
         return torch.nn.functional.cross_entropy((hidden @ parameters["lm_head.weight"].T)[0], row[1:], reduction="sum")
 
@@ -147,9 +147,9 @@ def test_transforms_of_torch_func_go_through_it() -> None:
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         expected = torch.func.grad(loss)(parameters, IDS[0])
-        for name, gradient in torch.func.grad(lean)(parameters, IDS[0]).items():
+        for name, gradient in torch.func.grad(recomputed)(parameters, IDS[0]).items():
             torch.testing.assert_close(gradient, expected[name])
-        rows = torch.func.vmap(torch.func.grad(lean), (None, 0))(parameters, IDS)
+        rows = torch.func.vmap(torch.func.grad(recomputed), (None, 0))(parameters, IDS)
     for name, gradient in rows.items():
         torch.testing.assert_close(gradient[0], expected[name], rtol=1e-4, atol=1e-5)
 
@@ -168,7 +168,7 @@ def test_a_view_of_another_shape_is_formed_and_a_part_is_kept() -> None:
         formed.append(x.numel())
         return x * 2
 
-    with formed_again(x * 2, form, x) as doubled:
+    with recompute_in_backward(x * 2, form, x) as doubled:
         whole, part = linear(doubled.view(6, 4)).view(2, 3, 5) + linear(doubled), linear(doubled[:1])
     once = (x * 2).detach()
     for passes in (1, 2):  # the graph may be gone through again

@@ -22,7 +22,7 @@ from pico_train.hub.push import push_run
 from pico_train.hub.repository import HubConfig
 from pico_train.model import decoder, stock
 from pico_train.model.cost import count_parameters
-from pico_train.model.decoder import Attention, Cache, DecoderConfig, Layer, RMSNorm
+from pico_train.model.decoder import Attention, DecoderConfig, KVCache, Layer, RMSNorm
 from pico_train.model.stock import STOCK, architecture_of, stock_tensors
 from pico_train.run import RunConfig
 from pico_train.run.estimate import estimate
@@ -41,7 +41,7 @@ class QKNormAttention(Attention):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
         batch, tokens, width = x.shape
         query = decoder.rotate(self.q_norm(self._heads(self.q_proj(x))), cos, sin)
         key = decoder.rotate(self.k_norm(self._heads(self.k_proj(x))), cos, sin)

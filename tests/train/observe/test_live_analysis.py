@@ -20,7 +20,7 @@ from pico_contract.layout import RunLayout
 from pico_contract.observer import Observation, ObservedRun
 from pico_train import train
 from pico_train.log.metrics import read_metrics
-from pico_train.observe.plugins import Live
+from pico_train.observe.plugins import Observers
 from pico_train.run import RunConfig
 
 pytestmark = pytest.mark.slow  # half a minute and more for the whole file
@@ -62,7 +62,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[RunConfig], No
     def until_killed(config: RunConfig) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(codec, "on_stage", end)
-            patch.setattr(Live, "close", lambda *given: None)
+            patch.setattr(Observers, "close", lambda *given: None)
             with pytest.raises(Killed):
                 train(config, quiet=True)
 

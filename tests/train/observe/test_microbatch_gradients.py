@@ -18,7 +18,7 @@ from pico_contract.schema import SnapshotManifest
 from pico_train import train
 from pico_train.checkpoint.load import load_checkpoint
 from pico_train.log.metrics import read_metrics
-from pico_train.method.base import Reads
+from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 from pico_train.run import Job, RunConfig, build
 from pico_train.run.estimate import estimate
@@ -41,7 +41,7 @@ class Uneven(Plain):
 class Own(Plain):
     """Every other update reads two rows of the method's own: a single micro-batch."""
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         return torch.ones(2, 17, dtype=torch.int64) if step % 2 else "language_model"
 
 

@@ -10,7 +10,7 @@ import torch
 from pico_contract.errors import UserError
 from pico_train import train
 from pico_train.run import RunConfig
-from pico_train.run.compile import compiles, explained
+from pico_train.run.compile import compile_errors_as_user_errors, compiles
 
 Tiny = Callable[..., RunConfig]
 
@@ -34,9 +34,12 @@ def test_auto_compiles_on_cuda_alone() -> None:
 def test_a_machine_without_a_compiler_says_so() -> None:
     from torch._inductor.exc import InvalidCxxCompiler
 
-    with pytest.raises(UserError, match=r"train\.compile: .* C\+\+ compiler .*set train\.compile=off"), explained():
+    with (
+        pytest.raises(UserError, match=r"train\.compile: .* C\+\+ compiler .*set train\.compile=off"),
+        compile_errors_as_user_errors(),
+    ):
         raise InvalidCxxCompiler
-    with pytest.raises(ValueError, match="another matter"), explained():
+    with pytest.raises(ValueError, match="another matter"), compile_errors_as_user_errors():
         raise ValueError("another matter")
 
 

@@ -16,10 +16,10 @@ from pico_train import train
 from pico_train.checkpoint.state import TrainState
 from pico_train.config import identity, load
 from pico_train.log.metrics import read_metrics
-from pico_train.method.base import Reads
+from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 from pico_train.model.cost import activation_bytes
-from pico_train.model.decoder import run_layer
+from pico_train.model.decoder import layer_forward
 from pico_train.run import Job, RunConfig, build, micro_batch
 from pico_train.run.micro_batch import find_micro_batch
 from pico_train.trainer import resume
@@ -45,7 +45,7 @@ class Cramped(Plain):
 
 
 class Nothing(Plain):
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         return None
 
 
@@ -168,9 +168,9 @@ def test_a_trial_compiles_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
 
     def find(job: Job, build_state: Callable[[], TrainState]) -> int:
         assert job.compiled
-        runs = build_state().model.model.run_layer
+        runs = build_state().model.model.layer_forward
         assert isinstance(runs, partial)
-        assert runs.func is run_layer
+        assert runs.func is layer_forward
         raise FoundError
 
     monkeypatch.setattr(resume, "find_micro_batch", find)

@@ -16,7 +16,7 @@ from pico_train.config import load
 from pico_train.data.shards import Listing, Shard
 from pico_train.model.cost import activation_bytes
 from pico_train.model.decoder import Decoder, DecoderConfig
-from pico_train.model.execution import carry_out
+from pico_train.model.execution import apply_compile_and_checkpointing
 from pico_train.run import RunConfig
 from pico_train.run.estimate import estimate
 
@@ -85,7 +85,7 @@ def kept(config: DecoderConfig, bf16: bool) -> int:
     """Bytes of the activations of 2 rows of 32 tokens, carried out as training does."""
     model = Decoder(config)
     model.init_weights(lambda name: torch.Generator().manual_seed(0))
-    carry_out(model, compiled=False, checkpointing=False)
+    apply_compile_and_checkpointing(model, compiled=False, checkpointing=False)
     ids = torch.randint(0, config.vocab_size, (2, 33), generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         return kept_bytes(model, lambda: model(ids[:, :-1], ids[:, 1:]))

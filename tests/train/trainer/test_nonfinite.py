@@ -15,7 +15,7 @@ from pico_contract import codec
 from pico_train import train
 from pico_train.errors import NonFiniteError
 from pico_train.log.metrics import read_metrics
-from pico_train.method.base import Reads
+from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 from pico_train.model import loss as loss_module
 from pico_train.optim import gradient_norm
@@ -42,7 +42,7 @@ class Counting(Plain):
     reads = 0
     at_update: dict[int, int]
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         self.at_update[step] = Counting.reads
         return super().begin_step(step)
 
@@ -64,7 +64,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Tiny:
 
 @pytest.fixture
 def holding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonfinite, "_HOLDING", ("cpu",))
+    monkeypatch.setattr(nonfinite, "_DEVICES_THAT_SKIP", ("cpu",))
 
 
 def weights(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -76,7 +76,7 @@ def test_reading_later_changes_no_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
     changes = {"train.micro_batch_size": micro_batch, "log.every": 3}
     at_once = tiny(name="at_once", **changes)
     train(at_once, quiet=True)
-    monkeypatch.setattr(nonfinite, "_HOLDING", ("cpu",))
+    monkeypatch.setattr(nonfinite, "_DEVICES_THAT_SKIP", ("cpu",))
     later = tiny(name="later")
     train(later, quiet=True)
     rows = [
@@ -95,7 +95,7 @@ def test_the_update_is_named_and_nothing_later_is_saved(
     """The report, gradient norms at theta_5 among it, is that of a run that looks before each step."""
     said, left = [], []
     for name, devices in (("at_once", ()), ("later", ("cpu",))):
-        monkeypatch.setattr(nonfinite, "_HOLDING", devices)
+        monkeypatch.setattr(nonfinite, "_DEVICES_THAT_SKIP", devices)
         config = own(method, name=name, **UNSEEN, **{"checkpoint.every": every})
         with pytest.raises(NonFiniteError) as caught:
             train(config, quiet=True)
@@ -114,9 +114,9 @@ def test_what_follows_a_step_left_out_is_left_out(own: Tiny, holding: None) -> N
     state = job.build_state(None)
     kept: dict[str, torch.Tensor] = {}
     for step in range(1, 9):
-        update = compute_gradients(job, state, step, later=True)
+        update = compute_gradients(job, state, step, defer=True)
         update.norm_on_device = gradient_norm(state.parameters)
-        nonfinite.hold_back(state, update, job.runtime)
+        nonfinite.skip_step_if_nonfinite(state, update, job.runtime)
         apply_update(state, update, 1.0)
         saved = state.capture().copied()
         kept = kept if step > 5 else {**saved.weights, **saved.optimizer}
@@ -149,5 +149,5 @@ def test_a_steady_update_reads_nothing(own: Tiny, holding: None, monkeypatch: py
 )
 def test_who_may_learn_later(own: Tiny, holding: None, method: str, changes: dict[str, Any], waits: bool) -> None:
     state = build(own(method, **changes)).build_state(None)
-    assert nonfinite.can_wait(state, torch.device("cpu"), 1) is waits
-    assert not nonfinite.can_wait(state, torch.device("mps"), 1)
+    assert nonfinite.can_defer_check(state, torch.device("cpu"), 1) is waits
+    assert not nonfinite.can_defer_check(state, torch.device("mps"), 1)

@@ -20,7 +20,7 @@ from pico_contract.schema import CheckpointManifest, RunManifest, SnapshotManife
 from pico_train import train
 from pico_train.config import to_yaml
 from pico_train.log.metrics import MetricsFile, read_metrics
-from pico_train.method.base import Reads
+from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 from pico_train.run import RunConfig
 
@@ -60,7 +60,7 @@ class Told(Plain):
     ahead = threading.Event()
     error: BaseException | None = None
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         if step == 7:
             self.ahead.set()
             if self.error is not None:

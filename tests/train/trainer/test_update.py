@@ -20,7 +20,7 @@ from pico_contract.lock import RunLock
 from pico_contract.schema import CheckpointManifest, SnapshotManifest
 from pico_train import train
 from pico_train.log.metrics import read_metrics
-from pico_train.method.base import Reads
+from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 from pico_train.run import RunConfig, build
 from pico_train.trainer.update import compute_gradients
@@ -61,7 +61,7 @@ class LateSignal(Plain):
 
     at = (10,)
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         if step in self.at:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().begin_step(step)
@@ -77,7 +77,7 @@ class Listener(Plain):
     manifest: Path
     heard: list[str]
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         self.heard.append(json.loads(self.manifest.read_text())["heartbeat"])
         return super().begin_step(step)
 

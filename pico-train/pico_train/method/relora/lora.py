@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pico_train.model.decoder import Decoder
-from pico_train.sharding import shared_like
+from pico_train.sharding import sharded_like
 
 
 class LowRankLinear(nn.Module):
@@ -92,7 +92,7 @@ class LowRankLinear(nn.Module):
         LoRA's own code."""
         drawn = torch.empty(self.lora_A.weight.shape, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-        self.lora_A.weight.copy_(shared_like(self.lora_A.weight, drawn))
+        self.lora_A.weight.copy_(sharded_like(self.lora_A.weight, drawn))
 
 
 def low_rank_layers(model: Decoder) -> Iterator[tuple[str, LowRankLinear]]:

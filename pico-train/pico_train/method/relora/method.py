@@ -13,7 +13,7 @@ from pico_contract.errors import DamagedError, UserError
 from torch import nn
 
 from pico_train.config import Section
-from pico_train.method.base import Method, Reads
+from pico_train.method.base import BatchSource, Method
 from pico_train.method.relora.adaptive_rank import (
     effective_rank,
     energy_rank,
@@ -103,7 +103,7 @@ class ReLoRA(Method):
             )
         return training
 
-    def begin_step(self, step: int) -> Reads:
+    def begin_step(self, step: int) -> BatchSource:
         """The next language-model rows; what the last update's restart merged has been observed."""
         self.merged, self.parts = {}, 0
         return "language_model"
