@@ -14,7 +14,7 @@ from pico_contract import codec
 from pico_contract.layout import OPTIMIZER, SCALARS, RunLayout
 from pico_contract.schema import RunManifest
 from pico_train.commands import evaluate_run
-from pico_train.evaluate.results import told
+from pico_train.evaluate.results import scalars
 from pico_train.log.metrics import read_metrics
 from plan import Planned
 
@@ -58,7 +58,7 @@ def evaluations(runs: Sequence[Planned]) -> pd.DataFrame:
         _about(run, pd.DataFrame([{"step": step, "metric": name, "value": value} for name, value in found.items()]))
         for run in runs
         for step in codec.listed_steps(run.config.layout.evaluations)
-        if (found := told(run.config.layout, step))
+        if (found := scalars(run.config.layout, step))
     ]
     return pd.concat(rows, ignore_index=True)
 
