@@ -35,7 +35,7 @@ def test_from_restarts_to_ranks(tmp_path: Path) -> None:
     one = ranks(measure(run, ["numerical_rank"], ["q_proj.lora_update", "k_proj.lora_update"], kinds=["weights"]))
     assert one == {0: {0}, 1: {2}, 2: {2}, 3: {2}, 6: {2}, 9: {2}}
     names = ["q_proj.cumulative_lora_update", "q_proj"]
-    whole = measure(run, ["numerical_rank"], names, [3, 6, 9], kinds=["updates"], window=0)
+    whole = measure(run, ["numerical_rank"], names, steps=[3, 6, 9], kinds=["updates"], window=0)
     for name, some in whole.groupby("component", observed=True):
         assert ranks(some) == {3: {2}, 6: {4}, 9: {6}}, name
 

@@ -28,6 +28,8 @@ from pico_analyze.config.analysis import AnalysisConfig, load, to_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pico_analyze.config.parts import Asked
+    from pico_analyze.engine.references import ReferenceChoice
     from pico_analyze.sources.base import Source
 
 
@@ -76,13 +78,10 @@ def _tables(
     from pico_analyze.config.parts import measurable_parts, parts_of, steps_of
     from pico_analyze.engine.measure import measure
 
-    steps = steps_of(config, run, say)
     measure_part = partial(
         measure,
-        reference_run=other,
-        across=config.across,
-        null=config.null,
-        null_draws=config.null_draws,
+        steps=steps_of(config, run, say),
+        null_draws=config.null_draws if config.null else 0,
         window=config.window,
         dense_circuits=config.dense_circuits,
         cache=layout.cache,
@@ -90,14 +89,36 @@ def _tables(
     tables = []
     with warnings_as_lines(say):
         for part in measurable_parts(parts_of(config), run, say):
-            chosen = part.metrics, part.components, steps, part.kinds, part.splits, part.reference
             with show_progress(say) as progress:
-                tables.append(measure_part(run, *chosen, progress))
+                frame = measure_part(
+                    run,
+                    part.metrics,
+                    part.components,
+                    kinds=part.kinds,
+                    splits=part.splits,
+                    reference=_reference(config, part, other),
+                    progress=progress,
+                )
+            tables.append(frame)
     for sentence in dict.fromkeys(
         chain(*(omissions(run, part.components) for part in parts_of(config)))
     ):
         say(f"note: {sentence}")
     return tables
+
+
+def _reference(config: AnalysisConfig, part: Asked, other: Source | None) -> ReferenceChoice:
+    """Combine the keys `reference`, `reference_run` and `across` into the reference of
+    `measure`."""
+    if config.across is not None:
+        if other is not None or part.reference is not None:
+            raise UserError(
+                f"across={config.across} compares each step with itself: leave out reference and reference_run"
+            )
+        return config.across
+    if other is None:
+        return part.reference
+    return other if part.reference is None else (other, part.reference)
 
 
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:

@@ -4,7 +4,7 @@ table."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.select import ComponentKey
 from pico_analyze.engine.damage import DAMAGED, Damage
 from pico_analyze.engine.inputs import MetricInputs, decompose
-from pico_analyze.engine.loader import Loader, ReferenceCache
+from pico_analyze.engine.loader import Loader, ReferenceLoader, load_batch
+from pico_analyze.engine.reference_cache import StepInputs
 from pico_analyze.engine.work import Cell, Reference, WorkItem
 from pico_analyze.metrics.null import Null, permutation_null, seed_of
 from pico_analyze.metrics.registry import ENTRY, Metric
@@ -48,9 +49,10 @@ class Measurement(NamedTuple):
     p: float | None = None
 
 
+_MISSING = Measurement(None, "missing")
+
 Numbers = dict[str, list[Measurement] | None]
-"""Metric -> a number for each key of the unit that has one, None where it does not apply to what
-the unit is."""
+"""Metric -> a number for each pair of `Work.pairs`, in its order; None if it does not apply."""
 
 
 @dataclass
@@ -104,127 +106,175 @@ def cells(
 
 
 def measure_item(work: WorkItem, metrics: Mapping[str, Metric]) -> Result:
-    """Measure those of `metrics` that are defined for the kind; a step that lacks the unit is left
-    out."""
+    """Measure those of `metrics` that are defined for the kind; a step without the unit has
+    none."""
     chosen = applicable_metrics(work, metrics)
     pairs = _of_arity(2, chosen)
-    spectral = any(metric.needs == "spectrum" for metric in chosen.values())
     work = work if pairs else replace(work, references={})
-    loader = Loader(work, spectral)
-    references = ReferenceCache(loader, any(metric.needs == "sample" for metric in pairs.values()))
+    needs = {metric.needs for metric in chosen.values()}
+    loader = Loader(work, "spectrum" in needs)
+    samples = any(metric.needs == "sample" for metric in pairs.values())
+    references = ReferenceLoader(loader, counts_samples=samples)
     result = Result(damages=loader.damages, gaps=loader.gaps, lost=references.damages)
-    for batch in loader.batches():
-        if spectral:
-            decompose([one for _, inputs in batch for one in inputs])
-        references.keep(batch)
-        while batch:
-            step, inputs = batch.pop(0)
-            result.at |= _numbers(work, step, chosen, inputs, references.at(step))
-    if references.rest:
-        rest = measure_item(
-            replace(work, steps=tuple(references.rest), references=references.rest), pairs
-        )
-        result.at |= rest.at
-        result.damages |= rest.damages
-        result.lost |= rest.lost
+    steps = iter(work.steps)
+    while _measure_batch(steps, chosen, loader, references, result):
+        pass
+    if references.put_off:
+        rest = replace(work, steps=tuple(references.put_off), references=references.put_off)
+        measured = measure_item(rest, pairs)
+        result.at |= measured.at
+        result.damages |= measured.damages
+        result.lost |= measured.lost
     return result
+
+
+def _measure_batch(
+    steps: Iterator[int],
+    metrics: Mapping[str, Metric],
+    loader: Loader,
+    references: ReferenceLoader,
+    result: Result,
+) -> bool:
+    """Measure the next batch of steps into `result`, and return whether there was one.
+
+    The batch is local to this function, so that it is freed before the next one is read.
+    """
+    batch = load_batch(steps, loader, references)
+    if loader.spectral:
+        decompose([inputs for by_key in batch.values() for inputs in by_key.values()])
+    references.keep(batch)
+    for step, by_key in batch.items():
+        result.at |= _measure_step(loader.work, step, metrics, by_key, references.load(step))
+    return bool(batch)
+
+
+def _measure_step(
+    work: WorkItem,
+    step: int,
+    metrics: Mapping[str, Metric],
+    inputs: StepInputs,
+    references: Mapping[Reference | None, StepInputs],
+) -> dict[Cell, Numbers]:
+    """Apply every metric to each key, alone or with its partner in each of `references`.
+
+    `inputs` are used up.
+    """
+    matrix = next(iter(inputs.values())).matrix
+    applied = [
+        (name, metric)
+        for name, metric in metrics.items()
+        if _applies(metric, matrix, work.dense_circuits)
+    ]
+    numbers: dict[Cell, Numbers] = {}
+    for name, metric in metrics.items():
+        for reference in _references_of(metric, references):
+            numbers.setdefault(Cell(step, reference), {})[name] = None
+    for name, metric in applied:
+        for reference in _references_of(metric, references):
+            numbers[Cell(step, reference)][name] = []
+    pairs = {reference: work.pairs(reference) for reference in (None, *references)}
+    for key in tuple(inputs):
+        # Taken out, so that all that was derived from this matrix is freed before the next one.
+        given = inputs.pop(key)
+        for name, metric in applied:
+            for reference in _references_of(metric, references):
+                measured_so_far = numbers[Cell(step, reference)][name]
+                if key not in pairs[reference] or measured_so_far is None:
+                    continue
+                partner = references.get(reference, {}).get(pairs[reference][key])
+                seed = partial(_seed, work, step, key, reference)
+                measured_so_far.append(_measure(metric, given, partner, work.draws, seed))
+    return numbers
+
+
+def _references_of(
+    metric: Metric, references: Iterable[Reference | None]
+) -> Iterable[Reference | None]:
+    """The references that a metric is computed with: None alone for a metric of one matrix."""
+    return references if metric.arity == 2 else (None,)
 
 
 def table_rows(
     work: WorkItem, metrics: Mapping[str, Metric], at: Mapping[Cell, Numbers], damage: Damage
 ) -> Iterator[Row]:
-    """Rows of the table, step by step, for each metric that applies.
+    """Yield the rows of the table, step by step, for each metric that applies.
 
-    The status of what is not in `at` is `damaged` if a file of `damage` was needed for it, else
+    A number that is not in `at` has status `damaged` if it needed a file of `damage`, else
     `missing`.
     """
-    chosen = applicable_metrics(work, metrics)
-    known = {name: [numbers[name] for numbers in at.values() if name in numbers] for name in chosen}
-    hidden = damage.hides(work)
-    applied = {
-        name: metric
-        for name, metric in chosen.items()
-        if any(numbers is not None for numbers in known[name]) or (not known[name] and hidden)
-    }
+    applied = _applied(work, metrics, at, damage.hides(work))
     for step in work.steps:
-        pairs = work.references.get(step, ())
-        for index, key in enumerate(work.unit.keys):
+        references = work.references.get(step, ())
+        pairs = {reference: work.pairs(reference) for reference in (None, *references)}
+        by_key = {
+            (reference, name): dict(zip(pairs[reference], numbers or (), strict=False))
+            for reference in pairs
+            for name, numbers in at.get(Cell(step, reference), {}).items()
+        }
+        for key in work.unit.keys:
             for name, metric in applied.items():
-                for reference in pairs if metric.arity == 2 else (None,):
-                    position = index - (reference.shift if reference else 0)
-                    numbers = at.get(Cell(step, reference), {}).get(name)
-                    measured = (
-                        numbers[position]
-                        if numbers and position >= 0
-                        else Measurement(None, "missing")
-                    )
+                for reference in _references_of(metric, references):
+                    partner = pairs[reference].get(key)
+                    if partner is None:
+                        continue
+                    measured = by_key.get((reference, name), {}).get(key, _MISSING)
                     if measured.status == "missing" and damage.concerns(work, step, reference):
                         measured = measured._replace(status=DAMAGED)
-                    if position >= 0:
-                        yield _row(work, step, key, name, metric, measured, reference)
-
-
-def _numbers(
-    work: WorkItem,
-    step: int,
-    metrics: Mapping[str, Metric],
-    inputs: list[MetricInputs],
-    against: Mapping[Reference | None, list[MetricInputs]],
-) -> dict[Cell, Numbers]:
-    """Every metric of each key. `inputs` are used up: what was made of one is gone before the next
-    is begun."""
-    applied = {
-        name: metric
-        for name, metric in metrics.items()
-        if _applies(metric, inputs[0].matrix, work.dense_circuits)
-    }
-    found: dict[Cell, Numbers] = {}
-    for name, metric in metrics.items():
-        for reference in against if metric.arity == 2 else (None,):
-            found.setdefault(Cell(step, reference), {})[name] = [] if name in applied else None
-    for index, key in enumerate(work.unit.keys[: len(inputs)]):
-        given = inputs.pop(0)
-        for name, metric in applied.items():
-            for reference in against if metric.arity == 2 else (None,):
-                position = index - (reference.shift if reference else 0)
-                numbers = found[Cell(step, reference)][name]
-                if position >= 0 and numbers is not None:
-                    other = against[reference][position] if against.get(reference) else None
-                    numbers.append(
-                        _measure(
-                            metric, given, other, work.draws, _seed(work, step, key, reference)
-                        )
+                    about = _about(work, step, key, name, metric)
+                    yield (
+                        about | _compared_with(work, step, reference, partner) | measured._asdict()
                     )
-    return found
+
+
+def _applied(
+    work: WorkItem, metrics: Mapping[str, Metric], at: Mapping[Cell, Numbers], is_hidden: bool
+) -> dict[str, Metric]:
+    """Choose the metrics that have rows: those that apply to the unit at some step.
+
+    Nothing tells which apply if nothing was measured; then all have rows if `is_hidden`, so that
+    the damage shows.
+    """
+    applied = {}
+    for name, metric in applicable_metrics(work, metrics).items():
+        known = [numbers[name] for numbers in at.values() if name in numbers]
+        if any(numbers is not None for numbers in known) or (not known and is_hidden):
+            applied[name] = metric
+    return applied
 
 
 def _seed(work: WorkItem, step: int, key: ComponentKey, reference: Reference | None) -> int:
-    """Of the null: all metrics of a pair have the same orders."""
+    """Seed the null of a pair: all its metrics get the same orders."""
     return seed_of(
         *seeded_by(work, step, reference), work.kind, work.split, key.component, key.layer, key.head
     )
 
 
 def seeded_by(work: WorkItem, step: int, reference: Reference | None) -> tuple[str | int, ...]:
-    """Between which runs and steps: what the draws of a null depend on beside which component it
-    is."""
+    """Name the runs and steps of a pair, on which the draws of its null depend.
+
+    The draws depend on the component as well, which the cache knows from the name of its file.
+    """
     return work.source.name, step, (work.other or work.source).name, *(reference or ())
 
 
 def has_null(metric: Metric) -> bool:
-    """Whether there are rows to permute: of similarities of samples."""
+    """Whether a metric has a permutation null: similarities of samples, whose rows are permuted."""
     return metric.arity == 2 and metric.needs == "sample"
 
 
 def _measure(
-    metric: Metric, given: MetricInputs, reference: MetricInputs | None, draws: int, seed: int
+    metric: Metric,
+    given: MetricInputs,
+    reference: MetricInputs | None,
+    draws: int,
+    seed: Callable[[], int],
 ) -> Measurement:
     outcome = _outcome_of(metric, given, reference)
     tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
     null = Null(None, None, None)
     if draws and has_null(metric) and reference is not None and outcome.value is not None:
         fn = partial(metric.fn, **metric.parameters)
-        null = permutation_null(fn, given.sample, reference.sample, draws, seed)
+        null = permutation_null(fn, given.sample, reference.sample, draws, seed())
     return Measurement(outcome.value, outcome.status, *given.stored, tol, *null)
 
 
@@ -286,16 +336,9 @@ def _outcome(metric: Metric, result: Any) -> Outcome:
     )
 
 
-def _row(
-    work: WorkItem,
-    step: int,
-    key: ComponentKey,
-    name: str,
-    metric: Metric,
-    measured: Measurement,
-    reference: Reference | None,
-) -> Row:
-    row: Row = {
+def _about(work: WorkItem, step: int, key: ComponentKey, name: str, metric: Metric) -> Row:
+    """The columns that say what a number is about."""
+    return {
         "run": work.source.name,
         "step": step,
         "tokens": work.source.tokens(step),
@@ -309,19 +352,21 @@ def _row(
         "variant": metric.variant,
         "unit": _ENTRY_UNITS[work.kind] if metric.unit == ENTRY else metric.unit or None,
     }
+
+
+def _compared_with(
+    work: WorkItem, step: int, reference: Reference | None, partner: ComponentKey
+) -> Row:
+    """The columns that say what a number is compared with, or where its window begins."""
     base = work.base.get(step)
     if base is not None:
-        row |= {
-            "reference_run": work.source.name,
-            "reference_step": base,
-            "reference_module": key.module,
-        }
+        run, reference_step = work.source, base
     elif reference is not None:
-        module = work.unit.keys[work.unit.keys.index(key) - reference.shift].module
-        other = work.other or work.source
-        row |= {
-            "reference_run": other.name,
-            "reference_step": reference.step,
-            "reference_module": module,
-        }
-    return row | measured._asdict()
+        run, reference_step = work.other or work.source, reference.step
+    else:
+        return {}
+    return {
+        "reference_run": run.name,
+        "reference_step": reference_step,
+        "reference_module": partner.module,
+    }

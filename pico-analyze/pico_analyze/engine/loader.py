@@ -1,9 +1,9 @@
-"""The matrices of a work item, read step by step, a memory budget's worth at a time."""
+"""Read the matrices of a work item step by step, a memory budget's worth at a time."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -15,49 +15,35 @@ from pico_analyze import linalg
 from pico_analyze.components.circuits import UPDATES
 from pico_analyze.components.low_rank import base_dtypes
 from pico_analyze.engine.inputs import MetricInputs
+from pico_analyze.engine.reference_cache import ReferenceCache, StepInputs
 from pico_analyze.engine.work import Reference, WorkItem
 from pico_analyze.sources.base import CountsTokens, KnowsPositions, NotObservedError
 
 _BATCH_BYTES = 2 * 2**20
-"""Matrices that are decomposed together: enough of small ones to share a call, few enough that
-memory stays flat."""
+"""Bytes of matrices that are decomposed together.
+
+Enough small ones to share a call, and few enough that memory stays flat.
+"""
 _KEPT_BYTES = 256 * 2**20
-"""References, and what is made of them, that a work item keeps."""
+"""Bytes of references, with everything derived from them, that a work item keeps."""
 
 
 @dataclass
 class Loader:
-    """Reads the matrices of a work item, noting the files that are not readable."""
+    """Reads the matrices of a work item, and notes the steps of which a file is not readable."""
 
     work: WorkItem
     spectral: bool
     damages: dict[int, str] = field(default_factory=dict)
     gaps: dict[int, str] = field(default_factory=dict)
-    kept: dict[int, list[MetricInputs]] = field(default_factory=dict)
-    _held: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
+    _window_starts: dict[int, list[linalg.Matrix]] = field(default_factory=dict)
 
-    def batches(self) -> Iterator[list[tuple[int, list[MetricInputs]]]]:
-        """(step, a matrix for each key) of all steps that hold the unit, a memory budget's worth at
-        a time."""
-        batch: list[tuple[int, list[MetricInputs]]] = []
-        size = 0
-        for step in self.work.steps:
-            inputs = list(
-                self.load(step)
-            )  # the caller empties this list: nothing else here may hold what is in it
-            if inputs:
-                batch.append((step, inputs))
-            size += sum(one.bytes for one in inputs)
-            if size > _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+    def load(self, step: int) -> StepInputs:
+        """Read the unit at a step; {} if it is missing, or the start of its window is."""
+        inputs = self._update_at(step) if self.work.kind == UPDATES else self._stored_at(step)
+        return dict(zip(self.work.unit.keys, inputs, strict=False))
 
-    def load(self, step: int) -> list[MetricInputs]:
-        """What is measured at a step; [] where it, or the start of its window, is not there."""
-        if self.work.kind != UPDATES:
-            return self.kept.get(step) or self._loaded(step)
+    def _update_at(self, step: int) -> list[MetricInputs]:
         start = self.work.base.get(step)
         if start is None:
             return []
@@ -67,38 +53,40 @@ class Loader:
         if not pairs or any(before.shape != after.shape for before, after in pairs):
             return []
         merged = self._merged_in(start, step)
-        return [self._update(old, new, merged) for old, new in pairs]
+        return [self._difference(old, new, merged) for old, new in pairs]
 
-    def _update(
+    def _over_window(self, start: int, step: int) -> list[MetricInputs]:
+        with self._noting(step):
+            change = self.work.unit.change(self.work.source, start, step)
+            return [MetricInputs(change.matrix, change.matrix.dtype, start=change.start)]
+        return []
+
+    def _difference(
         self, old: linalg.Matrix, new: linalg.Matrix, merged: Sequence[torch.dtype]
     ) -> MetricInputs:
-        """The difference, each of whose ends was rounded when it was merged and stored."""
+        """Subtract the two ends of an update, each of which was rounded when it was stored."""
         dtype = linalg.coarser(new.dtype, old.dtype, *merged)
         error = self._storage_error(old, merged) + self._storage_error(new, merged)
         return MetricInputs(linalg.difference(new, old), dtype, error, start=old)
 
     def _storage_error(self, matrix: linalg.Matrix, merged: Sequence[torch.dtype]) -> float:
-        """0 where no metric asks for it, or where the matrix has no spectrum."""
+        """Bound the error by storage; 0 if no metric asks for it or the matrix has no spectrum."""
         if self.spectral and len(matrix.shape) == 2 and linalg.is_finite(matrix):
             return linalg.storage_error(matrix, *merged)
         return 0.0
 
     def _merged_in(self, *steps: int) -> list[torch.dtype]:
-        """The dtypes that the unit's effective weights were merged in: they are no more exact than
-        their base."""
+        """List the dtypes in which low-rank updates were merged into the unit's weights.
+
+        Effective weights are no more exact than the base that they were merged into.
+        """
         work = self.work
         modules = work.unit.effective_weights(work.kind)
         with self._noting(steps[-1]):
-            return [dtype for at in steps for dtype in base_dtypes(work.source, modules, at)]
+            return [dtype for step in steps for dtype in base_dtypes(work.source, modules, step)]
         return []
 
-    def _over_window(self, start: int, step: int) -> list[MetricInputs]:
-        with self._noting(step):
-            found = self.work.unit.change(self.work.source, start, step)
-            return [MetricInputs(found.matrix, found.matrix.dtype, start=found.start)]
-        return []
-
-    def _loaded(self, step: int) -> list[MetricInputs]:
+    def _stored_at(self, step: int) -> list[MetricInputs]:
         matrices = self._read(step)
         merged = self._merged_in(step) if matrices else []
         if merged:
@@ -110,54 +98,48 @@ class Loader:
             n_tokens, positions = self._n_tokens(step), self._positions(step)
             _check_rows(matrices, positions)
             return [
-                MetricInputs(matrix, matrix.dtype, n_tokens=n_tokens, positions=positions)
-                for matrix in matrices
+                MetricInputs(m, m.dtype, n_tokens=n_tokens, positions=positions) for m in matrices
             ]
         return []
 
     def _positions(self, step: int) -> int:
-        """Rows of activations of each probe row at a step."""
+        """Count the rows of activations that belong to each probe row."""
         source = self.work.source
-        return (
-            source.positions(step)
-            if self.work.kind == "activations" and isinstance(source, KnowsPositions)
-            else 1
-        )
+        if self.work.kind == "activations" and isinstance(source, KnowsPositions):
+            return source.positions(step)
+        return 1
 
     def _n_tokens(self, step: int) -> Sequence[int]:
-        """Of each micro-batch, where the work is a stack of their gradients and the step holds
-        it."""
+        """Count the terms of the loss in each micro-batch of a stack of gradients."""
         work = self.work
-        if work.kind != MICROBATCH_GRADIENTS or not isinstance(work.source, CountsTokens):
-            return ()
-        return work.source.n_tokens(step, work.split)
+        if work.kind == MICROBATCH_GRADIENTS and isinstance(work.source, CountsTokens):
+            return work.source.n_tokens(step, work.split)
+        return ()
 
     def _read(self, step: int) -> list[linalg.Matrix]:
-        """The unit at a step. The start of a later window is kept until the next one, so that it is
-        read once."""
+        """Read the unit's matrices, keeping the start of a window until the next one is read."""
         work = self.work
-        if step in self._held:
-            return self._held[step]
-        found: list[linalg.Matrix] = []
+        if step in self._window_starts:
+            return self._window_starts[step]
+        stored = "weights" if work.kind == UPDATES else work.kind
+        matrices: list[linalg.Matrix] = []
         with self._noting(step):
-            found = work.unit.load(
-                work.source, step, "weights" if work.kind == UPDATES else work.kind, work.split
-            )
+            matrices = work.unit.load(work.source, step, stored, work.split)
         if work.kind == UPDATES and step in work.base.values():
-            self._held = {step: found}
-        return found
+            self._window_starts = {step: matrices}
+        return matrices
 
     @contextmanager
     def _noting(self, step: int) -> Iterator[None]:
-        """Go on where a file is not readable, noting it, and where the step does not hold what is
-        read."""
+        """Note a file that is not readable, and go on."""
         try:
             yield
         except DamagedError as error:
             noted = self.gaps if isinstance(error, NotObservedError) else self.damages
             noted[step] = f"step {step} is left out in part: {error}"
         except UserError:
-            pass  # the request was checked before
+            # The request was checked before, so this step merely lacks the unit.
+            pass
 
 
 def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
@@ -168,73 +150,88 @@ def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
             )
 
 
-@dataclass
-class ReferenceCache:
-    """The other members of pairs. Each is kept as long as a later step needs it, `_KEPT_BYTES` of
-    them at most.
+class ReferenceLoader:
+    """Reads the references of a work item, and keeps each while a later step needs it.
 
-    What finds no room is put off (`rest`), to be measured as a work item of its own, which reads
-    each matrix again.
+    A reference for which the cache has no room is put off. Those in `put_off` are to be measured as
+    a work item of their own, which reads each matrix again: time is traded for bounded memory.
     """
 
-    loader: Loader
-    sampled: bool
-    rest: dict[int, tuple[Reference | None, ...]] = field(default_factory=dict)
-    _from: Loader = field(init=False)
-    _uses: Counter[int] = field(init=False)
-    _full: bool = False
-
-    def __post_init__(self) -> None:
-        work = self.loader.work
-        self._from = (
-            self.loader
-            if work.other is None
-            else Loader(replace(work, source=work.other), spectral=False)
-        )
-        self._uses = Counter(
-            found.step for step in work.steps for found in work.references.get(step, ()) if found
-        )
+    def __init__(self, loader: Loader, *, counts_samples: bool) -> None:
+        """Count how often each reference is needed; `loader` reads the steps that are measured."""
+        work = loader.work
+        self.put_off: dict[int, tuple[Reference | None, ...]] = {}
+        self.cache = ReferenceCache(_KEPT_BYTES, counts_samples=counts_samples)
+        self._references = work.references
+        self._is_same_run = work.other is None
+        self._loader = loader
+        if work.other is not None:
+            self._loader = Loader(replace(work, source=work.other), spectral=False)
+        self._remaining_uses: Counter[int] = Counter()
+        for step in work.steps:
+            references = work.references.get(step, ())
+            self._remaining_uses.update(pair.step for pair in references if pair is not None)
 
     @property
     def damages(self) -> dict[int, str]:
         """A sentence for each step of references that is not readable."""
-        return self._from.damages
+        return self._loader.damages
 
-    def keep(self, batch: list[tuple[int, list[MetricInputs]]]) -> None:
-        """Keep those of a batch that a step is compared with."""
-        for step, inputs in batch if self._from is self.loader else ():
-            if self._uses[step] and step not in self._from.kept and self._has_room(inputs):
-                self._from.kept[step] = list(inputs)
+    def measured(self, step: int) -> StepInputs | None:
+        """Return the inputs of a step to be measured if they were kept as a reference before."""
+        return self.cache.get(step) if self._is_same_run else None
 
-    def at(self, step: int) -> dict[Reference | None, list[MetricInputs]]:
-        """What a step is compared with, for each key; [] where it cannot be had. Those put off are
-        left out."""
-        found: dict[Reference | None, list[MetricInputs]] = {}
-        for reference in self.loader.work.references.get(step, ()):
-            inputs = self._of(reference) if reference else []
+    def keep(self, batch: Mapping[int, StepInputs]) -> None:
+        """Keep those measured steps to which later steps are compared."""
+        if not self._is_same_run:
+            return
+        for step, inputs in batch.items():
+            if self._remaining_uses[step] and self.cache.get(step) is None:
+                self.cache.put(step, dict(inputs))
+
+    def load(self, step: int) -> dict[Reference | None, StepInputs]:
+        """Read the references of a step, {} for one that is missing, without those put off."""
+        loaded: dict[Reference | None, StepInputs] = {}
+        for reference in self._references.get(step, ()):
+            inputs = {} if reference is None else self._load(reference.step)
             if inputs is None:
-                self.rest[step] = (*self.rest.get(step, ()), reference)
+                self.put_off[step] = (*self.put_off.get(step, ()), reference)
             else:
-                found[reference] = inputs
-        return found
+                loaded[reference] = inputs
+        return loaded
 
-    def _of(self, reference: Reference) -> list[MetricInputs] | None:
-        self._uses[reference.step] -= 1
-        last = not self._uses[reference.step]
-        if self._full and not last and reference.step not in self._from.kept:
-            return None
-        inputs = self._from.load(reference.step)
-        if last:
-            self._full &= self._from.kept.pop(reference.step, None) is None
-        elif inputs and reference.step not in self._from.kept:
-            if not self._has_room(inputs):
+    def _load(self, step: int) -> StepInputs | None:
+        """Read one reference for one comparison, or return None to put it off."""
+        self._remaining_uses[step] -= 1
+        is_last_use = self._remaining_uses[step] == 0
+        inputs = self.cache.get(step)
+        if inputs is None:
+            if self.cache.is_full and not is_last_use:
                 return None
-            self._from.kept[reference.step] = inputs
+            inputs = self._loader.load(step)
+            must_be_kept = bool(inputs) and not is_last_use
+            if must_be_kept and not self.cache.put(step, inputs):
+                return None
+        if is_last_use:
+            self.cache.release(step)
         return inputs
 
-    def _has_room(self, inputs: list[MetricInputs]) -> bool:
-        """Of one there is always room, so that something is measured each time."""
-        every = [one for kept in (*self._from.kept.values(), inputs) for one in kept]
-        size = sum(max(one.bytes, one.sample_bytes if self.sampled else 0) for one in every)
-        self._full = bool(self._from.kept) and size > _KEPT_BYTES
-        return not self._full
+
+def load_batch(
+    steps: Iterator[int], loader: Loader, references: ReferenceLoader
+) -> dict[int, StepInputs]:
+    """Read the next steps until their matrices fill `_BATCH_BYTES`; {} after the last.
+
+    Steps that lack the unit are left out. The caller owns the batch: nothing here refers to it, so
+    that a matrix is freed as soon as the caller drops it.
+    """
+    batch: dict[int, StepInputs] = {}
+    size = 0
+    for step in steps:
+        inputs = references.measured(step) or loader.load(step)
+        if inputs:
+            batch[step] = dict(inputs)
+        size += sum(one.bytes for one in inputs.values())
+        if size > _BATCH_BYTES:
+            break
+    return batch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from pico_contract.errors import DamagedError, UserError, did_you_mean
@@ -17,125 +18,133 @@ from pico_analyze.engine.steps import Steps, choose_base, choose_steps
 from pico_analyze.engine.work import WorkItem
 from pico_analyze.sources.base import Source
 
-
-def plan_work(
-    run: Source,
-    components: Sequence[str] | None,
-    steps: Steps,
-    kinds: Sequence[str] | None,
-    splits: Sequence[str] | None,
-    compared: Comparison,
-    window: str | int,
-    dense_circuits: bool,
-) -> list[WorkItem]:
-    """Work items; warns of each damaged directory of the steps that are asked for, of either
-    run."""
-    kinds = _known("kind", kinds or KINDS, (*KINDS, UPDATES))
-    splits = _known("split", splits or SPLITS, SPLITS)
-    at = choose_steps(steps, sorted({*run.steps, *run.damaged}))
-    sources = [run] if compared.other is None else [run, compared.other]
-    damages = [
-        f"step {step} is left out in part: {sentence}"
-        for source in sources
-        for step in at
-        for sentence in source.damaged.get(step, ())
-    ]
-    warn_damaged(damages, 4)
-    return _work(
-        run,
-        components,
-        None if steps is None else at,
-        kinds,
-        splits,
-        compared,
-        window,
-        dense_circuits,
-    )
+Part = tuple[str, str | None]
+"""A kind of tensor and the split of the data that it comes from; None for weights."""
 
 
-def _known(what: str, given: Sequence[str], all_: tuple[str, ...]) -> tuple[str, ...]:
-    for name in given:
-        if name not in all_:
-            raise UserError(f'there is no {what} "{name}"{did_you_mean(name, all_)}')
-    return tuple(given)
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `measure` that decide which matrices are read and compared."""
+
+    run: Source
+    components: Sequence[str] | None
+    steps: Steps
+    kinds: Sequence[str]
+    splits: Sequence[str]
+    comparison: Comparison
+    window: str | int
+    null_draws: int
+    dense_circuits: bool
+
+    def __post_init__(self) -> None:
+        _check_known("kind", self.kinds, (*KINDS, UPDATES))
+        _check_known("split", self.splits, SPLITS)
+        draws = self.null_draws
+        is_count = isinstance(draws, int) and not isinstance(draws, bool)
+        if not is_count or (draws != 0 and draws < 2):
+            raise UserError(f"null_draws should be an integer of at least 2 but is {draws}")
 
 
-def _work(
-    run: Source,
-    components: Sequence[str] | None,
-    steps: tuple[int, ...] | None,
-    kinds: Sequence[str],
-    splits: Sequence[str],
-    compared: Comparison,
-    window: str | int,
-    dense_circuits: bool,
-) -> list[WorkItem]:
-    """Work items; without `steps` each kind is measured at the steps that hold it, and at those
-    that are damaged."""
-    available = _available(run, kinds, splits)
+def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f'there is no {what} "{name}"{did_you_mean(name, known)}')
+
+
+def plan_work(request: Request) -> list[WorkItem]:
+    """Split a request into work items, and warn of damage and of circuits that the model lacks."""
+    run = request.run
+    steps = choose_steps(request.steps, sorted({*run.steps, *run.damaged}))
+    warn_damaged(_damage(request, steps), level=4)
+    available = _available(request)
     if not available:
-        raise UserError(
-            f'run "{run.name}" has no intact {" or ".join(kinds)} (of split {" or ".join(splits)}) to read'
-        )
-    modules = {
-        of: list(dict.fromkeys(chain(*by_step.values()))) for of, by_step in available.items()
-    }
-    every = list(dict.fromkeys(chain(*modules.values())))
-    if components is not None:
-        check_components(components, every)
-    items = []
-    for (kind, split), by_step in available.items():
-        at = tuple(sorted({*by_step, *run.damaged})) if steps is None else steps
-        readable = [step for step, found in by_step.items() if found]
-        base: dict[int, int] = {}
-        if kind == UPDATES:
-            base = {
-                t: s
-                for t, s in choose_base("window", window, at, readable, run.steps).items()
-                if s < t
-            }
-            at = tuple(base) if steps is None else at
-        units = plan_units(components, kind, modules[kind, split], run.model)
-        references = compared.references(run, kind, split, at, readable, steps is not None)
-        paired = [(unit, references) for unit in units]
-        if compared.across and kind != UPDATES:
-            paired += between_layers(units, at)
-        items += [
-            WorkItem(
-                run,
-                unit,
-                kind,
-                split,
-                at,
-                base,
-                references,
-                compared.other,
-                compared.draws,
-                dense_circuits,
-            )
-            for unit, references in paired
-        ]
-    report_omissions(
-        run, components, {kind: found for (kind, _), found in modules.items()}, not items
-    )
+        kinds, splits = " or ".join(request.kinds), " or ".join(request.splits)
+        raise UserError(f'run "{run.name}" has no intact {kinds} (of split {splits}) to read')
+    modules = {part: _union(by_step.values()) for part, by_step in available.items()}
+    if request.components is not None:
+        check_components(request.components, _union(modules.values()))
+    items: list[WorkItem] = []
+    for part, by_step in available.items():
+        asked_steps = None if request.steps is None else steps
+        items += _plan_part(request, part, modules[part], by_step, asked_steps)
+    by_kind = {kind: names for (kind, _), names in modules.items()}
+    report_omissions(run, request.components, by_kind, not items)
     return items
 
 
-def _available(
-    run: Source, kinds: Sequence[str], splits: Sequence[str]
-) -> dict[tuple[str, str | None], dict[int, list[str]]]:
-    """(kind, split) -> step -> modules that it holds, [] where they cannot be read, over all steps
-    of the run."""
-    available: dict[tuple[str, str | None], dict[int, list[str]]] = {}
-    for kind in kinds:
+def _damage(request: Request, steps: Sequence[int]) -> Iterator[str]:
+    """A sentence for each directory of `steps` that is damaged, in either run."""
+    other = request.comparison.other
+    for source in [request.run] if other is None else [request.run, other]:
+        for step in steps:
+            for sentence in source.damaged.get(step, ()):
+                yield f"step {step} is left out in part: {sentence}"
+
+
+def _available(request: Request) -> dict[Part, dict[int, list[str]]]:
+    """Kind and split -> step -> the modules that it stores, over all steps of the run.
+
+    A file that cannot be read counts as one without modules; it is reported when its tensors are
+    read.
+    """
+    run = request.run
+    available: dict[Part, dict[int, list[str]]] = {}
+    for kind in request.kinds:
         stored = "weights" if kind == UPDATES else kind
         for step in run.steps:
             for split in run.splits(step, stored):
-                if split is not None and split not in splits:
+                if split is not None and split not in request.splits:
                     continue
                 by_step = available.setdefault((kind, split), {})
                 try:
                     by_step[step] = run.modules(step, stored, split)
                 except DamagedError:
-                    by_step[step] = []  # reported where the tensors are read
+                    by_step[step] = []
     return available
+
+
+def _union(lists: Iterable[Sequence[str]]) -> list[str]:
+    """Each name once, in the order in which they first occur."""
+    return list(dict.fromkeys(chain(*lists)))
+
+
+def _plan_part(
+    request: Request,
+    part: Part,
+    modules: Sequence[str],
+    by_step: Mapping[int, Sequence[str]],
+    asked_steps: tuple[int, ...] | None,
+) -> Iterator[WorkItem]:
+    """The work items of one kind and split.
+
+    Without `asked_steps` these are the steps that store the kind, and those that are damaged: what
+    they would have stored is unknown, and their rows say so.
+    """
+    run, comparison = request.run, request.comparison
+    kind, split = part
+    steps = asked_steps or tuple(sorted({*by_step, *run.damaged}))
+    readable = [step for step, names in by_step.items() if names]
+    base: dict[int, int] = {}
+    if kind == UPDATES:
+        starts = choose_base("window", request.window, steps, readable, run.steps)
+        base = {step: start for step, start in starts.items() if start < step}
+        steps = asked_steps or tuple(base)
+    is_asked = asked_steps is not None
+    references = comparison.references(run, kind, split, steps, readable, is_asked)
+    units = plan_units(request.components, kind, modules, run.model)
+    planned = [(unit, references) for unit in units]
+    if comparison.is_between_layers and kind != UPDATES:
+        planned += between_layers(units, steps)
+    for unit, compared in planned:
+        yield WorkItem(
+            source=run,
+            unit=unit,
+            kind=kind,
+            split=split,
+            steps=steps,
+            base=base,
+            references=compared,
+            other=comparison.other,
+            draws=request.null_draws,
+            dense_circuits=request.dense_circuits,
+        )

@@ -1,4 +1,4 @@
-"""A work item: one unit of one kind, and the places of its numbers."""
+"""A work item: one unit of one kind, and where each of its numbers belongs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pico_analyze.components.select import MeasuredUnit
+from pico_analyze.components.select import ComponentKey, MeasuredUnit
 from pico_analyze.sources.base import Source
 
 
 class Reference(NamedTuple):
-    """What a unit is compared with: the unit at `step`, each key with the one `shift` places before
-    it."""
+    """The other member of pairs: the unit at `step`, or its layers `shift` places earlier."""
 
     step: int
     shift: int = 0
 
 
 class Cell(NamedTuple):
-    """Where a number belongs: a step, and what it is compared with there."""
+    """Where numbers belong: a step, and the reference that it is compared with, if any."""
 
     step: int
     reference: Reference | None = None
@@ -29,10 +28,10 @@ class Cell(NamedTuple):
 class WorkItem:
     """One unit of one kind and split, to be measured at `steps`.
 
-    `base` is step -> the start of an update's window. `references` is step -> what similarities are
-    taken to there, None where that is lacking; they are steps of `other`, or of the source itself.
-    `draws` are those of the null, or 0. `dense_circuits` says whether a circuit's matrix, (D, D) a head, is
-    formed where a metric needs its entries.
+    `base` maps a step to the start of its update's window. `references` maps a step to its
+    references, None for one that is missing; their steps are those of `other`, or of `source` if
+    `other` is None. `draws` counts the draws of the null. `dense_circuits` says whether metrics of entries
+    apply to circuits, whose matrices, (D, D) a head, are then formed.
     """
 
     source: Source
@@ -45,3 +44,13 @@ class WorkItem:
     other: Source | None = None
     draws: int = 0
     dense_circuits: bool = False
+
+    def pairs(self, reference: Reference | None) -> dict[ComponentKey, ComponentKey]:
+        """Map each key that is measured with a reference to the key that it is compared with.
+
+        The reference has the same keys at another step, or, with a shift, earlier ones: then the
+        first keys have no partner and are left out.
+        """
+        keys = self.unit.keys
+        shift = 0 if reference is None else reference.shift
+        return dict(zip(keys[shift:], keys, strict=False))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pico_analyze import commands
 from pico_analyze.config import load
+from pico_contract.errors import UserError
 from pico_contract.layout import RunLayout
 
 OVERRIDES = [
@@ -48,3 +49,9 @@ def test_files_of_the_cache_belong_to_the_analysis(layout: RunLayout) -> None:
     files = [{path.name for path in Path(layout.analysis(name).cache).iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
     assert "updates model.layers.0.self_attn.v_proj.jsonl" in files[0]
+
+
+def test_layers_and_steps_cannot_both_be_compared(layout: RunLayout) -> None:
+    config = load(layout.root, ["metrics=[cka]", "across=layers", "reference=first"])
+    with pytest.raises(UserError, match="leave out reference and reference_run"):
+        commands.run_analysis(config, "here", print)

@@ -117,7 +117,7 @@ def test_components_are_chosen_by_the_names_of_the_table_as_well(
 
 
 def test_across_layers_compares_layers_of_one_stack(models: Callable[..., Path]) -> None:
-    table = measure(open_source(models(STACKS["BART"])), ["cosine"], steps=[1], across="layers")
+    table = measure(open_source(models(STACKS["BART"])), ["cosine"], steps=[1], reference="layers")
     sides = table[["module", "reference_module"]].map(lambda name: name.split(".")[1])
     assert (sides["module"] == sides["reference_module"]).all()
     assert set(sides["module"]) == {"encoder", "decoder"}

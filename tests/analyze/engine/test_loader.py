@@ -9,7 +9,7 @@ import pytest
 from pico_analyze import measure
 from pico_analyze.components import ComponentKey, MeasuredUnit
 from pico_analyze.engine import loader
-from pico_analyze.engine.loader import Loader
+from pico_analyze.engine.loader import Loader, ReferenceLoader, load_batch
 from pico_analyze.engine.work import WorkItem
 from pico_analyze.sources.run import Run
 
@@ -24,9 +24,11 @@ def test_small_batches_and_threads_change_nothing(run: Run, monkeypatch: pytest.
 
 def test_a_batch_holds_no_matrix_that_was_taken_out_of_it(run: Run) -> None:
     unit = MeasuredUnit(None, V_PROJ, (ComponentKey("self_attn.v_proj", 0, None, V_PROJ),))
-    for batch in Loader(WorkItem(run, unit, "activations", "val", tuple(run.steps)), spectral=False).batches():
-        held = [weakref.ref(one) for _, inputs in batch for one in inputs]
+    reader = Loader(WorkItem(run, unit, "activations", "val", tuple(run.steps)), spectral=False)
+    steps = iter(run.steps)
+    while batch := load_batch(steps, reader, ReferenceLoader(reader, counts_samples=False)):
+        held = [weakref.ref(one) for inputs in batch.values() for one in inputs.values()]
         assert held
-        for _, inputs in batch:
+        for inputs in batch.values():
             inputs.clear()
         assert [one() for one in held] == [None] * len(held)

@@ -234,7 +234,7 @@ def test_a_users_number_that_is_not_finite_is_null(run: Run) -> None:
         ({"splits": ["valid"]}, 'no split "valid"; did you mean "val"?'),
         ({"steps": [5]}, "no step 5; the nearest is 2"),
         ({"reference": 9}, "the reference step 9 is not in the run; the nearest is 2"),
-        ({"reference": "middle"}, 'should be "first", "last", "previous", "all" or a step but is "middle"'),
+        ({"reference": "middle"}, 'should be "first", "last", "previous", "all", "layers" or a step but is "middle"'),
         ({"metrics": ["cka"], "kinds": ["weights"]}, "nothing to measure"),
         ({"components": ["ov_circuit"], "kinds": ["gradients"]}, "nothing to measure"),
         ({"kinds": ["activations"], "splits": ["train"]}, "no intact activations (of split train)"),

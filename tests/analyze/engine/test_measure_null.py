@@ -1,4 +1,4 @@
-"""`null="permutation"` as an argument of `measure`: columns, seeds, calibration, and what is kept."""
+"""`null_draws` as an argument of `measure`: columns, seeds, calibration, and what is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pico_analyze.report.run import measured
 from pico_analyze.sources.run import Run
 
 COLUMNS = ["null_mean", "null_sd", "p"]
-ASKED: dict[str, Any] = {"kinds": ["activations"], "null": "permutation"}
+ASKED: dict[str, Any] = {"kinds": ["activations"]}
 PAIRS = [name for name, metric in METRICS.items() if metric.arity == 2 and metric.needs == "sample"]
 
 
@@ -60,7 +60,7 @@ def test_p_is_anything_on_independent_samples_and_small_on_dependent_ones(new_ru
     assert abs(p.mean() - 0.525) < 5 * np.sqrt(1 / 12 / 140)
     assert (p <= 0.05).mean() < 0.05 + 5 * np.sqrt(0.05 * 0.95 / 140)
     assert p.max() > 0.9
-    same = measure(run, ["cka", "mutual_knn"], ["q_proj"], **ASKED, null_draws=19, reference_run=run)
+    same = measure(run, ["cka", "mutual_knn"], ["q_proj"], **ASKED, null_draws=19, reference=run)
     assert set(same["p"]) == {1 / 20}
 
 
@@ -80,15 +80,15 @@ def test_the_same_on_any_executor_in_any_order_and_from_the_cache(run: Run, tmp_
 
 def test_other_draws_or_none_are_other_results(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"metrics": ["cka"], "components": ["q_proj"], "kinds": ["activations"], "cache": tmp_path}
-    for null, draws in ((None, 99), ("permutation", 9), ("permutation", 4)):
-        measure(run, **asked, null=null, null_draws=draws)
+    for draws in (0, 9, 4):
+        measure(run, **asked, null_draws=draws)
     monkeypatch.delattr(Run, "tensor")
-    for null, draws, parts in ((None, 99, None), ("permutation", 9, 10), ("permutation", 4, 5)):
-        p = measure(run, **asked, null=null, null_draws=draws)["p"]
+    for draws, parts in ((0, None), (9, 10), (4, 5)):
+        p = measure(run, **asked, null_draws=draws)["p"]
         assert p.isna().all() if parts is None else np.allclose(p * parts, (p * parts).round())
 
 
 def test_the_report_says_how_many_stand_out(run: Run) -> None:
-    frame = measure(run, ["cka"], ["q_proj"], **ASKED, null_draws=19, reference_run=run)
+    frame = measure(run, ["cka"], ["q_proj"], **ASKED, null_draws=19, reference=run)
     assert dict(measured(frame))["null"].startswith("of 6 similarities 6 have p at most 0.05")
     assert "null" not in dict(measured(measure(run, ["cka"], ["q_proj"])))

@@ -94,14 +94,14 @@ def test_memory_is_bounded_and_without_need_each_matrix_is_read_once(
         monkeypatch.setattr(loader, "_KEPT_BYTES", room)
         monkeypatch.setattr(loader, "_BATCH_BYTES", 0)
     kept: list[int] = []
-    original = loader.ReferenceCache.at
+    original = loader.ReferenceLoader.load
 
-    def watched(self: loader.ReferenceCache, step: int) -> Any:
-        found = original(self, step)
-        kept.append(len(self._from.kept))
-        return found
+    def watched(self: loader.ReferenceLoader, step: int) -> Any:
+        references = original(self, step)
+        kept.append(len(self.cache))
+        return references
 
-    monkeypatch.setattr(loader.ReferenceCache, "at", watched)
+    monkeypatch.setattr(loader.ReferenceLoader, "load", watched)
     frame = measure(run, ["cka", "per"], ["up_proj"], kinds=["activations"], reference="all")
     pd.testing.assert_frame_equal(frame, expected, rtol=1e-12)
     a_step = 8 * (3 * 12 * 24 + 5 * 12**2)
@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_read_costs_its_own_pairs(layout: RunLayout) -> No
 def test_across_runs_is_each_step_with_that_of_the_other(run: Run, new_run: Callable[..., Run]) -> None:
     other = new_run(steps=(1, 2, 5))
     frame = measure(
-        run, ["cka", "cosine", "relative_distance"], ["q_proj"], kinds=["activations", "weights"], reference_run=other
+        run, ["cka", "cosine", "relative_distance"], ["q_proj"], kinds=["activations", "weights"], reference=other
     )
     pairs = frame[["step", "reference_run", "reference_step"]].drop_duplicates().to_numpy().tolist()
     assert pairs == [[1, "new", 1], [2, "new", 2]]
@@ -162,7 +162,7 @@ def test_across_runs_is_each_step_with_that_of_the_other(run: Run, new_run: Call
 @pytest.mark.parametrize(("reference", "step"), [("first", 1), ("last", 5), (2, 2)])
 def test_a_step_of_the_other_run(run: Run, new_run: Callable[..., Run], reference: str | int, step: int) -> None:
     other = new_run(steps=(1, 2, 5))
-    frame = measure(run, ["cka"], ["q_proj"], kinds=["activations"], reference=reference, reference_run=other)
+    frame = measure(run, ["cka"], ["q_proj"], kinds=["activations"], reference=(other, reference))
     assert set(frame["reference_step"]) == {step}
     assert set(frame["step"]) == {0, 1, 2}
     row = frame.iloc[0]
@@ -171,20 +171,20 @@ def test_a_step_of_the_other_run(run: Run, new_run: Callable[..., Run], referenc
 
 
 def test_a_run_and_itself_are_alike(run: Run) -> None:
-    frame = measure(run, ["cka", "cka_rbf", "cosine"], reference_run=run, kinds=["activations", "weights"])
+    frame = measure(run, ["cka", "cka_rbf", "cosine"], reference=run, kinds=["activations", "weights"])
     assert frame["value"].to_numpy() == pytest.approx(1, abs=1e-9)
     assert (frame["step"] == frame["reference_step"]).all()
 
 
 def test_steps_that_are_asked_for_and_the_other_run_lacks_are_missing(run: Run, new_run: Callable[..., Run]) -> None:
     other = new_run(steps=(1, 2))
-    frame = measure(run, ["cka"], ["q_proj"], steps=[0, 2], reference_run=other)
+    frame = measure(run, ["cka"], ["q_proj"], steps=[0, 2], reference=other)
     assert frame.groupby("step")["status"].unique().apply(list).to_dict() == {0: ["missing"], 2: ["ok"]}
 
 
 def test_runs_without_a_step_in_common(run: Run, new_run: Callable[..., Run]) -> None:
     with pytest.raises(UserError, match='"small" and run "new" have no step of the same kind in common'):
-        measure(run, ["cka"], ["q_proj"], reference_run=new_run(steps=(7, 8)))
+        measure(run, ["cka"], ["q_proj"], reference=new_run(steps=(7, 8)))
 
 
 def test_damage_of_the_other_run_is_said_and_not_kept(run: Run, new_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -193,24 +193,24 @@ def test_damage_of_the_other_run_is_said_and_not_kept(run: Run, new_run: Callabl
     file.write_bytes(b"\xff" * len(whole))
     asked: dict[str, Any] = {**ACTIVATIONS, "cache": tmp_path / "cache"}
     with pytest.warns(DamagedWarning, match=r"step 1 .*new.*activations"):
-        frame = measure(run, ["cka"], **asked, reference_run=open_run(tmp_path / "new"))
+        frame = measure(run, ["cka"], **asked, reference=open_run(tmp_path / "new"))
     assert set(frame.loc[frame["status"] == "damaged", "step"]) == {1}
     file.write_bytes(whole)
-    assert set(measure(run, ["cka"], **asked, reference_run=open_run(tmp_path / "new"))["status"]) == {"ok"}
+    assert set(measure(run, ["cka"], **asked, reference=open_run(tmp_path / "new"))["status"]) == {"ok"}
 
 
 def test_a_step_of_the_other_run_that_is_not_intact_is_said(run: Run, new_run: Callable[..., Run]) -> None:
     layout = new_run().layout
     (layout.snapshot(1) / MANIFEST).write_text("{")
     with pytest.warns(DamagedWarning, match=r"step 1 is left out in part: .*new"):
-        frame = measure(run, ["cka"], **ACTIVATIONS, reference_run=open_run(layout.root))
+        frame = measure(run, ["cka"], **ACTIVATIONS, reference=open_run(layout.root))
     assert set(frame["step"]) == {0, 2}
 
 
 def test_results_are_those_of_the_other_runs_content(run: Run, new_run: Callable[..., Run], tmp_path: Path) -> None:
     asked: dict[str, Any] = {**ACTIVATIONS, "cache": tmp_path / "cache"}
     other = new_run()
-    measure(run, ["cka"], **asked, reference_run=other)
+    measure(run, ["cka"], **asked, reference=other)
     snapshot = other.layout.snapshot(1)
     file = snapshot / observed_file("val", "activations")
     codec.save_tensors(file, {name: tensor.flip(0) for name, tensor in codec.read_tensors(file).items()})
@@ -218,22 +218,22 @@ def test_results_are_those_of_the_other_runs_content(run: Run, new_run: Callable
     raw["files"][file.name] = {"size": file.stat().st_size, "sha256": codec.sha256_file(file)}
     (snapshot / MANIFEST).write_text(json.dumps(raw))
     other = open_run(other.layout.root)
-    kept = measure(run, ["cka"], **asked, reference_run=other)
-    pd.testing.assert_frame_equal(kept, measure(run, ["cka"], **ACTIVATIONS, reference_run=other), rtol=1e-12)
+    kept = measure(run, ["cka"], **asked, reference=other)
+    pd.testing.assert_frame_equal(kept, measure(run, ["cka"], **ACTIVATIONS, reference=other), rtol=1e-12)
 
 
 def test_activations_of_other_tokens_are_refused(run: Run, new_run: Callable[..., Run]) -> None:
     tokens = torch.arange(12 * 9).reshape(12, 9)
     ours, same = write_probe(run, tokens), write_probe(new_run(), tokens)
-    assert set(measure(ours, ["cka"], **ACTIVATIONS, reference_run=same)["status"]) == {"ok"}
+    assert set(measure(ours, ["cka"], **ACTIVATIONS, reference=same)["status"]) == {"ok"}
     other = write_probe(new_run(), tokens + 1)
     with pytest.raises(UserError, match=r'"small" at step 0 and "new" at step 0 are of different tokens .their probe'):
-        measure(ours, ["cka"], **ACTIVATIONS, reference_run=other)
-    assert not measure(ours, ["cosine"], ["q_proj"], kinds=["weights"], reference_run=other).empty
+        measure(ours, ["cka"], **ACTIVATIONS, reference=other)
+    assert not measure(ours, ["cosine"], ["q_proj"], kinds=["weights"], reference=other).empty
     manifest = same.layout.snapshot(1) / MANIFEST
     manifest.write_text(manifest.read_text().replace('"last"', '"sampled"'))
     with pytest.raises(UserError, match=r"at step 1 are of different tokens .their row map"):
-        measure(ours, ["cka"], **ACTIVATIONS, reference_run=open_run(write_probe(same, tokens).layout.root))
+        measure(ours, ["cka"], **ACTIVATIONS, reference=open_run(write_probe(same, tokens).layout.root))
 
 
 def test_layers_are_each_compared_with_the_earlier_ones(
@@ -242,7 +242,7 @@ def test_layers_are_each_compared_with_the_earlier_ones(
     run = new_run(make_shape(layers=3), steps=(0, 5))
     read.clear()
     frame = measure(
-        run, ["cka", "per", "cosine"], ["q_proj", "k_proj", "ov_circuit"], kinds=["activations"], across="layers"
+        run, ["cka", "per", "cosine"], ["q_proj", "k_proj", "ov_circuit"], kinds=["activations"], reference="layers"
     )
     similar = frame[frame["reference_module"].notna()]
     assert (similar["step"] == similar["reference_step"]).all()
@@ -257,7 +257,7 @@ def test_layers_are_each_compared_with_the_earlier_ones(
 
 
 def test_layers_are_kept_for_those_that_were_compared(run: Run, tmp_path: Path, read: list[tuple[Any, ...]]) -> None:
-    asked: dict[str, Any] = {"kinds": ["activations"], "across": "layers", "cache": tmp_path}
+    asked: dict[str, Any] = {"kinds": ["activations"], "reference": "layers", "cache": tmp_path}
     first = measure(run, ["cka"], ["up_proj"], **asked)
     assert len(read) == len(set(read)) == 2 * 3
     read.clear()
@@ -271,11 +271,10 @@ def test_layers_are_kept_for_those_that_were_compared(run: Run, tmp_path: Path, 
     ("arguments", "sentence"),
     [
         ({"reference": "al"}, 'or a step but is "al"; did you mean "all"?'),
-        ({"reference": "same"}, "name it with reference_run"),
-        ({"across": "layer"}, 'across should be "layers" but is "layer"; did you mean "layers"?'),
-        ({"across": "layers", "reference": "first"}, "leave out reference and reference_run"),
-        ({"null": "permutations"}, 'null should be "permutation" but is "permutations"; did you mean "permutation"?'),
-        ({"null": "permutation", "null_draws": 1}, "null_draws should be an integer of at least 2 but is 1"),
+        ({"reference": "same"}, "name it with reference_run, in Python give the run"),
+        ({"reference": "layer"}, 'or a step but is "layer"; did you mean "layers"?'),
+        ({"reference": Path("runs/other")}, "reference should be a step, a name or another run but is"),
+        ({"null_draws": 1}, "null_draws should be an integer of at least 2 but is 1"),
     ],
 )
 def test_mistakes_are_one_sentence(run: Run, arguments: dict[str, Any], sentence: str) -> None:
@@ -284,7 +283,7 @@ def test_mistakes_are_one_sentence(run: Run, arguments: dict[str, Any], sentence
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize("reference", ["previous", "all", 3, "lst"])
+@pytest.mark.parametrize("reference", ["previous", "all", "layers", 3, "lst"])
 def test_mistakes_about_another_run(run: Run, new_run: Callable[..., Run], reference: str | int) -> None:
     with pytest.raises(UserError, match=r"same, first, last or a step|nearest is 2|did you mean"):
-        measure(run, reference=reference, reference_run=new_run())
+        measure(run, reference=(new_run(), reference))

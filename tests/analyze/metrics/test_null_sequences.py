@@ -142,7 +142,7 @@ def test_the_row_map_of_a_run_says_which_rows_belong_together(
 ) -> None:
     run = several(rows)
     assert run.positions(1) == positions
-    asked: dict[str, Any] = {"kinds": ["activations"], "null": "permutation", "null_draws": 19}
+    asked: dict[str, Any] = {"kinds": ["activations"], "null_draws": 19}
     frame = measure(run, ["cka", "cka_debiased"], ["q_proj"], **asked)
     row = frame[(frame["step"] == 1) & (frame["layer"] == 0)].set_index("metric").loc["cka_debiased"]
     x, y = (Sample.of(run.tensor(step, "activations", row["module"]), positions) for step in (1, 2))

@@ -65,14 +65,14 @@ def test_several_references_are_a_matrix_of_steps(run: Run) -> None:
 
 
 def test_layers_and_steps_in_one_table_are_refused(run: Run) -> None:
-    layers = measure(run, ["cka"], ["v_proj"], across="layers")
+    layers = measure(run, ["cka"], ["v_proj"], reference="layers")
     assert plot_data(layers, "cka", "activations").object == "activations (val), between layers"
     with pytest.raises(UserError, match="cka between steps and between layers: choose one"):
         plot_data(pd.concat([layers, measure(run, ["cka"], ["v_proj"])]), "cka", "activations")
 
 
 def test_another_run_is_named(run: Run, new_run: Callable[..., Run]) -> None:
-    frame = measure(run, ["cka"], ["v_proj"], reference_run=new_run())
+    frame = measure(run, ["cka"], ["v_proj"], reference=new_run())
     assert plot_data(frame, "cka", "activations").object == "activations (val), to the same step of run new"
     with pytest.raises(UserError, match=r"several reference_runs \(new, small\)"):
         plot_data(pd.concat([frame, measure(run, ["cka"], ["v_proj"])]), "cka", "activations")

@@ -67,7 +67,9 @@ def test_between_steps_of_one_component_has_a_panel_a_layer(new_run: Callable[..
 
 def test_between_layers_at_a_few_steps(new_run: Callable[..., Run], make_shape: Any) -> None:
     run = new_run(make_shape(layers=3), steps=(0, 1, 2, 3, 4))
-    shown = plot_data(measure(run, ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, across="layers"), "cka", "activations")
+    shown = plot_data(
+        measure(run, ["cka"], ["q_proj", "v_proj"], **ACTIVATIONS, reference="layers"), "cka", "activations"
+    )
     figure = similarity.between_layers(shown, columns=3)
     cells = images(figure)
     assert list(cells) == [f"self_attn.{name}_proj, step {step}" for name in "qv" for step in (0, 2, 4)]
@@ -99,7 +101,7 @@ def test_titles_of_panels_do_not_overlap(new_run: Callable[..., Run]) -> None:
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
-@pytest.mark.parametrize(("asked", "form"), [({"reference": "all"}, "steps"), ({"across": "layers"}, "layers")])
+@pytest.mark.parametrize(("asked", "form"), [({"reference": "all"}, "steps"), ({"reference": "layers"}, "layers")])
 def test_figures_and_report_of_pairs(run: Run, tmp_path: Path, asked: dict[str, Any], form: str) -> None:
     frame = measure(run, ["cka", "cka_debiased", "per"], ["v_proj"], **ACTIVATIONS, **asked)
     found = [(one.form, one.subject.metric) for one in draw_figures(frame, ["cka", "per"]) if one.subject]
@@ -114,7 +116,7 @@ def test_figures_and_report_of_pairs(run: Run, tmp_path: Path, asked: dict[str, 
 
 
 def test_tables_of_pairs_are_compared_pair_by_pair(run: Run) -> None:
-    for asked, pairs in (({"across": "layers"}, 1), ({"reference": "all"}, 2 * 3)):
+    for asked, pairs in (({"reference": "layers"}, 1), ({"reference": "all"}, 2 * 3)):
         frame = measure(run, ["cka"], ["q_proj"], **ACTIVATIONS, **asked)
         arms = [Arm(name, [run], [frame]) for name in "ab"]
         differences = compare(arms)
