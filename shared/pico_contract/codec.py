@@ -29,7 +29,7 @@ from pico_contract.verify import verify_directory as verify_directory
 
 
 def _no_stage(stage: str, path: Path) -> None:
-    """Nothing happens between the stages of a write."""
+    """Do nothing between the stages of a write."""
 
 
 on_stage: Callable[[str, Path], None] = _no_stage
@@ -39,7 +39,7 @@ crash tests replace it to end the process there."""
 
 
 def utc_now() -> str:
-    """The current time, UTC, ISO 8601 to the second."""
+    """Write the current time: UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -73,9 +73,10 @@ def replacing(path: Path) -> Iterator[Path]:
             yield draft
             _sync_file(draft)
             draft.replace(path)
-    except BaseException:
+    except BaseException:  # a signal too must leave no draft
         draft.unlink(missing_ok=True)
         raise
+    # The rename itself is durable only now.
     sync_directory(path.parent)
 
 
@@ -90,10 +91,10 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """Write a directory so that it appears under `final` whole or not at all.
 
     The body gets a temporary directory beside `final`, fills it and calls `seal` on it last; then
-    it is renamed. An older `final` is replaced, or without `replace` an OSError, also where it
-    appeared meanwhile. When the body raises, the temporary directory is removed and `final` is
-    untouched. When the process is killed in the moment in which neither has the name,
-    `remove_leftovers` gives it back to the old.
+    it is renamed. An older `final` is replaced; without `replace` it is an OSError, also if it
+    appeared meanwhile. If the body raises, the temporary directory is removed and `final` is
+    untouched. If the process is killed in the moment in which neither directory has the name,
+    `remove_leftovers` gives it back to the older one.
     """
     tag = uuid.uuid4().hex[:8]
     draft = temporary(final, tag)
@@ -103,6 +104,7 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
             draft.mkdir()
             on_stage("temporary_created", final)
             yield draft
+            # A directory without a manifest would not exist for any reader.
             if not any(draft.glob("*.json")):
                 raise RuntimeError(f"{final} was not sealed")
             on_stage("before_rename", final)
@@ -112,6 +114,8 @@ def publish(final: Path, *, replace: bool = True) -> Iterator[Path]:
         raise
     sync_directory(final.parent)
     on_stage("after_rename", final)
+    # Only after the new directory is durable: a crash before leaves the older one to be given its
+    # name back.
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -120,7 +124,8 @@ def _rename(draft: Path, final: Path, aside: Path | None) -> Path | None:
     """Rename `draft` to `final`; an older `final` is renamed to `aside`, which is then returned, or
     refused."""
     if aside is None or not final.exists():
-        draft.rename(final)  # which the system refuses where there is more than an empty directory
+        # The system refuses this if a directory with content appeared meanwhile.
+        draft.rename(final)
         return None
     try:
         final.rename(aside)
@@ -145,12 +150,15 @@ def seal(
     own manifest. Those that are `known` were sealed before: they are neither flushed nor read.
     """
     sealed = dict(known or {})
-    for path in sorted(
-        path for path in directory.iterdir() if path.is_file() and path.name not in (name, *sealed)
-    ):
+    for path in sorted(directory.iterdir()):
+        if not path.is_file() or path.name == name or path.name in sealed:
+            continue
         _sync_file(path)
-        sealed[path.name] = FileEntry(path.stat().st_size, sha256_file(path))
+        size = path.stat().st_size
+        sealed[path.name] = FileEntry(size, sha256_file(path))
+    # Sorted, so that the manifest does not depend on which files were sealed before.
     manifest.files = dict(sorted(sealed.items()))
+    # A manifest that is sealed anew keeps the time of its creation.
     manifest.created = manifest.created or utc_now()
     write_text(directory / name, manifest.to_json())
 
@@ -159,14 +167,23 @@ def remove_leftovers(parent: Path) -> None:
     """Delete what interrupted writes left below `parent`; only the holder of the run's lock may
     call this.
 
-    What was set aside, and whose name no replacement has taken, gets its name back instead.
+    A directory that was set aside gets its name back instead if no replacement has taken it.
     """
-    for path in list(parent.iterdir()) if parent.is_dir() else ():
-        before = original_name(path)
-        if before is not None and not before.exists():
-            path.rename(before)
+    if not parent.is_dir():
+        return
+    for path in list(parent.iterdir()):
+        original = original_name(path)
+        if original is not None and not original.exists():
+            path.rename(original)
         elif is_leftover(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_tensors(
@@ -178,9 +195,12 @@ def save_tensors(
     Raises:
         OSError: the disk is full or fails.
     """
-    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    ready = {}
+    for name, tensor in tensors.items():
+        ready[name] = tensor.detach().to("cpu").contiguous()
+    header = {"format": "pt"} | dict(metadata or {})
     try:
-        save_file(ready, path, metadata={"format": "pt", **(metadata or {})})
+        save_file(ready, path, metadata=header)
     except SafetensorError as error:
         raise failed_write(error, path) from error
     # The library makes files that nobody else may read; let them be as readable as the directory.
@@ -214,16 +234,16 @@ class TensorFile:
         return tuple(self._entry(name)["shape"])
 
     def dtype(self, name: str) -> str:
-        """As safetensors writes it, such as F32 or BF16."""
+        """Name the stored dtype as safetensors does, such as F32 or BF16."""
         return str(self._entry(name)["dtype"])
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor called `name`, in its stored dtype, on CPU, not sharing memory with the
+        """Read the tensor called `name`, in its stored dtype, on CPU, not sharing memory with the
         file."""
         self._entry(name)
         try:
-            # Opened anew, 0.06 ms: pages of a file that stays mapped count as this process's memory
-            # until it is closed.
+            # Opened for each tensor (0.06 ms): mapped pages count as this process's memory until
+            # the file is closed.
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 return file.get_tensor(name).clone()
         except (SafetensorError, OSError) as error:
@@ -238,27 +258,27 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file; errors as `TensorFile`."""
+    """Read every tensor of a safetensors file; errors as `TensorFile`."""
     file = TensorFile(path)
     return {name: file.get(name) for name in file.names}
 
 
 def _checked_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Header of a safetensors file, its end compared with the file's size (the library's own
-    message misleads)."""
+    """Read the header of a safetensors file, and compare the end that it states with the file's
+    size."""
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             actual = os.fstat(handle.fileno()).st_size
+            # The library's own message about a cut file misleads, so the sizes are compared here.
             if not 2 <= length <= actual - 8:
                 raise DamagedError(
                     f"{path} is not a safetensors file, or its header was cut ({actual} bytes in all)"
                 )
             header = json.loads(handle.read(length))
         header.pop("__metadata__", None)
-        expected = (
-            8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        )
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        expected = 8 + length + max(ends, default=0)
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except (ValueError, KeyError, TypeError, AttributeError):

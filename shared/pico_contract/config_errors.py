@@ -1,7 +1,7 @@
 """Sentences about a configuration that its schema refuses, the same in both libraries.
 
-The schema's errors are pydantic's, as dictionaries. Their locations hold names of types beside the
-keys of the user, wherever a value may be of several types; the configuration itself tells which
+The schema's errors are pydantic's, as dictionaries. If a value may be of several types, their
+locations hold names of types beside the keys of the user; the configuration itself tells which
 parts are keys.
 """
 
@@ -41,30 +41,39 @@ def describe(
     overrides: Sequence[str] = (),
     under: str = "",
 ) -> str:
-    """All errors of a configuration: one sentence, or a head line and a line for each.
+    """Describe all errors of a configuration: one sentence, or a head line and a line for each.
 
     Args:
         kind: the model or dataclass that refused `raw`.
         raw: the configuration as JSON has it.
         source: the file's name, for messages.
-        overrides: those of the command line, which may be at fault instead of the file.
+        overrides: the overrides of the command line, which may be at fault instead of the file.
         under: dotted key of the section that `raw` is.
     """
     prefix: Keys = tuple(filter(None, under.split(".")))
-    found = [
-        (origin(source, dotted((*prefix, *keys)), overrides), text)
-        for keys, text in _texts(kind, raw, errors, prefix)
-    ]
-    if len(found) == 1:
-        place, text = found[0]
+    mistakes = []
+    for keys, text in _texts(kind, raw, errors, prefix):
+        place = origin(source, dotted((*prefix, *keys)), overrides)
+        mistakes.append((place, text))
+    if len(mistakes) == 1:
+        place, text = mistakes[0]
         return f"{place}: {text}"
-    places = {place for place, _ in found}
-    head = places.pop() if len(places) == 1 else source
-    lines = [text if place == head else f"{place}: {text}" for place, text in found]
-    shown = lines[:MOST_SENTENCES]
-    if len(lines) > MOST_SENTENCES:
-        shown.append(f"and {len(lines) - MOST_SENTENCES} more")
-    return "\n  ".join([f"{head}: {len(lines)} mistakes", *shown])
+    return _listed(mistakes, source)
+
+
+def _listed(mistakes: Sequence[tuple[str, str]], source: str) -> str:
+    """Put the (place, sentence) of several mistakes below one another, the place once if all share
+    it."""
+    first_place = mistakes[0][0]
+    is_shared = all(place == first_place for place, _ in mistakes)
+    head = first_place if is_shared else source
+    lines = [f"{head}: {len(mistakes)} mistakes"]
+    for place, text in mistakes[:MOST_SENTENCES]:
+        lines.append(text if place == head else f"{place}: {text}")
+    hidden = len(mistakes) - MOST_SENTENCES
+    if hidden > 0:
+        lines.append(f"and {hidden} more")
+    return "\n  ".join(lines)
 
 
 def dotted(keys: Keys) -> str:
@@ -75,41 +84,50 @@ def dotted(keys: Keys) -> str:
 def _texts(
     kind: Any, raw: Any, errors: Sequence[Error], prefix: Keys
 ) -> Iterator[tuple[Keys, str]]:
-    """(where, sentence) of every mistake; of one value that fits none of its types there is a
-    single sentence."""
+    """Yield (where, sentence) of every mistake; a value that fits none of its types has a single
+    sentence."""
+    groups = _by_keys(raw, errors)
+    misspelt: set[Keys] = set()
+    for keys, group in groups.items():
+        misspelt.update(_suggested(kind, keys, group))
+    for keys, group in groups.items():
+        error_type = group[0]["type"]
+        # A required key that is misspelt is both missing and unknown; the second says more.
+        if error_type == "missing" and keys in misspelt:
+            continue
+        # A combination of values lies in no key: the file and the overrides may each hold a part of
+        # it.
+        where = () if error_type == "value_error" else keys
+        yield where, _sentence(kind, keys, group, prefix)
+
+
+def _by_keys(raw: Any, errors: Sequence[Error]) -> dict[Keys, list[Error]]:
+    """Group errors by where they lie, without those of types that the value was not meant to
+    have."""
     located = [(_keys(error, raw), error) for error in errors]
     groups: dict[Keys, list[Error]] = {}
     for keys, error in located:
         if not _is_other_type(keys, error, located):
             groups.setdefault(keys, []).append(error)
-    meant = {
-        (*keys[:-1], name)
-        for keys, group in groups.items()
-        for name in _suggested(kind, keys, group)
-    }
-    for keys, group in groups.items():
-        if group[0]["type"] == "missing" and keys in meant:
-            continue  # a required key that is misspelt is both missing and unknown; the second says more
-        # A combination of values lies in no key: the file and the overrides may each hold a part of
-        # it.
-        where = () if group[0]["type"] == "value_error" else keys
-        yield where, _sentence(kind, keys, group, prefix)
+    return groups
 
 
 def _sentence(kind: Any, keys: Keys, group: Sequence[Error], prefix: Keys) -> str:
-    first, key = group[0], shorten(dotted((*prefix, *keys)))
+    first = group[0]
+    key = shorten(dotted((*prefix, *keys)))
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     if first["type"] in _UNKNOWN:
-        section = shorten(dotted((*prefix, *keys[:-1])))
+        *parents, last = keys
+        section = shorten(dotted((*prefix, *parents)))
         where = f'in section "{section}"' if section else "at the top level"
-        return (
-            f'unknown key "{key}" {where}{did_you_mean(str(keys[-1]), valid_keys(kind, keys[:-1]))}'
-        )
+        hint = did_you_mean(str(last), valid_keys(kind, tuple(parents)))
+        return f'unknown key "{key}" {where}{hint}'
     if first["type"] == "missing":
         return f'the key "{key}" is missing'
-    return f"{key}: {_expected(group)} (it is {_given(first['input'])})"
+    given = _given(first["input"])
+    return f"{key}: {_expected(group)} (it is {given})"
 
 
 def _given(value: Any) -> str:
@@ -121,18 +139,23 @@ def _given(value: Any) -> str:
 
 
 def _expected(group: Sequence[Error]) -> str:
-    """What a value should be, of all types that it may have."""
-    messages = [
-        _EXPECTED.get(error["type"], error["msg"].removeprefix("Input ")) for error in group
-    ]
-    first, *others = dict.fromkeys(f"{message[:1].lower()}{message[1:]}" for message in messages)
-    return " or ".join([first, *(message.removeprefix("should be ") for message in others)])
+    """Say what a value should be, with every type that it may have."""
+    messages = []
+    for error in group:
+        message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input "))
+        messages.append(message[:1].lower() + message[1:])
+    first, *others = dict.fromkeys(messages)
+    alternatives = [message.removeprefix("should be ") for message in others]
+    return " or ".join([first, *alternatives])
 
 
-def _suggested(kind: Any, keys: Keys, group: Sequence[Error]) -> list[str]:
+def _suggested(kind: Any, keys: Keys, group: Sequence[Error]) -> list[Keys]:
+    """Suggest the key that an unknown one may stand for; nothing for other errors."""
     if group[0]["type"] not in _UNKNOWN:
         return []
-    return nearest(str(keys[-1]), sorted(valid_keys(kind, keys[:-1])))
+    *parents, unknown = keys
+    known = sorted(valid_keys(kind, tuple(parents)))
+    return [(*parents, name) for name in nearest(str(unknown), known)]
 
 
 def _is_other_type(keys: Keys, error: Error, located: Sequence[tuple[Keys, Error]]) -> bool:
@@ -143,19 +166,26 @@ def _is_other_type(keys: Keys, error: Error, located: Sequence[tuple[Keys, Error
 
 
 def _keys(error: Error, raw: Any) -> Keys:
-    """Where an error lies in `raw`, without the names of types in its location."""
+    """Find where an error lies in `raw`, without the names of types in its location."""
     location = error["loc"]
-    is_missing = error["type"] == "missing"
-    walked = location[:-1] if is_missing else location
-    ways = list(_ways(walked, raw))
-    fitting = (keys for keys, value in ways if value == error["input"])
-    keys = next(fitting, ways[0][0] if ways else ())
-    return (*keys, location[-1]) if is_missing else keys
+    if error["type"] == "missing":
+        *parents, missing = location
+        return (*_existing_keys(parents, error["input"], raw), missing)
+    return _existing_keys(location, error["input"], raw)
+
+
+def _existing_keys(location: Sequence[str | int], value: Any, raw: Any) -> Keys:
+    """Choose the reading of a location at which `raw` holds `value`, else the first one."""
+    ways = list(_ways(location, raw))
+    for keys, found in ways:
+        if found == value:
+            return keys
+    return ways[0][0] if ways else ()
 
 
 def _ways(location: Sequence[str | int], value: Any) -> Iterator[tuple[Keys, Any]]:
-    """(keys, value there) for each way to read a location as keys of `value` with names of types
-    between them."""
+    """Yield (keys, value there) for each reading of a location as keys of `value` with names of
+    types between them."""
     if not location:
         yield (), value
         return

@@ -61,10 +61,12 @@ def _fields(kind: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for member in _members(kind):
         if hasattr(member, "model_fields"):
-            fields |= {name: info.annotation for name, info in member.model_fields.items()}
+            for name, info in member.model_fields.items():
+                fields[name] = info.annotation
         elif isinstance(member, type) and dataclasses.is_dataclass(member):
             hints = typing.get_type_hints(member)
-            fields |= {field.name: hints[field.name] for field in dataclasses.fields(member)}
+            for field in dataclasses.fields(member):
+                fields[field.name] = hints[field.name]
     return fields
 
 

@@ -22,19 +22,21 @@ from pico_contract.verify import ALTERED, file_damage
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 BLOCK_BYTES = 1 << 26
 """Bytes of rows that share a digest in data.json."""
+_HEX = re.compile(r"([0-9a-f]{2})*")
 
 
 def data_fingerprint(seq_len: int, digests: Mapping[str, str]) -> str:
-    """Name data by the row length and, in order, the sha256 of each split's stream of ids (or list
-    of shards)."""
+    """Hash the row length and, in order, the sha256 of each split's stream of ids (or list of
+    shards)."""
     lines = [str(seq_len), *(f"{split} {digest}" for split, digest in digests.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def shards_digest(row_length: int, shards: Iterable[tuple[str, int]]) -> str:
-    """sha256 over the row length and the (sha256, rows) of shards in their order, wherever they
-    lie."""
-    text = "\n".join([str(row_length), *(f"{sha256} {rows}" for sha256, rows in shards)])
+    """Hash the row length and the (sha256, rows) of shards in their order, wherever they lie."""
+    lines = [str(row_length)]
+    lines += [f"{sha256} {rows}" for sha256, rows in shards]
+    text = "\n".join(lines)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -46,7 +48,7 @@ class BlockDigests:
         self._hash, self._size = hashlib.sha256(), 0
 
     def update(self, data: bytes) -> None:
-        """Take the bytes that follow."""
+        """Add the bytes that follow."""
         view = memoryview(data)
         while len(view):
             part = view[: BLOCK_BYTES - self._size]
@@ -58,8 +60,9 @@ class BlockDigests:
                 self._hash, self._size = hashlib.sha256(), 0
 
     def digests(self) -> list[str]:
-        """Those of all blocks so far; the last block may be shorter."""
-        return [*self._complete, self._hash.hexdigest()] if self._size else list(self._complete)
+        """Return the digests of all blocks so far; the last block may be shorter."""
+        last = [self._hash.hexdigest()] if self._size else []
+        return self._complete + last
 
 
 @dataclass
@@ -67,7 +70,7 @@ class DataVerification:
     """The result of `verify_data`."""
 
     fingerprint: str
-    """As data.json states it; it is a fault where the bytes have another."""
+    """The fingerprint that data.json states; it is a fault if the bytes have another."""
     faults: list[str] = field(default_factory=list)
     """One sentence for each thing that is wrong; it names the file."""
     bytes_checked: int = 0
@@ -83,11 +86,12 @@ class DataVerification:
 
     @property
     def stated(self) -> str:
-        """What was compared, as a phrase for a message."""
+        """The amount that was compared, as a phrase for a message."""
         if self.is_whole:
-            return "every byte" + (
+            caution = (
                 "" if self.is_fingerprint_checked else " (its fingerprint cannot be computed anew)"
             )
+            return f"every byte{caution}"
         return f"{self.bytes_checked / 2**20:,.0f} of {self.bytes_total / 2**20:,.0f} MiB"
 
 
@@ -107,32 +111,43 @@ def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
     layout = DataLayout(directory)
     manifest = codec.read_manifest(layout.manifest, DataManifest)
     result = DataVerification(manifest.fingerprint, list(count_faults(layout, manifest)))
-    digests = {
-        split: _split_digest(layout, manifest, split, result, limit) for split in manifest.splits
-    }
-    rows = {layout.rows(split).name for split in manifest.splits}
+    digests: dict[str, str] = {}
+    read = set()
+    for split in manifest.splits:
+        read.add(layout.rows(split).name)
+        digest = _split_digest(layout, manifest, split, result, limit)
+        if digest is not None:
+            digests[split] = digest
     for name, entry in manifest.files.items():
-        if name not in rows:
+        if name not in read:
             result.faults += _file_faults(directory / name, entry, result)
-    known = {split: digest for split, digest in digests.items() if digest is not None}
-    if len(known) == len(digests) and not result.faults:
-        result.is_fingerprint_checked = True
-        if data_fingerprint(manifest.seq_len, known) != manifest.fingerprint:
-            result.faults.append(f"{layout.manifest} states another fingerprint than its rows have")
+    if digests.keys() == manifest.splits.keys() and not result.faults:
+        _check_fingerprint(layout, manifest, digests, result)
     return result
 
 
+def _check_fingerprint(
+    layout: DataLayout, manifest: DataManifest, digests: Mapping[str, str], result: DataVerification
+) -> None:
+    result.is_fingerprint_checked = True
+    if data_fingerprint(manifest.seq_len, digests) != manifest.fingerprint:
+        result.faults.append(f"{layout.manifest} states another fingerprint than its rows have")
+
+
 def count_faults(layout: DataLayout, manifest: DataManifest) -> Iterator[str]:
-    """Sentences on what data.json states of its splits that does not agree with the files that it
+    """Yield a sentence for each count of data.json that does not agree with the files that it
     lists."""
     for split, info in manifest.splits.items():
         if layout.shards(split).name in manifest.files:
             continue
-        rows, documents = layout.rows(split), layout.documents(split)
-        missing = [path.name for path in (rows, documents) if path.name not in manifest.files]
+        rows = layout.rows(split)
+        names = [rows.name, layout.documents(split).name]
+        missing = [name for name in names if name not in manifest.files]
         if missing:
             yield f'{layout.manifest} lists no {missing[0]}, which the split "{split}" consists of'
-        elif problem := _wrong_counts(rows, manifest, info, manifest.files[rows.name]):
+            continue
+        problem = _wrong_counts(rows, manifest, info, manifest.files[rows.name])
+        if problem is not None:
             yield problem
 
 
@@ -143,14 +158,14 @@ def _split_digest(
     result: DataVerification,
     limit: int | None,
 ) -> str | None:
-    """Check the rows and documents of a split; the digest of its stream, None where it is not
+    """Check the rows and documents of a split; return the digest of its stream, None if it is not
     known."""
     info, path = manifest.splits[split], layout.rows(split)
     if layout.shards(split).name in manifest.files:
         return _listing_digest(layout.shards(split))
     entry = manifest.files.get(path.name)
-    if entry is None:  # which `count_faults` names
-        return None
+    if entry is None:
+        return None  # `count_faults` names it
     result.bytes_total += entry.size
     problem = file_damage(path, entry, hashes=False)
     if problem is not None:
@@ -167,14 +182,21 @@ def _split_digest(
 def _wrong_counts(
     path: Path, manifest: DataManifest, info: SplitInfo, entry: FileEntry
 ) -> str | None:
-    if manifest.dtype not in DTYPES:
-        return f'data.json of {path.parent} states the dtype "{manifest.dtype}": choose from {", ".join(DTYPES)}'
-    expected = info.rows * (manifest.seq_len + 1)
-    if entry.size != expected * DTYPES[manifest.dtype].itemsize:
-        return f"{path} does not hold the {info.rows} rows of {manifest.seq_len + 1} ids that data.json states"
-    if info.tokens != expected + info.dropped_tokens:
-        return f"{path} holds {expected} ids, but data.json states {info.tokens} tokens and {info.dropped_tokens} left"
-    if info.tail is not None and not re.fullmatch(r"([0-9a-f]{2})*", info.tail):
+    dtype = manifest.dtype
+    if dtype not in DTYPES:
+        choices = ", ".join(DTYPES)
+        return f'data.json of {path.parent} states the dtype "{dtype}": choose from {choices}'
+    row_length = manifest.seq_len + 1
+    ids = info.rows * row_length
+    if entry.size != ids * DTYPES[dtype].itemsize:
+        return (
+            f"{path} does not hold the {info.rows} rows of {row_length} ids that data.json states"
+        )
+    tokens = info.tokens
+    dropped = info.dropped_tokens
+    if tokens != ids + dropped:
+        return f"{path} holds {ids} ids, but data.json states {tokens} tokens and {dropped} left"
+    if info.tail is not None and not _HEX.fullmatch(info.tail):
         return f"data.json of {path.parent} states a tail that is not written in hex digits"
     return None
 
@@ -182,8 +204,8 @@ def _wrong_counts(
 def _whole_digest(
     path: Path, manifest: DataManifest, info: SplitInfo, entry: FileEntry, result: DataVerification
 ) -> str | None:
-    """Hash a file of rows, and check its ids; the sha256 of the stream where the ids that filled no
-    row are known."""
+    """Hash a file of rows, and check its ids; return the sha256 of the stream if the ids of its
+    tail are known."""
     digest, dtype = hashlib.sha256(), DTYPES[manifest.dtype]
     place = 0
     for block in _blocks(path):
@@ -198,6 +220,7 @@ def _whole_digest(
             break
         place += len(ids)
     result.bytes_checked += entry.size
+    # An id outside the vocabulary ended the loop, so that the hash is of a part.
     if place * dtype.itemsize < entry.size:
         return None
     if digest.hexdigest() != entry.sha256:
@@ -205,6 +228,7 @@ def _whole_digest(
         return None
     if info.tail is None and info.dropped_tokens:
         return None
+    # The fingerprint is that of the whole stream: the rows, and the ids that filled no row.
     digest.update(bytes.fromhex(info.tail or ""))
     return digest.hexdigest()
 
@@ -222,16 +246,9 @@ def _blocks(path: Path) -> Iterator[bytes]:
 def _sampled_faults(
     path: Path, info: SplitInfo, limit: int, result: DataVerification
 ) -> Iterator[str]:
-    count = len(info.blocks)
-    wanted = min(count, max(2, limit // BLOCK_BYTES))
-    middle = range(1, count - 1)
-    chosen = (
-        sorted({0, count - 1, *random.sample(middle, min(len(middle), wanted - 2))})
-        if count
-        else []
-    )
+    wanted = max(2, limit // BLOCK_BYTES)
     with path.open("rb") as file:
-        for number in chosen:
+        for number in _drawn(len(info.blocks), wanted):
             file.seek(number * BLOCK_BYTES)
             block = file.read(BLOCK_BYTES)
             result.bytes_checked += len(block)
@@ -239,15 +256,26 @@ def _sampled_faults(
                 yield f"{path} does not have the sha256 of block {number} that data.json says: its bytes were altered"
 
 
+def _drawn(count: int, wanted: int) -> list[int]:
+    """Choose `wanted` of `count` blocks: the first, the last, and others drawn anew at each
+    call."""
+    if count <= wanted:
+        return list(range(count))
+    # The ends are always compared, since a cut or an appended piece shows there.
+    middle = random.sample(range(1, count - 1), wanted - 2)
+    return sorted([0, *middle, count - 1])
+
+
 def _document_faults(path: Path, info: SplitInfo) -> Iterator[str]:
-    """Offsets of documents that do not begin at 0, go back or lie beyond the stream."""
+    """Find offsets of documents that do not begin at 0, go back or lie beyond the stream."""
     if not path.is_file() or path.stat().st_size != 8 * info.documents:
         yield f"{path} does not hold the {info.documents} offsets of documents that data.json states"
         return
     offsets = np.fromfile(path, dtype="<i8")
-    if len(offsets) and (
-        offsets[0] != 0 or offsets[-1] > info.tokens or (np.diff(offsets) < 0).any()
-    ):
+    if not len(offsets):
+        return
+    descends = bool((np.diff(offsets) < 0).any())
+    if offsets[0] != 0 or offsets[-1] > info.tokens or descends:
         yield f"{path} holds offsets of documents that do not ascend from 0 to {info.tokens}"
 
 
@@ -261,11 +289,10 @@ def _file_faults(path: Path, entry: FileEntry, result: DataVerification) -> Iter
 
 
 def _listing_digest(path: Path) -> str | None:
-    """The digest of a list of shards; None where it cannot be read, which its sha256 shows."""
+    """Return the digest of a list of shards; None if it cannot be read, which its sha256 shows."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return shards_digest(
-            raw["row_length"], [(shard["sha256"], shard["rows"]) for shard in raw["shards"]]
-        )
+        shards = [(shard["sha256"], shard["rows"]) for shard in raw["shards"]]
+        return shards_digest(raw["row_length"], shards)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,5 +1,5 @@
-"""Hashes of files that a session reads more than once: each is computed once while the file stays
-as it is."""
+"""Hashes of files that a session reads more than once: each is computed once while the file is
+unchanged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pico_contract.files import sha256_file
 _Stamp = tuple[int, int, int, int, int]
 
 _known: dict[Path, tuple[_Stamp, str]] = {}
-"""Absolute path -> what the file system said of the file when it was hashed, and its sha256; of
-this process alone."""
+"""Absolute path -> the file's stamp when it was hashed, and its sha256; of this process alone."""
 
 
 def session_sha256(path: Path) -> str:
@@ -36,4 +35,5 @@ def session_sha256(path: Path) -> str:
 
 def _stamp(path: Path) -> _Stamp:
     status = path.stat()
+    # The change time cannot be set by a user, unlike the modification time.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

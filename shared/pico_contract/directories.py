@@ -1,4 +1,5 @@
-"""Directories that a user names for output: made, or refused at once with what is in the way."""
+"""Directories that a user names for output: they are made, or refused at once with what is in the
+way."""
 
 from __future__ import annotations
 
@@ -42,12 +43,12 @@ def check_directory(path: Path) -> None:
 
 
 def exit_code_of(error: OSError) -> int:
-    """2 where a path was named that cannot exist, 1 for a failure of the system."""
+    """Return 2 if a path was named that cannot exist, 1 for a failure of the system."""
     return UserError.exit_code if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
 
 
 def make_directory(path: Path) -> bool:
-    """Make a directory with its parents; whether it was not there before.
+    """Make a directory with its parents; return whether it was not there before.
 
     Raises:
         UserError: as `check_directory`.
@@ -71,7 +72,7 @@ def make_directory(path: Path) -> bool:
 
 
 def _status(place: Path) -> os.stat_result | None:
-    """What lies there, without following a link; None where nothing does."""
+    """Look at what lies at `place`, without following a link; None if nothing does."""
     try:
         return place.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -84,22 +85,25 @@ def _status(place: Path) -> os.stat_result | None:
 
 
 def _check_place(path: Path, place: Path, status: os.stat_result) -> None:
-    what = str(path) if place == path else f"{path} cannot be made: {place}"
+    """Refuse `place`, the nearest existing one above `path`, if it is not a directory that can be
+    written."""
+    subject = str(path) if place == path else f"{path} cannot be made: {place}"
     if stat.S_ISLNK(status.st_mode):
-        status = _target_status(place, what)
+        status = _target_status(place, subject)
     if not stat.S_ISDIR(status.st_mode):
         raise UserError(
-            f"{what} is not a directory: choose another place, or remove what lies there"
+            f"{subject} is not a directory: choose another place, or remove what lies there"
         )
-    if (
-        not os.access(place, os.W_OK | os.X_OK) and place.exists()
-    ):  # it may have gone with another process's lock
+    is_writable = os.access(place, os.W_OK | os.X_OK)
+    # A directory may have gone meanwhile, with the lock of another process; then nothing is in the
+    # way.
+    if not is_writable and place.exists():
         raise UserError(
-            f"{what} is not writable: choose another directory, or change its permissions"
+            f"{subject} is not writable: choose another directory, or change its permissions"
         )
 
 
-def _target_status(link: Path, what: str) -> os.stat_result:
+def _target_status(link: Path, subject: str) -> os.stat_result:
     target = os.readlink(link)
     try:
         return link.stat()
@@ -107,7 +111,7 @@ def _target_status(link: Path, what: str) -> os.stat_result:
         reason = "does not exist: make it, or remove the link"
     except OSError as error:
         reason = f"cannot be followed ({error.strerror}): remove the link"
-    raise UserError(f"{what} is a link to {target}, which {reason}")
+    raise UserError(f"{subject} is a link to {target}, which {reason}")
 
 
 def _check_name(place: Path) -> None:

@@ -15,8 +15,6 @@ _MOST_CHOICES = 60
 _LONGEST_WORD = 200
 """Nothing longer resembles a name, and comparing takes time that grows with the square of the
 length."""
-
-
 _LONGEST_SENTENCE = 4_000
 
 
@@ -33,12 +31,12 @@ class DamagedError(UserError):
 
 
 def nearest(word: str, choices: Iterable[str], limit: int = 1) -> list[str]:
-    """The choices most like `word`, best first; may be empty when nothing resembles it."""
+    """Find the choices most like `word`, best first; none if nothing resembles it."""
     return difflib.get_close_matches(word, list(choices), n=limit, cutoff=0.5)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A clause such as `; did you mean "steps"?`, or the list of what exists when nothing is
+    """Suggest in a clause such as `; did you mean "steps"?`, or list the choices if none is
     near."""
     known = sorted(choices)
     near = nearest(word[:_LONGEST_WORD], known)
@@ -49,31 +47,35 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def shorten(text: str, limit: int = 100) -> str:
-    """`text` in one line of at most `limit` characters, cut in the middle; control characters are
+    """Put `text` in one line of at most `limit` characters, cut at the end; control characters are
     escaped."""
-    plain = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 4 * limit]
-    )
-    if len(plain) <= limit and len(text) <= 4 * limit:
+    # Only a beginning is escaped: a text may be a whole file.
+    beginning = text[: 4 * limit]
+    plain = "".join(map(_printable, beginning))
+    if len(plain) <= limit and len(text) == len(beginning):
         return plain
     return f"{plain[: limit - 40]}... ({len(text):,} characters)"
 
 
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def sentence_of(error: BaseException) -> str:
-    """The text of an error for stderr, cut in the middle where it quotes something very long."""
+    """Return the text of an error for stderr, cut in the middle if it quotes something very
+    long."""
     text, half = str(error), _LONGEST_SENTENCE // 2
     return text if len(text) <= 2 * half else f"{text[:half]} [...] {text[-half:]}"
 
 
 def in_one_line(error: BaseException) -> str:
-    """`Type: message` on one line, for what is told of an error that is not ours."""
+    """Write `Type: message` on one line, for a report of an error that is not ours."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextmanager
 def rename_in_errors(draft: Path, final: Path) -> Iterator[None]:
-    """Let an OSError of the body name what was to be written, `final` or a file in it, and not its
-    draft."""
+    """Name `final`, or a file in it, in an OSError of the body that names the draft."""
     try:
         yield
     except OSError as error:
@@ -84,8 +86,8 @@ def rename_in_errors(draft: Path, final: Path) -> Iterator[None]:
 
 
 def failed_write(error: Exception, path: Path) -> OSError:
-    """What a library that is not Python's says of a failed write, as Python would: by the number in
-    its text."""
+    """Turn a foreign library's error about a failed write into Python's, by the error number in its
+    text."""
     code = re.search(r"os error (\d+)", str(error))
     if code is None:
         return OSError(errno.EIO, str(error), str(path))

@@ -1,5 +1,5 @@
-"""Regular files with plain names: all that a manifest may name, and all that is opened on its
-word."""
+"""Regular files with plain names: a manifest may name no others, and no others are opened for
+it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LINKED = "is a link, and links are not followed: put a copy of the file in its p
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether `name` names a file of its own directory: no separator, no drive, no `..`, no NUL,
-    not empty."""
+    """Whether `name` is that of a file in the same directory: no separator, drive, `..` or NUL, not
+    empty."""
     if not isinstance(name, str) or name in ("", ".", ".."):
         return False
     return not any(character in "/\\\0" for character in name) and not _has_drive(name)
@@ -34,6 +34,7 @@ def irregularity(path: Path) -> str | None:
     or exported as content of the run.
     """
     try:
+        # lstat does not follow a link, where stat would.
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
@@ -63,7 +64,8 @@ def read_regular(path: Path) -> bytes:
     if problem is not None:
         raise DamagedError(f"{path} {'does not exist' if problem == MISSING else problem}")
     try:
-        # Without O_NONBLOCK, opening a pipe waits for a writer that may never come.
+        # O_NOFOLLOW, since a link may take the file's place after the look at it. Without
+        # O_NONBLOCK, opening a pipe waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as handle:
             return handle.read()
@@ -80,6 +82,6 @@ def read_regular_text(path: Path) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """Hash a file's bytes: sha256, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

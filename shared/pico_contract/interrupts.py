@@ -3,8 +3,8 @@ traceback.
 
 The handler is installed before anything heavy is imported. A signal that arrives during an import
 ends the process at once, because an exception there may be swallowed or crash the library that is
-being imported; anywhere else it raises `Interrupted`, so drafts are removed and locks given back.
-Inside `unfinished` the end of an import is waited for.
+being imported. Anywhere else it raises `Interrupted`, so that drafts are removed and locks given
+back. Inside `unfinished` the handler waits for the import.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _RETRY_SECONDS = 0.05
 _IMPORTER = "<frozen importlib._bootstrap>"
 
-_bodies: list[
-    None
-] = []  # one entry for each body of `unfinished`; appending is atomic, writers are threads
+# One entry for each body of `unfinished`. A list, since appending is atomic and background writers
+# are threads.
+_bodies: list[None] = []
 
 
 class Interrupted(BaseException):
@@ -63,9 +63,8 @@ class Program:
     def run(self, load: Callable[[], Callable[[], Any]]) -> NoReturn:
         """Import the command-line interface with `load`, call it, and end the process."""
         for number in SIGNALS:
-            if (
-                signal.getsignal(number) in _DEFAULTS
-            ):  # nohup and background jobs ignore some: so do we
+            # nohup and background jobs ignore some signals, and that choice is respected.
+            if signal.getsignal(number) in _DEFAULTS:
                 signal.signal(number, self._on_signal)
         sys.unraisablehook = self._on_unraisable
         # Registered first, called last: the interpreter then restores the default of every handler
@@ -89,6 +88,8 @@ class Program:
             os._exit(128 + number)  # a forked child, whose parent speaks
         if self._code is not None:
             os._exit(self._code)  # the command has ended; only the interpreter has not
+        # A second signal of the user's does not wait for anything; our own retry of the first is
+        # not one.
         again = self._number is not None and not self._retrying
         self._retrying = False
         self._number = self._number or number
@@ -114,6 +115,7 @@ class Program:
             self._retrying = True
             _thread.interrupt_main(signal.Signals(self._number or signal.SIGINT))
 
+        # Called from a timer, since nothing says when the import or the finalizer has ended.
         timer = threading.Timer(_RETRY_SECONDS, again)
         timer.daemon = True
         timer.start()
@@ -121,7 +123,7 @@ class Program:
     def _leave(self) -> NoReturn:
         number = self._number or signal.SIGINT
         _ignore_signals()
-        what = (
+        event = (
             "interrupted"
             if number == signal.SIGINT
             else f"stopped by {signal.Signals(number).name}"
@@ -131,13 +133,16 @@ class Program:
         with suppress(Exception):
             sys.stderr.flush()
         with suppress(OSError):
-            os.write(2, f"{self._name}: {what}; {self._advised()}\n".encode())
+            os.write(2, f"{self._name}: {event}; {self._advised()}\n".encode())
         os._exit(128 + number)  # without waiting for threads
 
     def _advised(self) -> str:
-        words = sys.argv[1:]
-        two, one = " ".join(words[:2]), " ".join(words[:1])
-        return self._advice.get(two) or self._advice.get(one) or self._advice[""]
+        # The advice of two words (`data prepare`) says more than that of one.
+        for count in (2, 1):
+            command = " ".join(sys.argv[1 : 1 + count])
+            if self._advice.get(command):
+                return self._advice[command]
+        return self._advice[""]
 
 
 def _ignore_signals() -> None:

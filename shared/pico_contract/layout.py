@@ -1,5 +1,4 @@
-"""Where everything of a run and of a data directory lies: pure path arithmetic, and the only home
-of file names."""
+"""Paths of a run and of a data directory: pure path arithmetic, and the only home of file names."""
 
 from __future__ import annotations
 
@@ -41,47 +40,54 @@ _TRASH = ".old-"
 
 
 def step_name(step: int) -> str:
-    """`step_00001000`; eight digits, so that names sort as numbers do up to 99,999,999."""
+    """Name a step's directory, `step_00001000`: eight digits, so that names sort as numbers up to
+    99,999,999."""
     return f"step_{step:08d}"
 
 
 def parse_step(name: str) -> int | None:
-    """The step of a directory called `name`, or None where it is not a step's directory."""
+    """Return the step of a directory called `name`, None if it is not a step's directory."""
     match = _STEP.fullmatch(name)
-    return int(match[1]) if match and step_name(int(match[1])) == name else None
+    if match is None:
+        return None
+    step = int(match[1])
+    # `\d` also matches digits of other scripts, and more zeros than a name has.
+    return step if step_name(step) == name else None
 
 
 def temporary(final: Path, tag: str) -> Path:
-    """The name under which `final` is being written; same directory, hence same file system."""
+    """Name `final` while it is being written: in the same directory, hence on the same file
+    system."""
     return final.parent / f"{_TEMPORARY}{final.name}-{tag}"
 
 
 def replaced(final: Path, tag: str) -> Path:
-    """The name that an older `final` gets for the moment in which a new one takes its place."""
+    """Name an older `final` for the moment in which a new one takes its place."""
     return final.parent / f"{_TRASH}{final.name}-{tag}"
 
 
 def is_leftover(path: Path) -> bool:
     """Whether `path` is what an interrupted write left behind, safe to delete by the holder of the
     lock."""
-    # safetensors' own temporary files are called .tmpXXXXXX, without the dash.
+    # The temporary files of safetensors itself are called .tmpXXXXXX, without the dash.
     return path.name.startswith((_TEMPORARY.removesuffix("-"), _TRASH))
 
 
 def original_name(path: Path) -> Path | None:
-    """What `path` was called before `replaced` named it; None where it did not."""
+    """Undo `replaced`: the path that was set aside as `path`, None if it is not such a name."""
     if not path.name.startswith(_TRASH):
         return None
     return path.with_name(path.name.removeprefix(_TRASH).rpartition("-")[0])
 
 
 def takeover(lock: Path) -> Path:
-    """The lock under which a stale `lock` is replaced."""
+    """Name the lock under which a stale `lock` is replaced."""
     return lock.with_name(f"{lock.name}.takeover")
 
 
 def observed_file(split: str, kind: str) -> str:
-    """The file of a snapshot that holds `kind` (gradients, activations) of `split` (train, val)."""
+    """Name the file of a snapshot that holds `kind` (gradients, activations) of `split` (train,
+    val)."""
     return f"{observation_name(split, kind)}.safetensors"
 
 
@@ -160,7 +166,7 @@ class RunLayout:
 
     @property
     def observer_failures(self) -> Path:
-        """What observers raised while the run trained, one JSON object a failure."""
+        """Errors that observers raised while the run trained, one JSON object a failure."""
         return self.logs / "observers.jsonl"
 
     @property
@@ -170,12 +176,11 @@ class RunLayout:
 
     @property
     def cuts(self) -> int:
-        """The highest n of `logs/metrics.cut-<n>.jsonl`, 0 without one: how often rows were taken
-        back."""
-        numbers = [
-            int(p.name.split("-")[1].split(".")[0]) for p in self.logs.glob("metrics.cut-*.jsonl")
-        ]
-        return max(numbers, default=0)
+        """The highest n of `logs/metrics.cut-<n>.jsonl`, 0 if there is none: how often rows were
+        taken back."""
+        names = [path.name for path in self.logs.glob("metrics.cut-*.jsonl")]
+        numbers = [name.removeprefix("metrics.cut-").split(".")[0] for name in names]
+        return max(map(int, numbers), default=0)
 
     def cut_metrics(self) -> Path:
         """The first unused `logs/metrics.cut-<n>.jsonl`."""
@@ -210,7 +215,7 @@ class AnalysisLayout:
 
     @property
     def source(self) -> Path:
-        """What the analysis was measured of."""
+        """The source that the analysis was measured of."""
         return self.root / "source.json"
 
     @property
@@ -219,7 +224,7 @@ class AnalysisLayout:
         return self.root / "parts"
 
     def part(self, step: int) -> Path:
-        """What was measured at one step, as the table."""
+        """Measurements of one step, in the columns of the table."""
         return self.parts / f"{step_name(step)}.parquet"
 
     @property
@@ -228,7 +233,7 @@ class AnalysisLayout:
 
     @property
     def cache(self) -> Path:
-        """Results kept by content; safe to delete."""
+        """Results cached by content hash; safe to delete."""
         return self.root / "cache"
 
     @property
@@ -259,11 +264,11 @@ class DataLayout:
         return self.root / f"{split}.documents.bin"
 
     def shards(self, split: str) -> Path:
-        """In place of packed rows: which files hold the rows of `split`, which are read from where
-        they lie."""
+        """List of the files that hold the rows of `split`, in place of packed rows; they are read
+        where they lie."""
         return self.root / f"{split}.shards.json"
 
     @property
     def cache(self) -> Path:
-        """Shards that were downloaded, where the configuration names no other place for them."""
+        """Shards that were downloaded, if the configuration names no other place for them."""
         return self.root / "cache"

@@ -1,10 +1,10 @@
 """One writer a run: a lock file that says who holds it, and is taken over when its holder is gone.
 
-Creation is a hard link of a finished file, which is atomic also on NFS; what network file systems
-do not guarantee is in CONTRACT.md. A lock is stale when its process has ended on this host, or when
-its heartbeat is older than `STALE_SECONDS` (another host, or a process id used again). Taking a
-stale lock over is itself done under a lock, so that of several processes that find it stale one
-alone replaces it.
+Creation is a hard link of a finished file, which is atomic also on NFS; CONTRACT.md lists what
+network file systems do not guarantee. A lock is stale if its process has ended on this host, or if
+its heartbeat is older than `STALE_SECONDS` (another host, or a process id used again). A stale lock
+is taken over under a lock of its own kind, so that of several processes that find it stale exactly
+one replaces it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LockHeldError(UserError):
 
 
 class RunLock:
-    """The lock of one run directory. `acquire`, then `beat` now and then, then `release`; also a
+    """The lock of one run directory: `acquire`, then `beat` now and then, then `release`; also a
     context manager."""
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class RunLock:
         while not self._try_create():
             holder = read_lock(self.path)
             if holder is None:
-                continue
+                continue  # it was given back between the two looks: try again
             if not is_stale(holder):
                 raise LockHeldError(
                     f"{self.path.parent} is being written by process {holder.get('pid')} on {holder.get('host')}"
@@ -85,22 +85,27 @@ class RunLock:
             raise LockHeldError(
                 f"{self.path} was taken over by {who} while this process was silent"
             )
+        # Replaced as a whole, so that no reader sees half a lock and takes it for a stale one.
         draft = self._write_draft()
         draft.replace(self.path)
         self._last_beat = time.monotonic()
         return True
 
     def release(self) -> None:
-        """Give the lock back; harmless when it is no longer ours. A directory that was made for the
-        lock, and that nothing was written to, goes with it."""
+        """Give the lock back, and remove a directory that was made for it and that nothing was
+        written to.
+
+        Nothing happens if the lock is no longer ours.
+        """
         self._held.close()
         try:
             holder = read_lock(self.path)
         except (OSError, UserError):
-            return  # what cannot be read is not ours
+            return  # a lock that cannot be read is not ours
         if holder is not None and holder.get("token") == self.token:
             self.path.unlink(missing_ok=True)
             if self._made_directory:
+                # rmdir refuses a directory that something was written to, which is then kept.
                 with contextlib.suppress(OSError):
                     self.path.parent.rmdir()
 
@@ -144,6 +149,8 @@ class RunLock:
             LockHeldError: another process is about to do the same.
         """
         with RunLock(takeover(self.path)):
+            # Read once more: another process may have taken it over before we held the lock of
+            # takeovers.
             holder = read_lock(self.path)
             if holder is None or not is_stale(holder):
                 return False
@@ -178,6 +185,7 @@ def is_stale(holder: dict[str, Any]) -> bool:
 
 def _age(holder: dict[str, Any]) -> float:
     heartbeat = holder.get("heartbeat")
+    # The wall clock, since the holder may be on another host, whose monotonic clock is another one.
     return time.time() - heartbeat if isinstance(heartbeat, int | float) else float("inf")
 
 
@@ -185,6 +193,7 @@ def _alive(pid: Any) -> bool:
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
+        # Signal 0 is not delivered; the call only says whether the process exists.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False

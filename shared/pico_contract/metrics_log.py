@@ -50,6 +50,7 @@ def parse_row(text: str) -> Row | None:
         return None
     if not isinstance(row, dict) or not _is_step(row.get("step")):
         return None
+    # `type`, since true is an int to isinstance.
     is_counted = type(row.get("tokens", 0)) is int
     return row if is_counted and _is_loss(row.get("loss", 0.0)) else None
 

@@ -7,6 +7,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from pico_contract.errors import UserError, nearest
 
@@ -31,7 +32,7 @@ _EARLIER = (
     (re.compile(r"^layers\."), "model.layers."),
 )
 _LAYER = re.compile(r"^((?:[^.]+\.)*?(?:\w*layers?|\w*blocks?|\w*layer_groups|h))\.(\d+)\.(.+)$")
-"""What stands before the number of a layer, the number, and the name within the layer."""
+"""The name before the number of a layer, the number, and the name within the layer."""
 _KINDS = {
     "self_attn": "attention",
     "mlp": "mlp",
@@ -48,10 +49,15 @@ _LOW_RANK = re.compile(
 
 @dataclass(frozen=True)
 class ModuleName:
-    """What a module's name says: `layer` is None outside the layers; `kind` is one of attention,
-    mlp, norm, embedding, head, other; `component` is the name within its layer, such as
-    `self_attn.q_proj`; `stack` is the name before the number of its layer, such as `model.layers`,
-    and empty outside the layers."""
+    """The parts of a module's name.
+
+    Attributes:
+        layer: number of its layer, None outside the layers.
+        kind: one of attention, mlp, norm, embedding, head, other.
+        component: the name within its layer, such as `self_attn.q_proj`.
+        stack: the name before the number of its layer, such as `model.layers`; empty outside the
+            layers.
+    """
 
     name: str
     layer: int | None
@@ -61,7 +67,8 @@ class ModuleName:
 
 
 def canonical(name: str) -> str:
-    """The Hugging Face name for `name`, which may be a wrapped name or one of earlier Pico code.
+    """Return the Hugging Face name for `name`, which may be a wrapped name or one of earlier Pico
+    code.
 
     `_forward_module.layers.0.swiglu.w_2` -> `model.layers.0.mlp.down_proj`; a name already in use
     is unchanged. Works on glob patterns as well, since only whole name parts are replaced. Names of
@@ -85,21 +92,21 @@ def parse(name: str) -> ModuleName:
     """
     name = canonical(name)
     match = _LAYER.match(name)
-    stack, layer, component = (match[1], int(match[2]), match[3]) if match else ("", None, name)
-    kind = next(
-        (
-            kind
-            for part, kind in _KINDS.items()
-            if component == part or component.startswith(part + ".")
-        ),
-        "other",
-    )
-    return ModuleName(name, layer, kind, component, stack)
+    if match is None:
+        return ModuleName(name, None, _kind_of(name), name)
+    stack, layer, component = match.groups()
+    return ModuleName(name, int(layer), _kind_of(component), component, stack)
+
+
+def _kind_of(component: str) -> str:
+    for part, kind in _KINDS.items():
+        if f"{component}.".startswith(f"{part}."):
+            return kind
+    return "other"
 
 
 def stack_prefixes(modules: Iterable[str]) -> dict[str, str]:
-    """Find what tells apart the stacks of layers that share a component: stack -> prefix for its
-    components.
+    """Find a prefix for each stack of layers that shares a component with another: stack -> prefix.
 
     {`model.encoder.layers`: `encoder`, `model.decoder.layers`: `decoder`} for the modules of BART;
     a stack that shares no component with another, as that of a decoder-only model, is not in it.
@@ -110,77 +117,80 @@ def stack_prefixes(modules: Iterable[str]) -> dict[str, str]:
             stacks_of.setdefault(module.component, set()).add(module.stack)
     shared = [stacks for stacks in stacks_of.values() if len(stacks) > 1]
     stacks = sorted(set().union(*shared))
-    return {
-        stack: _distinguishing(stack, [other for other in stacks if other != stack])
-        for stack in stacks
-    }
+    return {stack: _distinguishing(stack, stacks) for stack in stacks}
 
 
-def _distinguishing(stack: str, others: Sequence[str]) -> str:
-    """The parts of `stack` behind those that all `others` begin with, as many as no other has."""
-    parts, rivals = stack.split("."), [other.split(".") for other in others]
-    common = 0
-    while common < len(parts) - 1 and all(
-        rival[common : common + 1] == [parts[common]] for rival in rivals
-    ):
-        common += 1
-    end = common + 1
-    while end < len(parts) and any(rival[:end] == parts[:end] for rival in rivals):
-        end += 1
-    if parts[common].isdigit():
-        common -= 1  # a number says nothing without the word before it
-    return ".".join(parts[common:end])
+def _distinguishing(stack: str, stacks: Sequence[str]) -> str:
+    """Return the parts of `stack` behind those that all `stacks` begin with, as many as no other
+    has."""
+    parts = stack.split(".")
+    rivals = [other.split(".") for other in stacks if other != stack]
+    shared = [_count_shared(parts, rival) for rival in rivals]
+    common = min(*shared, len(parts) - 1)
+    end = min(max(shared) + 1, len(parts))
+    # A number says nothing without the word before it.
+    start = common - 1 if parts[common].isdigit() else common
+    return ".".join(parts[start:end])
+
+
+def _count_shared(parts: Sequence[str], rival: Sequence[str]) -> int:
+    """Count the parts that two names have in common at their beginning."""
+    pairs = zip(parts, rival, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def lora_A(module: str) -> str:
-    """The tensor (r, in) of a low-rank module that reads its input: the update is scale * B @ A."""
+    """Name the tensor (r, in) of a low-rank module that reads its input: the update is scale * B @
+    A."""
     return f"{module}.lora_A.weight"
 
 
 def lora_B(module: str) -> str:
-    """The tensor (out, r) of a low-rank module that writes its output; zero where a cycle
+    """Name the tensor (out, r) of a low-rank module that writes its output; zero when a cycle
     begins."""
     return f"{module}.lora_B.weight"
 
 
 def lora_scale(module: str) -> str:
-    """The tensor (1,) that holds the factor of B @ A."""
+    """Name the tensor (1,) that holds the factor of B @ A."""
     return f"{module}.lora_scale"
 
 
 def lora_gain(module: str) -> str:
-    """The parameter (1,) from which a trainable scale is made; of it only gradients are stored."""
+    """Name the parameter (1,) from which a trainable scale is made; only its gradients are
+    stored."""
     return f"{module}.lora_gain"
 
 
 def base(module: str) -> str:
-    """The tensor (out, in) to which a low-rank module adds its update."""
+    """Name the tensor (out, in) to which a low-rank module adds its update."""
     return f"{module}.base.weight"
 
 
 def merged_A(module: str) -> str:
-    """The tensor (r, in) of the cycle that a restart ended; only at the step of the restart."""
+    """Name the tensor (r, in) of the cycle that a restart ended; only at the step of the
+    restart."""
     return f"{module}.merged_A.weight"
 
 
 def merged_B(module: str) -> str:
-    """The tensor (out, r) of the cycle that a restart ended, the scale in it; only at the step of
-    the restart."""
+    """Name the tensor (out, r) of the cycle that a restart ended, scale included; only at the step
+    of the restart."""
     return f"{module}.merged_B.weight"
 
 
 def low_rank_part(tensor: str) -> tuple[str, str] | None:
-    """The module and which part of it, for a tensor that only low-rank modules have; None for any
+    """Split the name of a tensor that only low-rank modules have into module and part; None for any
     other.
 
     `model.layers.0.mlp.up_proj.lora_A.weight` -> (`model.layers.0.mlp.up_proj`, `lora_A`).
     """
-    found = _LOW_RANK.fullmatch(tensor)
-    return (found["module"], found["part"] or found["scalar"]) if found else None
+    match = _LOW_RANK.fullmatch(tensor)
+    return (match["module"], match["part"] or match["scalar"]) if match else None
 
 
 def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
-    """Those of `names` that fit any of the glob `patterns`, in the order of `names`.
+    """Choose the `names` that fit any of the glob `patterns`, in their order.
 
     A pattern is compared with the whole name and with its endings at a dot, so `v_proj`,
     `self_attn.v_proj` and `model.layers.*.self_attn.v_proj` all work; `*` crosses dots. Aliases of
@@ -201,18 +211,24 @@ def match(patterns: str | Sequence[str], names: Iterable[str]) -> list[str]:
 
 def fits(pattern: str, name: str) -> bool:
     """Whether a glob pattern fits `name`, as in `match`."""
-    parts = canonical(name).split(".")
-    patterns = {
-        pattern,
-        canonical(pattern),
-    }  # `attention.*` is a name of other families as well as an alias
-    endings = [".".join(parts[start:]) for start in range(len(parts))]
-    return any(fnmatch.fnmatchcase(ending, one) for ending in endings for one in patterns)
+    endings = _endings(canonical(name))
+    # Both spellings, since `attention.*` is a name of other families as well as an alias.
+    spellings = {pattern, canonical(pattern)}
+    return any(
+        fnmatch.fnmatchcase(ending, spelling) for ending in endings for spelling in spellings
+    )
+
+
+def _endings(name: str) -> list[str]:
+    """List the endings of a name at its dots, itself included."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _nothing_fits(pattern: str, names: list[str]) -> str:
-    endings = {
-        ".".join(name.split(".")[start:]) for name in names for start in range(len(name.split(".")))
-    }
+    endings: set[str] = set()
+    for name in names:
+        endings.update(_endings(name))
     near = nearest(canonical(pattern), endings, limit=3) or sorted(names)[:3]
-    return f'the pattern "{pattern}" matches no module; the nearest names are: {", ".join(near) or "(there are none)"}'
+    listed = ", ".join(near) or "(there are none)"
+    return f'the pattern "{pattern}" matches no module; the nearest names are: {listed}'

@@ -19,21 +19,22 @@ from pico_contract.layout import RunLayout
 GROUP = "pico.observers"
 
 KindSplit = tuple[str, str | None]
-"""(kind, split): (weights, None), (gradients, train), (gradients, val), (activations, val), ..."""
+"""A kind and its split: (weights, None), (gradients, train), (gradients, val), (activations, val),
+..."""
 
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """What an observer knows of a run before its first step."""
+    """The facts that an observer has of a run before its first step."""
 
     layout: RunLayout
     name: str
     model: Mapping[str, Any]
     """Geometry, in the keys of `LlamaConfig`, as in run.json."""
     modules: tuple[str, ...]
-    """What is observed, by Hugging Face name."""
+    """The observed modules, by Hugging Face name."""
     available: tuple[KindSplit, ...]
-    """What every observation holds; those of split train are absent after the last update."""
+    """The contents of every observation; those of split train are absent after the last update."""
     low_rank: bool = False
     """Whether the method may give modules low-rank factors, which observations of weights then
     hold."""
@@ -41,39 +42,39 @@ class ObservedRun:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of theta_step. The tensors are on CPU, shared with whatever else looks at them:
-    never changed."""
+    """The tensors of theta_step, on CPU. All observers share them, so they must not be changed."""
 
     step: int
     tokens: int
     """Terms of the loss consumed up to and including update `step`."""
     tensors: Mapping[KindSplit, Mapping[str, torch.Tensor]]
-    """Under the names, and in the dtype, that a snapshot stores them."""
+    """By kind and name, under the names and in the dtype of a snapshot."""
     terms: tuple[int, ...] = ()
-    """Of the loss, in each micro-batch of (microbatch_gradients, train)."""
+    """Numbers of loss terms in each micro-batch of (microbatch_gradients, train)."""
 
 
 class LiveObserver(Protocol):
-    """Measures what it is shown. It may be slow, and it may fail: neither reaches training."""
+    """An observer of a run that trains. It may be slow, and it may fail: neither reaches
+    training."""
 
     @property
     def results(self) -> Path:
         """The directory that it writes to, which no other observer of the run may share."""
 
     def resume(self, step: int) -> None:
-        """The run begins (0) or goes on from `step`: what was measured beyond it is dropped, and
+        """Drop what was measured beyond `step`, from which the run goes on (0: it begins); it is
         measured again.
 
         Called once, by the holder of the run's lock; until then nothing may be written.
         """
 
     def observe(self, observation: Observation) -> None:
-        """Measure; a step that was measured before is replaced."""
+        """Measure a step; one that was measured before is replaced."""
 
     def close(self) -> None:
-        """The session has ended, in good order or not."""
+        """End the session, in good order or not."""
 
 
 Factory = Callable[[ObservedRun, Mapping[str, Any]], LiveObserver]
-"""Raises UserError, with a sentence that names the option, for options that could not be
+"""Maker of an observer; it raises a UserError that names the option for options that could not be
 measured."""

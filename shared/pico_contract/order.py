@@ -13,7 +13,7 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Which rows each update reads: a pure function of (fingerprint, seed, step).
+    """The rows that each update reads: a pure function of (fingerprint, seed, step).
 
     Position p = (step - 1) * batch_size + i of the stream is row permutation_e(p mod n_rows) of
     epoch e = p div n_rows; a batch may span two epochs. The permutation is a keyed Feistel network
@@ -33,8 +33,9 @@ class RowOrder:
     blocks: tuple[int, ...] = ()
 
     def rows(self, step: int) -> np.ndarray:
-        """Row ids (batch_size,) int64 of update `step`, counted from 1."""
-        position = np.arange(self.batch_size, dtype=np.int64) + (step - 1) * self.batch_size
+        """Return the row ids (batch_size,) int64 of update `step`, counted from 1."""
+        start = (step - 1) * self.batch_size
+        position = np.arange(self.batch_size, dtype=np.int64) + start
         epoch, within = np.divmod(position, self.n_rows)
         if not self.shuffle:
             return within
@@ -45,40 +46,49 @@ class RowOrder:
         return result
 
     def ahead(self, step: int, last: int) -> np.ndarray:
-        """Row ids of the update up to `last` that comes so much later that the longest block was
-        read in between."""
-        return self.rows(min(step + -(-max(self.blocks, default=0) // self.batch_size), last))
+        """Return the row ids of an update so much later that the longest block is read in between,
+        `last` at most."""
+        longest = max(self.blocks, default=0)
+        updates = -(-longest // self.batch_size)
+        return self.rows(min(step + updates, last))
 
     def _shuffled(self, within: np.ndarray, epoch: int) -> np.ndarray:
-        """The rows at the places `within` of an epoch."""
+        """Return the rows at the places `within` of an epoch."""
         if not self.blocks:
             return permute(within, self.n_rows, self._keys(epoch))
         sizes = np.asarray(self.blocks, dtype=np.int64)
+        first_rows = np.cumsum(sizes) - sizes
+        # The epoch reads block sequence[0] first, up to the place ends[0], then block sequence[1],
+        # and so on.
         sequence = permute(np.arange(len(sizes)), len(sizes), self._keys(epoch))
-        ends, starts = np.cumsum(sizes[sequence]), np.cumsum(sizes) - sizes
+        ends = np.cumsum(sizes[sequence])
         turn = np.searchsorted(ends, within, side="right")
         result = np.empty_like(within)
         for number in np.unique(turn):
-            here, block = turn == number, int(sequence[number])
-            place = within[here] - (ends[number] - sizes[block])
-            result[here] = starts[block] + permute(
-                place, int(sizes[block]), self._keys(epoch, block)
-            )
+            block = int(sequence[number])
+            size = int(sizes[block])
+            keys = self._keys(epoch, block)
+            here = turn == number
+            begin = ends[number] - size
+            row = permute(within[here] - begin, size, keys)
+            result[here] = first_rows[block] + row
         return result
 
     def _keys(self, *place: int) -> np.ndarray:
-        """Keys for the permutation of an epoch, or of a block in an epoch."""
-        digest = hashlib.sha512(
-            "\x1f".join(map(str, (self.fingerprint, self.seed, *place))).encode()
-        ).digest()
+        """Derive the keys for the permutation of an epoch, or of a block in an epoch."""
+        text = "\x1f".join(map(str, (self.fingerprint, self.seed, *place)))
+        digest = hashlib.sha512(text.encode()).digest()
         return np.frombuffer(digest, dtype="<u8")[:_ROUNDS]
 
 
 def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Images of `index` (int64, each below n) under the permutation of range(n) that `keys`
-    (rounds,) uint64 names."""
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    """Map `index` (int64, each below n) by the permutation of range(n) that `keys` (rounds,) uint64
+    names."""
+    bits = (n - 1).bit_length()
+    half = max(1, (bits + 1) // 2)
     values = index.astype(np.uint64)
+    # A bijection of 2 * half bits may leave range(n). Walking along its cycle comes back, and stays
+    # a bijection.
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
         values[outside] = _feistel(values[outside], half, keys)
@@ -87,22 +97,26 @@ def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
-    """A bijection of 2 * half bits."""
-    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
-    left, right = values >> shift, values & mask
+    """Apply a bijection of 2 * half bits."""
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    left = values >> shift
+    right = values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        mixed = _mix(right ^ key) & mask
+        left, right = right, left ^ mixed
     return (left << shift) | right
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014); wraps modulo 2^64."""
+    """Mix bits by the finaliser of splitmix64 (Steele et al. 2014), which wraps modulo 2^64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def chain_hash(previous: str, rows: np.ndarray) -> str:
-    """sha256 in hex over the previous hash and these row ids (little-endian int64): equal hashes,
-    equal history."""
-    return hashlib.sha256(previous.encode() + rows.astype("<i8").tobytes()).hexdigest()
+    """Hash the previous hash and these row ids (little-endian int64): equal hashes mean equal
+    history."""
+    content = previous.encode() + rows.astype("<i8").tobytes()
+    return hashlib.sha256(content).hexdigest()

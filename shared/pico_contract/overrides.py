@@ -1,4 +1,5 @@
-"""Overrides of the command line: dotted keys with YAML values, such as train.steps=100."""
+"""Overrides of a configuration on the command line: dotted keys with YAML values, such as
+train.steps=100."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ def _apply(raw: dict[str, Any], override: str, example: str) -> None:
     value = strict_yaml.parse(text, f'the value of the override "{shown}"')
     section = raw
     for part in parts[:-1]:
+        # `section:` with nothing after it is null in YAML, and as good as absent.
         if section.get(part) is None:
             section[part] = {}
         section = section[part]

@@ -1,4 +1,5 @@
-"""Which code ran: the commit of a checkout, what differs from it, and the user's own modules."""
+"""The code that ran: the commit of a checkout, the difference from it, and the user's own
+modules."""
 
 from __future__ import annotations
 
@@ -35,12 +36,12 @@ class CodeState:
 
 
 def code_state(package: str) -> CodeState:
-    """The checkout that the imported `package` lies in."""
+    """Look at the checkout that the imported `package` lies in."""
     root = Path(str(sys.modules[package].__file__)).resolve().parent
     try:
-        _git(
-            root, "ls-files", "--error-unmatch", "__init__.py"
-        )  # an environment may lie within a repository of others
+        # An environment may lie within the repository of another project, which does not track the
+        # package.
+        _git(root, "ls-files", "--error-unmatch", "__init__.py")
         top = Path(_git(root, "rev-parse", "--show-toplevel").decode().strip())
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         difference = _difference(top)
@@ -50,13 +51,12 @@ def code_state(package: str) -> CodeState:
 
 
 def _difference(top: Path) -> str | None:
-    """sha256 of what differs from the commit, None where nothing does; untracked Python files
-    belong to it."""
+    """Hash the difference from the commit, untracked Python files included; None if there is
+    none."""
     changed = _git(top, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
-    listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").decode(
-        errors="surrogateescape"
-    )
-    untracked = sorted(name for name in listed.split("\0") if name)
+    listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py")
+    names = listed.decode(errors="surrogateescape").split("\0")
+    untracked = sorted(filter(None, names))
     if not (changed or untracked):
         return None
     digest = hashlib.sha256(changed)
@@ -76,8 +76,10 @@ def _git(directory: Path, *arguments: str) -> bytes:
 
 
 def code_references(raw: Any) -> list[str]:
-    """Every `module:attribute` in the texts of a configuration or a part of one, in their order."""
-    return list(dict.fromkeys(text for text in _texts(raw) if _REFERENCE.fullmatch(text)))
+    """Find every `module:attribute` in the texts of a configuration or a part of one, in their
+    order."""
+    found = [text for text in _texts(raw) if _REFERENCE.fullmatch(text)]
+    return list(dict.fromkeys(found))
 
 
 def _texts(raw: Any) -> Iterator[str]:
@@ -92,24 +94,29 @@ def _texts(raw: Any) -> Iterator[str]:
 
 
 def module_digests(references: Iterable[str]) -> dict[str, str]:
-    """Module -> sha256 of its source file, for the imported modules that `module:attribute`
-    references name.
+    """Hash the sources of the imported modules that `module:attribute` references name: module ->
+    sha256.
 
     Modules of the same folder that they import are there as well. One without a source file is left
     out.
     """
-    found: dict[str, str] = {}
-    waiting = [sys.modules.get(reference.partition(":")[0]) for reference in references]
+    digests: dict[str, str] = {}
+    names = [reference.partition(":")[0] for reference in references]
+    waiting = [sys.modules.get(name) for name in names]
     while waiting:
         module = waiting.pop()
         path = _source_of(module)
-        if module is None or path is None or module.__name__ in found:
+        if module is None or path is None or module.__name__ in digests:
             continue
-        found[module.__name__] = sha256_file(path)
-        waiting += [
-            other for other in _imported(module, path) if _shares_folder(_source_of(other), path)
-        ]
-    return dict(sorted(found.items()))
+        digests[module.__name__] = sha256_file(path)
+        waiting += _imported_neighbours(module, path)
+    return dict(sorted(digests.items()))
+
+
+def _imported_neighbours(module: ModuleType, path: Path) -> list[ModuleType]:
+    """List the modules that a module imports from the folder of its own source."""
+    imported = _imported(module, path)
+    return [other for other in imported if _shares_folder(_source_of(other), path)]
 
 
 def _source_of(module: ModuleType | None) -> Path | None:
@@ -123,24 +130,45 @@ def _shares_folder(path: Path | None, other: Path) -> bool:
 
 
 def _imported(module: ModuleType, path: Path) -> list[ModuleType]:
-    """The loaded modules that the source of a module imports, at its top or inside a function."""
+    """List the loaded modules that the source of a module imports, at its top or inside a
+    function."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return []
-    package = module.__name__ if path.name == "__init__.py" else module.__name__.rpartition(".")[0]
-    names = {name for node in ast.walk(tree) for name in _names(node, package)}
-    return [sys.modules[name] for name in sorted(names) if name in sys.modules]
+    is_package = path.name == "__init__.py"
+    package = module.__name__ if is_package else module.__name__.rpartition(".")[0]
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        names.update(_names(node, package))
+    loaded = sorted(names & sys.modules.keys())
+    return [sys.modules[name] for name in loaded]
 
 
 def _names(node: ast.AST, package: str) -> Iterator[str]:
-    """Full names of the modules that an import statement may load."""
+    """Yield the full names of the modules that an import statement may load."""
     if isinstance(node, ast.Import):
         for alias in node.names:
-            parts = alias.name.split(".")
-            yield from (".".join(parts[: count + 1]) for count in range(len(parts)))
+            yield from _with_parents(alias.name)
     elif isinstance(node, ast.ImportFrom):
-        above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-        base = ".".join([*above, *filter(None, [node.module])])
+        base = _base_of(node, package)
         yield base
-        yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
+        for alias in node.names:
+            yield f"{base}.{alias.name}" if base else alias.name
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """Yield `a`, `a.b` and `a.b.c` for `a.b.c`: an import loads them all."""
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
+
+
+def _base_of(node: ast.ImportFrom, package: str) -> str:
+    """Resolve the module of `from ... import`, each dot after the first a package further up."""
+    parts = package.split(".") if node.level else []
+    if node.level > 1:
+        parts = parts[: 1 - node.level]
+    if node.module:
+        parts.append(node.module)
+    return ".".join(parts)

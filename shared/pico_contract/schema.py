@@ -25,7 +25,7 @@ _DIGEST = '"digest": "{}"'
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file as it was when its directory was sealed: size in bytes and sha256 in hex."""
+    """A file's size in bytes and sha256 in hex, from when its directory was sealed."""
 
     size: int
     sha256: str
@@ -33,8 +33,8 @@ class FileEntry:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """What every manifest has: the name of its format, its version, when it was created (UTC, ISO
-    8601).
+    """The keys of every manifest: the name of its format, its version, when it was created (UTC,
+    ISO 8601).
 
     `digest` is the sha256 of the manifest's own text with the digest left empty; "" in those of
     earlier versions.
@@ -50,11 +50,12 @@ class Manifest:
         self.format = self.format or self.FORMAT
 
     def to_json(self) -> str:
-        """Indented JSON with the declared fields in their order and the digest of all of it.
+        """Write indented JSON with the declared fields in their order and the digest of all of it.
 
         Raises:
             ValueError: a NaN or an infinity, which JSON cannot hold, by its key.
         """
+        # The digest is of the text with an empty digest, which is then filled in.
         raw = dataclasses.asdict(self) | {"digest": ""}
         place = non_finite(raw, self.FORMAT)
         if place is not None:
@@ -73,25 +74,32 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # ValueError also for a number of thousands of digits
             raise DamagedError(f"{path} is not valid JSON ({error})") from None
-        if not isinstance(raw, dict) or raw.get("format") != cls.FORMAT:
-            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise DamagedError(
-                f'{path} should say format "{cls.FORMAT}" but says {shorten(repr(found))}'
-            )
+        cls._check_format(raw, path)
+        sentence = non_finite(raw, str(path))
+        if sentence is not None:
+            raise DamagedError(sentence)
+        manifest = typing.cast(Self, build(cls, raw, str(path)))
+        return cls.checked(manifest, path)
+
+    @classmethod
+    def _check_format(cls, raw: Any, path: Path) -> None:
+        """Refuse another format and a newer version, before any key is looked at."""
+        is_object = isinstance(raw, dict)
+        stated = raw.get("format") if is_object else type(raw).__name__
+        if not is_object or stated != cls.FORMAT:
+            given = shorten(repr(stated))
+            raise DamagedError(f'{path} should say format "{cls.FORMAT}" but says {given}')
         version = raw.get("format_version")
-        if (
-            not isinstance(version, int)
-            or isinstance(version, bool)
-            or not 1 <= version <= FORMAT_VERSION
-        ):
+        is_number = type(version) is int
+        if not is_number or not 1 <= version <= FORMAT_VERSION:
+            given = shorten(repr(version))
             reads = f"this version reads 1 to {FORMAT_VERSION}: update pico-contract"
-            raise DamagedError(f"{path} has format_version {shorten(repr(version))}; {reads}")
-        place = non_finite(raw, str(path))
-        if place is not None:
-            raise DamagedError(place)
-        return cls.checked(typing.cast(Self, build(cls, raw, str(path))), path)
+            raise DamagedError(f"{path} has format_version {given}; {reads}")
 
     @classmethod
     def checked(cls, manifest: Self, path: Path) -> Self:
@@ -139,9 +147,10 @@ class RunManifest(Manifest):
     def checked(cls, manifest: Self, path: Path) -> Self:
         """Refuse steps that no run reaches, for which names and lists would be made."""
         for key in ("step", "total_steps"):
-            if not 0 <= getattr(manifest, key) < 1 << 63:
+            step = getattr(manifest, key)
+            if not 0 <= step < 1 << 63:
                 raise DamagedError(
-                    f"{path}: {key} should be from 0 to 2^63 but is {shorten(repr(getattr(manifest, key)))}"
+                    f"{path}: {key} should be from 0 to 2^63 but is {shorten(repr(step))}"
                 )
         return manifest
 
@@ -206,7 +215,7 @@ class TensorSet:
 
 @dataclass(kw_only=True)
 class RowMap:
-    """Which token each row of an activation tensor belongs to.
+    """The token that each row of an activation tensor belongs to.
 
     Row r belongs to probe row r // len(positions), at position positions[r % len(positions)]. With
     rule "mean" there is one row per probe row, the mean over all positions, and `positions` is
@@ -236,7 +245,8 @@ class SnapshotManifest(DirectoryManifest):
     @classmethod
     def checked(cls, manifest: Self, path: Path) -> Self:
         """Refuse file names that lead out of the directory."""
-        _check_names([one.file for one in manifest.observed], f"{path}: observed")
+        files = [observed.file for observed in manifest.observed]
+        _check_names(files, f"{path}: observed")
         return super().checked(manifest, path)
 
 
@@ -309,8 +319,9 @@ class DataManifest(DirectoryManifest):
 
 
 def _check_names(names: Iterable[str], where: str) -> None:
-    odd = next((name for name in names if not is_plain_name(name)), None)
-    if odd is not None:
-        raise DamagedError(
-            f"{where} names {shorten(repr(odd))}: only plain names of files in the same directory are allowed"
-        )
+    for name in names:
+        if not is_plain_name(name):
+            given = shorten(repr(name))
+            raise DamagedError(
+                f"{where} names {given}: only plain names of files in the same directory are allowed"
+            )

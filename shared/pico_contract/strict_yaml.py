@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
+from pico_contract.config_file import MAX_BYTES, read_text
 from pico_contract.errors import UserError, shorten
 
-MAX_BYTES = 1 << 20
-"""Size of a file or an override; a configuration has a few thousand bytes."""
 MAX_DEPTH = 64
 """Nesting of lists and mappings."""
 MAX_VALUES = 100_000
@@ -65,33 +62,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
-def read_text(path: Path) -> str:
-    """Read a text file of at most `MAX_BYTES` in UTF-8; a byte order mark is dropped. Raises as
-    `read_mapping`."""
-    try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK
-        )  # opening a FIFO would wait for its writer
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{path} is not a regular file: save the configuration to one")
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{shorten(str(path))} cannot be read as a configuration file: {reason}"
-        ) from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is larger than a configuration may be ({MAX_BYTES:,} bytes)")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        position = f"byte 0x{content[error.start]:02x} at offset {error.start:,}"
-        raise UserError(f"{path} is not text in UTF-8 ({position}): save it as UTF-8") from None
-
-
 def parse(text: str, name: str) -> Any:
     """Parse one YAML document; None where it is empty. `name` stands for the text in messages.
 
@@ -103,14 +73,19 @@ def parse(text: str, name: str) -> Any:
     try:
         return _Document(text, name).value()
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - text.rfind("\n", 0, error.position)
-        where = f"{name} is not valid YAML: line {line}, column {column}"
-        raise UserError(f"{where}: the character U+{error.character:04X} is not allowed") from None
+        where = _line_and_column(text, error.position)
+        character = f"the character U+{error.character:04X} is not allowed"
+        raise UserError(f"{name} is not valid YAML: {where}: {character}") from None
     except yaml.MarkedYAMLError as error:
         context = f"{error.context}: " if error.context else ""
         mark = error.problem_mark or error.context_mark
         _refuse(name, mark, _explained(f"{context}{error.problem}", text, mark))
+
+
+def _line_and_column(text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    return f"line {line}, column {column}"
 
 
 def dump(raw: Mapping[str, Any]) -> str:
@@ -123,7 +98,7 @@ def dump(raw: Mapping[str, Any]) -> str:
 
 
 class _Anchored(NamedTuple):
-    """What an alias stands for."""
+    """The value that an alias stands for, with its size and its levels of nesting."""
 
     value: Any
     size: int
@@ -182,6 +157,7 @@ class _Document:
         return values
 
     def _mapping(self, depth: int) -> dict[str, Any]:
+        # Kept apart, since a mapping's own keys win over merged ones wherever `<<` stands.
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         lines: dict[str, int] = {}
@@ -232,30 +208,44 @@ class _Document:
                 f'the alias "*{shorten(event.anchor)}" has no anchor before it; quote a text with "*"',
             )
         anchored = self._anchors[event.anchor]
+        # The collection is still open: the value would contain itself.
         if anchored is None:
             self._refuse(
                 event,
                 f'the alias "*{shorten(event.anchor)}" lies inside its own anchor, which has no end',
             )
+        # Every use counts in full, so that a few lines of nested aliases cannot expand to
+        # gigabytes.
         self._count(event, anchored.size)
         self._require_depth(event, depth + anchored.height - 1)
         return copy.deepcopy(anchored.value)
 
     def _scalar(self, event: Any) -> Any:
         self._require_text(event)
-        kinds = list(_CORE_SCHEMA)
-        if event.tag is not None and event.tag != "!":
-            kinds = [kind for kind in kinds if event.tag == f"{_TAG}{kind}"] or self._refuse_tag(
-                event
-            )
-        elif event.tag == "!" or event.style is not None:
-            kinds = ["str"]
-        kind = next((kind for kind in kinds if _CORE_SCHEMA[kind].fullmatch(event.value)), None)
-        if kind is None:
+        kinds = self._possible_kinds(event)
+        fitting = [kind for kind in kinds if _CORE_SCHEMA[kind].fullmatch(event.value)]
+        if not fitting:
             self._refuse(event, f"{shorten(repr(event.value))} is not of the type {kinds[0]}")
+        return self._value_of(event, fitting[0])
+
+    def _possible_kinds(self, event: Any) -> list[str]:
+        """List the types that a scalar may have by its tag and its quotes."""
+        if event.tag is None:
+            is_plain = event.style is None
+            return list(_CORE_SCHEMA) if is_plain else ["str"]
+        if event.tag == "!":
+            return ["str"]
+        kind = event.tag.removeprefix(_TAG)
+        if event.tag == kind or kind not in _CORE_SCHEMA:
+            self._refuse_tag(event)
+        return [kind]
+
+    def _value_of(self, event: Any, kind: str) -> Any:
         if kind in ("int", "float"):
             return self._number(event, kind)
-        return {"null": None, "bool": event.value[:1] in "tT"}.get(kind, event.value)
+        if kind == "bool":
+            return event.value[0] in "tT"
+        return None if kind == "null" else event.value
 
     def _number(self, event: Any, kind: str) -> int | float:
         text = event.value
@@ -264,9 +254,12 @@ class _Document:
                 event, f"a number of {len(text):,} characters; at most {MAX_DIGITS:,} are read"
             )
         if kind == "int":
-            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+            base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+            return int(text, base)
+        # YAML writes .inf and .nan where Python reads inf and nan.
         number = float(re.sub(r"\.(?=inf|nan)", "", text, flags=re.IGNORECASE))
-        if math.isinf(number) and "inf" not in text.lower():
+        is_stated = "inf" in text.lower()
+        if math.isinf(number) and not is_stated:
             self._refuse(event, f"the number {shorten(text)} is too large")
         return number
 
@@ -309,10 +302,12 @@ def _refuse(name: str, mark: Any, problem: str) -> NoReturn:
 
 
 def _explained(problem: str, text: str, mark: Any) -> str:
-    """The parser's `problem`, with the remedy where a tab causes it."""
-    line = text.splitlines()[mark.line] if mark.line < len(text.splitlines()) else ""
-    remedy = "; replace the tab by spaces" if "\t" in line[: mark.column + 1] else ""
-    return " ".join(shorten(problem, 300).split()) + remedy
+    """Return the parser's `problem`, with the remedy if a tab causes it."""
+    sentence = " ".join(shorten(problem, 300).split())
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    has_tab = "\t" in line[: mark.column + 1]
+    return f"{sentence}; replace the tab by spaces" if has_tab else sentence
 
 
 class _Dumper(yaml.SafeDumper):

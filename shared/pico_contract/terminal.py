@@ -1,5 +1,5 @@
-"""Text on a terminal: names come from files of others, and must not move the cursor, hide text or
-forge lines."""
+"""Text for a terminal: names come from other people's files, and must not move the cursor, hide
+text or forge lines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _REORDERING = {
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Escape control characters but those in `keep`, marks that reorder text, and halves of
+    """Escape control characters except those in `keep`, marks that reorder text, and halves of
     surrogate pairs."""
-    return "".join(one if one in keep else _escaped(one) for one in text)
+    return "".join(character if character in keep else _escaped(character) for character in text)
 
 
 def one_line(text: str) -> str:
-    """`printable` for a name within a line: line ends and tabs are escaped as well."""
+    """Escape a name within a line as `printable` does, line ends and tabs as well."""
     return printable(text, keep="")
 
 

@@ -1,5 +1,4 @@
-"""Manifests read, and whether the directory of one is what it says: which steps exist, and which
-are intact."""
+"""Verification of directories against their manifests: which steps exist, and which are intact."""
 
 from __future__ import annotations
 
@@ -50,12 +49,14 @@ def verify_directory(
     sha256 is compared, the manifest's own as well (needed to resume, audit or verify).
     """
     step = parse_step(directory.name)
+    # Only the directory of a step: a run or a data directory may lie behind a link.
     if step is not None and directory.is_symlink():
         return f"{directory} {LINKED_STEP}"
     try:
         manifest = read_manifest(directory / name, kind, digest=hashes)
     except DamagedError as error:
         return str(error)
+    # A copy under another step's name has right hashes; only its manifest tells.
     stated = getattr(manifest, "step", None)
     if step is not None and step != stated:
         return f"{directory / name} {of_other_step(stated)}"
@@ -85,6 +86,7 @@ def file_damage(path: Path, entry: FileEntry, *, hashes: bool) -> str | None:
     problem = irregularity(path)
     if problem is not None:
         return problem
+    # The size first: it is had without reading, and a wrong one says more than a wrong hash.
     size = path.lstat().st_size
     if size != entry.size:
         return f"has {size} bytes where its manifest says {entry.size}"
@@ -97,8 +99,8 @@ def without_path(sentence: str, path: Path) -> str:
 
 
 def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False) -> list[int]:
-    """Steps below `parent` (a run's checkpoints or snapshots) whose directories are intact,
-    ascending."""
+    """List the steps below `parent` (a run's checkpoints or snapshots) whose directories are
+    intact, ascending."""
     return [
         step
         for step in listed_steps(parent)
@@ -107,8 +109,8 @@ def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = 
 
 
 def listed_steps(parent: Path) -> list[int]:
-    """Steps that have a directory below `parent`, intact or not, ascending; [] when `parent` does
-    not exist."""
+    """List the steps that have a directory below `parent`, intact or not, ascending; [] if there is
+    no `parent`."""
     if not parent.is_dir():
         return []
     steps = (parse_step(path.name) for path in parent.iterdir() if path.is_dir())

@@ -226,6 +226,7 @@ def test_a_file_that_could_not_be_written_is_named_and_the_old_one_stays(tmp_pat
 
 
 def test_leftovers_are_removed_and_what_was_set_aside_comes_back(tmp_path: Path) -> None:
+    """C5.2: a directory that was set aside gets its name back first."""
     for name in (NAME, f".old-{NAME}-0a", ".old-step_00000002-0b", ".tmp-step_00000002-0b", ".tmp-step_00000003-0c"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)

@@ -97,6 +97,7 @@ def test_a_flipped_bit_is_named_where_hashes_are_compared(sealed: Path, file: st
     "content", [None, b"", b"\xff\xfe", b"[]", b'{"format": "pico-checkpoint"', b'{"format": "pico-checkpoint"}']
 )
 def test_a_manifest_that_is_not_whole_is_named(sealed: Path, content: bytes | None) -> None:
+    """C5.3: without a whole manifest there is no directory."""
     path = sealed / "manifest.json"
     path.unlink()
     if content is not None:
@@ -120,6 +121,7 @@ def test_a_directory_of_another_step_is_named(sealed: Path) -> None:
 
 
 def test_steps_are_listed_by_number_and_only_intact_ones_are_intact(tmp_path: Path) -> None:
+    """C1.2, C5.3: by number, not by name, and as if the others did not exist."""
     for step in (100_000_000, 2, 99_999_999, 0):
         seal(tmp_path / step_name(step), step)
     for name in ("step_5", "step_000000003", "best", ".tmp-step_00000004-0a"):

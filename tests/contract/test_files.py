@@ -47,6 +47,7 @@ def damaged(directory: Path) -> str:
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("place", ["files", "observed"])
 def test_a_manifest_with_such_a_name_is_damaged(sealed: Path, name: str, place: str) -> None:
+    """C3.2: such a name is refused wherever a manifest has names."""
     raw = json.loads((sealed / MANIFEST).read_text())
     entry = {"split": "val", "kind": "gradients", "dtype": "float32", "tensors": {}}
     kind: type[Any] = CheckpointManifest
@@ -72,6 +73,7 @@ PUT: dict[str, Callable[[Path, Path], Any]] = {
 @pytest.mark.parametrize("kind", PUT)
 @pytest.mark.parametrize("file", ["model.safetensors", MANIFEST])
 def test_what_is_no_regular_file_is_damage_and_is_not_read(sealed: Path, tmp_path: Path, kind: str, file: str) -> None:
+    """C3.4: a link is not followed, whatever it leads to."""
     path, copy = sealed / file, tmp_path / "copy"
     copy.write_bytes(path.read_bytes())
     path.unlink()
@@ -96,6 +98,7 @@ def test_a_link_that_takes_the_place_of_a_checked_file_is_not_opened(
 
 
 def test_the_directory_of_a_step_is_no_link_but_that_of_the_run_may_be(sealed: Path, tmp_path: Path) -> None:
+    """C3.3: the run may lie behind a link, its parts may not."""
     (tmp_path / "linked").symlink_to(tmp_path / "run")
     through = RunLayout(tmp_path / "linked").checkpoint(3)
     assert codec.verify_directory(through, CheckpointManifest, hashes=True) is None
@@ -105,6 +108,7 @@ def test_the_directory_of_a_step_is_no_link_but_that_of_the_run_may_be(sealed: P
 
 
 def test_every_altered_byte_of_a_manifest_is_seen_with_hashes(sealed: Path) -> None:
+    """C3.1: its own digest is compared."""
     whole = (sealed / MANIFEST).read_bytes()
     for at in range(len(whole)):
         (sealed / MANIFEST).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

@@ -38,6 +38,7 @@ SEALED = [
 
 
 def test_not_one_byte_has_changed_and_no_file_came_or_went() -> None:
+    """C3.9: what must open for ever is frozen."""
     frozen = {name: digest for digest, name in map(str.split, SUMS.read_text().splitlines())}
     files = [path for path in FIXTURES.rglob("*") if path.is_file() and path != SUMS]
     assert {path.relative_to(FIXTURES).as_posix(): codec.sha256_file(path) for path in files} == frozen
@@ -151,3 +152,21 @@ def test_the_order_of_rows_is_what_it_was(update: int) -> None:
     order = RowOrder(n_rows=rows.n_rows, batch_size=4, fingerprint=FINGERPRINT, seed=0)
     assert np.array_equal(order.rows(update), batch["rows"].numpy())
     assert np.array_equal(rows.take(order.rows(update)), batch["tokens"].numpy())
+
+
+def test_every_file_is_of_a_format_that_runs_no_code() -> None:
+    """C2.5: tensors are safetensors and the rest is text or rows; no byte of a pickle among them."""
+    files = [path for path in FIXTURES.rglob("*") if path.is_file() and path != SUMS]
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".safetensors", ".bin"}
+    for path in files:
+        beginning = path.read_bytes()[:2]
+        assert beginning[:1] != b"\x80" or path.suffix in {".bin", ".safetensors"}, path
+        assert beginning != b"PK", path
+
+
+def test_a_run_of_which_little_is_left_opens(tmp_path: Path) -> None:
+    """C2.2: a reader copes with the absence of everything but run.json and config.yaml."""
+    for path in (RUN.manifest, RUN.config):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    run = open_run(tmp_path)
+    assert (run.name, list(run.steps), dict(run.damaged)) == ("run_v1", [], {})

@@ -33,6 +33,7 @@ def test_names_of_steps_sort_as_numbers_do(steps: list[int]) -> None:
     ],
 )
 def test_other_spellings_are_no_step(name: str) -> None:
+    """C1.1, C2.3: readers ignore them."""
     assert layout.parse_step(name) is None
 
 

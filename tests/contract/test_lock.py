@@ -64,6 +64,7 @@ def test_a_lock_goes_when_its_holder_fails(path: Path) -> None:
 
 
 def test_the_second_writer_is_refused_by_process_and_host(path: Path) -> None:
+    """C6.2: it says who holds the lock."""
     with RunLock(path) as first:
         with pytest.raises(LockHeldError, match=f"is being written by process {os.getpid()} on {HERE}") as caught:
             RunLock(path).acquire()
@@ -277,6 +278,7 @@ def test_a_beat_renews_the_heartbeat_when_due(path: Path) -> None:
 
 
 def test_a_beat_after_a_takeover_raises_and_leaves_the_new_holder_alone(path: Path) -> None:
+    """C6.3: the former holder stops."""
     with RunLock(path) as lock:
         write_lock(path, host=ELSEWHERE, pid=4321)
         held = read_lock(path)

@@ -136,6 +136,7 @@ def test_stored_names_may_be_earlier_ones_and_are_given_back_as_they_are() -> No
     ],
 )
 def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, near: str) -> None:
+    """C9.2: it is an error."""
     with pytest.raises(UserError) as caught:
         names.match(["*_proj", pattern], MODULES)
     sentence = str(caught.value)
@@ -196,6 +197,7 @@ def test_a_name_says_layer_kind_and_component(name: str, layer: int | None, kind
     ],
 )
 def test_names_of_other_families_are_kept(name: str) -> None:
+    """C9.1: a shared part is not an alias."""
     assert names.canonical(name) == name
     assert names.fits(name, name)
     assert names.fits(".".join(name.split(".")[-2:]), name)

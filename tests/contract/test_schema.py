@@ -132,11 +132,13 @@ def with_a_later_key(value: Any) -> Any:
 
 @by_format
 def test_unknown_keys_are_ignored_at_every_depth(manifest: Manifest) -> None:
+    """C3.7: a later minor version may have written them."""
     assert type(manifest).from_json(json.dumps(with_a_later_key(manifest)), PATH) == manifest
 
 
 @by_format
 def test_every_key_without_a_default_is_required(manifest: Manifest) -> None:
+    """C3.6: a missing key is refused by name."""
     raw, nothing = dataclasses.asdict(manifest), dataclasses.MISSING
     required = [f.name for f in dataclasses.fields(manifest) if f.default is nothing and f.default_factory is nothing]
     assert required
@@ -173,6 +175,7 @@ def test_a_key_that_is_missing_within_is_named_with_its_place() -> None:
     ],
 )
 def test_a_wrong_type_is_named_with_its_place(manifest: Manifest, changes: dict[str, Any], sentence: str) -> None:
+    """C3.6: a wrong type is refused by key."""
     assert refusal(type(manifest), changed(manifest, **changes)).startswith(sentence.format(path=PATH))
 
 
@@ -185,6 +188,7 @@ def test_null_and_whole_numbers_are_taken_where_they_mean_the_same() -> None:
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 99, 0, -1, None, "1", 1.0, True])
 def test_another_major_version_is_refused(version: Any) -> None:
+    """C3.6: a later major version is refused."""
     sentence = refusal(CheckpointManifest, changed(CHECKPOINT, format_version=version))
     assert sentence.startswith(f"{PATH} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}")
 
@@ -198,6 +202,7 @@ def test_a_newer_version_is_refused_even_where_its_keys_would_not_fit() -> None:
     [({"format": "pico-data"}, "'pico-data'"), ({}, "None"), ([], "'list'"), ("3", "'int'"), ("null", "'NoneType'")],
 )
 def test_another_format_is_refused(content: Any, found: str) -> None:
+    """C3.6: another format is refused."""
     assert refusal(RunManifest, content) == f'{PATH} should say format "pico-run" but says {found}'
 
 
@@ -212,19 +217,22 @@ NUMBERS = [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity"), 
 @pytest.mark.parametrize(("value", "text"), NUMBERS)
 def test_a_number_that_is_not_finite_is_not_read(value: float, text: str) -> None:
     raw = EVALUATION.to_json().replace(repr(0.1 + 0.2), text)
-    assert refusal(EvaluationManifest, raw) == f"{PATH}: metrics: loss: value is {value}, which is no number of JSON"
+    assert refusal(EvaluationManifest, raw) == f"{PATH}: metrics: loss: value is {value}, which is not a number of JSON"
     raw = RUN.to_json().replace("10000.0", text)
-    assert refusal(RunManifest, raw) == f"{PATH}: model: rope_theta is {value}, which is no number of JSON"
+    assert refusal(RunManifest, raw) == f"{PATH}: model: rope_theta is {value}, which is not a number of JSON"
 
 
 @pytest.mark.parametrize(("value", "text"), NUMBERS)
 def test_a_number_that_is_not_finite_is_not_written(value: float, text: str) -> None:
     manifest = dataclasses.replace(EVALUATION, settings={"list": [1.0, value]})
-    with pytest.raises(ValueError, match=f"pico-evaluation: settings: list: 1 is {value}, which is no number of JSON"):
+    with pytest.raises(
+        ValueError, match=f"pico-evaluation: settings: list: 1 is {value}, which is not a number of JSON"
+    ):
         manifest.to_json()
 
 
 def test_a_writer_cannot_write_keys_that_are_not_declared() -> None:
+    """C3.8: the declared keys are all that a writer has."""
     with pytest.raises(TypeError, match="later"):
         CheckpointManifest(run="a", step=3, tokens=300, later=1)  # type: ignore[call-arg]
 

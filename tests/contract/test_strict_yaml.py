@@ -242,5 +242,5 @@ def test_equal_values_are_written_out_without_aliases() -> None:
 
 @pytest.mark.parametrize("text", ["010", "1:30", "off", "~", "1e5", "=", "0o17", "yes", "1_000", "2024-01-01", "n"])
 def test_other_programs_read_our_text_as_text(text: str) -> None:
-    """YAML 1.1, which PyYAML reads, and 1.2."""
+    """C2.4: YAML 1.1, which PyYAML reads, and 1.2."""
     assert yaml.safe_load(dump({"a": text, text: 1})) == {"a": text, text: 1} == parse(dump({"a": text, text: 1}), "x")

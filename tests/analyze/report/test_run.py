@@ -152,6 +152,16 @@ def test_statuses_are_counted_and_explained_with_their_metrics(run: Run) -> None
     assert f"rank_deficient: {len(absent)} numbers. A singular value" in page(run, frame).text
 
 
+def test_a_status_of_a_later_version_is_counted(run: Run) -> None:
+    """A reader of the table copes with a status that it does not know."""
+    frame = table_of(run)
+    frame.loc[frame.index[0], "status"] = "of_a_later_version"
+    found = {status: (count, meaning) for status, count, meaning, _ in report.statuses(frame)}
+    count, meaning = found["of_a_later_version"]
+    assert count == 1
+    assert meaning not in STATUSES.values()
+
+
 def test_facts_are_those_of_the_manifest(rename: Callable[..., Run]) -> None:
     run = rename(parameters={"total": 1234567, "head": 67}, parent="old@7", seeds={"init": 3})
     facts = dict(report.facts(run))
