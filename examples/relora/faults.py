@@ -70,5 +70,5 @@ class _Moves:
 @torch.no_grad()
 def _loss(job: Job, state: TrainState) -> float:
     """Compute the loss on the first 32 rows of the data, in one pass."""
-    tokens = torch.from_numpy(job.rows.take(torch.arange(32).numpy()))[:, : job.seq_len + 1]
+    tokens = torch.from_numpy(job.loader.rows.take(torch.arange(32).numpy()))[:, : job.seq_len + 1]
     return float(state.model(tokens[:, :-1], labels=tokens[:, 1:])) / tokens[:, 1:].numel()

@@ -1,8 +1,8 @@
-"""Parameters, gradients and optimizer state in shares: one of each tensor's rows for each process
-(FSDP2).
+"""Shard parameters, gradients and optimizer state: each process has some rows of every tensor.
 
-A tensor in shares is a DTensor, whose shape is the whole tensor's. To put one together is a
-collective: every process takes part, also where the main one alone wants it.
+The implementation is torch's FSDP2. A sharded tensor is a DTensor, whose shape is that of the whole
+tensor. Putting it together is a collective operation: every process must take part, even if only
+the main one uses the result.
 """
 
 from __future__ import annotations
@@ -25,78 +25,83 @@ Sharding = Literal["none", "full"]
 def shard(
     model: Decoder, parameters: Mapping[str, nn.Parameter], device: torch.device, processes: int
 ) -> dict[str, nn.Parameter]:
-    """Share `model` out among all processes, layer by layer, onto their devices; `parameters` as
-    they are afterwards.
+    """Shard `model` over all processes, layer by layer, onto their devices.
 
-    Gradients come out of each backward pass as shares of the sum over the processes, which their
-    averages would be only after a multiplication. They are exchanged after every micro-batch: to
-    keep whole ones until the last would take the memory that sharding saves.
+    Returns the sharded `parameters`. Each backward pass leaves shards of the sum of gradients over
+    the processes. Gradients are exchanged after every micro-batch, since keeping whole ones until
+    the last would take the memory that sharding saves.
 
     Raises:
-        UserError: a parameter that trains is not one of the model's, or was left whole; names it.
+        UserError: a trained parameter is not one of the model's, or was left whole; names it.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    strange = [name for name, parameter in parameters.items() if id(parameter) not in names]
-    if strange:
-        raise UserError(
-            f'train.sharding is full, but "{strange[0]}" is the method\'s own and no parameter of the model'
-        )
+    for name, parameter in parameters.items():
+        if id(parameter) not in names:
+            raise UserError(
+                f'train.sharding is full, but "{name}" is the method\'s own and not a parameter of the model'
+            )
     mesh = init_device_mesh(device.type, (processes,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
+            # FSDP averages by default; the loop divides by the number of tokens instead.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
-    sharded = {
-        name: model.get_parameter(names[id(parameter)]) for name, parameter in parameters.items()
-    }
-    whole = [name for name, parameter in sharded.items() if not is_sharded(parameter)]
-    if whole:
-        raise UserError(f'train.sharding is full, but "{whole[0]}" was left whole')
+    # `fully_shard` has replaced the parameters of the model, which are found again by name.
+    sharded = {}
+    for name, parameter in parameters.items():
+        sharded[name] = model.get_parameter(names[id(parameter)])
+        if not is_sharded(sharded[name]):
+            raise UserError(f'train.sharding is full, but "{name}" was left whole')
     return sharded
 
 
 def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """Whether `tensor` is a DTensor; told by an attribute of it, since its module is slow to
-    import, sets filters of warnings, and is there wherever there are shares."""
+    """Tell whether `tensor` is a DTensor."""
+    # Importing DTensor to ask for its class is slow and sets filters of warnings.
     return hasattr(tensor, "placements")
 
 
 def full_tensor(
     tensor: torch.Tensor, device: torch.device | str, *, everywhere: bool = False
 ) -> torch.Tensor:
-    """`tensor` as it is where it is not sharded; else the whole of it, on `device` in the main
-    process (or `everywhere`) and on the meta device, shape and dtype alone, in the others."""
+    """Put `tensor` together if it is sharded; otherwise return it unchanged.
+
+    The whole tensor is on `device` in the main process, or `everywhere`. The other processes get it
+    on the meta device: shape and dtype alone.
+    """
     if not is_sharded(tensor):
         return tensor
     whole = tensor.full_tensor().detach()
-    return whole.to(device if everywhere or tensor.device_mesh.get_rank() == 0 else "meta")
+    is_main = tensor.device_mesh.get_rank() == 0
+    return whole.to(device if everywhere or is_main else "meta")
 
 
 def full_tensors(
     tensors: Mapping[str, torch.Tensor], *, everywhere: bool = False
 ) -> dict[str, torch.Tensor]:
-    """`full_tensor` on CPU of each of `tensors`, one at a time."""
+    """Put each of `tensors` together on CPU, one at a time; see `full_tensor`."""
     return {
         name: full_tensor(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()
     }
 
 
 def sharded_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of `tensor` (whole, the same in every process) on the device of `parameter`, and
-    sharded as it is."""
+    """Copy `tensor` to the device of `parameter`, sharded in the same way.
+
+    `tensor` is whole, and the same in every process.
+    """
     if not is_sharded(parameter) or tensor.dim() == 0:
         return tensor.to(parameter.device, copy=True)
     from torch.distributed.tensor import distribute_tensor
 
-    share = distribute_tensor(
+    sharded = distribute_tensor(
         tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
     )
-    return (
-        share.clone()
-    )  # a share on the same device is a view of the whole, which it would keep in memory
+    # On the same device a shard is a view, which would keep the whole tensor in memory.
+    return sharded.clone()

@@ -33,7 +33,7 @@ def weights(state: TrainState) -> dict[str, torch.Tensor]:
 def loss(job: Job, state: TrainState) -> float:
     """Of the next update's rows, dropout off."""
     with torch.no_grad():
-        rows = job.tokens(job.order.rows(state.counters.reads + 1))
+        rows = job.loader.tokens(job.loader.order.rows(state.counters.reads + 1))
         return float(state.plain_decoder()(rows[:, :-1], labels=rows[:, 1:])) / rows[:, 1:].numel()
 
 

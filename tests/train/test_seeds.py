@@ -32,7 +32,7 @@ def test_a_seed_varies_its_own_thing_alone(tiny: Tiny, monkeypatch: pytest.Monke
         state = job.build_state(None)
         return {
             "init": [p.tolist() for p in state.model.parameters()],
-            "data": job.order.rows(1).tolist(),
+            "data": job.loader.order.rows(1).tolist(),
             "method": state.method.seed,
             "none": (job.observer.probe.row_ids.tolist(), job.observer.positions),
         }

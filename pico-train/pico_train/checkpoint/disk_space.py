@@ -1,4 +1,4 @@
-"""Room on a run's file system: asked for before the first step, and named where it ran out."""
+"""Check the free disk space before a run's first step, and state it in the error of a full disk."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from pico_train.config import Section
 
 
 class DiskConfig(Section):
-    """Room for what a run writes."""
+    """Check of the free disk space."""
 
     check: Literal["refuse", "warn", "off"] = "refuse"
-    """Before the first step, where the rest of the run does not fit on the disk: quotas and other
-    writers, which no check can see, are why it can be a warning, or off."""
+    """Response before the first step to a disk that is too small for the rest of the run. It can be
+    a warning, or off, since the check cannot see quotas and other writers."""
 
 
 def free_bytes(path: Path) -> int:
-    """Free on the file system of `path`, which need not exist yet; a quota may allow less."""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    """Return the free bytes on the file system of `path`, which need not exist yet.
+
+    A quota may allow less.
+    """
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 def check_disk_space(config: DiskConfig, root: Path, needed: int) -> str | None:
-    """The warning where the file system of `root` has less than `needed` bytes free; None where it
-    has enough.
+    """Return a warning if the file system of `root` has fewer than `needed` bytes free.
 
     Raises:
-        UserError: it has less, and `config` is to refuse that.
+        UserError: it has fewer, and `config.check` is "refuse".
     """
     free = free_bytes(root)
     if config.check == "off" or needed <= free:
@@ -49,20 +51,19 @@ def check_disk_space(config: DiskConfig, root: Path, needed: int) -> str | None:
 
 @contextmanager
 def explain_disk_full(root: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Where a write of the body finds the disk full, or a quota, say how much is free and what the
-    rest would take."""
+    """Add to the error of a full disk or quota how much is free, and how much the run needs."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free, rest = in_units(free_bytes(root)), in_units(needed())
-        what = f"{error.strerror} ({free} free, where the rest of the run takes up to {rest})"
-        raise OSError(error.errno, what, error.filename or str(root)) from error
+        sentence = f"{error.strerror} ({free} free, where the rest of the run takes up to {rest})"
+        raise OSError(error.errno, sentence, error.filename or str(root)) from error
 
 
 def in_units(count: float) -> str:
-    """Bytes for a person: `1.5 GB`; a kB has 1000."""
+    """Format bytes for people, such as `1.5 GB`; a kB is 1000 bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Read a checkpoint back: the newest intact one to continue from, or one that a command names."""
+"""Load checkpoints: the newest intact one to continue from, or one that a command names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pico_train.model.decoder import Decoder, DecoderConfig
 def load_checkpoint(
     layout: RunLayout, step: int, run: str | None = None, config: DecoderConfig | None = None
 ) -> SavedState:
-    """Read the state saved at `step`; the caller has verified that it is intact (`newest_intact`).
+    """Read the state saved at `step`, whose files the caller has verified (`newest_intact`).
 
     Raises:
-        DamagedError: its tensors are not what its config.json implies, or that is not the geometry
-            `config`; scalars.json is not what a checkpoint holds; or `run` is given, and the
-            checkpoint was copied here from a run of another name.
+        DamagedError: its tensors are not those that its config.json implies; its geometry is not
+            `config`; scalars.json does not hold counters; or `run` is given, and the checkpoint was
+            copied here from a run of another name.
     """
     directory, state = layout.checkpoint(step), layout.state(step)
     owner = codec.read_manifest(directory / MANIFEST, CheckpointManifest).run
@@ -60,8 +60,7 @@ def load_checkpoint(
 
 
 def _read_scalars(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str] | None]:
-    """Read counters, scalars of the method, and the parameters that the optimizer has stepped
-    (None: not recorded)."""
+    """Read the counters, the method's scalars, and the stepped parameters (None: not recorded)."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         counters, method, stepped = raw["counters"], raw["method"], raw.get("stepped")
@@ -70,36 +69,33 @@ def _read_scalars(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]
         raise DamagedError(
             f"{path} does not hold the counters of a checkpoint ({in_one_line(error)})"
         ) from None
-    wrong = [
-        field.name
-        for field in fields(Counters)
-        if str(field.type) != type(counters.get(field.name)).__name__
-    ]
-    if wrong:
-        raise DamagedError(f"{path}: counters.{wrong[0]} is missing or of a wrong type")
+    for field in fields(Counters):
+        if str(field.type) != type(counters.get(field.name)).__name__:
+            raise DamagedError(f"{path}: counters.{field.name} is missing or of a wrong type")
     if not isinstance(method, dict):
         raise DamagedError(f'{path}: "method" should be an object')
-    if stepped is not None and not (
-        isinstance(stepped, list) and all(isinstance(name, str) for name in stepped)
-    ):
+    if stepped is not None and not _is_list_of_names(stepped):
         raise DamagedError(f'{path}: "stepped" should be a list of names')
     return counters, method, stepped
 
 
-def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
-    """(the newest step that a run can continue from, or None; one sentence for each newer one that
-    is damaged).
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
-    Every sha256 is compared, newest first, until one checkpoint passes. Those whose state/ was
-    removed are models only.
+
+def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
+    """Find the newest step that a run can continue from, or None.
+
+    Every sha256 is compared, newest first, until one checkpoint passes. The second value has one
+    sentence for each newer checkpoint that is damaged.
     """
     damaged: list[str] = []
     for step in reversed(codec.listed_steps(layout.checkpoints)):
-        if not layout.state(step).exists():
+        if not layout.state(step).exists():  # a model only: its state was removed to save space
             continue
-        problem = codec.verify_directory(
-            layout.checkpoint(step), CheckpointManifest, hashes=True
-        ) or codec.verify_directory(layout.state(step), StateManifest, hashes=True)
+        problem = codec.verify_directory(layout.checkpoint(step), CheckpointManifest, hashes=True)
+        if problem is None:
+            problem = codec.verify_directory(layout.state(step), StateManifest, hashes=True)
         if problem is None:
             return step, damaged
         damaged.append(f"checkpoint {step} is damaged and skipped: {problem}")
@@ -107,7 +103,7 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
 
 
 def run_layout(run: Path) -> RunLayout:
-    """Paths of the run in `run`; UserError where there is none."""
+    """Return the paths of the run in `run`; UserError if it is not a run."""
     layout = RunLayout(run)
     if not layout.manifest.is_file():
         raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
@@ -115,38 +111,42 @@ def run_layout(run: Path) -> RunLayout:
 
 
 def intact_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int]:
-    """(layout, step) of a checkpoint of `run` whose every sha256 is right, the newest where `step`
-    is None.
+    """Verify every sha256 of the checkpoint of `run` at `step`, or of the newest if it is None.
 
-    A damaged checkpoint is refused, also as the newest: another step is taken only where it is
-    asked for.
+    Returns (layout, step). A damaged newest checkpoint is an error too: no other step is taken in
+    its place.
 
     Raises:
-        UserError: `run` is no run, or has no checkpoint of that step; those that it has are named.
-        DamagedError: that checkpoint is damaged; the file and the intact steps are named.
+        UserError: `run` is not a run, or has no checkpoint of that step; names those that it has.
+        DamagedError: that checkpoint is damaged; names the file and the intact steps.
     """
     layout = run_layout(run)
-    steps = codec.listed_steps(layout.checkpoints)
-    chosen = step if step is not None else max(steps, default=None)
-    if chosen is None or chosen not in steps:
-        known = ", ".join(map(str, steps)) or "none"
-        raise UserError(
-            f"{run} has no checkpoint{'' if step is None else f' {step}'}; it has: {known}"
-        )
+    chosen = _choose_step(layout, step)
     problem = codec.verify_directory(layout.checkpoint(chosen), CheckpointManifest, hashes=True)
     if problem is not None:
-        others = [
-            s for s in codec.intact_steps(layout.checkpoints, CheckpointManifest) if s != chosen
-        ]
-        raise DamagedError(
-            f"{problem}; other intact steps: {', '.join(map(str, others)) or 'none'}"
-        )
+        intact = codec.intact_steps(layout.checkpoints, CheckpointManifest)
+        others = [other for other in intact if other != chosen]
+        raise DamagedError(f"{problem}; other intact steps: {_listed(others)}")
     return layout, chosen
 
 
+def _choose_step(layout: RunLayout, step: int | None) -> int:
+    steps = codec.listed_steps(layout.checkpoints)
+    chosen = max(steps, default=None) if step is None else step
+    if chosen is None or chosen not in steps:
+        wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
+        raise UserError(f"{layout.root} has {wanted}; it has: {_listed(steps)}")
+    return chosen
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
 def open_checkpoint(run: Path, step: int | None) -> tuple[RunLayout, int, Decoder]:
-    """(layout, step, decoder in evaluation mode) of a checkpoint of `run`; errors as
-    `intact_checkpoint`."""
+    """Load a checkpoint of `run`; errors as `intact_checkpoint`.
+
+    Returns (layout, step, decoder in evaluation mode).
+    """
     layout, chosen = intact_checkpoint(run, step)
-    directory = layout.checkpoint(chosen)
-    return layout, chosen, load_model(directory)
+    return layout, chosen, load_model(layout.checkpoint(chosen))

@@ -1,5 +1,4 @@
-"""Keep policies: which checkpoints of a run stay, and how the others go without an observation
-being lost."""
+"""Remove the checkpoints that a run's policy does not keep, without losing an observation."""
 
 from __future__ import annotations
 
@@ -19,31 +18,33 @@ from pydantic import Field
 
 from pico_train.config import Section
 
+_FLOAT_BYTES = 4
+
 
 class KeepConfig(Section):
-    """Which checkpoints stay: all by default. Step 0, the last step and the one to continue from
-    always do."""
+    """Policy on the checkpoints that stay: all by default.
+
+    Step 0, the last step and the one to continue from always stay.
+    """
 
     last: int | None = Field(None, ge=1)
-    """Newest checkpoints that stay; null is 1 beside `every`, and without it all."""
+    """Number of newest checkpoints that stay; null is 1 if `every` is set, and all otherwise."""
     every: int | None = Field(None, ge=1)
-    """Checkpoints of multiples of this step stay as well; null is off."""
+    """Checkpoints at multiples of this step stay as well; null is off."""
     state: int | None = Field(None, ge=1)
-    """Newest checkpoints that keep state/, about two thirds of the bytes; null is as many as `last`
-    says."""
+    """Number of newest checkpoints that keep state/, about two thirds of the bytes; null is the
+    same number as `last`."""
 
     def models(self, steps: Sequence[int], last: int) -> list[int]:
-        """Of `steps` (ascending), those whose model stays, in a run of `last` updates."""
+        """Choose from `steps` (ascending) those whose model stays, in a run of `last` updates."""
         if self._newest is None:
             return list(steps)
-        newest = set(steps[-self._newest :])
-        regular = self.every or math.inf
-        return [
-            step for step in steps if step in newest or step in (0, last) or step % regular == 0
-        ]
+        stay = {0, last, *steps[-self._newest :]}
+        interval = self.every or math.inf
+        return [step for step in steps if step in stay or step % interval == 0]
 
     def states(self, steps: Sequence[int]) -> list[int]:
-        """Of `steps` (ascending; their models stay), those that keep state/."""
+        """Choose from `steps` (ascending), whose models stay, those that keep state/."""
         count = self.state or self._newest
         return list(steps if count is None else steps[-count:])
 
@@ -54,81 +55,74 @@ class KeepConfig(Section):
 
 @dataclass(frozen=True)
 class PlannedRemoval:
-    """What goes: state/ of a checkpoint, or all of it, with its bytes and those of weights that are
-    moved before."""
+    """The planned removal of a checkpoint, or of its state/ alone."""
 
     step: int
     path: Path
     whole: bool
     size: int
+    """Bytes that the removal frees."""
     moved: int = 0
+    """Bytes of observed weights that move into the snapshot first."""
 
     def __str__(self) -> str:
-        where = ", its observed weights moved into the snapshot" if self.moved else ""
-        return f"step {self.step}: {'the model' if self.whole else self.path.name + '/'}{where}"
+        part = "the model" if self.whole else f"{self.path.name}/"
+        remark = ", its observed weights moved into the snapshot" if self.moved else ""
+        return f"step {self.step}: {part}{remark}"
 
 
 def planned_removals(
     layout: RunLayout, keep: KeepConfig, newest: int, last: int
 ) -> list[PlannedRemoval]:
-    """What `keep` removes from a run of `last` updates that would continue from `newest`: state/
-    first, ascending.
+    """Plan what `keep` removes from a run of `last` updates that would continue from `newest`.
 
-    Checkpoints that are not intact are left alone, as are those beyond `newest`, which training
-    will replace.
+    Removals of state/ come first, each group in ascending order. Damaged checkpoints are left
+    alone, and so are those beyond `newest`, which training will replace.
     """
     if keep == KeepConfig():
         return []
-    steps = [
-        step
-        for step in codec.intact_steps(layout.checkpoints, CheckpointManifest)
-        if step <= newest
-    ]
+    intact = codec.intact_steps(layout.checkpoints, CheckpointManifest)
+    steps = [step for step in intact if step <= newest]
     models = {newest, *keep.models(steps, last)}
     with_state = [step for step in steps if layout.state(step).is_dir()]
-    whole = [
-        step
-        for step in with_state
-        if codec.verify_directory(layout.state(step), StateManifest) is None
-    ]
-    states = {newest, *keep.states([step for step in whole if step in models])}
-    return [
-        *(
-            _planned_removal(layout, step, layout.state(step))
-            for step in with_state
-            if step not in states
-        ),
-        *(
-            _planned_removal(layout, step, layout.checkpoint(step))
-            for step in steps
-            if step not in models
-        ),
-    ]
+    continuable = [step for step in with_state if _has_intact_state(layout, step)]
+    states = {newest, *keep.states([step for step in continuable if step in models])}
+    plan = []
+    for step in with_state:
+        if step not in states:
+            plan.append(_planned_removal(layout, step, layout.state(step)))
+    for step in steps:
+        if step not in models:
+            plan.append(_planned_removal(layout, step, layout.checkpoint(step)))
+    return plan
+
+
+def _has_intact_state(layout: RunLayout, step: int) -> bool:
+    return codec.verify_directory(layout.state(step), StateManifest) is None
 
 
 def remove(
     layout: RunLayout, planned: Sequence[PlannedRemoval]
 ) -> Iterator[tuple[PlannedRemoval, str | None]]:
-    """Remove what was `planned`, each after its observed weights were moved; only the holder of the
-    lock may do it.
+    """Carry out `planned` removals; the caller must hold the run's lock.
 
-    Gives each with None, or with the sentence that says why it stays: something of it is damaged. A
-    crash between any two operations loses nothing: what is planned then is what is left to do.
+    Observed weights move into the snapshot before their checkpoint goes. Yields each removal with
+    None, or with a sentence on the damage for which it stays. A crash between any two operations
+    loses nothing: planning again then gives what is left to do.
     """
-    for one in planned:
+    for removal in planned:
         problem = None
         try:
-            if one.whole:
-                _move_weights(layout, one.step)
-            _discard(one.path, layout.checkpoints)
+            if removal.whole:
+                _move_weights(layout, removal.step)
+            _discard(removal.path, layout.checkpoints)
         except DamagedError as error:
-            problem = f"checkpoint {one.step} stays: {error}"
-        yield one, problem
+            problem = f"checkpoint {removal.step} stays: {error}"
+        yield removal, problem
 
 
 def prune_checkpoints(layout: RunLayout, keep: KeepConfig, newest: int, last: int) -> list[str]:
-    """Apply `keep`, as `planned_removals` and `remove` do; the sentences say what stays although it should
-    not."""
+    """Apply `keep` to a run; return a sentence for each checkpoint that stays but should not."""
     done = remove(layout, planned_removals(layout, keep, newest, last))
     return [problem for _, problem in done if problem is not None]
 
@@ -144,17 +138,19 @@ def _moved_bytes(layout: RunLayout, step: int) -> int:
         snapshot = _waiting(layout, step)
         file = codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS)
     except DamagedError:
-        return 0  # `remove` will say so
-    return (
-        4 * sum(math.prod(file.shape(name)) for name in _observed(snapshot, file))
-        if snapshot
-        else 0
-    )
+        return 0  # `remove` reports the damage
+    if snapshot is None:
+        return 0
+    values = sum(math.prod(file.shape(name)) for name in _observed(snapshot, file))
+    return _FLOAT_BYTES * values
 
 
 def _waiting(layout: RunLayout, step: int) -> SnapshotManifest | None:
-    """The snapshot whose weights the checkpoint of `step` holds, else None; DamagedError where it
-    is not intact."""
+    """Return the manifest of the snapshot at `step` if it leaves its weights to the checkpoint.
+
+    Raises:
+        DamagedError: the snapshot is damaged.
+    """
     directory = layout.snapshot(step)
     if not directory.is_dir():
         return None
@@ -166,20 +162,19 @@ def _waiting(layout: RunLayout, step: int) -> SnapshotManifest | None:
 
 
 def _observed(snapshot: SnapshotManifest, file: codec.TensorFile) -> list[str]:
-    """Names of the observed weights in a model's file; those that are tied are there once."""
+    """List the observed weights in a model's file, which stores tied ones once."""
     chosen = {f"{name}.weight" for name in snapshot.modules}
     return [name for name in file.names if name in chosen]
 
 
 def _move_weights(layout: RunLayout, step: int) -> None:
-    """Let the snapshot of `step`, where there is one, hold its weights itself, float32 as the
-    checkpoint has them.
+    """Move observed weights from the checkpoint of `step` into its snapshot, if it has one.
 
-    The snapshot is replaced by one whose other files are links to the same bytes: they are neither
-    copied nor read.
+    They stay float32, as in the checkpoint. A new snapshot replaces the old one; its other files
+    are hard links to the same bytes, neither copied nor read.
 
     Raises:
-        DamagedError: the checkpoint's model or the snapshot is not intact; both are as they were.
+        DamagedError: the checkpoint's model or the snapshot is damaged; both stay unchanged.
     """
     manifest = _waiting(layout, step)
     if manifest is None:
@@ -187,15 +182,12 @@ def _move_weights(layout: RunLayout, step: int) -> None:
     problem = codec.verify_directory(layout.checkpoint(step), CheckpointManifest, hashes=True)
     if problem is not None:
         raise DamagedError(problem)
-    snapshot, model = (
-        layout.snapshot(step),
-        codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS),
-    )
+    snapshot = layout.snapshot(step)
+    model = codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS)
     weights = {name: model.get(name) for name in _observed(manifest, model)}
     if (snapshot / SNAPSHOT_WEIGHTS).is_file() and SNAPSHOT_WEIGHTS in manifest.files:
-        weights |= codec.read_tensors(
-            snapshot / SNAPSHOT_WEIGHTS
-        )  # of the method, which no checkpoint holds
+        # The method's own tensors, which no checkpoint stores, are in this file already.
+        weights |= codec.read_tensors(snapshot / SNAPSHOT_WEIGHTS)
     known = {file: entry for file, entry in manifest.files.items() if file != SNAPSHOT_WEIGHTS}
     manifest.weights = "snapshot"
     with codec.publish(snapshot) as draft:
@@ -206,8 +198,10 @@ def _move_weights(layout: RunLayout, step: int) -> None:
 
 
 def _discard(path: Path, parent: Path) -> None:
-    """Delete a directory that is whole until it is gone: what a crash leaves of it in `parent` is a
-    leftover."""
+    """Delete the directory `path` in such a way that no reader ever sees a part of it.
+
+    It is renamed first. After a crash, the rest of it in `parent` is an ordinary leftover.
+    """
     aside = temporary(parent / f"{path.parent.name}-{path.name}", uuid.uuid4().hex[:8])
     codec.on_stage("before_discard", path)
     path.rename(aside)

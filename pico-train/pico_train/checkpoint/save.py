@@ -1,4 +1,4 @@
-"""Checkpoints: a Hugging Face model directory with `state/` inside, written whole or not at all."""
+"""Save checkpoints: Hugging Face model directories with `state/` inside, whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ from pico_train.model.stock import STOCK, Architecture, difference, expected_ten
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are saved. The initialisation and the last step always are."""
+    """Schedule of checkpoints. The initialisation and the last step are always saved."""
 
     every: int = Field(1000, ge=0)
     """Updates between checkpoints; 0 saves only the first and the last."""
     keep: KeepConfig = KeepConfig()
-    """Which of them stay."""
+    """Choice of the checkpoints that stay."""
 
     def steps(self, last: int) -> list[int]:
-        """The steps at which a run of `last` updates saves, ascending, if it is never stopped."""
-        return sorted({0, last, *(range(0, last, self.every) if self.every else ())})
+        """List the steps at which a run of `last` updates saves, ascending, if it never stops."""
+        regular = range(0, last, self.every) if self.every else ()
+        return sorted({0, last, *regular})
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What every checkpoint of a run says beside its weights."""
+    """The metadata that every checkpoint of a run has in common."""
 
     run: str
     config: DecoderConfig
@@ -60,9 +61,9 @@ class ModelMetadata:
 def save_checkpoint(
     layout: RunLayout, saved: SavedState, metadata: ModelMetadata, metrics: FileEntry | None = None
 ) -> Path:
-    """Write checkpoints/step_t for the step in `saved`; it exists for readers once this returns.
+    """Write the checkpoint of the step in `saved`; readers see it once this returns.
 
-    `metrics` is what metrics.jsonl holds up to that step.
+    `metrics` describes the bytes of metrics.jsonl up to that step.
 
     Raises:
         OSError: the disk is full or fails; nothing that was saved before is touched.
@@ -70,21 +71,29 @@ def save_checkpoint(
     step = int(saved.counters["step"])
     with codec.publish(layout.checkpoint(step)) as draft:
         write_model(draft, saved.weights, metadata)
-        state = draft / layout.state(step).name
-        state.mkdir()
-        codec.save_tensors(state / OPTIMIZER, saved.optimizer)
-        codec.save_tensors(state / METHOD_TENSORS, saved.method_tensors)
-        scalars = {
-            "counters": saved.counters,
-            "method": saved.method_scalars,
-            "stepped": stepped(saved.optimizer),
-        }
-        codec.write_text(state / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
-        codec.seal(state, StateManifest(step=step))
-        tokens = int(saved.counters["tokens"])
-        manifest = CheckpointManifest(run=metadata.run, step=step, tokens=tokens, metrics=metrics)
+        _write_state(draft / layout.state(step).name, saved, step)
+        manifest = CheckpointManifest(
+            run=metadata.run,
+            step=step,
+            tokens=int(saved.counters["tokens"]),
+            metrics=metrics,
+        )
         codec.seal(draft, manifest)
     return layout.checkpoint(step)
+
+
+def _write_state(directory: Path, saved: SavedState, step: int) -> None:
+    """Write the part of a checkpoint that only continuing the run needs."""
+    directory.mkdir()
+    codec.save_tensors(directory / OPTIMIZER, saved.optimizer)
+    codec.save_tensors(directory / METHOD_TENSORS, saved.method_tensors)
+    scalars = {
+        "counters": saved.counters,
+        "method": saved.method_scalars,
+        "stepped": stepped(saved.optimizer),
+    }
+    codec.write_text(directory / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
+    codec.seal(directory, StateManifest(step=step))
 
 
 def write_model(
@@ -93,8 +102,8 @@ def write_model(
     """Write the files of a Hugging Face model into `directory`.
 
     Raises:
-        UserError: `weights` are not the tensors that config.json implies; names the first that
-            differs.
+        UserError: `weights` differ from the tensors that config.json implies; names the first that
+            does.
     """
     problem = difference(
         shapes_of(weights), expected_tensors(metadata.config, metadata.architecture)

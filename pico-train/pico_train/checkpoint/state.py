@@ -1,4 +1,4 @@
-"""Everything that continuing a run bit for bit needs, as one object."""
+"""The state of training: live (`TrainState`), and captured for a checkpoint (`SavedState`)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from pico_train.model.stock import difference, shapes_of
 from pico_train.optim import load_optimizer_tensors, optimizer_tensors
 from pico_train.sharding import full_tensor, full_tensors
 
+_UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""Errors that a method may raise when it is given the state of another method or version."""
+
 
 def effective_weights(method: Method, model: Decoder) -> dict[str, torch.Tensor]:
-    """Ask `method` for the weights of the plain decoder, and check that they are all of its tensors
-    and no others.
+    """Return the weights of the plain decoder that computes the same as `model` under `method`.
 
     Raises:
-        UserError: a tensor is missing, unknown or of another shape; names it and the method's
-            class.
+        UserError: a tensor of the decoder is missing, unknown or of another shape; names it and
+            the method's class.
     """
     weights = dict(method.effective_weights(model))
-    problem = difference(
-        shapes_of(weights), shapes_of(dict(on_meta(model.config).named_parameters()))
-    )
+    expected = dict(on_meta(model.config).named_parameters())
+    problem = difference(shapes_of(weights), shapes_of(expected))
     if problem is not None:
         raise UserError(
             f"{type(method).__name__}.effective_weights should give the tensors of the plain decoder, but {problem}"
@@ -44,7 +45,8 @@ def effective_weights(method: Method, model: Decoder) -> dict[str, torch.Tensor]
 
 @dataclass
 class Counters:
-    """How far training is. All pure counts: no generator and no iterator has a state to save."""
+    """The progress of training, as pure counts: no generator and no iterator has a state to
+    save."""
 
     step: int = 0
     """Updates done; the model is theta_step."""
@@ -58,7 +60,7 @@ class Counters:
 
 @dataclass
 class TrainState:
-    """Model, method, what trains, its optimizer, and the counters."""
+    """The live state of training: model, method, trained parameters, optimizer and counters."""
 
     model: Decoder
     method: Method
@@ -67,49 +69,44 @@ class TrainState:
     counters: Counters = field(default_factory=Counters)
 
     def capture(self, *, everywhere: bool = False) -> SavedState:
-        """The state as named tensors and scalars; tensors share memory with the live ones.
+        """Capture the state as named tensors and scalars; the tensors share memory with live ones.
 
-        What is sharded is put together by all processes, for the main one alone unless
-        `everywhere`.
+        If the state is sharded, every process must call this. The main process alone gets whole
+        tensors, unless `everywhere` is set.
         """
-        tensors, scalars = self.method.state_dict()
-        weights = {
-            name: tensor.detach()
-            for name, tensor in effective_weights(self.method, self.model).items()
-        }
+        method_tensors, method_scalars = self.method.state_dict()
+        effective = effective_weights(self.method, self.model)
+        weights = {name: tensor.detach() for name, tensor in effective.items()}
+        optimizer = optimizer_tensors(self.optimizer, self.parameters)
+        # Through JSON, so that a rebuild sees exactly what a resume from a checkpoint would.
+        scalars = json.loads(json.dumps(method_scalars, allow_nan=False))
         return SavedState(
             weights=full_tensors(weights, everywhere=everywhere),
-            optimizer=full_tensors(
-                optimizer_tensors(self.optimizer, self.parameters), everywhere=everywhere
-            ),
-            method_tensors=full_tensors(tensors, everywhere=everywhere),
-            method_scalars=json.loads(
-                json.dumps(scalars, allow_nan=False)
-            ),  # after a rebuild as after a resume
+            optimizer=full_tensors(optimizer, everywhere=everywhere),
+            method_tensors=full_tensors(method_tensors, everywhere=everywhere),
+            method_scalars=scalars,
             counters=asdict(self.counters),
         )
 
     def plain_decoder(self) -> Decoder:
-        """A decoder of its own around the effective weights, in evaluation mode.
+        """Build a separate decoder around the effective weights, in evaluation mode.
 
-        It shares memory with the live parameters where the method's effective weights are those, so
-        it costs no copy, but it has parameters (and `.grad`) of its own and no hooks or wrappers:
-        observing and evaluating through it cannot disturb training. Where parameters are sharded it
-        is a copy, which all processes put together, and only that of the main process has values:
-        the others' lies on the meta device.
+        It has separate parameters (and `.grad`) and no hooks or wrappers, so that observing and
+        evaluating it cannot disturb training. If the effective weights are the live parameters
+        themselves, it shares their memory and costs no copy. If they are sharded, every process
+        must call this; it is then a copy, on the meta device in all but the main process.
         """
         decoder = on_meta(self.model.config)
-        effective = effective_weights(self.method, self.model)
-        weights = {
-            name: full_tensor(tensor.detach(), tensor.device) for name, tensor in effective.items()
-        }
+        weights = {}
+        for name, tensor in effective_weights(self.method, self.model).items():
+            weights[name] = full_tensor(tensor.detach(), tensor.device)
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
 
 
 @dataclass
 class SavedState:
-    """A `TrainState` at rest: what a checkpoint holds, and what a rebuild passes on."""
+    """A captured `TrainState`, as a checkpoint stores it and a rebuild passes it on."""
 
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
@@ -117,59 +114,57 @@ class SavedState:
     method_scalars: dict[str, Any]
     counters: dict[str, Any]
     stepped: list[str] | None = None
-    """Parameters that the optimizer had state of, as recorded beside it; None in checkpoints that
-    do not say."""
+    """Parameters that the optimizer had state of; None in old checkpoints, which do not record
+    it."""
     directory: Path | None = None
-    """Directory `state/` that it was read from."""
+    """Directory `state/` that this was read from; None after a rebuild."""
 
     def copied(self) -> SavedState:
-        """The same with tensors of its own on CPU, which the next update does not change."""
-        weights, optimizer, method = (
-            {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-            for tensors in (self.weights, self.optimizer, self.method_tensors)
+        """Copy the tensors to CPU, where the next update does not change them."""
+        return SavedState(
+            weights=_copied(self.weights),
+            optimizer=_copied(self.optimizer),
+            method_tensors=_copied(self.method_tensors),
+            method_scalars=self.method_scalars,
+            counters=self.counters,
         )
-        return SavedState(weights, optimizer, method, self.method_scalars, self.counters)
 
     @contextmanager
     def reading_method(self, method: Method) -> Iterator[None]:
-        """Name the file if `method` cannot build from what was saved; errors of a rebuild pass
-        through."""
+        """Name the file if `method` cannot build from this state.
+
+        Errors of a rebuild pass through: they are the method's own, not of a file.
+        """
         try:
             yield
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RuntimeError,
-            DamagedError,
-        ) as error:
+        except (*_UNREADABLE, DamagedError) as error:
             if self.directory is None:
                 raise
-            why = str(error) if isinstance(error, DamagedError) else in_one_line(error)
+            reason = str(error) if isinstance(error, DamagedError) else in_one_line(error)
             file = self.directory / METHOD_TENSORS
             raise DamagedError(
-                f"{file}: {type(method).__name__} cannot build from this state ({why})"
+                f"{file}: {type(method).__name__} cannot build from this state ({reason})"
             ) from error
 
     def check_method(self, method: Method) -> None:
-        """DamagedError where the tensors that `method` now has are not those that it was given, by
-        name and shape."""
+        """Check that the tensors of `method` are those of this state, by name and shape.
+
+        Raises:
+            DamagedError: they differ; names the file and the first tensor.
+        """
         if self.directory is None:
             return
-        problem = difference(
-            shapes_of(self.method_tensors), shapes_of(method.state_dict()[0]), "this method's"
-        )
+        tensors, _ = method.state_dict()
+        problem = difference(shapes_of(self.method_tensors), shapes_of(tensors), "this method's")
         if problem is not None:
             raise DamagedError(f"{self.directory / METHOD_TENSORS}: {problem}")
 
     def restore_optimizer(self, state: TrainState, *, drop_unknown: bool = False) -> None:
-        """Give `state` (freshly built around this object's weights and method state) its optimizer
-        and counters.
+        """Load optimizer and counters into `state`, which was built from the rest of this object.
 
         Raises:
-            DamagedError: state of an unknown parameter or of another shape, or none of one that had
-                been stepped.
+            DamagedError: there is state of an unknown parameter or of another shape, or none of a
+                parameter that the optimizer had stepped.
         """
         file = (
             "the optimizer's state" if self.directory is None else str(self.directory / OPTIMIZER)
@@ -184,6 +179,10 @@ class SavedState:
         if missing:
             raise DamagedError(f'{file}: the state of "{missing[0]}" is missing')
         state.counters = Counters(**self.counters)
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def stepped(optimizer: Mapping[str, torch.Tensor]) -> list[str]:

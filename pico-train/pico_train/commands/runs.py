@@ -155,7 +155,7 @@ def rows_of_step(config: RunConfig, source: str, step: int, count: int) -> Itera
     job = build(config, source)
     if step > config.train.steps:
         raise UserError(f"--step is {step}, but the run has {config.train.steps} steps")
-    row_ids = job.order.rows(step)
+    row_ids = job.loader.order.rows(step)
     yield f"update {step} reads {len(row_ids)} rows: {' '.join(map(str, row_ids))}"
     for row, ids, text in show(job.data, row_ids[:count], job.seq_len):
         yield f"\nrow {row}: {' '.join(map(str, ids))}"

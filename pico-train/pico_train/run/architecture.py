@@ -1,4 +1,4 @@
-"""Which class computes the model of a run, found out before anything is trained."""
+"""The class that computes the model of a run, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pico_train.model.stock import Architecture, architecture_of
 
 
 def checked_architecture(config: DecoderConfig, repo: str | None) -> Architecture:
-    """Find out what class computes the decoder.
+    """Find the class that computes the decoder.
 
     Raises:
-        UserError: the decoder has what no checkpoint holds; or checkpoints are to be pushed to the
-            hub's `repo`, and no class of transformers computes them.
+        UserError: the decoder has parts that no checkpoint can store; or checkpoints are to be
+            pushed to the hub's `repo`, and no class of transformers computes them.
     """
     try:
         architecture = architecture_of(config)

@@ -1,4 +1,4 @@
-"""Build a run: its configuration checked against the data, the device and the method."""
+"""Build a run from its configuration, checked against the data, the device and the method."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
 from pico_contract.observer import KindSplit, ObservedRun
 
 from pico_train.checkpoint.save import ModelMetadata
+from pico_train.data.loader import BatchLoader
 from pico_train.data.order import RowOrder
 from pico_train.data.packed import PackedData, Rows
 from pico_train.distributed import Runtime
@@ -36,11 +37,11 @@ def require_shardable(
     optimizer: OptimizerConfig,
     micro_batch_size: int | str | None,
 ) -> None:
-    """Refuse what cannot do with shares.
+    """Check that a run with `sharding` has a method and an optimizer that support it.
 
     Raises:
-        UserError: the method or the optimizer, by name; a micro-batch that is to be found by trial,
-            in which a process without memory would leave the others waiting for its share.
+        UserError: the method or the optimizer does not, by name; or the micro-batch is to be found
+            by trial, in which a process out of memory would leave the others waiting for its shard.
     """
     if sharding == "none":
         return
@@ -59,10 +60,10 @@ def require_shardable(
 
 
 def require_processes(sharding: Sharding, processes: int) -> None:
-    """Refuse to share the state among one process.
+    """Check that a run whose state is sharded has several processes.
 
     Raises:
-        UserError: that was asked for.
+        UserError: it has only this one.
     """
     if sharding == "full" and processes == 1:
         raise UserError(
@@ -83,80 +84,59 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
     """Open the data, check the configuration against it, and build what a session needs.
 
     Raises:
-        UserError: no data there; the vocabulary is smaller than the tokenizer's; the sequence is
-            longer than the rows; a device that is not there; a wrong option of the method or of an
-            observer; a new run's init_from that is not there or has another geometry.
+        UserError: names `source` and the key at fault. The data is missing; the vocabulary is
+            smaller than the tokenizer's; the sequence is longer than the rows; the device does not
+            exist; an option of the method or of an observer is wrong; the model that a new run
+            starts from (`init_from`) is missing or has another geometry.
     """
-    with error_context(f"{source}: data.path"):
-        data = PackedData.open(config.data.path, config.data.stream)
-        rows = data.split("train")
-    seq_len = config.train.seq_len or rows.seq_len
-    _check_against_data(config, data, seq_len, source)
-    method = build_method(config.method, source)
+    train = config.train
     with error_context(source):
-        check_tasks(data, config.evaluate)
-        check_trackers(config.log.trackers)
-        _check_method(config, method)
-    if config.init_from is not None and not config.layout.manifest.is_file():
-        with error_context(source):
-            check_source(config.init_from, config.model)
+        data, rows = _open_data(config)
+        seq_len = train.seq_len or rows.seq_len
+        _check_against_data(config, data, seq_len)
+    method = build_method(config.method, source)  # names `source` itself
     with error_context(source):
-        runtime = Runtime(config.train.device, config.train.timeout_minutes)
-        micro_batch = config.train.rows_per_pass(runtime.processes)
+        _check_choices(config, data, method)
+        runtime = Runtime(train.device, train.timeout_minutes)
+        micro_batch = train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
-        compiled = compiles(config.train.compile, runtime.device, config.train.sharding)
-    with error_context(source):
+        compiled = compiles(train.compile, runtime.device, train.sharding)
         architecture = checked_architecture(config.model, config.hub.repo)
-        token_ids = {
-            **data.manifest.special_tokens,
-            **inherited_token_ids(config.layout, config.init_from),
-        }
-    with error_context(f"{source}: snapshot.modules"):
-        modules = observed_modules(on_meta(config.model), config.snapshot.modules)
-    with error_context(source):
+        inherited = inherited_token_ids(config.layout, config.init_from)
+        with error_context("snapshot.modules"):
+            modules = observed_modules(on_meta(config.model), config.snapshot.modules)
         observers = open_observers(
-            config.observe, _observed_run(config, modules, method), config.train.steps
+            config.observe, _observed_run(config, modules, method), train.steps
         )
+    token_ids = {**data.manifest.special_tokens, **inherited}
     return Job(
         config=config,
-        layout=config.layout,
         runtime=runtime,
         data=data,
-        rows=rows,
-        order=_row_order(config, data, rows),
+        loader=_batch_loader(config, data, rows, seq_len, runtime),
         seq_len=seq_len,
         micro_batch=micro_batch,
-        precision=runtime.precision(config.train.precision),
+        precision=runtime.precision(train.precision),
         compiled=compiled,
         metadata=ModelMetadata(
             config.name, config.model, data.tokenizer_path, token_ids, architecture
         ),
         vocabulary=own_vocabulary(data.vocabulary, token_ids),
-        observer=Observer(
-            config=config.snapshot,
-            layout=config.layout,
-            run=config.name,
-            probe=choose_probe(data, config.snapshot.probe_rows, seq_len),
-            modules=modules,
-            positions=positions(config.snapshot.positions, seq_len, data.manifest.fingerprint),
-            micro_batch=micro_batch,
-        ),
+        observer=_snapshot_observer(config, data, modules, seq_len, micro_batch),
         observers=observers,
     )
 
 
-def _row_order(config: RunConfig, data: PackedData, rows: Rows) -> RowOrder:
-    return RowOrder(
-        n_rows=rows.n_rows,
-        batch_size=config.train.batch_size,
-        fingerprint=data.manifest.fingerprint,
-        seed=config.seed.data,
-        shuffle=config.data.order == "shuffled",
-        blocks=rows.blocks,
-    )
+def _open_data(config: RunConfig) -> tuple[PackedData, Rows]:
+    with error_context("data.path"):
+        data = PackedData.open(config.data.path, config.data.stream)
+        return data, data.split("train")
 
 
-def _check_method(config: RunConfig, method: Method) -> None:
+def _check_choices(config: RunConfig, data: PackedData, method: Method) -> None:
+    """Check the choices that depend on the data or the method but not on the device."""
+    check_tasks(data, config.evaluate)
+    check_trackers(config.log.trackers)
     method.check(config.schedule, config.train.steps)
     require_shardable(
         config.train.sharding,
@@ -165,40 +145,85 @@ def _check_method(config: RunConfig, method: Method) -> None:
         config.optimizer,
         config.train.micro_batch_size,
     )
+    # Once a run has begun, the model that it started from may be gone.
+    if config.init_from is not None and not config.layout.manifest.is_file():
+        check_source(config.init_from, config.model)
 
 
-def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
-    kinds = [kind.split(".") for kind in config.snapshot.kinds]
-    held: list[KindSplit] = [("weights", None), *((kind, split) for split, kind in kinds)]
-    model = dataclasses.asdict(config.model)
-    return ObservedRun(
-        config.layout, config.name, model, tuple(modules), tuple(held), method.low_rank
+def _batch_loader(
+    config: RunConfig, data: PackedData, rows: Rows, seq_len: int, runtime: Runtime
+) -> BatchLoader:
+    order = RowOrder(
+        n_rows=rows.n_rows,
+        batch_size=config.train.batch_size,
+        fingerprint=data.manifest.fingerprint,
+        seed=config.seed.data,
+        shuffle=config.data.order == "shuffled",
+        blocks=rows.blocks,
+    )
+    return BatchLoader(
+        rows,
+        order,
+        seq_len,
+        n_batches=config.train.steps,
+        share=runtime.share,
+        prefetch=runtime.copies_in_background,
     )
 
 
-def _check_against_data(config: RunConfig, data: PackedData, seq_len: int, source: str) -> None:
+def _snapshot_observer(
+    config: RunConfig, data: PackedData, modules: list[str], seq_len: int, micro_batch: int
+) -> Observer:
+    fingerprint = data.manifest.fingerprint
+    return Observer(
+        config=config.snapshot,
+        layout=config.layout,
+        run=config.name,
+        probe=choose_probe(data, config.snapshot.probe_rows, seq_len),
+        modules=modules,
+        positions=positions(config.snapshot.positions, seq_len, fingerprint),
+        micro_batch=micro_batch,
+    )
+
+
+def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
+    """Describe the run to third-party observers."""
+    tensors: list[KindSplit] = [("weights", None)]
+    for kind in config.snapshot.kinds:
+        split, name = kind.split(".")
+        tensors.append((name, split))
+    return ObservedRun(
+        layout=config.layout,
+        name=config.name,
+        model=dataclasses.asdict(config.model),
+        modules=tuple(modules),
+        available=tuple(tensors),
+        low_rank=method.low_rank,
+    )
+
+
+def _check_against_data(config: RunConfig, data: PackedData, seq_len: int) -> None:
     manifest = data.manifest
     if seq_len > manifest.seq_len:
         raise UserError(
-            f"{source}: train.seq_len is {seq_len}, longer than the rows of {data.path} (seq_len {manifest.seq_len})"
+            f"train.seq_len is {seq_len}, longer than the rows of {data.path} (seq_len {manifest.seq_len})"
         )
     if seq_len > config.model.max_position_embeddings:
         raise UserError(
-            f"{source}: the rows of {data.path} have seq_len {seq_len}, more than model.max_position_embeddings"
+            f"the rows of {data.path} have seq_len {seq_len}, more than model.max_position_embeddings"
             f" ({config.model.max_position_embeddings}); set train.seq_len or raise the latter"
         )
     if config.model.vocab_size < manifest.vocab_size:
         raise UserError(
-            f"{source}: model.vocab_size is {config.model.vocab_size}, smaller than the {manifest.vocab_size} ids of"
+            f"model.vocab_size is {config.model.vocab_size}, smaller than the {manifest.vocab_size} ids of"
             f" the tokenizer in {data.path}"
         )
     if config.observes and "validation" not in manifest.splits:
-        what = (
-            "observe is not empty"
-            if config.observe
-            else f"snapshot.every is {config.snapshot.every}"
-        )
+        if config.observe:
+            reason = "observe is not empty"
+        else:
+            reason = f"snapshot.every is {config.snapshot.every}"
         raise UserError(
-            f"{source}: {what}, but {data.path} has no validation rows for the probe; prepare it with a validation"
+            f"{reason}, but {data.path} has no validation rows for the probe; prepare it with a validation"
             " split or set snapshot.every=0 and observe=[]"
         )

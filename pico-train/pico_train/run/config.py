@@ -1,5 +1,4 @@
-"""The configuration of a run: the rooms' configurations composed, and checked against each
-other."""
+"""The configuration of a run: the sections of all rooms, checked against each other."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from pico_train.schedule import ScheduleConfig
 
 
 class DataConfig(Section):
-    """Which packed rows are read, and in which order."""
+    """The packed rows that a run reads, and their order."""
 
     path: Operation[Path]
     """A data directory made by `pico-train data prepare` or `data fetch`; it may move: the run is
@@ -59,7 +58,7 @@ class SeedConfig(Section):
     data: int = 0
     """Order of the rows."""
     method: int = 0
-    """Whatever the method draws."""
+    """Random draws of the method."""
 
 
 class MethodConfig(Section):
@@ -68,7 +67,7 @@ class MethodConfig(Section):
     name: str = "plain"
     """A built-in method, or `module:attribute` of your own."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Its options."""
+    """Options of the method, checked by its `Config`."""
 
 
 class RunConfig(Section):
@@ -78,9 +77,9 @@ class RunConfig(Section):
     renames: ClassVar[Renames] = RUN
 
     name: str
-    """Directory below `runs_dir`."""
+    """Name of the run's directory below `runs_dir`."""
     runs_dir: Operation[Path] = Path("runs")
-    """Where runs lie."""
+    """Directory of all runs."""
     model: DecoderConfig = DecoderConfig()
     """Geometry of the decoder."""
     data: DataConfig
@@ -98,11 +97,11 @@ class RunConfig(Section):
     snapshot: SnapshotConfig = SnapshotConfig()
     """Observation."""
     observe: Operation[tuple[ObserveConfig, ...]] = ()
-    """Observers that measure while the run trains, without anything being stored for them."""
+    """Observers that measure while the run trains; nothing is stored for them."""
     checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
     """Checkpoints."""
     disk: Operation[DiskConfig] = DiskConfig()
-    """Room on the disk."""
+    """Disk space."""
     evaluate: Operation[EvaluateConfig] = EvaluateConfig()
     """Evaluation."""
     log: Operation[LogConfig] = LogConfig()
@@ -110,13 +109,12 @@ class RunConfig(Section):
     hub: Operation[HubConfig] = HubConfig()
     """Pushing checkpoints to the Hugging Face hub."""
     init_from: str | None = None
-    """Start from the weights of RUN@STEP or of a Hugging Face directory, which also has the
-    geometry that `model` does not give; null starts from `seed.init`."""
+    """Start from the weights of RUN@STEP or of a Hugging Face directory, which also provide the
+    geometry that `model` leaves out; null starts from `seed.init`."""
 
     @classmethod
     def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fill in what follows from what is given: the geometry of the model that `init_from`
-        names."""
+        """Fill in the geometry of the model that `init_from` names."""
         return complete_geometry(raw)
 
     @model_validator(mode="after")
@@ -148,8 +146,7 @@ class RunConfig(Section):
 
     @property
     def evaluation(self) -> EvaluateConfig:
-        """`evaluate`, on as many tokens of a row as training reads where it does not say how
-        many."""
+        """`evaluate`; unless it says otherwise, it reads as many tokens of a row as training."""
         return self.evaluate.reading(self.train.seq_len)
 
     @property
@@ -159,7 +156,7 @@ class RunConfig(Section):
 
     @property
     def observes(self) -> bool:
-        """Whether anything is observed, to be stored or to be measured at once."""
+        """Whether anything is observed, to be stored or to be measured while training."""
         return self.snapshot.every > 0 or bool(self.observe)
 
 
@@ -182,26 +179,26 @@ def _check_snapshot(snapshot: SnapshotConfig, train: TrainConfig) -> None:
 
 
 def method_class(config: MethodConfig) -> type[Method]:
-    """The class that `config.name` names.
+    """Import the class that `config.name` names.
 
     Raises:
-        UserError: no built-in method of that name, or the user's attribute cannot be imported or is
-            no `Method`.
+        UserError: there is no built-in method of that name, or the user's attribute cannot be
+            imported or is not a `Method`.
     """
     target = METHODS.get(config.name, config.name)
     module, colon, attribute = target.partition(":")
     if not (colon and module):
         raise UserError(
-            f'method.name is "{config.name}", which is no method{did_you_mean(config.name, METHODS)}'
+            f'method.name is "{config.name}", which is not a method{did_you_mean(config.name, METHODS)}'
         )
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        method = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise UserError(
             f'method.name is "{config.name}", which cannot be imported: {error}'
         ) from None
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(
             f'method.name is "{config.name}", which is not a Method (pico_train.method.base)'
         )
-    return kind
+    return method

@@ -1,4 +1,4 @@
-"""What a run takes on disk, from its configuration alone, to a few percent."""
+"""The disk space that a run takes, from its configuration alone, to within a few percent."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ from pico_train.run.dry_run import Phase, phases
 from pico_train.run.job import Job
 
 MANIFEST_BYTES = 2_700
-"""Of a checkpoint's configurations and manifests."""
+"""Bytes of a checkpoint's configurations and manifests."""
 ROW_BYTES = 260
-"""Of a row of metrics.jsonl."""
+"""Bytes of a row of metrics.jsonl."""
+_ENTRY_BYTES = 300
+"""Bytes of one tensor file's entry in a snapshot's manifest: size, hash, what gradients are of."""
+_ROW_ID_BYTES = 8
+_TOKEN_BYTES = 4
 
 Shapes = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class StoredSteps:
-    """Steps of which a run holds something: models and states of checkpoints, and snapshots.
+    """The steps of which a run stores models and states of checkpoints, and snapshots.
 
-    Of `saved`, the steps that ever had a checkpoint, those without a model have moved their weights
-    to the snapshot.
+    `saved` are the steps that ever had a checkpoint. If such a step has no model any more, its
+    observed weights were moved to its snapshot.
     """
 
     models: Collection[int]
@@ -44,107 +48,110 @@ class StoredSteps:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes of what `job` writes. Evaluations and logs (kB), and what observers write, come on
-    top."""
+    """Bytes of the checkpoints, snapshots and metrics that `job` writes.
+
+    Evaluations and logs (kilobytes) and whatever observers write come on top.
+    """
 
     job: Job
 
     @cached_property
-    def model(self) -> int:
-        """A checkpoint without state/."""
-        tokenizer = self.job.metadata.tokenizer
-        return (
-            file_bytes(dict(self._decoder.named_parameters()))
-            + (tokenizer.stat().st_size if tokenizer is not None else 0)
-            + MANIFEST_BYTES
-        )
-
-    @cached_property
-    def state(self) -> int:
-        """state/ after the first update, of the phase whose is largest: what the optimizer holds
-        once it has stepped, and what the method keeps."""
-        return max(file_bytes(phase.optimizer) + _of_method(phase) for phase in self.phases)
-
-    @cached_property
     def phases(self) -> list[Phase]:
-        """Of the run, on shapes."""
+        """The phases of the run, as shapes."""
         return phases(self.job)
 
     @cached_property
+    def model(self) -> int:
+        """Bytes of a checkpoint without state/."""
+        tokenizer = self.job.metadata.tokenizer
+        tokenizer_bytes = 0 if tokenizer is None else tokenizer.stat().st_size
+        weights = dict(self._decoder.named_parameters())
+        return file_bytes(weights) + tokenizer_bytes + MANIFEST_BYTES
+
+    @cached_property
+    def state(self) -> int:
+        """Bytes of state/ after the first update, in the phase where it is largest.
+
+        It holds the optimizer's state, complete once it has stepped, and that of the method.
+        """
+        return max(file_bytes(phase.optimizer) + _method_bytes(phase) for phase in self.phases)
+
+    @cached_property
     def kinds(self) -> dict[str, int]:
-        """A snapshot by kind; `weights` are stored where no checkpoint ever held them, `moved` are
-        those of one, and `extra` is the method's own, in the same file."""
-        config = self.job.config.snapshot
+        """Bytes of a snapshot by kind of tensor.
+
+        `weights` are those of a step that never had a checkpoint; `moved` are those of a removed
+        checkpoint, which keep its float32; `extra` are the method's own, in the same file.
+        """
+        dtype = DTYPES[self.job.config.snapshot.dtype]
         files = {"weights": self._weights, **self._sets}
-        sizes = {
-            kind: file_bytes(_as(tensors, DTYPES[config.dtype])) for kind, tensors in files.items()
-        }
-        extra = _as(self._extra, DTYPES[config.dtype])
-        return {
-            **sizes,
-            "extra": file_bytes(extra) if extra else 0,
-            "moved": file_bytes(self._weights),
-        }
+        sizes = {kind: file_bytes(_cast(tensors, dtype)) for kind, tensors in files.items()}
+        extra = _cast(self._extra, dtype)
+        sizes["extra"] = file_bytes(extra) if extra else 0
+        sizes["moved"] = file_bytes(self._weights)
+        return sizes
 
     @cached_property
     def snapshot(self) -> int:
-        """A snapshot without weights, of any step but the last."""
-        return (
-            sum(self.kinds[kind] for kind in [*self._sets, "extra"]) + self._batch + self._manifest
-        )
+        """Bytes of a snapshot without weights, of any step but the last."""
+        tensors = sum(self.kinds[kind] for kind in self._sets)
+        return tensors + self.kinds["extra"] + self._batch + self._manifest
 
     @property
     def observation(self) -> int:
-        """A snapshot with weights: what is held in memory until it is written."""
+        """Bytes of a snapshot with weights, which main memory holds until it is written."""
         return self.snapshot + self.kinds["weights"]
 
     def bytes(self, stored: StoredSteps) -> int:
-        """Of checkpoints and snapshots."""
+        """Return the bytes of all checkpoints and snapshots."""
         return self.checkpoints(stored) + self.snapshots(stored)
 
     def checkpoints(self, stored: StoredSteps) -> int:
-        """Of checkpoints; the initialisation has no moments yet."""
-        first = _of_method(self.phases[0]) * (0 in stored.states)
-        return self.model * len(stored.models) + self.state * len({*stored.states} - {0}) + first
+        """Return the bytes of all checkpoints."""
+        models = self.model * len(stored.models)
+        stepped = set(stored.states) - {0}
+        states = self.state * len(stepped)
+        if 0 in stored.states:  # before the first update the optimizer has no state
+            states += _method_bytes(self.phases[0])
+        return models + states
 
     def snapshots(self, stored: StoredSteps) -> int:
-        """Of snapshots; the last has nothing of training."""
-        gone, last = set(stored.saved) - set(stored.models), self.job.config.train.steps
-        observed = set(stored.observed)
-        own = observed - set(stored.saved)
-        of_training = (
-            sum(size for kind, size in self.kinds.items() if kind.startswith("train."))
-            + self._batch
-        )
-        return (
-            self.snapshot * len(observed)
-            + self.kinds["weights"] * len(own)
-            + self.kinds["moved"] * len(observed & gone)
-            - of_training * (last in observed)
-        )
+        """Return the bytes of all snapshots."""
+        observed, saved = set(stored.observed), set(stored.saved)
+        own_weights = observed - saved
+        moved_weights = observed & (saved - set(stored.models))
+        size = self.snapshot * len(observed)
+        size += self.kinds["weights"] * len(own_weights)
+        size += self.kinds["moved"] * len(moved_weights)
+        if self.job.config.train.steps in observed:  # no update follows the last step
+            size -= self._training
+        return size
 
     def after(
         self, saved: list[int], observed: Collection[int], stateless: Collection[int] = ()
     ) -> StoredSteps:
-        """What there is once the keep policy was applied to the checkpoints `saved` (ascending)."""
+        """Apply the keep policy to the checkpoints `saved` (ascending), some of them
+        `stateless`."""
         keep, last = self.job.config.checkpoint.keep, self.job.config.train.steps
         models = keep.models(saved, last)
         states = keep.states([step for step in models if step not in stateless])
         return StoredSteps(models, states, saved, observed)
 
     def peak(self, saved: list[int], observed: list[int], stateless: Collection[int] = ()) -> int:
-        """The most that there is at one time: at the end, or at the last save before the policy was
-        applied to it.
+        """Return the largest number of bytes on disk at any time.
 
-        What is kept never becomes less, since a save adds more than the policy then removes for it.
+        Usage only grows, since each save adds more than the policy then removes for it. The peak
+        is therefore either the end, or the moment of the last save before the policy is applied.
         """
-        before = self.after(saved[:-1], [step for step in observed if step < saved[-1]], stateless)
+        earlier = [step for step in observed if step < saved[-1]]
+        before = self.after(saved[:-1], earlier, stateless)
         end = self.after(saved, observed, stateless)
         return max(self.bytes(end), self.bytes(before) + self.model + self.state)
 
     def metrics(self, since: int = 0) -> int:
-        """Of the rows of metrics.jsonl beyond update `since`."""
-        return ROW_BYTES * ((self.job.config.train.steps - since) // self.job.config.log.every)
+        """Return the bytes of the rows of metrics.jsonl beyond update `since`."""
+        updates = self.job.config.train.steps - since
+        return ROW_BYTES * (updates // self.job.config.log.every)
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -152,131 +159,153 @@ class Storage:
 
     @cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{name}.weight": self._decoder.get_parameter(f"{name}.weight") for name in self._untied
-        }
+        """Weights of the observed modules; tied ones come once."""
+        parameters = dict(self._decoder.named_parameters())
+        names = [f"{module}.weight" for module in self.job.observer.modules]
+        return {name: parameters[name] for name in names if name in parameters}
 
     @property
     def _trained(self) -> Shapes:
-        """What trains of the observed modules, in the last phase."""
-        inside = tuple(f"{name}." for name in self.job.observer.modules)
-        return {
-            name: p for name, p in self.phases[-1].parameters.items() if name.startswith(inside)
-        }
+        """Parameters of the observed modules that train in the last phase."""
+        prefixes = tuple(f"{module}." for module in self.job.observer.modules)
+        parameters = self.phases[-1].parameters
+        return {name: p for name, p in parameters.items() if name.startswith(prefixes)}
 
     @property
     def _extra(self) -> Shapes:
-        """The method's own tensors of a snapshot, in the last phase."""
-        last = self.phases[-1]
-        return observed_extra(
-            last.method.extra_tensors(last.model), self._decoder, self.job.observer.modules
-        )
-
-    @property
-    def _untied(self) -> list[str]:
-        own = {name for name, _ in self._decoder.named_parameters()}
-        return [name for name in self.job.observer.modules if f"{name}.weight" in own]
+        """The method's own tensors of a snapshot in the last phase."""
+        phase = self.phases[-1]
+        extra = phase.method.extra_tensors(phase.model)
+        return observed_extra(extra, self._decoder, self.job.observer.modules)
 
     @cached_property
     def _sets(self) -> dict[str, Shapes]:
-        """Kind -> name -> a tensor of the shape that a snapshot holds."""
-        job, train, weights, trained = self.job, self.job.config.train, self._weights, self._trained
-        rows = len(job.observer.probe.row_ids) * max(len(job.observer.positions), 1)
-        pieces = train.batch_size // train.rows_per_pass()
+        """Kind -> name -> a tensor of the shape that a snapshot stores."""
+        train, trained = self.job.config.train, self._trained
+        n_passes = train.batch_size // train.rows_per_pass()
         every = {
             "train.gradients": trained,
             observation_name("train", MICROBATCH_GRADIENTS): {
-                name: p.expand(pieces, *p.shape) for name, p in trained.items()
+                name: p.expand(n_passes, *p.shape) for name, p in trained.items()
             },
-            "val.gradients": weights,
-            "val.activations": {
-                name: torch.empty(
-                    rows, _output_width(self._decoder.get_submodule(name)), device="meta"
-                )
-                for name in job.observer.modules
-            },
+            "val.gradients": self._weights,
+            "val.activations": self._activations,
         }
-        return {
-            kind: tensors for kind, tensors in every.items() if kind in job.config.snapshot.kinds
-        }
+        kinds = self.job.config.snapshot.kinds
+        return {kind: tensors for kind, tensors in every.items() if kind in kinds}
+
+    @property
+    def _activations(self) -> Shapes:
+        """Outputs of the observed modules; without positions, the mean over them is stored."""
+        observer = self.job.observer
+        rows = len(observer.probe.row_ids) * max(len(observer.positions), 1)
+        widths = {name: _width(self._decoder.get_submodule(name)) for name in observer.modules}
+        return {name: torch.empty(rows, width, device="meta") for name, width in widths.items()}
 
     @property
     def _batch(self) -> int:
-        """Rows and tokens of an update, 8 and 4 bytes each."""
-        observes_training = any(kind.startswith("train.") for kind in self._sets)
-        return (
-            self.job.config.train.batch_size * (8 + 4 * (self.job.seq_len + 1)) * observes_training
-        )
+        """Bytes of the row ids and tokens of an update, stored with what is observed of it."""
+        if not any(kind.startswith("train.") for kind in self._sets):
+            return 0
+        row_bytes = _ROW_ID_BYTES + _TOKEN_BYTES * (self.job.seq_len + 1)
+        return self.job.config.train.batch_size * row_bytes
+
+    @property
+    def _training(self) -> int:
+        """Bytes of everything in a snapshot that comes from the update after its step."""
+        sizes = self.kinds.items()
+        return sum(size for kind, size in sizes if kind.startswith("train.")) + self._batch
 
     @cached_property
     def _manifest(self) -> int:
-        observer, sets = self.job.observer, []
-        for kind, tensors in self._sets.items():
-            split, name = kind.split(".")
-            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-            file = observed_file(split, name)
-            sets.append(
-                TensorSet(
-                    file=file, split=split, kind=name, dtype=observer.config.dtype, tensors=shapes
-                )
-            )
+        observer = self.job.observer
+        sets = [self._tensor_set(kind) for kind in self._sets]
         row_map = RowMap(rule="last", positions=observer.positions, probe_rows=0)
-        text = SnapshotManifest(
+        manifest = SnapshotManifest(
             run=observer.run,
             step=0,
             weights="checkpoint",
             modules=observer.modules,
             observed=sets,
             row_map=row_map,
-        ).to_json()
-        return len(text) + 300 * len(sets)  # sizes and hashes, and what the gradients are of
+        )
+        return len(manifest.to_json()) + _ENTRY_BYTES * len(sets)
+
+    def _tensor_set(self, kind: str) -> TensorSet:
+        split, name = kind.split(".")
+        return TensorSet(
+            file=observed_file(split, name),
+            split=split,
+            kind=name,
+            dtype=self.job.observer.config.dtype,
+            tensors={tensor: list(shape.shape) for tensor, shape in self._sets[kind].items()},
+        )
 
 
 def remaining(job: Job, newest: int | None) -> int:
-    """Bytes that a session which goes on from `newest` adds to what is there, at most at one
-    time."""
-    start, storage, layout = -1 if newest is None else newest, Storage(job), job.layout
-    future = [step for step in job.config.checkpoint.steps(job.config.train.steps) if step > start]
+    """Return the peak of bytes that a session which continues from step `newest` adds to the disk.
+
+    For a run that has not begun, `newest` is None.
+    """
+    start = -1 if newest is None else newest
+    last = job.config.train.steps
+    saved_in_all = job.config.checkpoint.steps(last)
+    observed = job.config.snapshot.steps(last)
+    future = [step for step in saved_in_all if step > start]
     if not future:
         return 0
-    there = [
-        step for step in codec.intact_steps(layout.checkpoints, CheckpointManifest) if step <= start
-    ]
-    stateless = [step for step in there if not layout.state(step).is_dir()]
-    observed = job.config.snapshot.steps(job.config.train.steps)
-    now = StoredSteps(
-        there, set(there) - set(stateless), there, [step for step in observed if step <= start]
-    )
-    peak = storage.peak([*there, *future], observed, stateless)
-    return peak - storage.bytes(now) + storage.metrics(max(start, 0))
+    storage = Storage(job)
+    now = _stored_at(job, start, observed)
+    saved = [*now.saved, *future]
+    stateless = set(now.saved).difference(now.states)
+    peak = storage.peak(saved, observed, stateless)
+    metrics = storage.metrics(max(start, 0))
+    return peak - storage.bytes(now) + metrics
+
+
+def _stored_at(job: Job, step: int, observed: list[int]) -> StoredSteps:
+    """Return what is on disk up to `step`, if a run observes the steps `observed`."""
+    layout = job.layout
+    intact = codec.intact_steps(layout.checkpoints, CheckpointManifest)
+    saved = [earlier for earlier in intact if earlier <= step]
+    states = [earlier for earlier in saved if layout.state(earlier).is_dir()]
+    snapshots = [earlier for earlier in observed if earlier <= step]
+    return StoredSteps(saved, states, saved, snapshots)
 
 
 def file_bytes(tensors: Shapes) -> int:
-    """Bytes of the safetensors file of `tensors`, its header included (safetensors' README,
-    "Format")."""
+    """Return the bytes of the safetensors file of `tensors`, header included.
+
+    The layout is that of safetensors' README, section "Format": the header's length in 8 bytes,
+    the header padded to a multiple of 8 bytes, and the tensors.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
+        start = end
+        end += tensor.nbytes
         header[name] = {
-            "dtype": "F32",
+            "dtype": "F32",  # only the length of the name counts, to within a few bytes
             "shape": list(tensor.shape),
-            "data_offsets": [end, end + size],
+            "data_offsets": [start, end],
         }
-        end += size
-    length = len(json.dumps(header, separators=(",", ":")))
-    return 8 + length + -length % 8 + end
+    text = json.dumps(header, separators=(",", ":"))
+    length = len(text)
+    padding = -length % 8
+    return 8 + length + padding + end
 
 
-def _as(tensors: Shapes, dtype: torch.dtype) -> Shapes:
+def _cast(tensors: Shapes, dtype: torch.dtype) -> Shapes:
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-def _of_method(phase: Phase) -> int:
-    """What a method keeps in state/."""
-    return file_bytes(phase.method.state_dict()[0])
+def _method_bytes(phase: Phase) -> int:
+    """Return the bytes that the method stores in state/."""
+    tensors, _ = phase.method.state_dict()
+    return file_bytes(tensors)
 
 
-def _output_width(module: nn.Module) -> int:
+def _width(module: nn.Module) -> int:
+    """Return the width of a module's output."""
     shape = module.get_parameter("weight").shape
     return shape[-1] if isinstance(module, nn.Embedding) else shape[0]

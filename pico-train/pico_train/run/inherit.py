@@ -1,5 +1,4 @@
-"""What a run takes over from the model that it starts from (`init_from`): geometry, token ids,
-weights."""
+"""The geometry, token ids and weights that a run inherits from `init_from`, if it is set."""
 
 from __future__ import annotations
 
@@ -30,53 +29,52 @@ _FREE = ("max_position_embeddings", "initializer_range")
 
 
 def complete_geometry(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill in the keys of the section `model` that `raw` does not give, from the model that
-    `init_from` names.
+    """Fill in the keys of the section `model` that `raw` lacks, from the model at `init_from`.
 
-    A run that exists has its geometry in its own config.yaml: the model that it started from may be
-    gone. Where there is no model that can be read, `raw` stays as it is, and `check_source` says
-    why before anything is trained.
+    An existing run has its geometry in its own config.yaml, since the model that it started from
+    may be gone. If no model can be read, `raw` stays unchanged, and `check_source` explains why
+    before anything is trained.
     """
     source, given = raw.get("init_from"), raw.get("model", {})
-    fields = [field.name for field in dataclasses.fields(DecoderConfig)]
-    if not (isinstance(source, str) and isinstance(given, Mapping)) or all(
-        name in given for name in fields
-    ):
+    if not isinstance(source, str) or not isinstance(given, Mapping):
+        return raw
+    if all(field.name in given for field in dataclasses.fields(DecoderConfig)):
         return raw
     try:
-        inherited = _of_existing_run(raw) or dataclasses.asdict(initial_geometry(source))
+        inherited = _recorded_geometry(raw) or dataclasses.asdict(initial_geometry(source))
     except UserError:
         return raw
     return {**raw, "model": {**inherited, **given}}
 
 
-def _of_existing_run(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    name, runs_dir = raw.get("name"), raw.get("runs_dir", "runs")
-    if not (isinstance(name, str) and isinstance(runs_dir, str)):
+def _recorded_geometry(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the geometry that the run of this name recorded, if it had the same `init_from`."""
+    name = raw.get("name")
+    runs_dir = raw.get("runs_dir", "runs")
+    if not isinstance(name, str) or not isinstance(runs_dir, str):
         return None
     layout = RunLayout(Path(runs_dir) / name)
-    if not (layout.manifest.is_file() and layout.config.is_file()):
+    if not layout.manifest.is_file() or not layout.config.is_file():
         return None
-    before = read_yaml(layout.config)
-    return before.get("model") if before.get("init_from") == raw["init_from"] else None
+    recorded = read_yaml(layout.config)
+    if recorded.get("init_from") != raw["init_from"]:
+        return None
+    return recorded.get("model")
 
 
 def check_source(source: str, config: DecoderConfig) -> None:
     """Check that the model at `source` has the geometry `config`, and the tensors that go with it.
 
-    Floats are compared as float32, in which transformers computes with them: files say
-    9.999999747378752e-06 for 1e-5.
-
     Raises:
         UserError: names every key that differs with both values, or the first tensor that does not
             fit.
     """
-    found = initial_geometry(source)
+    inherited = dataclasses.asdict(initial_geometry(source))
+    wanted = dataclasses.asdict(config)
     differing = [
-        f"model.{field.name} is {getattr(config, field.name)} but there {getattr(found, field.name)}"
-        for field in dataclasses.fields(found)
-        if field.name not in _FREE
-        and not _equal(getattr(config, field.name), getattr(found, field.name))
+        f"model.{name} is {wanted[name]} but there {value}"
+        for name, value in inherited.items()
+        if name not in _FREE and not _equal(wanted[name], value)
     ]
     if differing:
         raise UserError(f'init_from "{source}" has another geometry: {"; ".join(differing)}')
@@ -84,7 +82,7 @@ def check_source(source: str, config: DecoderConfig) -> None:
 
 
 def load_source(model: Decoder, source: str) -> None:
-    """Give `model` the weights at `source`; errors as `check_source`."""
+    """Load the weights at `source` into `model`; errors as `check_source`."""
     check_source(source, model.config)
     try:
         load_weights(model, initial_weights(source))
@@ -93,37 +91,38 @@ def load_source(model: Decoder, source: str) -> None:
 
 
 def inherited_token_ids(layout: RunLayout, source: str | None) -> SpecialTokens:
-    """Read the token ids that the run in `layout` has from the model at `source`; {} where it
-    started from no model.
+    """Read the token ids that a run inherits from the model at `source`; {} if it has none.
 
-    Those of a run that exists are in its checkpoints: the model that it started from may be gone.
+    An existing run has them in its checkpoints, since the model that it started from may be gone.
     """
     if source is None:
         return {}
     steps = codec.listed_steps(layout.checkpoints) if layout.manifest.is_file() else []
-    return read_token_ids(layout.checkpoint(steps[0])) if steps else initial_token_ids(source)
+    if steps:
+        return read_token_ids(layout.checkpoint(steps[0]))
+    return initial_token_ids(source)
 
 
 def own_vocabulary(vocabulary: Vocabulary, token_ids: SpecialTokens) -> Vocabulary:
-    """Let texts begin after the start token that the model's own configuration names, not after
-    that of the data."""
+    """Return `vocabulary` with the start token that the model's own configuration names."""
     name, start = start_token(token_ids)
     return dataclasses.replace(vocabulary, eos=start, start_name=name)
 
 
 def differing_ends(data: SpecialTokens, own: SpecialTokens) -> str | None:
-    """Say where the data end their documents with another token than the model that a run started
-    from."""
-    theirs, ends = data.get("eos"), own.get("eos")
-    if theirs is None or theirs in (ends if isinstance(ends, list) else [ends]):
+    """Return a warning if documents of the data end with another token than the model's texts."""
+    data_eos, model_eos = data.get("eos"), own.get("eos")
+    accepted = model_eos if isinstance(model_eos, list) else [model_eos]
+    if data_eos is None or data_eos in accepted:
         return None
     return (
-        f"documents of the data end with id {theirs}, while the model that the run started from"
-        f" ends texts with {ends}"
+        f"documents of the data end with id {data_eos}, while the model that the run started from"
+        f" ends texts with {model_eos}"
     )
 
 
-def _equal(given: Any, found: Any) -> bool:
-    if isinstance(given, float) and isinstance(found, float | int):
-        return ctypes.c_float(given).value == ctypes.c_float(found).value
-    return bool(given == found)
+def _equal(wanted: Any, inherited: Any) -> bool:
+    # transformers computes in float32, so files say 9.999999747378752e-06 for 1e-5.
+    if isinstance(wanted, float) and isinstance(inherited, float | int):
+        return ctypes.c_float(wanted).value == ctypes.c_float(inherited).value
+    return bool(wanted == inherited)

@@ -1,11 +1,10 @@
-"""How many rows of a forward pass the memory holds: what `train.micro_batch_size: auto` finds when
-a run begins.
+"""Find the largest micro-batch that fits the memory, for `train.micro_batch_size: auto`.
 
-On CUDA the pass is tried, with room kept free for what training still lays down and for chance.
-Elsewhere nothing can be tried safely, since a machine out of memory swaps or ends the process;
-there it is reckoned from the tensors that autograd keeps for a pass of one and of two rows, against
-half of the machine's memory. That half does not depend on what else runs, so that the same machine
-finds the same number.
+On CUDA, passes are tried, with some memory kept free for what training still allocates and for
+chance. Elsewhere no pass can be tried safely, since a machine out of memory swaps or kills the
+process. There the memory is computed from the tensors that autograd keeps for a pass of one and of
+two rows, and compared with half of the machine's memory. That half does not depend on what else
+runs, so that the same machine finds the same number.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from pico_train.model.recompute import watching
 from pico_train.run.job import Job
 
 _TRIED = ("cuda",)
-"""Devices that answer a pass too large with an error and are none the worse for it."""
+"""Devices that answer a pass too large with an error and go on unharmed."""
 _FREE = 0.05
-"""Share of a CUDA device's memory that a tried pass leaves free: fragmentation, observation, other
-programs."""
+"""Share of a CUDA device's memory that a tried pass leaves free, for fragmentation, observation and
+other programs."""
 _SHARE = 0.5
-"""Share of the machine's memory that a reckoned pass and the state may fill, all processes
-together."""
+"""Share of the machine's memory that the computed passes and states of all processes may fill."""
 _PASSING = 2.0
-"""What a pass holds at its peak, as a multiple of what autograd keeps: gradients of activations,
-and what is freed."""
+"""Peak memory of a pass as a multiple of what autograd keeps: it also holds gradients of
+activations, and temporaries."""
+_STATE_COPIES = 4
+"""Weights, gradients and two moments: tensors of a parameter's size that training holds."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
-    """The largest divisor of this process's rows that fits the memory, the same in every process.
+    """Find the largest divisor of this process's rows that fits the memory of every process.
 
-    It is sought on a state of its own, made by `build_state` and dropped, and with torch's
-    generators put back after: training begins as if nothing had been tried. The pass is that of the
-    update that comes next; where a method's updates differ in size, set `train.micro_batch_size` to
-    what the largest needs.
+    The search uses a separate state, built by `build_state` and dropped afterwards, and restores
+    torch's generators: training begins as if nothing had been tried. The pass is that of the next
+    update; if a method's updates differ in size, set `train.micro_batch_size` to what the largest needs.
 
     Raises:
         UserError: not even one row fits.
@@ -54,7 +53,7 @@ def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
         batch = _next_batch(job, state)
         if batch is None:
             return job.micro_batch
-        fits = _fitting(job, state, batch)
+        fits = _fit_test(job, state, batch)
         for rows in _divisors(job.micro_batch):
             if not job.runtime.any(not fits(rows)):
                 return rows
@@ -64,77 +63,89 @@ def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
     )
 
 
-def _fitting(job: Job, state: TrainState, batch: torch.Tensor) -> Callable[[int], bool]:
-    """Says of a number of rows whether they fit."""
+def _fit_test(job: Job, state: TrainState, batch: torch.Tensor) -> Callable[[int], bool]:
+    """Return a function that tells whether a number of rows fits."""
     if job.runtime.device.type in _TRIED:
         return lambda rows: _passes(job, state, _rows_of(batch, rows))
-    most = _reckoned(job, state, batch)
-    return lambda rows: rows <= most
+    limit = _computed_limit(job, state, batch)
+    return lambda rows: rows <= limit
 
 
 def _next_batch(job: Job, state: TrainState) -> torch.Tensor | None:
-    reads = state.method.begin_step(state.counters.step + 1)
-    if reads is None or isinstance(reads, torch.Tensor):
-        return reads
-    return job.tokens(job.order.rows(state.counters.reads + 1))
+    source = state.method.begin_step(state.counters.step + 1)
+    if source is None or isinstance(source, torch.Tensor):
+        return source
+    row_ids = job.loader.order.rows(state.counters.reads + 1)
+    return job.loader.tokens(row_ids)
 
 
 def _divisors(count: int) -> list[int]:
-    """From the largest down."""
+    """List the divisors of `count`, largest first."""
     return [n for n in range(count, 0, -1) if count % n == 0]
 
 
 def _rows_of(batch: torch.Tensor, rows: int) -> torch.Tensor:
-    """So many rows, some again where the batch has fewer."""
+    """Take `rows` rows of `batch`, starting over if it has fewer."""
     return batch[torch.arange(rows) % len(batch)]
 
 
 def _loss(job: Job, state: TrainState, batch: torch.Tensor) -> torch.Tensor:
+    tokens = batch.to(job.runtime.device)
     with job.runtime.autocast(job.precision):
-        return state.method.loss(
-            state.model, batch.to(job.runtime.device), state.counters.step + 1
-        )[0]
+        loss, _, _ = state.method.loss(state.model, tokens, state.counters.step + 1)
+    return loss
 
 
 def _passes(job: Job, state: TrainState, batch: torch.Tensor) -> bool:
-    """Whether a pass goes through beside gradients of an earlier one, the optimizer's moments and
-    the free share."""
+    """Try a pass of `batch` beside all that training will hold in memory by then.
+
+    That is the gradients of an earlier pass, the optimizer's moments and the share to leave free.
+    """
     device = job.runtime.device
+    reserve = _missing_moments(state)
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        reserve += int(_FREE * total)
     try:
         for parameter in state.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        kept = _moments(state) + (
-            _FREE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
-        )
-        kept_free = torch.empty(int(kept), dtype=torch.uint8, device=device)
+        reserved = torch.empty(reserve, dtype=torch.uint8, device=device)
         _loss(job, state, batch).backward()
-        del kept_free
+        del reserved
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
-        for parameter in state.parameters.values():
-            parameter.grad = None
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free_gradients(state, device)
 
 
-def _reckoned(job: Job, state: TrainState, batch: torch.Tensor) -> float:
-    """How many rows fit: a pass keeps an amount of its own and an amount for every row."""
-    one, two = (_kept_by_autograd(job, state, _rows_of(batch, rows)) for rows in (1, 2))
-    each, own = two - one, 2 * one - two
-    room = _SHARE * _machine_memory() / job.runtime.processes
-    room -= sum(
-        4 * parameter.nbytes for parameter in state.parameters.values()
-    )  # weights, gradients, two moments
-    return (room / _PASSING - own) / max(each, 1)
+def _free_gradients(state: TrainState, device: torch.device) -> None:
+    for parameter in state.parameters.values():
+        parameter.grad = None
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _computed_limit(job: Job, state: TrainState, batch: torch.Tensor) -> float:
+    """Compute how many rows fit, if a pass keeps a fixed amount and an amount for every row."""
+    one = _kept_by_autograd(job, state, _rows_of(batch, 1))
+    two = _kept_by_autograd(job, state, _rows_of(batch, 2))
+    a_row = two - one
+    fixed = one - a_row
+    share = _SHARE * _machine_memory() / job.runtime.processes
+    memory = share - _state_bytes(state)
+    for_rows = memory / _PASSING - fixed
+    return for_rows / max(a_row, 1)
+
+
+def _state_bytes(state: TrainState) -> int:
+    return sum(_STATE_COPIES * parameter.nbytes for parameter in state.parameters.values())
 
 
 def _kept_by_autograd(job: Job, state: TrainState, batch: torch.Tensor) -> int:
-    """Bytes of the storages that a forward pass keeps for its backward pass, parameters left
-    out."""
-    storages: dict[int, torch.UntypedStorage] = {}  # holds them, so that no two share an address
+    """Return the bytes that a forward pass keeps for its backward pass, parameters left out."""
+    storages: dict[int, torch.UntypedStorage] = {}  # alive, so that no two share an address
 
     def note(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -142,18 +153,20 @@ def _kept_by_autograd(job: Job, state: TrainState, batch: torch.Tensor) -> int:
 
     with watching(note):
         _loss(job, state, batch)
-    own = {parameter.untyped_storage().data_ptr() for parameter in state.parameters.values()}
-    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+    for parameter in state.parameters.values():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in storages.values())
 
 
-def _moments(state: TrainState) -> int:
-    """Bytes of the optimizer's state that are still to come; two of the parameter's size are
-    counted."""
-    return sum(2 * p.nbytes for p in state.parameters.values() if p not in state.optimizer.state)
+def _missing_moments(state: TrainState) -> int:
+    """Return the bytes of the optimizer's state still to come: two moments of a parameter's
+    size."""
+    pending = [p for p in state.parameters.values() if p not in state.optimizer.state]
+    return sum(2 * parameter.nbytes for parameter in pending)
 
 
 def _machine_memory() -> int:
-    """Bytes of memory, or of what a container allows."""
+    """Return the bytes of memory of the machine, or what its container allows."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):
         memory = min(memory, int(_CGROUP_LIMIT.read_text(encoding="ascii")))

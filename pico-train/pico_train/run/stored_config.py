@@ -1,4 +1,4 @@
-"""The configuration that a run recorded, which may come from elsewhere with the run."""
+"""The configuration that a run recorded, which may have come from elsewhere with the run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def load_stored(
 
     Raises:
         DamagedError: config.yaml is not a file of the run.
-        UserError: config.yaml is missing; it names code to import and `trust` is not given, or is
-            not valid.
+        UserError: config.yaml is missing or invalid, or it names code to import and `trust` is not
+            given.
     """
     problem = irregularity(layout.config)
     if problem == MISSING:

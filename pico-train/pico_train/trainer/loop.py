@@ -207,7 +207,7 @@ def _from_training(
     if update.row_ids is not None:
         batch = {
             "rows": torch.from_numpy(update.row_ids),
-            "tokens": job.tokens(update.row_ids).int(),
+            "tokens": job.loader.tokens(update.row_ids).int(),
         }
     return FromTraining(
         gradients, batch, state.method.objective, state.method.dropout, microbatch_gradients
@@ -246,7 +246,7 @@ def _failure(session: Session, update: Update) -> NonFiniteError:
         state.counters = update.before
         compute_gradients(session.job, state, update.step)
     what = "gradient" if math.isfinite(update.loss) else "loss"
-    tokens = None if update.row_ids is None else session.job.tokens(update.row_ids)
+    tokens = None if update.row_ids is None else session.job.loader.tokens(update.row_ids)
     found = examine(state)
     culprit = session.job.runtime.on_main(
         lambda: write_failure(

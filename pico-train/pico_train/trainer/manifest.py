@@ -52,7 +52,7 @@ def new_manifest(job: Job) -> RunManifest:
             "path": str(config.data.path),
             "order": _RECORDED_ORDER[config.data.order],
             "batch_size": config.train.batch_size,
-            **({} if job.rows.blocks else {"rows": job.rows.n_rows}),
+            **({} if job.loader.rows.blocks else {"rows": job.loader.rows.n_rows}),
         },
         sessions=[],
         architecture=job.metadata.architecture.record(),

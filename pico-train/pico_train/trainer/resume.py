@@ -85,7 +85,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | SessionRes
             session.fail(error)
             raise
         finally:
-            job.reader.close()
+            job.loader.close()
             session.writer.close()
             if session.metrics is not None:
                 session.metrics.close()
@@ -165,14 +165,17 @@ def _start_session(
 ) -> Session:
     layout, start = job.layout, newest or 0
 
-    def build_state(job: Job = job) -> TrainState:
+    def build_state(job: Job) -> TrainState:
         if newest is None:
             return job.build_state(None)
         return job.build_state(load_checkpoint(layout, newest, manifest.name, job.config.model))
 
-    # Compiled, a trial would compile anew for each number of rows.
-    found = _resolve_micro_batch(job, manifest, lambda: build_state(replace(job, compiled=False)))
-    state = build_state()
+    found = None
+    if job.config.train.micro_batch_size == "auto":
+        # Compiled, a trial would compile anew for each number of rows.
+        trial = replace(job, compiled=False)
+        job, found = _resolve_micro_batch(job, manifest, lambda: build_state(trial))
+    state = build_state(job)
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     is_main = job.runtime.is_main
@@ -192,14 +195,15 @@ def _start_session(
 
 def _resolve_micro_batch(
     job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]
-) -> str | None:
-    """Replace `train.micro_batch_size: auto` by the number that the run has had, or that fits; say
-    which it is."""
-    if job.config.train.micro_batch_size != "auto":
-        return None
+) -> tuple[Job, str]:
+    """Resolve `train.micro_batch_size: auto`: return the job with a number, and a notice about it.
+
+    A run keeps the number of its earlier sessions on the same device.
+    """
     kept = job.runtime.on_main(lambda: kept_micro_batch(job, manifest.sessions))
-    job.set_micro_batch(kept or find_micro_batch(job, build_state))
-    return f"micro-batch (auto): {job.micro_batch} rows, {'as before' if kept else 'which fit the memory'}"
+    rows = kept or find_micro_batch(job, build_state)
+    reason = "as before" if kept else "which fit the memory"
+    return job.with_micro_batch(rows), f"micro-batch (auto): {rows} rows, {reason}"
 
 
 def _open_files(session: Session, start: int) -> None:

@@ -111,7 +111,7 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
     reads = state.method.begin_step(update.step)
     if reads is None or isinstance(reads, torch.Tensor):
         return job.runtime.share(reads)
-    batch = job.reader.batch(state.counters.reads + 1)
+    batch = job.loader.batch(state.counters.reads + 1)
     update.row_ids = batch.row_ids
     return batch.tokens, batch.replicas
 

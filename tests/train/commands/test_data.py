@@ -200,13 +200,13 @@ def test_show_prints_as_many_rows_as_asked_for(command: Command, finished: RunCo
     row_ids, rows = shown(command("show", finished.layout.root, "--step", 2, "--rows", 3)[1])
     assert len(row_ids) == 8
     assert list(rows) == row_ids[:3]
-    assert row_ids == build(finished).order.rows(2).tolist()
+    assert row_ids == build(finished).loader.order.rows(2).tolist()
 
 
 def test_show_takes_overrides(command: Command, finished: RunConfig) -> None:
     seeded, _ = shown(command("show", finished.layout.root, "seed.data=9", "--step", 3)[1])
     in_file_order, _ = shown(command("show", finished.layout.root, "data.order=sequential", "--step", 2)[1])
-    assert seeded != build(finished).order.rows(3).tolist()
+    assert seeded != build(finished).loader.order.rows(3).tolist()
     assert in_file_order == list(range(8, 16))
 
 
@@ -217,7 +217,7 @@ def test_rows_of_a_shorter_sequence_are_shown_as_training_cuts_them(
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     row_ids, rows = shown(command("show", tmp_path / "run.yaml", "--rows", 8)[1])
     job = build(config)
-    assert [rows[row][0] for row in row_ids] == job.tokens(job.order.rows(1)).tolist()
+    assert [rows[row][0] for row in row_ids] == job.loader.tokens(job.loader.order.rows(1)).tolist()
     tokenizer = load_tokenizer(config.data.path)
     assert [rows[row][1] for row in row_ids] == [
         tokenizer.decode(rows[row][0], skip_special_tokens=False) for row in row_ids

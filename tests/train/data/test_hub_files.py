@@ -240,7 +240,7 @@ def test_a_run_that_was_killed_reads_the_same_rows(
     train(killed, quiet=True)
     assert truth(killed) == truth(whole)
     job = build(killed)
-    read = np.concatenate([job.order.rows(step) for step in range(5, 11)])
+    read = np.concatenate([job.loader.order.rows(step) for step in range(5, 11)])
     needed = {replica.name(i) for i in np.searchsorted(np.cumsum(replica.ROWS), read, side="right")}
     assert needed <= set(hub.whole)
     assert len(hub.whole) == len(set(hub.whole)) <= len(needed) + 1  # once each, and what was announced besides

@@ -68,7 +68,7 @@ def test_epochs_differ() -> None:
 
 
 def test_the_micro_batch_is_no_part_of_the_order(tiny: Callable[..., RunConfig]) -> None:
-    read = [build(tiny(**{"train.micro_batch_size": size})).order.rows(3).tolist() for size in (8, 4, 1)]
+    read = [build(tiny(**{"train.micro_batch_size": size})).loader.order.rows(3).tolist() for size in (8, 4, 1)]
     assert read[0] == read[1] == read[2]
 
 

@@ -88,7 +88,7 @@ def test_own_rows_do_not_advance_the_language_model_order(toy: Tiny) -> None:
     assert "accuracy" not in rows[0]
     assert rows[0]["order_hash"] == rows[1]["order_hash"] != rows[2]["order_hash"]
     batch = codec.read_tensors(config.layout.snapshot(2) / "train.batch.safetensors")  # of update 3, the second read
-    assert batch["rows"].tolist() == job.order.rows(2).tolist()
+    assert batch["rows"].tolist() == job.loader.order.rows(2).tolist()
 
 
 def test_a_rebuild_changes_what_trains_and_keeps_the_rest(toy: Tiny) -> None:
@@ -142,7 +142,7 @@ def test_options_of_a_method_are_strict(toy: Tiny) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("plane", r'method.name is "plane", which is no method.*"plain"'),
+        ("plane", r'method.name is "plane", which is not a method.*"plain"'),
         ("nowhere_at_all:Method", r'method.name is "nowhere_at_all:Method", which cannot be imported'),
         ("users_toy:Missing", r"which cannot be imported"),
         ("users_toy:truth", r"is not a Method"),

@@ -45,7 +45,7 @@ def test_recomputing_keeps_less(tiny: Tiny) -> None:
     def held(config: RunConfig) -> int:
         job = build(config)
         model = job.build_state(None).model
-        tokens = job.tokens(job.order.rows(1))
+        tokens = job.loader.tokens(job.loader.order.rows(1))
         return kept_bytes(model, lambda: model.hidden_states(tokens[:, :-1]).sum())
 
     changes = {"model.num_hidden_layers": 6}

@@ -54,10 +54,10 @@ def test_gradients_equal_autograd_at_theta_t(tiny: Tiny, micro_batch: int) -> No
     job = build(config)
     for step in (0, 4, 8):
         manifest, files = opened(config, step)
-        row_ids = job.order.rows(step + 1)
+        row_ids = job.loader.order.rows(step + 1)
         batch = files["train.batch"]
         assert batch["rows"].tolist() == row_ids.tolist()
-        assert torch.equal(batch["tokens"].long(), job.tokens(row_ids))
+        assert torch.equal(batch["tokens"].long(), job.loader.tokens(row_ids))
         assert len(files["train.gradients"]) == len(manifest.modules) == 14
         assert_close(files["train.gradients"], mean_loss_gradients(theta(job, step), batch["tokens"]))
         probe = codec.read_tensors(config.layout.probe)["tokens"]

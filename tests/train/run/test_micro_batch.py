@@ -137,7 +137,7 @@ def test_a_cpu_is_reckoned_from_what_autograd_keeps(
     config = tiny(**{"train.micro_batch_size": "auto"})
     job = build(config)
     state = job.build_state(None)
-    batch = job.tokens(job.order.rows(1))
+    batch = job.loader.tokens(job.loader.order.rows(1))
     kept = {rows: micro_batch._kept_by_autograd(job, state, batch[:rows]) for rows in (1, 2, 8)}
     assert kept[8] == kept[1] + 7 * (kept[2] - kept[1])
     layers = activation_bytes(config.model, job.seq_len, bf16=False)

@@ -50,7 +50,7 @@ def test_gradients_equal_autograd_of_the_mean_loss(tiny: Tiny) -> None:
     _, found = gradients_of(config)
     job = build(config)
     model = job.build_state(None).model
-    tokens = job.tokens(job.order.rows(1))
+    tokens = job.loader.tokens(job.loader.order.rows(1))
     logits = model(tokens[:, :-1])
     nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -203,5 +203,5 @@ def test_cadence() -> None:
 
 def test_rows_are_those_that_data_show_names(tiny: Tiny, data_dir: Path) -> None:
     job = build(tiny())
-    row_ids = job.order.rows(3)
-    assert (PackedData.open(data_dir).split("train").take(row_ids) == job.tokens(row_ids).numpy()).all()
+    row_ids = job.loader.order.rows(3)
+    assert (PackedData.open(data_dir).split("train").take(row_ids) == job.loader.tokens(row_ids).numpy()).all()

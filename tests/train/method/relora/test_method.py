@@ -31,7 +31,7 @@ def test_loss_and_weights_are_equal_before_and_after_a_restart(relora: Relora, o
     state.method.config = state.method.config.model_copy(update={"restart_every": 0})
     list(updates(job, state, 1))
     before, at = weights(state), loss(job, state)
-    rows = job.tokens(job.order.rows(5))[:, :-1]
+    rows = job.loader.tokens(job.loader.order.rows(5))[:, :-1]
     logits = state.model(rows)
     state.method.config = state.method.config.model_copy(update={"restart_every": 4})
     state.method.after_step(state.model, state.optimizer, 4)
@@ -44,7 +44,7 @@ def test_loss_and_weights_are_equal_before_and_after_a_restart(relora: Relora, o
 def test_the_training_model_is_the_plain_decoder_of_its_effective_weights(relora: Relora) -> None:
     job, state = begun(relora(changes=FAST))
     list(updates(job, state, 6))
-    rows = job.tokens(job.order.rows(1))[:, :-1]
+    rows = job.loader.tokens(job.loader.order.rows(1))[:, :-1]
     torch.testing.assert_close(state.model(rows), state.plain_decoder()(rows), rtol=1e-5, atol=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_dropout_is_of_the_method_and_of_training_alone(relora: Relora) -> None:
     config = relora(dropout=0.5, changes={"train.micro_batch_size": 4})
     job, state = begun(config)
     list(updates(job, state, 2))
-    part = job.tokens(job.order.rows(3))[:4]
+    part = job.loader.tokens(job.loader.order.rows(3))[:4]
     with torch.no_grad():
         seen = []
         for step in (3, 4):
