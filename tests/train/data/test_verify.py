@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -202,6 +203,7 @@ def test_other_blocks_are_drawn_anew_each_time(data: Path, small_blocks: None) -
     with_blocks(data)
     rows = rows_of(data)
     rows[len(rows) // 2] ^= 1
+    random.seed(0)  # without it, the block is missed by all draws in 1% of runs
     found = [bool(verify_data(data, 1024).faults) for _ in range(300)]
     assert True in found
     assert False in found
