@@ -11,7 +11,7 @@ from typing import Any
 Modules = list[Any]
 
 LONGEST_FILE = 400
-LONGER = {"pico_train.model.decoder": 435}
+LONGER: dict[str, int] = {}
 """Source files over `LONGEST_FILE` lines and their lengths, which may only fall; nothing new enters."""
 LONGEST_FUNCTION = 76
 METHODS_WITHOUT_DOCSTRING = 37

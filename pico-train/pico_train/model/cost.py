@@ -70,7 +70,7 @@ def activation_bytes(config: DecoderConfig, tokens: int, bf16: bool) -> int:
 
     Counted tensor by tensor, a token and layer: 32 D + 8 F bytes in float32, 34 D + 4 F under
     bfloat16 autocast (whose residual stream, norms' products and rotation stay float32), and 8 + 4
-    H of norms and attention: what model/recompute.py leaves. Under autocast the bfloat16 copies of
+    H of norms and attention; as model/recompute.py has it. Under autocast the bfloat16 copies of
     the multiplied weights come on top. The embedding and the loss, a few D a token, are left out.
     """
     width, inner = config.hidden_size, config.intermediate_size

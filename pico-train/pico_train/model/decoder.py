@@ -1,12 +1,17 @@
-"""A LLaMA-style decoder under the names of Hugging Face's Llama.
+"""A LLaMA-style decoder under the names of Hugging Face's Llama, to be read from top to bottom.
 
-Shapes: B batch, T tokens, D width, H query heads, K key-value heads, d head width, V vocabulary.
+Shapes: B batch, T tokens, D width, F feed-forward width, H query heads, K key-value heads, d head
+width, V vocabulary.
+
+Token ids (B, T) are looked up in the embedding (B, T, D); every layer adds attention and a
+feed-forward network to them; the head turns the result into logits (B, T, V). The layers below are
+the definition. Other ways to compute the same numbers, with less memory or compiled, are swapped in
+by model/execution.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +20,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from pico_train.model.loss import fused_loss_sum, plain_loss_sum, token_nll
-from pico_train.model.recompute import recompute_in_backward
 
 
 @dataclass(frozen=True)
@@ -48,31 +52,35 @@ class DecoderConfig:
     """Standard deviation of every matrix at initialisation."""
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
-            " max_position_embeddings rope_theta rms_norm_eps initializer_range"
-        )
-        for name in sizes.split():
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.hidden_size % self.num_attention_heads:
+        width, heads = self.hidden_size, self.num_attention_heads
+        kv_heads = self.num_key_value_heads
+        if width % heads:
+            raise ValueError(f"num_attention_heads ({heads}) does not divide hidden_size ({width})")
+        if heads % kv_heads:
             raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) does not divide hidden_size ({self.hidden_size})"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads ({self.num_key_value_heads}) does not divide num_attention_heads"
-                f" ({self.num_attention_heads})"
+                f"num_key_value_heads ({kv_heads}) does not divide num_attention_heads ({heads})"
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"hidden_size / num_attention_heads is {self.head_dim}; rotary embeddings need an even head width"
+                f"hidden_size / num_attention_heads is {self.head_dim};"
+                " rotary embeddings need an even head width"
             )
 
     @property
     def head_dim(self) -> int:
         """Width d of one head."""
         return self.hidden_size // self.num_attention_heads
+
+
+_POSITIVE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    *("rope_theta", "rms_norm_eps", "initializer_range"),
+)
+"""Fields of a `DecoderConfig` that are refused unless they are positive."""
 
 
 class RMSNorm(nn.Module):
@@ -90,9 +98,9 @@ class RMSNorm(nn.Module):
 class Rotary:
     """cos and sin of the rotary position embedding (Su et al. 2021), rotate-half layout, float32.
 
-    A plain object of one model, not a buffer and not shared by a class: models of different shapes
-    live side by side, nothing of it enters the state dict, and a model built on the meta device
-    computes it where it first runs.
+    A plain object of one model, neither a buffer nor shared by a class: models of different shapes
+    live side by side, the state dict holds nothing of it, and a model built on the meta device
+    computes the tables where it first runs.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
@@ -102,32 +110,34 @@ class Rotary:
     def tables(
         self, start: int, stop: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin) of positions start..stop-1, each (T, d)."""
+        """Return (cos, sin) of the positions start..stop-1, each (T, d)."""
         if self._cos.shape[0] < stop or self._cos.device != device:
-            length = (
-                1 << (stop - 1).bit_length()
-            )  # doubled, so that decoding token by token seldom computes them anew
-            with torch.inference_mode(False), torch.no_grad():
-                exponent = (
-                    torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
-                    / self.head_dim
-                )
-                place = torch.arange(length, device=device, dtype=torch.float32)
-                angles = torch.outer(place, 1.0 / self.theta**exponent)
-                angles = torch.cat((angles, angles), dim=-1)  # (T, d)
-                self._cos, self._sin = angles.cos(), angles.sin()
+            # The next power of two: decoding token by token seldom computes the tables anew.
+            self._compute(1 << (stop - 1).bit_length(), device)
         return self._cos[start:stop], self._sin[start:stop]
+
+    def _compute(self, length: int, device: torch.device) -> None:
+        # Tables made in inference mode could not be used in training afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            even = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
+            frequencies = 1.0 / self.theta ** (even / self.head_dim)  # (d / 2,)
+            positions = torch.arange(length, device=device, dtype=torch.float32)
+            angles = torch.outer(positions, frequencies)  # (T, d / 2)
+            # Dimensions i and i + d / 2 are one pair and turn by the same angle.
+            angles = torch.cat((angles, angles), dim=-1)  # (T, d)
+            self._cos, self._sin = angles.cos(), angles.sin()
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by the angle of their
-    position.
+    """Rotate pairs (i, i + d/2) of the last dimension of x (B, heads, T, d) by position.
 
-    In float32 also for bfloat16 x, as Hugging Face's does under autocast: cos and sin of 8 bits
-    blur positions.
+    A query at position m and a key at position n, each turned by its own angle, have a product that
+    depends on m - n alone. The rotation is computed in float32 also for bfloat16 x, as Hugging Face
+    does under autocast: cos and sin of 8 bits blur positions.
     """
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    turned = torch.cat((-second, first), dim=-1)  # each pair (a, b) as (-b, a)
+    return (x * cos + turned * sin).to(x.dtype)
 
 
 class KVCache:
@@ -139,13 +149,13 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Tokens seen."""
+        """Number of tokens seen."""
         return 0 if self.keys[0] is None else self.keys[0].shape[2]
 
     def append(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values of `layer` with the new ones at the end, each (B, K, T so far, d)."""
+        """Add new keys and values to `layer`; return all of them, each (B, K, T so far, d)."""
         old_key, old_value = self.keys[layer], self.values[layer]
         if old_key is not None and old_value is not None:
             key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
@@ -154,7 +164,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries; no mask is materialised."""
+    """Causal self-attention with grouped queries (Ainslie et al. 2023)."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -173,55 +183,53 @@ class Attention(nn.Module):
         query = rotate(self._heads(self.q_proj(x)), cos, sin)  # (B, H, T, d)
         key = rotate(self._heads(self.k_proj(x)), cos, sin)  # (B, K, T, d)
         value = self._heads(self.v_proj(x))  # (B, K, T, d)
-        # A single new token sees everything; several see a causal triangle, which with a non-empty
-        # cache would have to be shifted: `Decoder` therefore feeds a prompt whole and then one
-        # token at a time.
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
+        # softmax(query key^T / sqrt(d)) value for each head; no mask (T, T) is ever materialised.
+        # A single new token sees everything. Several see a causal triangle, which a non-empty cache
+        # would have to shift: callers therefore feed a prompt whole and then one token at a time.
         mixed = F.scaled_dot_product_attention(
             query, self._shared(key), self._shared(value), is_causal=tokens > 1
-        )
+        )  # (B, H, T, d)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, heads * d) -> (B, heads, T, d)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _shared(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, K, T, d) -> (B, H, T, d): the H / K query heads of a group are neighbours, as in
-        Hugging Face's."""
+        """(B, K, T, d) -> (B, H, T, d): the H / K query heads of a group are neighbours."""
         return x if self.groups == 1 else x.repeat_interleave(self.groups, dim=1)
 
 
-def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up (Shazeer 2020)."""
-    return F.silu(gate) * up
+class SwiGLU(nn.Module):
+    """The gated activation silu(gate) * up (Shazeer 2020); it has no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silu = nn.SiLU()
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return self.silu(gate) * up
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)); `recompute` as in `Layer`."""
+    """The feed-forward network down(silu(gate(x)) * up(x)), applied to each token by itself."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = SwiGLU()
 
-    def forward(self, x: torch.Tensor, recompute: bool = False) -> torch.Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        if not recompute:
-            return self.down_proj(swiglu(gate, up))
-        with recompute_in_backward(F.silu(gate), F.silu, gate) as activated:
-            product = activated * up
-        with recompute_in_backward(product, swiglu, gate, up):
-            return self.down_proj(product)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        activated = self.act_fn(self.gate_proj(x), self.up_proj(x))  # (B, T, F)
+        return self.down_proj(activated)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind an RMSNorm and added to the residual stream.
-
-    `recompute` does not keep what is quickly formed again in the backward pass: the same numbers, to the
-    last bit.
-    """
+    """Attention and feed-forward, each behind an RMSNorm and added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -231,44 +239,18 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        cache: KVCache | None,
-        recompute: bool = False,
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None
     ) -> torch.Tensor:
-        with _normed(self.input_layernorm, x, recompute) as normed:
-            x = x + self.self_attn(normed, cos, sin, cache)
-        with _normed(self.post_attention_layernorm, x, recompute) as normed:
-            return x + self.mlp(normed, recompute)
-
-
-def _normed(
-    norm: nn.Module, x: torch.Tensor, recompute: bool
-) -> AbstractContextManager[torch.Tensor]:
-    normed = norm(x)
-    hooked = (
-        norm._forward_pre_hooks or norm._forward_hooks
-    )  # which may have made something else of it
-    return (
-        recompute_in_backward(normed, norm.forward, x)
-        if recompute and not hooked
-        else nullcontext(normed)
-    )
+        # The sum passes gradients on unchanged, however many layers lie above (He et al. 2016).
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 def layer_forward(
-    layer: nn.Module,
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    cache: KVCache | None,
-    recompute: bool = False,
+    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None
 ) -> torch.Tensor:
-    """A `Layer`, by default as written; see model/execution.py for other ways to the same
-    numbers."""
-    return layer(x, cos, sin, cache, recompute)
+    """Run `layer` by its own definition; model/execution.py has other ways to the same numbers."""
+    return layer(x, cos, sin, cache)
 
 
 class Backbone(nn.Module):
@@ -285,6 +267,7 @@ class Backbone(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, cache: KVCache | None = None, *, eager: bool = False
     ) -> torch.Tensor:
+        # Ways of execution are made for training: none of them knows a cache.
         run = layer_forward if eager or cache is not None else self.layer_forward
         start = cache.length if cache is not None else 0
         cos, sin = self.rotary.tables(start, start + input_ids.shape[1], input_ids.device)
@@ -295,8 +278,10 @@ class Backbone(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder with a language-model head; `state_dict()` has the names of LlamaForCausalLM and
-    nothing else."""
+    """The backbone with a language-model head.
+
+    `state_dict()` has the names of LlamaForCausalLM and nothing else.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -314,7 +299,7 @@ class Decoder(nn.Module):
         | embedding, head, every projection   | N(0, initializer_range^2)   |
         | norms                               | 1                           |
 
-        Each matrix is drawn on CPU in float32 from a generator of its own, `generator_for(parameter
+        Each matrix is drawn on CPU in float32 from its own generator, `generator_for(parameter
         name)`, so that its values depend neither on the device nor on the order of construction.
         """
         with torch.no_grad():
@@ -327,7 +312,7 @@ class Decoder(nn.Module):
                 parameter.copy_(drawn)
 
     def hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T) token ids -> (B, T, D) after the final norm."""
+        """Compute the states (B, T, D) after the final norm of token ids (B, T)."""
         return self.model(input_ids)
 
     def forward(
@@ -337,16 +322,15 @@ class Decoder(nn.Module):
         *,
         double_backward: bool = False,
     ) -> torch.Tensor:
-        """Logits (B, T, V); or, with `labels` (B, T), the scalar sum over tokens of the next-token
-        loss, in nats.
+        """Compute logits (B, T, V) or, with `labels` (B, T), the scalar loss.
 
-        `labels[:, t]` is the token that follows `input_ids[:, t]` (the caller shifts); -100 is left
-        out. The loss never forms the logits of all tokens unless `double_backward` asks for a path
-        that is differentiable twice.
+        The loss is the sum over tokens of -ln p(next token), in nats. `labels[:, t]` is the token
+        that follows `input_ids[:, t]` (the caller shifts); -100 is left out. The logits of all
+        tokens, by far the largest tensor of a small model, are never formed for the loss, unless
+        `double_backward` asks for a path that is differentiable twice.
         """
-        hidden = self.model(
-            input_ids, eager=double_backward
-        )  # compiled layers have no second derivative
+        # Compiled layers have no second derivative.
+        hidden = self.model(input_ids, eager=double_backward)
         if labels is None:
             return self.lm_head(hidden)
         loss_sum = plain_loss_sum if double_backward else fused_loss_sum
@@ -354,9 +338,6 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def token_nll(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of each label in nats, (B, T) float32; 0 where the label is
-        -100."""
-        hidden = self.hidden_states(input_ids)
-        return token_nll(hidden.flatten(0, 1), self.lm_head.weight, labels.flatten()).view_as(
-            labels
-        )
+        """Negative log-likelihood of each label in nats, (B, T) float32; 0 where it is -100."""
+        hidden = self.hidden_states(input_ids).flatten(0, 1)
+        return token_nll(hidden, self.lm_head.weight, labels.flatten()).view_as(labels)

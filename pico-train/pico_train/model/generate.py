@@ -1,7 +1,4 @@
-"""Generation: tokens drawn one after another, with a key-value cache.
-
-Shapes: B batch, T tokens, V vocabulary.
-"""
+"""Generation of text: the decoder run token by token with a key-value cache."""
 
 from __future__ import annotations
 
@@ -34,23 +31,19 @@ def generate(
             temperature, top_k, top_p or seed out of its range.
     """
     _check_sampling(temperature, top_k, top_p, seed)
-    length, limit = input_ids.shape[1], decoder.config.max_position_embeddings
-    if length == 0:
-        raise ValueError("the prompt is empty: give at least one token")
-    if length + max_new_tokens > limit:
-        raise ValueError(
-            f"{length} prompt tokens and {max_new_tokens} new ones exceed the {limit} positions"
-        )
+    _check_length(input_ids.shape[1], max_new_tokens, decoder.config.max_position_embeddings)
     draws = torch.Generator().manual_seed(seed)
-    cache, fed = KVCache(decoder.config.num_hidden_layers), input_ids
+    cache = KVCache(decoder.config.num_hidden_layers)
     ended = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+    tokens = input_ids  # the whole prompt first, then the newest token alone
     for _ in range(max_new_tokens):
-        logits = decoder.lm_head(decoder.model(fed, cache)[:, -1]).float()  # (B, V)
-        fed = _sample(logits, temperature, top_k, top_p, draws)
+        hidden = decoder.model(tokens, cache)[:, -1]  # (B, D)
+        logits = decoder.lm_head(hidden).float()  # (B, V)
+        tokens = _sample(logits, temperature, top_k, top_p, draws)
         if eos_token_id is not None:
-            fed = torch.where(ended[:, None], input_ids[:, -1:], fed)
-            ended |= torch.isin(fed[:, 0], torch.tensor(eos_token_id, device=fed.device))
-        input_ids = torch.cat((input_ids, fed), dim=1)
+            tokens = torch.where(ended[:, None], input_ids[:, -1:], tokens)
+            ended |= torch.isin(tokens[:, 0], torch.tensor(eos_token_id, device=tokens.device))
+        input_ids = torch.cat((input_ids, tokens), dim=1)
         if bool(ended.all()):
             break
     return input_ids
@@ -67,6 +60,15 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, 
         raise ValueError(f"seed is {seed}; it must fit into 64 bits")
 
 
+def _check_length(prompt: int, new: int, positions: int) -> None:
+    if prompt == 0:
+        raise ValueError("the prompt is empty: give at least one token")
+    if prompt + new > positions:
+        raise ValueError(
+            f"{prompt} prompt tokens and {new} new ones exceed the {positions} positions"
+        )
+
+
 def _sample(
     logits: torch.Tensor,
     temperature: float,
@@ -74,8 +76,7 @@ def _sample(
     top_p: float | None,
     draws: torch.Generator,
 ) -> torch.Tensor:
-    """(B, V) logits -> (B, 1) token ids; drawn on CPU so that a seed means the same on every
-    device."""
+    """Draw token ids (B, 1) from logits (B, V), on CPU: a seed means the same on every device."""
     if temperature < 1e-6:  # greedy; below, the division would overflow
         return logits.argmax(-1, keepdim=True)
     ordered, ids = (logits / temperature).sort(dim=-1, descending=True, stable=True)
@@ -83,9 +84,8 @@ def _sample(
         ordered[:, top_k:] = -torch.inf
     probabilities = ordered.softmax(-1)
     if top_p is not None:
-        # A token stays while the mass before it is below top_p, so the most likely one always
-        # stays.
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+        # A token stays if the mass before it is below top_p: the most likely one always stays.
+        mass_before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(mass_before >= top_p, 0.0)
     drawn = torch.multinomial(probabilities.cpu(), 1, generator=draws).to(ids.device)
     return ids.gather(-1, drawn)

@@ -1,92 +1,128 @@
-"""Activations that are formed again in the backward pass instead of kept, where that costs next to
-no time.
+"""Recomputation in the backward pass of activations that cost next to no time.
 
-A product keeps its factors for the gradients. Where such a factor is an elementwise function of
-what is kept anyway (a norm of the residual stream, the parts of SwiGLU), it need not be kept as
-well.
+A matrix product keeps its input for the gradient of its weight. If that input is an elementwise
+function of tensors that are kept anyway (the norm of the residual stream, the activation between
+the products of the MLP), it need not be kept as well: the backward pass computes it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 _watchers: list[Callable[[torch.Tensor], None]] = []
 
 
-class _Recomputed:
-    """Takes the place of a tensor that is to be formed again: its shape, by which views of it
-    differ."""
+class _Output:
+    """One output of a module, recomputed once a backward pass by `forward(*inputs)`.
 
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
+    It exists in the backward pass from its first use there to its last. The module's output itself
+    is known by a weak reference: its memory is free as soon as the forward pass has used it.
+    """
+
+    def __init__(
+        self,
+        result: torch.Tensor,
+        forward: Callable[..., torch.Tensor],
+        inputs: tuple[torch.Tensor, ...],
+    ) -> None:
+        self._result = weakref.ref(result)
+        self._forward, self._inputs = forward, inputs
+        self._uses = self._uses_left = 0
+        self._recomputed: torch.Tensor | None = None
+
+    def count_use(self) -> None:
+        """Note that autograd would keep this output in one more place."""
+        self._uses += 1
+
+    def is_viewed_by(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor`, which begins at the same address, is all of this output."""
+        result = self._result()
+        if result is None:  # freed, and its address serves another tensor
+            return False
+        return (
+            tensor.numel() == result.numel()
+            and tensor.dtype == result.dtype
+            and tensor.is_contiguous()
+        )
+
+    def use(self) -> torch.Tensor:
+        """Return the output to one place of the backward pass, recomputed if it is the first."""
+        output = self._recomputed
+        if output is None:
+            with torch.enable_grad():  # as in the forward pass: without, other kernels may serve
+                output = self._forward(*self._inputs).detach()
+            self._recomputed, self._uses_left = output, self._uses
+        self._uses_left -= 1
+        if self._uses_left == 0:
+            self._recomputed = None
+        return output
+
+
+class _Recomputed:
+    """The stand-in that autograd keeps for a view of an output."""
+
+    def __init__(self, output: _Output, shape: torch.Size) -> None:
+        self.output, self.shape = output, shape
+
+
+def _unpack(kept: torch.Tensor | _Recomputed) -> torch.Tensor:
+    return kept if isinstance(kept, torch.Tensor) else kept.output.use().view(kept.shape)
 
 
 @contextmanager
-def recompute_in_backward(
-    result: torch.Tensor, form: Callable[..., torch.Tensor], *inputs: torch.Tensor
-) -> Iterator[torch.Tensor]:
-    """Yields `result`; what is computed in this block does not keep it, but has it formed by
-    `form(*inputs)` once a backward pass, and holds it from its first use there to its last.
+def recompute_in_backward(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep no output of `modules` that is computed in this block; recompute it in the backward
+    pass.
 
-    `result` is contiguous and what `form(*inputs)` gives, to the last bit. Gradients are the same
-    to the last bit. Nothing that the block computes with may be changed in place before the
-    backward pass, which autograd no longer notices; and hooks on saved tensors that are set around
-    the block see nothing of it.
+    Gradients are the same to the last bit. `modules` are pure functions of their inputs. Those with
+    hooks are left out, since a hook may have changed inputs or output. Nothing that the block
+    computes with may be changed in place before the backward pass, since autograd does not notice;
+    and hooks on saved tensors that are set around the block see nothing of it.
     """
-    try:
-        address, size, dtype = result.data_ptr(), result.numel(), result.dtype
-    except RuntimeError:  # within torch.func, which has no such hooks
-        yield result
-        return
-    places, left = (
-        0,
-        0,
-    )  # in which it would be kept, and which of them have not had it in this backward pass
-    formed: torch.Tensor | None = None
+    outputs: dict[int, _Output] = {}
+
+    def note_output(module: nn.Module, inputs: tuple[Any, ...], result: torch.Tensor) -> None:
+        if address(result) != 0 and result.is_contiguous():
+            outputs[address(result)] = _Output(result, module.forward, inputs)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor | _Recomputed:
-        same = (
-            address != 0
-            and tensor.data_ptr() == address
-            and tensor.numel() == size
-            and tensor.dtype == dtype
-        )
-        if same and tensor.is_contiguous():
-            nonlocal places
-            places += 1
-            return _Recomputed(tensor.shape)
+        output = outputs.get(tensor.data_ptr())
+        if output and output.is_viewed_by(tensor):
+            output.count_use()
+            return _Recomputed(output, tensor.shape)
         for see in _watchers:
             see(tensor)
-        return (
-            tensor.detach()
-        )  # an output would keep its own graph alive, whether or not there is a backward pass
+        # Detached: an operation's output would keep its graph alive, and with it itself.
+        return tensor.detach()
 
-    def unpack(kept: torch.Tensor | _Recomputed) -> torch.Tensor:
-        if isinstance(kept, torch.Tensor):
-            return kept
-        nonlocal formed, left
-        if formed is None:
-            with (
-                torch.enable_grad()
-            ):  # as in the forward pass: on some devices other kernels serve without a graph
-                formed, left = form(*inputs).detach(), places
-        again, left = formed, left - 1
-        if left == 0:
-            formed = None
-        return again.view(kept.shape)
+    with ExitStack() as stack:
+        for module in modules:
+            if not (module._forward_pre_hooks or module._forward_hooks):
+                stack.enter_context(module.register_forward_hook(note_output))
+        stack.enter_context(saved_tensors_hooks(pack, _unpack))
+        # Autograd keeps `pack` along with each tensor: it must not lead to the graph built later.
+        stack.callback(outputs.clear)
+        yield
 
-    with saved_tensors_hooks(pack, unpack):
-        yield result
+
+def address(tensor: torch.Tensor) -> int:
+    """Return where `tensor` begins in memory; 0 if nowhere (meta device, within torch.func)."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 @contextmanager
 def watching(see: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Call `see` with every tensor that autograd keeps of this block, once for each time that it is
-    kept."""
+    """Call `see` with every tensor that autograd keeps of this block, each time it is kept."""
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         see(tensor)

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from pico_train.model.decoder import Decoder, DecoderConfig, RMSNorm, swiglu
+from pico_train.model.decoder import Decoder, DecoderConfig, RMSNorm, SwiGLU
 from pico_train.model.execution import apply_compile_and_checkpointing
 from pico_train.model.recompute import recompute_in_backward
 from torch import nn
@@ -60,10 +60,10 @@ def test_two_of_a_layers_norms_and_half_of_its_mlp_are_not_kept() -> None:
 
 
 def test_no_module_runs_twice() -> None:
-    """Norms apart, which are not left out where they have hooks."""
+    """Norms and SwiGLU apart, which are kept if they have hooks."""
     model, calls = decoder(True), []
     for name, module in model.named_modules():
-        if not isinstance(module, RMSNorm):
+        if not isinstance(module, RMSNorm | SwiGLU | nn.SiLU):
             module.register_forward_pre_hook(partial(lambda name, *_: calls.append(name), name))
     gradients(model)
     assert len(calls) == len(set(calls)) == 23
@@ -84,33 +84,46 @@ def test_a_norm_with_a_hook_is_kept_as_the_hook_leaves_it() -> None:
 def test_a_graph_without_a_backward_pass_is_freed() -> None:
     """Of operations that keep their own output, as attention does: kept with its graph it would keep itself alive."""
 
-    class Form:
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2
 
-    x, form = torch.randn(3, requires_grad=True), Form()
-    alive = weakref.ref(form)
-    with recompute_in_backward(form(x), form, x) as doubled:
-        result = doubled.exp()
-    del form, doubled
+    x, double = torch.randn(3, requires_grad=True), Double()
+    alive = weakref.ref(double)
+    with recompute_in_backward([double]):
+        doubled = double(x)
+        result = doubled.exp() * doubled
+    del double, doubled
     assert alive() is not None
     del result
     assert alive() is None
+
+
+def test_a_decoders_graph_without_a_backward_pass_is_freed() -> None:
+    """By reference counts alone: a cycle through autograd's nodes would never be collected."""
+    model, seen = decoder(True), []
+
+    def note(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        seen.append(weakref.ref(output))
+
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_hook(note)
+    hidden = model.hidden_states(IDS[:, :-1])
+    assert all(gate() is not None for gate in seen)
+    del hidden
+    assert all(gate() is None for gate in seen)
 
 
 def test_first_and_second_gradients_are_those_of_finite_differences() -> None:
     """In float64; through all of it, gate and up included."""
     torch.manual_seed(0)
     x, gate, up, down = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4), (6, 4), (6, 4), (4, 6)))
-    norm = RMSNorm(4, 1e-6).double()
+    norm, act = RMSNorm(4, 1e-6).double(), SwiGLU()
 
     def recomputed(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        with recompute_in_backward(norm(x), norm.forward, x) as normed:
-            a, b = F.linear(normed, gate), F.linear(normed, up)
-        with recompute_in_backward(F.silu(a), F.silu, a) as activated:
-            product = activated * b
-        with recompute_in_backward(product, swiglu, a, b):
-            return F.linear(product, down)
+        with recompute_in_backward([norm, act, act.silu]):
+            normed = norm(x)
+            return F.linear(act(F.linear(normed, gate), F.linear(normed, up)), down)
 
     inputs = [tensor.requires_grad_() for tensor in (x, gate, up, down)]
     assert torch.autograd.gradcheck(recomputed, inputs)
@@ -156,7 +169,7 @@ def test_transforms_of_torch_func_go_through_it() -> None:
 
 def test_swiglu_is_its_definition() -> None:
     gate, up = torch.tensor([0.0, 1.0, -30.0], dtype=torch.float64), torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(swiglu(gate, up), gate / (1 + torch.exp(-gate)) * up, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(SwiGLU()(gate, up), gate / (1 + torch.exp(-gate)) * up, rtol=1e-14, atol=0.0)
 
 
 def test_a_view_of_another_shape_is_formed_and_a_part_is_kept() -> None:
@@ -164,11 +177,15 @@ def test_a_view_of_another_shape_is_formed_and_a_part_is_kept() -> None:
     linear = nn.Linear(4, 5)
     formed: list[int] = []
 
-    def form(x: torch.Tensor) -> torch.Tensor:
-        formed.append(x.numel())
-        return x * 2
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            formed.append(x.numel())
+            return x * 2
 
-    with recompute_in_backward(x * 2, form, x) as doubled:
+    double = Double()
+    with recompute_in_backward([double]):
+        doubled = double(x)
+        formed.clear()
         whole, part = linear(doubled.view(6, 4)).view(2, 3, 5) + linear(doubled), linear(doubled[:1])
     once = (x * 2).detach()
     for passes in (1, 2):  # the graph may be gone through again

@@ -58,6 +58,11 @@ class BiasedAttention(Attention):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=True)
 
 
+class GeGLU(nn.Module):
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return F.gelu(gate) * up
+
+
 class HalvedLayer(Layer):
     def forward(self, x: torch.Tensor, *given: Any, **options: Any) -> torch.Tensor:
         return x + 0.5 * (super().forward(x, *given, **options) - x)
@@ -88,7 +93,7 @@ CHANGES = {
         ("Attention", BiasedAttention),
         r"the tensor \"model.layers.0.self_attn.q_proj.bias\" is not one of LlamaForCausalLM's",
     ),
-    "another activation": (("swiglu", lambda gate, up: F.gelu(gate) * up), LOGITS),
+    "another activation": (("SwiGLU", GeGLU), LOGITS),
     "a scaled residual": (("Layer", HalvedLayer), LOGITS),
     "interleaved rotation": (("rotate", interleaved), LOGITS),
     "an attention window": (("F.scaled_dot_product_attention", windowed), LOGITS),

@@ -19,7 +19,7 @@ from pico_train.log.metrics import read_metrics
 from pico_train.method.base import BatchSource
 from pico_train.method.plain import Plain
 from pico_train.model.cost import activation_bytes
-from pico_train.model.decoder import layer_forward
+from pico_train.model.execution import layer_forward_recomputing
 from pico_train.run import Job, RunConfig, build, micro_batch
 from pico_train.run.micro_batch import find_micro_batch
 from pico_train.trainer import resume
@@ -170,7 +170,7 @@ def test_a_trial_compiles_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
         assert job.compiled
         runs = build_state().model.model.layer_forward
         assert isinstance(runs, partial)
-        assert runs.func is layer_forward
+        assert runs.func is layer_forward_recomputing
         raise FoundError
 
     monkeypatch.setattr(resume, "find_micro_batch", find)
