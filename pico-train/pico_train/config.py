@@ -1,5 +1,4 @@
-"""Strict configuration: defaults < YAML file < dotted overrides. It owns no fields; each room
-declares its own.
+"""Load strict configurations: defaults < YAML file < dotted overrides. Each room declares its keys.
 
 An unknown key, at any depth, is an error that names the nearest known one: most unknown keys are
 typos, and training with a default in their place wastes the run.
@@ -36,14 +35,12 @@ class Section(BaseModel):
 
     @classmethod
     def completed(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fill in what follows from other keys of `raw`, before it is checked; nothing by
-        default."""
+        """Fill in keys that follow from others, before `raw` is checked; by default none."""
         return raw
 
 
 class OperationMark:
-    """Marks a field that may change between sessions of one run (how it is carried out, not what it
-    is)."""
+    """Mark of a field that may change between sessions of a run, since it is not its identity."""
 
 
 T = TypeVar("T")
@@ -52,12 +49,13 @@ S = TypeVar("S", bound=Section)
 
 
 def load(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
-    """Read `path` (YAML; None for an empty file), apply `overrides` such as `train.steps=100`, and
-    check.
+    """Read the YAML file `path` (None: empty), apply `overrides`, and check the result.
+
+    An override is a dotted key with a value, such as `train.steps=100`.
 
     Raises:
-        UserError: no such file, not YAML, a key given twice, unknown keys, wrong types, impossible
-            values; names file (or override) and key of each.
+        UserError: the file is missing or not YAML, or keys are unknown or given twice, or values
+            are of a wrong type or impossible; names file (or override) and key of each.
     """
     source = str(path) if path is not None else "the command line"
     written = read_yaml(path) if path is not None else {}
@@ -87,8 +85,9 @@ def validate(
     overrides: Sequence[str] = (),
     under: str = "",
 ) -> S:
-    """Check `raw` against `kind`; a UserError names `source` and every key at fault, below the
-    section `under`.
+    """Check `raw`, which is the section `under` of a configuration, against `kind`.
+
+    A UserError names `source` and every key at fault.
 
     Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an
     integer, while a list serves as a tuple and text as a path. Old names of keys and values are
@@ -116,17 +115,17 @@ def _is_infinite(value: Any) -> bool:
 
 
 def _infinite(keys: tuple[str | int, ...], value: float) -> dict[str, Any]:
-    """An error like pydantic's, which does not look into mappings of options."""
+    """Return an error like pydantic's, which does not look into mappings of options."""
     return {"type": "finite_number", "loc": keys, "msg": "", "input": value}
 
 
 def _follows(location: tuple[str | int, ...], infinite: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an error lies at a number that is not finite, or at a section that holds one."""
-    return any(one["loc"][: len(location)] == location for one in infinite)
+    """Tell whether an error lies at a number that is not finite, or at a section that has one."""
+    return any(error["loc"][: len(location)] == location for error in infinite)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file; UserError where there is none, see `strict_yaml`."""
+    """Read the mapping in a YAML file; UserError if it has none, see `strict_yaml`."""
     try:
         return strict_yaml.read_mapping(path)
     except FileNotFoundError:
@@ -137,13 +136,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: Section) -> str:
-    """Write the resolved configuration; feeding it back gives an equal one."""
+    """Write the resolved configuration as YAML, which loads as an equal one."""
     return strict_yaml.dump(config.model_dump(mode="json"))
 
 
 def identity(config: Section) -> dict[str, Any]:
-    """Dotted key -> value of every field that is not marked as operation: what makes a run this
-    run."""
+    """Return the identity of a run: dotted key -> value of every field not marked as operation."""
     values: dict[str, Any] = {}
     _collect_identity(config, "", values)
     return values
@@ -152,6 +150,7 @@ def identity(config: Section) -> dict[str, Any]:
 def _collect_identity(section: Any, prefix: str, values: dict[str, Any]) -> None:
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
+        # Whole sections may be operation, with everything below them.
         if any(isinstance(mark, OperationMark) for mark in info.metadata):
             continue
         if isinstance(value, Section):
@@ -160,12 +159,12 @@ def _collect_identity(section: Any, prefix: str, values: dict[str, Any]) -> None
             values.update(
                 {f"{prefix}{name}.{f.name}": getattr(value, f.name) for f in fields(value)}
             )
-        else:
+        else:  # as JSON has it, so that it equals a value read back from config.yaml
             values[f"{prefix}{name}"] = TypeAdapter(Any).dump_python(value, mode="json")
 
 
 def _leaves(raw: Any, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """(keys, value) of everything in `raw` that is neither mapping nor list."""
+    """Yield (keys, value) of everything in `raw` that is neither mapping nor list."""
     if isinstance(raw, Mapping | list | tuple):
         for name, value in raw.items() if isinstance(raw, Mapping) else enumerate(raw):
             yield from _leaves(value, (*keys, name))

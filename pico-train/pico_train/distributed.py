@@ -1,11 +1,10 @@
-"""The only wrapper of accelerate: device, processes, and what differs between one of them and many.
+"""The only wrapper of accelerate: the device of this process, and its exchange with the others.
 
-Every process holds the whole model (or a share of it: see `sharding`) and computes on its share of
-a batch's rows. Gradients are summed after the last micro-batch by one plain reduction over whatever
-trains, and not by DistributedDataParallel: that needs every loss to go through its own forward and
-every parameter to get a gradient at every update, and methods of our seam (an inner loop on
-functional weights, a head of their own, an update that trains a part) promise neither. What is lost
-is the overlap of the exchange with the last backward pass.
+Every process holds the whole model (or a shard of it: see `sharding`) and computes on its part of a
+batch's rows. After the last micro-batch one plain reduction sums the gradients of whatever trains.
+DistributedDataParallel would overlap that exchange with the last backward pass, but it needs every
+loss to go through its forward and every parameter to get a gradient at every update. Methods
+promise neither: they may run an inner loop on functional weights, add a head, or train a part.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-# Its functions have the default process group as a default value, bound when it is imported.
-# Something imports it sooner or later; if that happens while a group exists, the group can never be
-# destroyed: its threads outlive `leave`, one of them may ask for the interpreter's lock while the
-# interpreter ends, and the process aborts (SIGABRT).
+# This module binds the default process group as a default value when it is imported. Something
+# imports it sooner or later. If a group exists by then, that group can never be destroyed: its
+# threads outlive `leave`, one of them may ask for the interpreter's lock while the interpreter
+# ends, and the process aborts (SIGABRT).
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -43,40 +42,41 @@ _SILENT = (
     " longer than that"
 )
 _FUSED_BYTES = 64 << 20
-"""Gradients are exchanged in blocks of about this size: small ones together, and no copy of all of
-them at a time."""
+"""Bytes of gradients that are exchanged together: small ones are fused, and no exchange copies all
+of them."""
 
 
 class Runtime:
-    """Where this process computes, and what it exchanges with the others. Precision stays ours
-    (autocast in the loop): accelerate's state would refuse a second run of another precision in the
-    same process, and its own accumulation would divide the loss again."""
+    """The device of this process, and its exchange with the other processes of the run.
+
+    accelerate neither autocasts nor accumulates here: its state would refuse a second run of
+    another precision in the same process, and its accumulation would divide the loss again.
+    """
 
     def __init__(self, device: Device, timeout_minutes: float = _TIMEOUT_MINUTES) -> None:
         _require(device)
         check_launch()
+        # accelerate keeps its state for the whole process, and a second run may differ.
         AcceleratorState._reset_state(reset_partial_state=True)
         self._timeout = timedelta(minutes=timeout_minutes)
         self.accelerator = _accelerator(device, self._timeout)
         self.device: torch.device = self.accelerator.device
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
-        # What processes agree on travels over the CPU: asking for it does not make an accelerator
-        # wait.
+        # Flags and messages travel over the CPU, so that they do not make an accelerator wait.
         self._control = (
             dist.new_group(backend="gloo", timeout=self._timeout) if self.processes > 1 else None
         )
 
     def close(self) -> None:
-        """Give up the group of processes that this session agreed in; nothing can be exchanged
-        afterwards."""
+        """Destroy this session's group of processes; no exchange is possible afterwards."""
         if self._control is not None:
             dist.destroy_process_group(self._control)
             self._control = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the main process, which alone writes files."""
         return self.rank == 0
 
     @property
@@ -85,57 +85,54 @@ class Runtime:
         return self.device.type == "cuda"
 
     def share(self, rows: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
-        """(this process's rows of a batch, how many processes compute the same).
+        """Return this process's rows of a batch, and how many processes compute the same rows.
 
-        What cannot be shared out evenly, as a loss without rows, every process computes: sums of
-        losses, of terms and of gradients all grow by that factor, and their quotients are the same.
+        Every process computes a batch that cannot be divided evenly, or a loss without rows. Sums
+        of losses, terms and gradients all grow by that factor, and their quotients stay the same.
         """
         if rows is None or len(rows) % self.processes:
             return rows, self.processes
         return rows.tensor_split(self.processes)[self.rank], 1
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes, in the order of `parameters`; what
-        is sharded was summed in the backward pass."""
+        """Replace each gradient by its sum over the processes, in the order of `parameters`.
+
+        Sharded gradients are left alone: the backward pass has summed them.
+        """
         if self.processes == 1:
             return
-        whole = [
-            p.grad for p in parameters.values() if p.grad is not None and not is_sharded(p.grad)
-        ]
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        whole = [gradient for gradient in gradients if not is_sharded(gradient)]
         with _together():
             for block in _blocks(whole):
-                flat = torch.cat([gradient.flatten() for gradient in block])
-                dist.all_reduce(flat)
-                parts = flat.split([gradient.numel() for gradient in block])
-                torch._foreach_copy_(
-                    block, [part.view_as(g) for part, g in zip(parts, block, strict=True)]
-                )
+                _sum_block(block)
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Sums over the processes, in float64."""
+        """Return the sum of each value over the processes, in float64."""
         if self.processes == 1:
             return list(values)
+        # float64 keeps counts of tokens exact.
         total = torch.tensor(values, dtype=torch.float64)
         with _together():
             dist.all_reduce(total, group=self._control)
         return total.tolist()
 
     def largest(self, value: torch.Tensor) -> torch.Tensor:
-        """The largest over the processes of a scalar on the device, which nobody waits for."""
+        """Return the maximum over the processes of a scalar on the device, without waiting for
+        it."""
         if self.processes > 1:
             dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process."""
+        """Tell whether `flag` is set in any process."""
         return self.sums([float(flag)])[0] > 0
 
     def on_main(self, act: Callable[[], T]) -> T:
-        """What `act` returns (plain JSON), run by the main process alone while the others wait for
-        it.
+        """Run `act` in the main process alone, and return its result (plain JSON) in all of them.
 
         Raises:
-            PeerError: in the others, where `act` raised in the main process.
+            PeerError: in the other processes, if `act` raised in the main process.
         """
         if self.processes == 1:
             return act()
@@ -144,6 +141,7 @@ class Runtime:
             if "failed" in answer:
                 raise PeerError(answer["failed"])
             return answer["value"]
+        # The others wait for an answer whatever happens here, so that an error is sent as well.
         try:
             value = act()
         except BaseException as error:
@@ -169,32 +167,31 @@ class Runtime:
         return json.loads(bytes(payload.tolist()))
 
     def autocast(self, precision: str) -> torch.autocast:
-        """Autocast to bfloat16 for "bf16"; does nothing for "fp32". Master weights stay float32."""
+        """Return a context that autocasts to bfloat16 for "bf16" and does nothing for "fp32"."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
     def precision(self, wanted: str) -> str:
-        """`wanted`, with "auto" resolved: bf16 on CUDA, fp32 elsewhere."""
+        """Return `wanted`, with "auto" resolved: bf16 on CUDA, fp32 elsewhere."""
         if wanted != "auto":
             return wanted
         return "bf16" if self.device.type == "cuda" else "fp32"
 
 
 def is_peer_error(error: BaseException) -> bool:
-    """Whether `error` is what a process meets because another has ended, in an exchange of torch's
-    own."""
+    """Tell whether `error` comes from an exchange that broke because another process ended."""
     broken = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
     return broken or isinstance(error, PeerError | dist.DistError)
 
 
 def leave() -> None:
-    """Part from the other processes in good order; for the end of a program."""
+    """Destroy the default process group; called at the end of a program."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Attribute an exchange that fails to the process that ended or does not answer."""
+    """Blame a failed exchange on the process that ended or does not answer."""
     try:
         yield
     except RuntimeError as error:
@@ -204,7 +201,17 @@ def _together() -> Iterator[None]:
         raise PeerError(reason) from error
 
 
+def _sum_block(gradients: list[torch.Tensor]) -> None:
+    # One exchange of a flat copy: an exchange for each small tensor would cost its latency.
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    sums = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+    torch._foreach_copy_(gradients, sums)
+
+
 def _blocks(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Cut `gradients` into blocks of at least `_FUSED_BYTES`; the last may be smaller."""
     block: list[torch.Tensor] = []
     size = 0
     for gradient in gradients:
@@ -226,7 +233,8 @@ def _accelerator(device: Device, timeout: timedelta) -> Accelerator:
                 gradient_accumulation_steps=1,
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
             )
-    except (KeyError, ValueError) as error:  # accelerate and torch read more variables, as they are
+    # accelerate and torch read further environment variables, without checking them.
+    except (KeyError, ValueError) as error:
         raise UserError(
             f"accelerate cannot start with these environment variables: {in_one_line(error)}"
         ) from None

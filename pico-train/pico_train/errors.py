@@ -1,5 +1,4 @@
-"""Errors that several rooms raise or name: a peer that failed, a loss that is not finite, the place
-of a mistake."""
+"""Errors of several rooms: a failed peer, a loss that is not finite, the context of a mistake."""
 
 from __future__ import annotations
 
@@ -10,18 +9,16 @@ from pico_contract.errors import UserError
 
 
 class PeerError(Exception):
-    """Another process of this run failed, and says why itself; this one ends with it. Exit code
-    1."""
+    """Another process of this run failed and reports the reason; this one ends too. Exit code 1."""
 
 
 class NonFiniteError(Exception):
-    """The loss or a gradient became NaN or infinite; raised before the optimizer steps. Exit code
-    1."""
+    """The loss or a gradient is NaN or infinite, before the optimizer stepped. Exit code 1."""
 
 
 @contextmanager
 def error_context(where: str) -> Iterator[None]:
-    """Say of a mistake at which place of which file it was made."""
+    """Put the file or the key of a mistake in front of its `UserError`."""
     try:
         yield
     except UserError as error:

@@ -1,8 +1,7 @@
-"""Which of several processes this one is, as torchrun and accelerate launch say in environment
-variables.
+"""Read the number of this process from the variables that torchrun and accelerate launch set.
 
-Shells, containers and batch systems leave single variables behind; those that describe no launch
-are not believed.
+Shells, containers and batch systems leave single variables behind. Those are ignored unless they
+describe a launch.
 """
 
 from __future__ import annotations
@@ -14,47 +13,63 @@ from contextlib import contextmanager
 from pico_contract.errors import UserError, shorten
 
 _COUNTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+_LAUNCH = (*_COUNTS, "MASTER_ADDR", "MASTER_PORT")
+"""Variables that every launcher sets."""
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _REMEDY = "start several processes with torchrun or accelerate launch, or unset it"
 
 
 def process_of() -> tuple[int, int]:
-    """(number of this process, number of processes) for messages; (0, 1) where the environment says
-    nothing usable."""
+    """Return the number of this process and the number of processes, for messages.
+
+    Without a usable environment that is (0, 1).
+    """
     try:
         check_launch()
     except UserError:
         return 0, 1
-    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if _is_launched() else (0, 1)
+    if not _is_launched():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def check_launch() -> None:
-    """Refuse an environment that numbers processes and is not a launcher's.
+    """Check that variables which speak of several processes are those of a whole launch.
 
     Raises:
-        UserError: a variable is not a number, or one of several processes is named without the
-            others; names it.
+        UserError: a variable is not a number, or implies several processes while others are
+            missing; names it.
     """
-    counts = {name: _number(name) for name in (*_COUNTS, *_MPI_SIZES) if name in os.environ}
-    several = [name for name, count in counts.items() if count > (0 if "RANK" in name else 1)]
-    missing = [name for name in (*_COUNTS, *_ADDRESS) if not os.environ.get(name)]
-    if several and missing:
-        shown = f"{several[0]}={counts[several[0]]}"
-        raise UserError(f"the environment says {shown} but not {', '.join(missing)}: {_REMEDY}")
-    if several and not 0 <= counts["RANK"] < counts["WORLD_SIZE"]:
-        shown = f"RANK={counts['RANK']} and WORLD_SIZE={counts['WORLD_SIZE']}"
+    present = [name for name in (*_COUNTS, *_MPI_SIZES) if name in os.environ]
+    counts = {name: _number(name) for name in present}
+    several = [name for name, count in counts.items() if _implies_several(name, count)]
+    if not several:
+        return
+    missing = ", ".join(name for name in _LAUNCH if not os.environ.get(name))
+    first = several[0]
+    if missing:
+        shown = f"{first}={counts[first]}"
+        raise UserError(f"the environment says {shown} but not {missing}: {_REMEDY}")
+    # Both are present, since nothing of a launch is missing.
+    rank, world_size = counts["RANK"], counts["WORLD_SIZE"]
+    if not 0 <= rank < world_size:
+        shown = f"RANK={rank} and WORLD_SIZE={world_size}"
         raise UserError(f"the environment says {shown}, which number no process: {_REMEDY}")
+
+
+def _implies_several(name: str, count: int) -> bool:
+    # Ranks count from 0, sizes from 1.
+    smallest = 0 if "RANK" in name else 1
+    return count > smallest
 
 
 @contextmanager
 def only_a_launch() -> Iterator[None]:
     """Hide variables that describe no launch from the body, which would follow any of them."""
-    hidden = (
-        {}
-        if _is_launched()
-        else {n: os.environ.pop(n) for n in (*_COUNTS, *_MPI_SIZES) if n in os.environ}
-    )
+    hidden = {}
+    if not _is_launched():
+        present = [name for name in (*_COUNTS, *_MPI_SIZES) if name in os.environ]
+        hidden = {name: os.environ.pop(name) for name in present}
     try:
         yield
     finally:
@@ -62,7 +77,7 @@ def only_a_launch() -> Iterator[None]:
 
 
 def _is_launched() -> bool:
-    return all(os.environ.get(name) for name in (*_COUNTS, *_ADDRESS))
+    return all(os.environ.get(name) for name in _LAUNCH)
 
 
 def _number(name: str) -> int:

@@ -36,14 +36,13 @@ _STATE_ENTRIES = ({"exp_avg", "exp_avg_sq", "step"}, {"momentum_buffer"})
 
 
 class MuonConfig(Section):
-    """Muon, for the projections of the layers (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon).
+    """Muon for the projections of the layers (Jordan et al. 2024).
 
-    M <- momentum M + (1 - momentum) G is the mean of the gradients G of a matrix of shape (A, B).
-    The update is lr s(A, B) O. O brings the singular values of M near 1, or with Nesterov those of
-    (1 - momentum) G + momentum M. It is computed in bfloat16 by `ns_steps` of the quintic
-    Newton-Schulz iteration X -> 3.4445 X - 4.7750 (X X^T) X + 2.0315 (X X^T)^2 X, from
-    X = M / |M|_F. `scaling` chooses s.
+    See https://kellerjordan.github.io/posts/muon. M <- momentum M + (1 - momentum) G is the mean of
+    the gradients G of a matrix of shape (A, B), and the update is lr s(A, B) O. O brings the
+    singular values of M near 1, or with Nesterov those of (1 - momentum) G + momentum M. It is
+    computed in bfloat16 by `ns_steps` of the quintic Newton-Schulz iteration
+    X -> 3.4445 X - 4.7750 (X X^T) X + 2.0315 (X X^T)^2 X, from X = M / |M|_F. `scaling` chooses s.
     """
 
     lr: float | None = Field(None, gt=0)
@@ -148,6 +147,7 @@ class _Joint(torch.optim.Optimizer):
             part.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        # Each part steps its own groups, whose parameters are disjoint.
         for part in self.parts:
             part.step()
         return None
@@ -156,6 +156,7 @@ class _Joint(torch.optim.Optimizer):
 def _adamw(
     config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
+    # On CUDA the fused kernel can also skip a step that is not finite (`trainer.nonfinite`).
     fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     groups = _groups(config, parameters, config.lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
@@ -243,6 +244,7 @@ def load_optimizer_tensors(
         if not drop_unknown:
             raise DamagedError(f'the saved optimizer state "{key}" fits no parameter of this model')
         unknown.add(name)
+    # With half of the entries of a parameter, the next step would fail.
     for name in sorted(entries.keys() - unknown):
         _check_entries(name, entries[name])
     for key, value in tensors.items():
@@ -277,5 +279,6 @@ def clip_gradients(
     parameters: Mapping[str, nn.Parameter], max_norm: float | None, norm: torch.Tensor
 ) -> None:
     """Scale gradients whose global L2 norm is `norm` to at most `max_norm` (None: do nothing)."""
+    # The norm is given, since the loop needs it for its check and its log as well.
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), max_norm, norm)

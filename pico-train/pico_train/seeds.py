@@ -1,5 +1,7 @@
-"""Every random draw derives from (seed, purpose, ...), not from what was drawn before: there is no
-state to save."""
+"""Derive every random draw from (seed, purpose, ...) instead of a generator's state.
+
+No draw depends on earlier ones, so that there is no state to save.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,13 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit integer that is a function of `seed` and `purpose` alone (sha256), equal on every
-    platform."""
+    """Derive a 63-bit integer from `seed` and `purpose` by sha256, equal on every platform."""
+    # A separator that no purpose contains keeps ("a", "bc") apart from ("ab", "c").
     text = "\x1f".join([str(seed), *map(str, purpose)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator seeded with `derive(seed, *purpose)`."""
+    """Return a CPU generator seeded with `derive(seed, *purpose)`."""
     return torch.Generator().manual_seed(derive(seed, *purpose))

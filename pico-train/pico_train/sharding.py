@@ -43,7 +43,9 @@ def shard(
             raise UserError(
                 f'train.sharding is full, but "{name}" is the method\'s own and not a parameter of the model'
             )
+    # One dimension shards over all processes; a second one would replicate the shards.
     mesh = init_device_mesh(device.type, (processes,))
+    # Layer by layer, so that a pass gathers one layer at a time.
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -35,6 +35,7 @@ class Writer:
     def wait_for_slot(self) -> None:
         """Wait until at most one write is queued; errors as `check`."""
         while len(self._queued) > 1:
+            # `_do` keeps its error, so that `result` only waits.
             self._queued[0].result()
             self._queued.popleft()
         self.check()
@@ -66,6 +67,7 @@ class Writer:
         return self._error
 
     def _do(self, write: Write) -> None:
+        # Skip the writes that were queued behind the failed one.
         if self._error is not None:
             return
         try:

@@ -41,6 +41,7 @@ def check_disk_space(config: DiskConfig, root: Path, needed: int) -> str | None:
     if config.check == "off" or needed <= free:
         return None
     sentence = f"the rest of {root} takes up to {in_units(needed)}, and {in_units(free)} are free on its disk"
+    # A warning leaves the decision to the user, who may know of a quota or of files to go.
     if config.check == "warn":
         return sentence
     raise UserError(

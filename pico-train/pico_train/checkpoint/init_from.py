@@ -9,11 +9,7 @@ from pathlib import Path
 import torch
 from pico_contract import codec
 from pico_contract.errors import DamagedError, UserError
-from pico_contract.layout import (
-    MANIFEST,
-    RunLayout,
-    parse_step,
-)
+from pico_contract.layout import MANIFEST, RunLayout, parse_step
 from pico_contract.schema import CheckpointManifest
 
 from pico_train.checkpoint.model_folder import (
@@ -27,12 +23,13 @@ from pico_train.model.hf import SpecialTokens
 
 
 def initial_geometry(source: str) -> DecoderConfig:
-    """Read the geometry of `source`: RUN@STEP (RUN@latest), or any Llama-shaped Hugging Face
-    directory.
+    """Read the geometry of `source`.
+
+    `source` is RUN@STEP, RUN@latest, or any Llama-shaped Hugging Face directory.
 
     Raises:
-        UserError: no such run, step or directory, a damaged file, or an architecture that is not
-            Llama's.
+        UserError: the run, step or directory does not exist, a file is damaged, or the architecture
+            is not Llama's.
     """
     folder = _weights_directory(source)
     with _naming_source(source):
@@ -40,10 +37,10 @@ def initial_geometry(source: str) -> DecoderConfig:
 
 
 def initial_weights(source: str) -> dict[str, torch.Tensor]:
-    """Read the weights of `source`; a checkpoint of ours is compared by sha256 first.
+    """Read the weights of `source`; the sha256 of a checkpoint of ours are verified first.
 
     Raises:
-        UserError: as `initial_geometry`; no .safetensors file, or a missing or damaged one.
+        UserError: as `initial_geometry`; a .safetensors file is missing or damaged.
     """
     folder = _weights_directory(source, hashes=True)
     with _naming_source(source):
@@ -51,8 +48,7 @@ def initial_weights(source: str) -> dict[str, torch.Tensor]:
 
 
 def check_initial_tensors(source: str, config: DecoderConfig) -> None:
-    """Check that the tensors of `source` are those of geometry `config`; errors as
-    `initial_weights`."""
+    """Check that the tensors of `source` fit geometry `config`; errors as `initial_weights`."""
     folder = _weights_directory(source)
     with _naming_source(source):
         check_tensors(folder, config)
@@ -74,18 +70,20 @@ def _naming_source(source: str) -> Iterator[None]:
 
 
 def resolved_source(source: str) -> str:
-    """`source` as `initial_weights` takes it, with "latest" replaced by the step that it means
-    now."""
+    """Return `source` with "latest" replaced by the step that it means now."""
     directory = _weights_directory(source)
     step = parse_step(directory.name)
-    return f"{directory.parent.parent}@{step}" if "@" in source and step is not None else source
+    if "@" not in source or step is None:
+        return source
+    run = directory.parent.parent
+    return f"{run}@{step}"
 
 
 def _weights_directory(source: str, *, hashes: bool = False) -> Path:
     directory = _named_directory(source)
-    if (
-        parse_step(directory.name) is not None and (directory / MANIFEST).is_file()
-    ):  # a checkpoint of ours
+    # Any other directory has no manifest to compare with.
+    is_checkpoint = parse_step(directory.name) is not None and (directory / MANIFEST).is_file()
+    if is_checkpoint:
         problem = codec.verify_directory(directory, CheckpointManifest, hashes=hashes)
         if problem is not None:
             raise DamagedError(f'init_from "{source}": {problem}')
@@ -93,23 +91,26 @@ def _weights_directory(source: str, *, hashes: bool = False) -> Path:
 
 
 def _named_directory(source: str) -> Path:
-    run, at, step = source.rpartition("@")
-    if not at or Path(source).is_dir():
-        if RunLayout(Path(source)).manifest.is_file():
-            raise UserError(
-                f'init_from "{source}" is a run: name a step, or write "{source}@latest"'
-            )
-        return Path(source)
+    run, separator, step = source.rpartition("@")
+    # A directory may have an @ in its name.
+    if separator and not Path(source).is_dir():
+        return _checkpoint_directory(source, run, step)
+    if RunLayout(Path(source)).manifest.is_file():
+        raise UserError(f'init_from "{source}" is a run: name a step, or write "{source}@latest"')
+    return Path(source)
+
+
+def _checkpoint_directory(source: str, run: str, step: str) -> Path:
     layout = RunLayout(Path(run))
     if not layout.manifest.is_file():
         raise UserError(
             f'init_from "{source}": {run} is not a run directory (it has no {layout.manifest.name})'
         )
     steps = codec.intact_steps(layout.checkpoints, CheckpointManifest)
-    chosen = steps[-1] if step == "latest" and steps else int(step) if step.isdecimal() else None
-    if chosen not in steps:
-        known = ", ".join(map(str, steps)) or "none"
-        raise UserError(
-            f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}'
-        )
-    return layout.checkpoint(chosen)
+    for intact in reversed(steps):
+        if step == "latest" or (step.isdecimal() and int(step) == intact):
+            return layout.checkpoint(intact)
+    known = ", ".join(map(str, steps)) or "none"
+    raise UserError(
+        f'init_from "{source}": {run} has no intact checkpoint "{step}"; it has: {known}'
+    )

@@ -36,6 +36,7 @@ def load_checkpoint(
             copied here from a run of another name.
     """
     directory, state = layout.checkpoint(step), layout.state(step)
+    # Step numbers are alike in all runs, so that a copied checkpoint would go unnoticed.
     owner = codec.read_manifest(directory / MANIFEST, CheckpointManifest).run
     if run not in (None, owner):
         raise DamagedError(
@@ -64,6 +65,7 @@ def _read_scalars(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         counters, method, stepped = raw["counters"], raw["method"], raw.get("stepped")
+        # Raises for unknown and missing counters; their types are compared below.
         Counters(**counters)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(
@@ -91,7 +93,8 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
     """
     damaged: list[str] = []
     for step in reversed(codec.listed_steps(layout.checkpoints)):
-        if not layout.state(step).exists():  # a model only: its state was removed to save space
+        # A model only: its state was removed to save space.
+        if not layout.state(step).exists():
             continue
         problem = codec.verify_directory(layout.checkpoint(step), CheckpointManifest, hashes=True)
         if problem is None:

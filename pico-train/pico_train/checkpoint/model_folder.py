@@ -1,8 +1,9 @@
-"""Any Llama-shaped Hugging Face model directory: its geometry, its token ids and its weights."""
+"""Read geometry, token ids and weights of any Llama-shaped Hugging Face model directory."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ from pico_train.model.hf import EMBEDDING, HEAD, SpecialTokens, config_from_hf, 
 from pico_train.model.stock import difference, shapes_of
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"
-"""Old checkpoints store the rotary frequencies, which follow from config.json; transformers ignores
-them as well."""
+"""Suffix of the rotary frequencies in old checkpoints. They follow from config.json, and
+transformers ignores them as well."""
 
 
 def read_geometry(folder: Path) -> DecoderConfig:
     """Read the geometry of the model in `folder` from its config.json.
 
     Raises:
-        UserError: there is no such directory or no config.json in it, or the model has a feature
-            that this decoder lacks, which is named.
+        UserError: the directory or its config.json does not exist, or the model has a feature that
+            this decoder lacks; names it.
     """
     path = folder / MODEL_CONFIG
     try:
@@ -36,38 +37,53 @@ def read_geometry(folder: Path) -> DecoderConfig:
 
 
 def read_token_ids(folder: Path) -> SpecialTokens:
-    """Read the ids of bos, eos and pad of the model in `folder`, as far as its own configuration
-    names them.
+    """Read the ids of bos, eos and pad that the model's own configuration names.
 
-    generation_config.json goes before config.json, as in transformers' `generate`. Negative ids
-    mean "none".
+    generation_config.json takes precedence over config.json, as in transformers' `generate`.
+    Negative ids mean "none".
 
     Raises:
         UserError: as `read_geometry`; an id is not an integer, or lies beyond the vocabulary.
     """
     path, generation = folder / MODEL_CONFIG, folder / GENERATION_CONFIG
     config = _read_object(path)
-    places = [(generation, _read_object(generation))] if generation.is_file() else []
-    found: dict[str, int | list[int]] = {}
-    for place, raw in [*places, (path, config)]:
-        for role in ("bos", "eos", "pad"):
-            value = raw.get(f"{role}_token_id")
-            ids = [value] if isinstance(value, int) else value or []
-            if not isinstance(ids, list) or any(
-                type(i) is not int or i >= config.get("vocab_size", 0) for i in ids
-            ):
-                wanted = f"an id below vocab_size ({config.get('vocab_size')})"
-                raise UserError(
-                    f"{place}: {role}_token_id should be {wanted} (it is {json.dumps(value)})"
-                )
-            if ids and min(ids) >= 0:
-                found.setdefault(role, ids if len(ids) > 1 else ids[0])
-    return found
+    vocab_size = config.get("vocab_size")
+    token_ids = {}
+    if generation.is_file():
+        token_ids = _token_ids(generation, _read_object(generation), vocab_size)
+    for role, ids in _token_ids(path, config, vocab_size).items():
+        token_ids.setdefault(role, ids)
+    return token_ids
+
+
+def _token_ids(
+    path: Path, raw: dict[str, Any], vocab_size: int | None
+) -> dict[str, int | list[int]]:
+    token_ids: dict[str, int | list[int]] = {}
+    for role in ("bos", "eos", "pad"):
+        ids = _ids(path, f"{role}_token_id", raw, vocab_size)
+        if ids and min(ids) >= 0:
+            token_ids[role] = ids if len(ids) > 1 else ids[0]
+    return token_ids
+
+
+def _ids(path: Path, key: str, raw: dict[str, Any], vocab_size: int | None) -> list[int]:
+    """Read the ids under `key`, which may be an integer, a list of integers, or missing."""
+    value = raw.get(key)
+    ids = [value] if isinstance(value, int) else value or []
+    if isinstance(ids, list) and all(_is_id(i, vocab_size or 0) for i in ids):
+        return ids
+    wanted = f"an id below vocab_size ({vocab_size})"
+    raise UserError(f"{path}: {key} should be {wanted} (it is {json.dumps(value)})")
+
+
+def _is_id(value: Any, vocab_size: int) -> bool:
+    # A Boolean is an `int` too.
+    return type(value) is int and value < vocab_size
 
 
 def start_token(token_ids: SpecialTokens) -> tuple[str, int | None]:
-    """Return role and id of the token that texts begin after: bos, or eos if that is the same or
-    the only one."""
+    """Return role and id of the token before a text: bos, or eos if that is the same or alone."""
     bos, eos = (_first(token_ids.get(role)) for role in ("bos", "eos"))
     return ("eos", eos) if bos in (None, eos) else ("bos", bos)
 
@@ -77,48 +93,64 @@ def _first(ids: int | list[int] | None) -> int | None:
 
 
 def check_tensors(folder: Path, config: DecoderConfig) -> None:
-    """Check that the tensors in `folder` are those of a decoder of geometry `config`, by name,
-    shape and type.
+    """Check that the tensors in `folder` are those of a decoder of geometry `config`.
 
-    Only the headers of the files are read.
+    Names, shapes and types are compared; only the headers of the files are read.
 
     Raises:
-        UserError: as `read_weights`; DamagedError: names the first tensor that does not fit, and
-            its file.
+        UserError: as `read_weights`.
+        DamagedError: names the first tensor that does not fit, and its file.
     """
-    stored = {
-        name: file for file in map(codec.TensorFile, weight_files(folder)) for name in file.names
-    }
-    shapes = {
-        name: file.shape(name) for name, file in stored.items() if not name.endswith(_ROTARY_BUFFER)
-    }
-    expected = shapes_of(dict(on_meta(config).named_parameters()))
+    paths = weight_files(folder)
+    files = _tensors_by_file(paths)
+    shapes = {name: file.shape(name) for name, file in files.items()}
+    parameters = dict(on_meta(config).named_parameters())
+    # The meta device has shapes without memory, so that checking a large model is cheap.
+    expected = shapes_of(parameters)
     if config.tie_word_embeddings and HEAD in shapes:
-        expected[HEAD] = expected[EMBEDDING]  # which may be stored twice
-    if problem := difference(shapes, expected):
-        named = next((name for name in shapes if f'"{name}"' in problem), None)
-        raise DamagedError(f"{stored[named].path if named else weight_files(folder)[0]}: {problem}")
-    for name in shapes:
-        if not stored[name].dtype(name).startswith(("F", "BF")):
-            kind = stored[name].dtype(name)
-            raise DamagedError(
-                f'{stored[name].path}: the tensor "{name}" is {kind}, not floating-point'
-            )
+        # Tied weights may be stored twice.
+        expected[HEAD] = expected[EMBEDDING]
+    problem = difference(shapes, expected)
+    if problem is not None:
+        path = _blamed(files, problem) or paths[0]
+        raise DamagedError(f"{path}: {problem}")
+    _check_dtypes(files)
+
+
+def _blamed(files: dict[str, codec.TensorFile], problem: str) -> Path | None:
+    """Return the file of the tensor that `problem` names; None if the tensor is missing."""
+    for name, file in files.items():
+        if f'"{name}"' in problem:
+            return file.path
+    return None
+
+
+def _check_dtypes(files: dict[str, codec.TensorFile]) -> None:
+    for name, file in files.items():
+        dtype = file.dtype(name)
+        if not dtype.startswith(("F", "BF")):
+            raise DamagedError(f'{file.path}: the tensor "{name}" is {dtype}, not floating-point')
+
+
+def _tensors_by_file(paths: list[Path]) -> dict[str, codec.TensorFile]:
+    """Return tensor name -> file, without tensors that a decoder does not need."""
+    files = {}
+    for path in paths:
+        file = codec.TensorFile(path)
+        files.update({name: file for name in file.names if not name.endswith(_ROTARY_BUFFER)})
+    return files
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of the model in `folder`, from one safetensors file or from those that its
-    index names.
+    """Read the tensors of the model in `folder`, from one safetensors file or several.
 
     Raises:
         UserError: there is no safetensors file.
         DamagedError: a file is missing or damaged, or the index does not parse.
     """
-    tensors = {
-        name: tensor
-        for file in weight_files(folder)
-        for name, tensor in codec.read_tensors(file).items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        tensors.update(codec.read_tensors(file))
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_BUFFER)}
 
 
@@ -137,7 +169,8 @@ def load_model(folder: Path) -> Decoder:
 
     Raises:
         UserError: as `read_geometry` and `read_weights`.
-        DamagedError: the tensors are not those that config.json implies; names the first.
+        DamagedError: the tensors are not those that config.json implies; names the first that is
+            not.
     """
     decoder = Decoder(read_geometry(folder))
     try:
@@ -160,12 +193,16 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Return tensor -> file, as the index of a Hugging Face model in several files has it."""
+    """Read tensor name -> file name from the index of a model in several files."""
     weight_map = _read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
+    if not isinstance(weight_map, dict) or not _are_texts(weight_map.values()):
         raise DamagedError(f'{index} is not an index of weights: it has no "weight_map"')
-    if linked := next((name for name in weight_map.values() if Path(name).name != name), None):
-        raise DamagedError(f'{index} names "{linked}", which is not a plain file name')
+    for name in weight_map.values():
+        # A path could lead out of the directory.
+        if Path(name).name != name:
+            raise DamagedError(f'{index} names "{name}", which is not a plain file name')
     return weight_map
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

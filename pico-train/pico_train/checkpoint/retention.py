@@ -86,6 +86,7 @@ def planned_removals(
     models = {newest, *keep.models(steps, last)}
     with_state = [step for step in steps if layout.state(step).is_dir()]
     continuable = [step for step in with_state if _has_intact_state(layout, step)]
+    # Only intact state counts: a damaged one must not push out one that can be continued from.
     states = {newest, *keep.states([step for step in continuable if step in models])}
     plan = []
     for step in with_state:
@@ -138,7 +139,8 @@ def _moved_bytes(layout: RunLayout, step: int) -> int:
         snapshot = _waiting(layout, step)
         file = codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS)
     except DamagedError:
-        return 0  # `remove` reports the damage
+        # `remove` reports the damage.
+        return 0
     if snapshot is None:
         return 0
     values = sum(math.prod(file.shape(name)) for name in _observed(snapshot, file))
@@ -179,18 +181,21 @@ def _move_weights(layout: RunLayout, step: int) -> None:
     manifest = _waiting(layout, step)
     if manifest is None:
         return
+    # Weights that were damaged must not become the only copy of an observation.
     problem = codec.verify_directory(layout.checkpoint(step), CheckpointManifest, hashes=True)
     if problem is not None:
         raise DamagedError(problem)
     snapshot = layout.snapshot(step)
     model = codec.TensorFile(layout.checkpoint(step) / MODEL_WEIGHTS)
     weights = {name: model.get(name) for name in _observed(manifest, model)}
-    if (snapshot / SNAPSHOT_WEIGHTS).is_file() and SNAPSHOT_WEIGHTS in manifest.files:
+    stored = snapshot / SNAPSHOT_WEIGHTS
+    if stored.is_file() and SNAPSHOT_WEIGHTS in manifest.files:
         # The method's own tensors, which no checkpoint stores, are in this file already.
-        weights |= codec.read_tensors(snapshot / SNAPSHOT_WEIGHTS)
+        weights |= codec.read_tensors(stored)
     known = {file: entry for file, entry in manifest.files.items() if file != SNAPSHOT_WEIGHTS}
     manifest.weights = "snapshot"
     with codec.publish(snapshot) as draft:
+        # Links first and the manifest last, as every directory is published.
         for file in known:
             os.link(snapshot / file, draft / file)
         codec.save_tensors(draft / SNAPSHOT_WEIGHTS, weights)
@@ -204,6 +209,7 @@ def _discard(path: Path, parent: Path) -> None:
     """
     aside = temporary(parent / f"{path.parent.name}-{path.name}", uuid.uuid4().hex[:8])
     codec.on_stage("before_discard", path)
+    # The rename must be durable before files disappear from the renamed directory.
     path.rename(aside)
     codec.sync_directory(path.parent)
     codec.on_stage("after_discard", path)

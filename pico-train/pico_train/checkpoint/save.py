@@ -72,6 +72,7 @@ def save_checkpoint(
     with codec.publish(layout.checkpoint(step)) as draft:
         write_model(draft, saved.weights, metadata)
         _write_state(draft / layout.state(step).name, saved, step)
+        # The manifest comes last: a directory without one is not a checkpoint.
         manifest = CheckpointManifest(
             run=metadata.run,
             step=step,
@@ -105,6 +106,7 @@ def write_model(
         UserError: `weights` differ from the tensors that config.json implies; names the first that
             does.
     """
+    # Checked here, so that no checkpoint is ever written that cannot be loaded.
     problem = difference(
         shapes_of(weights), expected_tensors(metadata.config, metadata.architecture)
     )

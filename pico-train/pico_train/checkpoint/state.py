@@ -100,6 +100,7 @@ class TrainState:
         weights = {}
         for name, tensor in effective_weights(self.method, self.model).items():
             weights[name] = full_tensor(tensor.detach(), tensor.device)
+        # `assign` puts the tensors themselves in place, which is what shares their memory.
         load_weights(decoder, weights, assign=True)
         return decoder.eval()
 
@@ -175,6 +176,7 @@ class SavedState:
             )
         except DamagedError as error:
             raise DamagedError(f"{file}: {error}") from None
+        # An edited file could otherwise lose moments without an error.
         missing = sorted(set(self.stepped or ()) - set(stepped(self.optimizer)))
         if missing:
             raise DamagedError(f'{file}: the state of "{missing[0]}" is missing')

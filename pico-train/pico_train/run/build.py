@@ -94,9 +94,12 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         data, rows = _open_data(config)
         seq_len = train.seq_len or rows.seq_len
         _check_against_data(config, data, seq_len)
-    method = build_method(config.method, source)  # names `source` itself
+    # Names `source` itself.
+    method = build_method(config.method, source)
     with error_context(source):
+        # Before the processes meet, so that a mistake is reported at once.
         _check_choices(config, data, method)
+        # From here on the run needs its processes and its device.
         runtime = Runtime(train.device, train.timeout_minutes)
         micro_batch = train.rows_per_pass(runtime.processes)
         _check_processes(config.snapshot, runtime.processes)
@@ -105,6 +108,7 @@ def build(config: RunConfig, source: str = "the configuration") -> Job:
         inherited = inherited_token_ids(config.layout, config.init_from)
         with error_context("snapshot.modules"):
             modules = observed_modules(on_meta(config.model), config.snapshot.modules)
+        # Observers check their options against what the run will give them.
         observers = open_observers(
             config.observe, _observed_run(config, modules, method), train.steps
         )
@@ -188,6 +192,7 @@ def _snapshot_observer(
 
 def _observed_run(config: RunConfig, modules: list[str], method: Method) -> ObservedRun:
     """Describe the run to third-party observers."""
+    # Weights belong to no split; every other kind is named `split.kind`.
     tensors: list[KindSplit] = [("weights", None)]
     for kind in config.snapshot.kinds:
         split, name = kind.split(".")

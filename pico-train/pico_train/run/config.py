@@ -124,6 +124,7 @@ class RunConfig(Section):
             raise ValueError(f'name is "{self.name}"; use letters, digits, ".", "_" and "-"')
         if len(self.name) > 200:
             raise ValueError(f"name has {len(self.name)} characters; use 200 at most")
+        # The number of processes is not known yet: `build` asks again with it.
         train.rows_per_pass()
         if self.schedule.warmup_steps > train.steps:
             raise ValueError(

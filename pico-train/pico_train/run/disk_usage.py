@@ -85,6 +85,7 @@ class Storage:
         """
         dtype = DTYPES[self.job.config.snapshot.dtype]
         files = {"weights": self._weights, **self._sets}
+        # Headers count too: small models have files of a few kilobytes.
         sizes = {kind: file_bytes(_cast(tensors, dtype)) for kind, tensors in files.items()}
         extra = _cast(self._extra, dtype)
         sizes["extra"] = file_bytes(extra) if extra else 0
@@ -111,7 +112,8 @@ class Storage:
         models = self.model * len(stored.models)
         stepped = set(stored.states) - {0}
         states = self.state * len(stepped)
-        if 0 in stored.states:  # before the first update the optimizer has no state
+        # Before the first update the optimizer has no state.
+        if 0 in stored.states:
             states += _method_bytes(self.phases[0])
         return models + states
 
@@ -123,7 +125,8 @@ class Storage:
         size = self.snapshot * len(observed)
         size += self.kinds["weights"] * len(own_weights)
         size += self.kinds["moved"] * len(moved_weights)
-        if self.job.config.train.steps in observed:  # no update follows the last step
+        # No update follows the last step.
+        if self.job.config.train.steps in observed:
             size -= self._training
         return size
 
@@ -143,6 +146,7 @@ class Storage:
         Usage only grows, since each save adds more than the policy then removes for it. The peak
         is therefore either the end, or the moment of the last save before the policy is applied.
         """
+        # Just before the last save, neither its checkpoint nor its snapshot exists.
         earlier = [step for step in observed if step < saved[-1]]
         before = self.after(saved[:-1], earlier, stateless)
         end = self.after(saved, observed, stateless)
@@ -182,6 +186,7 @@ class Storage:
     def _sets(self) -> dict[str, Shapes]:
         """Kind -> name -> a tensor of the shape that a snapshot stores."""
         train, trained = self.job.config.train, self._trained
+        # Gradients of micro-batches are observed in one process alone.
         n_passes = train.batch_size // train.rows_per_pass()
         every = {
             "train.gradients": trained,
@@ -220,6 +225,7 @@ class Storage:
     def _manifest(self) -> int:
         observer = self.job.observer
         sets = [self._tensor_set(kind) for kind in self._sets]
+        # Any rule will do: the estimate needs the length of the text to a few bytes.
         row_map = RowMap(rule="last", positions=observer.positions, probe_rows=0)
         manifest = SnapshotManifest(
             run=observer.run,
@@ -257,6 +263,7 @@ def remaining(job: Job, newest: int | None) -> int:
     storage = Storage(job)
     now = _stored_at(job, start, observed)
     saved = [*now.saved, *future]
+    # A checkpoint without state counts for its model only, and never regains its state.
     stateless = set(now.saved).difference(now.states)
     peak = storage.peak(saved, observed, stateless)
     metrics = storage.metrics(max(start, 0))
@@ -285,7 +292,8 @@ def file_bytes(tensors: Shapes) -> int:
         start = end
         end += tensor.nbytes
         header[name] = {
-            "dtype": "F32",  # only the length of the name counts, to within a few bytes
+            # Only the length of the name counts, to within a few bytes.
+            "dtype": "F32",
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

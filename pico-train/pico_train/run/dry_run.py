@@ -72,6 +72,7 @@ def _phases(job: Job) -> Iterator[Phase]:
     state: State | None = None
     step, last = 0, job.config.train.steps
     for _ in range(_MOST_PHASES):
+        # Each phase is built from the method's state in the one before it.
         phase = _phase(job, state)
         if state is None:
             check_no_decay(job.config.optimizer, phase.parameters)
@@ -95,6 +96,7 @@ def _phase(job: Job, state: State | None) -> Phase:
         model, method, trained = _build(job, state, "meta")
     except RuntimeError:  # the method looks at values, which tensors on the meta device lack
         model, method, trained = _build(job, state, "cpu")
+    # A method that gives other tensors is refused here, before anything is trained.
     effective_weights(method, model)
     parameters = {name: _on_meta(parameter) for name, parameter in trained.items()}
     optimizer = build_optimizer(job.config.optimizer, parameters)
@@ -112,7 +114,8 @@ def _build(
     method = build_method(job.config.method)
     if state is not None:
         tensors, scalars = state
-        stored_scalars = json.loads(json.dumps(scalars))  # as a checkpoint would give them back
+        # As a checkpoint would give them back.
+        stored_scalars = json.loads(json.dumps(scalars))
         method.load_state_dict(tensors, stored_scalars)
     with torch.device(device):
         model = Decoder(job.config.model)

@@ -34,6 +34,7 @@ def estimate(config: RunConfig, source: str) -> Iterator[str]:
         copies = storage.model + storage.state
         if config.snapshot.every:
             copies += storage.observation
+    # Nothing is yielded before this point: a refused run prints its error alone.
     yield from _model(job)
     yield from _tokens(job)
     yield _memory(storage, copies)
@@ -137,17 +138,14 @@ def _disk(job: Job, storage: Storage) -> Iterator[str]:
     observed = config.snapshot.steps(last)
     end = storage.after(saved, observed)
     yield from _kept(end, len(saved))
-    checkpoint = storage.model + storage.state
-    checkpoints = storage.checkpoints(end)
-    yield f"checkpoints  {len(end.models)} of {_sizes(checkpoint, checkpoints)}"
-    snapshots = storage.snapshots(end)
-    yield f"snapshots    {len(observed)} of {_sizes(storage.observation, snapshots)}"
+    yield _checkpoints(storage, end)
+    yield _snapshots(storage, end)
+    yield _metrics(storage, last // config.log.every)
     metrics = storage.metrics()
-    yield _metrics(last // config.log.every, metrics)
-    total = checkpoints + snapshots + metrics
+    total = storage.bytes(end) + metrics
     peak = storage.peak(saved, observed) + metrics
-    free = free_bytes(job.layout.root)
-    yield f"disk         {_usage(total, peak)}; {in_units(free)} free at {config.runs_dir}"
+    free = in_units(free_bytes(job.layout.root))
+    yield f"disk         {_usage(total, peak)}; {free} free at {config.runs_dir}"
 
 
 def _kept(end: StoredSteps, n_saved: int) -> Iterator[str]:
@@ -156,8 +154,18 @@ def _kept(end: StoredSteps, n_saved: int) -> Iterator[str]:
         yield f"keep         {models} of {n_saved} checkpoints, {states} of them with state/"
 
 
-def _metrics(n_rows: int, size: int) -> str:
-    return f"metrics      {n_rows:,} rows = {in_units(size)}"
+def _checkpoints(storage: Storage, end: StoredSteps) -> str:
+    checkpoint = storage.model + storage.state
+    return f"checkpoints  {len(end.models)} of {_sizes(checkpoint, storage.checkpoints(end))}"
+
+
+def _snapshots(storage: Storage, end: StoredSteps) -> str:
+    sizes = _sizes(storage.observation, storage.snapshots(end))
+    return f"snapshots    {len(end.observed)} of {sizes}"
+
+
+def _metrics(storage: Storage, n_rows: int) -> str:
+    return f"metrics      {n_rows:,} rows = {in_units(storage.metrics())}"
 
 
 def _usage(total: int, peak: int) -> str:

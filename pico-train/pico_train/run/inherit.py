@@ -38,6 +38,7 @@ def complete_geometry(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     source, given = raw.get("init_from"), raw.get("model", {})
     if not isinstance(source, str) or not isinstance(given, Mapping):
         return raw
+    # Every key is given, and there is nothing to inherit.
     if all(field.name in given for field in dataclasses.fields(DecoderConfig)):
         return raw
     try:
@@ -57,6 +58,7 @@ def _recorded_geometry(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     if not layout.manifest.is_file() or not layout.config.is_file():
         return None
     recorded = read_yaml(layout.config)
+    # With another source this is another run, and its identity check will say so.
     if recorded.get("init_from") != raw["init_from"]:
         return None
     return recorded.get("model")
@@ -109,9 +111,9 @@ def own_vocabulary(vocabulary: Vocabulary, token_ids: SpecialTokens) -> Vocabula
     return dataclasses.replace(vocabulary, eos=start, start_name=name)
 
 
-def differing_ends(data: SpecialTokens, own: SpecialTokens) -> str | None:
+def differing_ends(data: SpecialTokens, model: SpecialTokens) -> str | None:
     """Return a warning if documents of the data end with another token than the model's texts."""
-    data_eos, model_eos = data.get("eos"), own.get("eos")
+    data_eos, model_eos = data.get("eos"), model.get("eos")
     accepted = model_eos if isinstance(model_eos, list) else [model_eos]
     if data_eos is None or data_eos in accepted:
         return None

@@ -29,8 +29,11 @@ from pico_train.sharding import shard
 
 @dataclass(frozen=True)
 class Job:
-    """A run ready to train: its configuration, what the configuration resolves to here, and the
-    parts that a session works with."""
+    """A run ready to train, as a plain value: `with_micro_batch` returns another one.
+
+    It has the configuration, the values that it resolves to on this machine, and the parts that a
+    session works with. The state of training is built separately, by `build_state`.
+    """
 
     config: RunConfig
     runtime: Runtime
@@ -61,6 +64,7 @@ class Job:
 
     def with_micro_batch(self, rows: int) -> Job:
         """Return this job with `rows` in the place of `train.micro_batch_size: auto`."""
+        # config.yaml records the number, so that the run keeps it when it is continued.
         train = self.config.train.model_copy(update={"micro_batch_size": rows})
         return replace(
             self,
@@ -77,11 +81,13 @@ class Job:
         config = self.config
         model = Decoder(config.model)
         self._set_weights(model, saved)
-        if not self.sharded:  # `shard` moves a sharded model to the device layer by layer
+        # `shard` moves a sharded model to the device layer by layer.
+        if not self.sharded:
             model = model.to(self.runtime.device)
         method, parameters = self._prepare_method(model, saved)
         if self.sharded:
             parameters = shard(model, parameters, self.runtime.device, self.runtime.processes)
+        # Only now: compiled layers must see the parameters that the method and FSDP have put in.
         apply_compile_and_checkpointing(
             model,
             compiled=self.compiled,
@@ -89,6 +95,7 @@ class Job:
         )
         optimizer = build_optimizer(config.optimizer, parameters)
         state = TrainState(model, method, parameters, optimizer)
+        # The optimizer's state needs the optimizer, which needs the parameters that train.
         if saved is not None:
             saved.restore_optimizer(state, drop_unknown=drop_unknown)
         return state
@@ -109,6 +116,7 @@ class Job:
         seed = self.config.seed.method
         if saved is None:
             parameters = method.prepare(model, self.data, seed)
+            # Only at the start: what trains may change later, and patterns then fit nothing.
             check_no_decay(self.config.optimizer, parameters)
             return method, parameters
         with saved.reading_method(method):

@@ -54,6 +54,7 @@ def find_micro_batch(job: Job, build_state: Callable[[], TrainState]) -> int:
         if batch is None:
             return job.micro_batch
         fits = _fit_test(job, state, batch)
+        # All processes try in step, and each number must fit in every one of them.
         for rows in _divisors(job.micro_batch):
             if not job.runtime.any(not fits(rows)):
                 return rows
@@ -108,6 +109,7 @@ def _passes(job: Job, state: TrainState, batch: torch.Tensor) -> bool:
         reserve += int(_FREE * total)
     try:
         for parameter in state.parameters.values():
+            # Passes after the first accumulate into gradients that exist already.
             parameter.grad = torch.zeros_like(parameter)
         reserved = torch.empty(reserve, dtype=torch.uint8, device=device)
         _loss(job, state, batch).backward()
@@ -122,6 +124,7 @@ def _passes(job: Job, state: TrainState, batch: torch.Tensor) -> bool:
 def _free_gradients(state: TrainState, device: torch.device) -> None:
     for parameter in state.parameters.values():
         parameter.grad = None
+    # A failed pass may have left its tensors in reference cycles.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -129,10 +132,11 @@ def _free_gradients(state: TrainState, device: torch.device) -> None:
 
 def _computed_limit(job: Job, state: TrainState, batch: torch.Tensor) -> float:
     """Compute how many rows fit, if a pass keeps a fixed amount and an amount for every row."""
-    one = _kept_by_autograd(job, state, _rows_of(batch, 1))
-    two = _kept_by_autograd(job, state, _rows_of(batch, 2))
-    a_row = two - one
-    fixed = one - a_row
+    # Two measurements of a linear function give its slope and its constant.
+    of_one_row = _kept_by_autograd(job, state, _rows_of(batch, 1))
+    of_two_rows = _kept_by_autograd(job, state, _rows_of(batch, 2))
+    a_row = of_two_rows - of_one_row
+    fixed = of_one_row - a_row
     share = _SHARE * _machine_memory() / job.runtime.processes
     memory = share - _state_bytes(state)
     for_rows = memory / _PASSING - fixed
@@ -145,7 +149,8 @@ def _state_bytes(state: TrainState) -> int:
 
 def _kept_by_autograd(job: Job, state: TrainState, batch: torch.Tensor) -> int:
     """Return the bytes that a forward pass keeps for its backward pass, parameters left out."""
-    storages: dict[int, torch.UntypedStorage] = {}  # alive, so that no two share an address
+    # Alive, so that no two share an address.
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -168,6 +173,7 @@ def _missing_moments(state: TrainState) -> int:
 def _machine_memory() -> int:
     """Return the bytes of memory of the machine, or what its container allows."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # The file is missing outside of a container, and says "max" where there is no limit.
     with suppress(OSError, ValueError):
         memory = min(memory, int(_CGROUP_LIMIT.read_text(encoding="ascii")))
     return memory

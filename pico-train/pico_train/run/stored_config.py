@@ -31,11 +31,12 @@ def load_stored(
     if problem is not None:
         raise DamagedError(f"{layout.config} {problem}")
     raw = read_yaml(layout.config)
+    # Before anything is imported: the file may name modules of an attacker.
     require_trust([raw.get("method"), raw.get("observe")], layout.config, trust)
     return load(RunConfig, layout.config, expand_short_forms(overrides, raw))
 
 
 def is_stored(path: Path) -> bool:
-    """Whether the file `path` is the configuration that a run recorded."""
+    """Tell whether the file `path` is the configuration that a run recorded."""
     layout = RunLayout(path.parent)
     return path.name == layout.config.name and layout.manifest.is_file()
