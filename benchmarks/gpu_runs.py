@@ -19,11 +19,11 @@ from pico_train.checkpoint.save import save_checkpoint
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.model.decoder import DecoderConfig
-from pico_train.observe.snapshot import FromTraining
+from pico_train.observe.snapshot import Due
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
 from pico_train.trainer.train import train
-from pico_train.trainer.update import apply_update, compute_gradients
+from pico_train.trainer.update import Update, apply_update, compute_gradients
 
 PROBE_ROWS = 8
 BATCH_ROWS = 8
@@ -63,8 +63,8 @@ def snapshot_cost(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
         job = build(run_config(Path(folder), "snapshot", config, seq_len))
         state = job.build_state(None)
 
-        def gradients() -> None:
-            compute_gradients(job, state, state.counters.step + 1)
+        def gradients() -> Update:
+            return compute_gradients(job, state, state.counters.step + 1)
 
         def update() -> None:
             done = compute_gradients(job, state, state.counters.step + 1)
@@ -72,13 +72,13 @@ def snapshot_cost(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
             apply_update(state, done, 1.0)
 
         def snapshot() -> None:
-            pending = job.observer.observe(state)
-            assert pending is not None
-            seen = FromTraining(pending.observer.train_gradients(state.parameters), {}, "", False)
-            pending.finish(seen, lambda write: write())
+            observed = job.observer.begin(state, Due()).finish(done)
+            assert observed is not None
+            assert observed.snapshot is not None
+            observed.snapshot.write()
 
         step = timed(job, update)
-        gradients()
+        done = gradients()
         taken = timed(job, snapshot)
     return {"update_s": round(step, 4), "snapshot_s": round(taken, 4), "in_updates": round(taken / step, 2)}
 

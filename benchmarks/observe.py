@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pico_train.checkpoint.background_writer import Write, Writer
+from pico_train.checkpoint.background_writer import Writer
 from pico_train.checkpoint.save import save_checkpoint
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.model.decoder import DecoderConfig
-from pico_train.observe.snapshot import FromTraining
+from pico_train.observe.snapshot import Due
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
 from pico_train.trainer.update import apply_update, compute_gradients
@@ -109,18 +109,20 @@ class Bench:
         self.beside("checkpoint beside", lambda: save_checkpoint(layout, held, metadata))
 
     def snapshot(self) -> None:
-        observer, writes = self.job.observer, list[Write]()
+        observer = self.job.observer
         with self.timed("probe pass"):
-            pending = observer.observe(self.state, in_checkpoint=True)
-        compute_gradients(self.job, self.state, self.state.counters.step + 1)
+            observing = observer.begin(self.state, Due(in_checkpoint=True))
+        update = compute_gradients(self.job, self.state, self.state.counters.step + 1)
         with self.timed("gradients copied"):
-            gradients = observer.train_gradients(self.state.parameters)
-            pending.finish(FromTraining(gradients, {}, "", False), writes.append)
+            observed = observing.finish(update)
         self.state.optimizer.zero_grad(set_to_none=True)
+        assert observed is not None
+        assert observed.snapshot is not None
+        write = observed.snapshot.write
         with self.timed("snapshot written"):
-            writes[0]()
+            write()
         shutil.rmtree(self.job.layout.root)
-        self.beside("snapshot beside", writes[0])
+        self.beside("snapshot beside", write)
 
     def beside(self, name: str, write: Callable[[], object]) -> None:
         """Seconds by which handing `write` over, and the updates made until it is done, exceed as many others."""

@@ -27,7 +27,7 @@ from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.loss import chunk_tokens
-from pico_train.observe.snapshot import FromTraining
+from pico_train.observe.snapshot import Due
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
 from pico_train.trainer.update import Update, apply_update, compute_gradients
@@ -81,7 +81,8 @@ class Ours:
         self.state = self.job.build_state(None)
 
     def gradients(self) -> Update:
-        return compute_gradients(self.job, self.state, self.state.counters.step + 1)
+        self.computed = compute_gradients(self.job, self.state, self.state.counters.step + 1)
+        return self.computed
 
     def step(self) -> None:
         update = self.gradients()
@@ -89,10 +90,11 @@ class Ours:
         apply_update(self.state, update, 1.0)
 
     def snapshot(self) -> None:
-        """Observe, copy the gradients that an update has left, write and flush; weights are written as well."""
-        pending = self.job.observer.observe(self.state)
-        gradients = pending.observer.train_gradients(self.state.parameters)
-        pending.finish(FromTraining(gradients, {}, "", False), lambda write: write())
+        """Observe, copy the gradients that `gradients` has left, write and flush; weights are written as well."""
+        observed = self.job.observer.begin(self.state, Due()).finish(self.computed)
+        assert observed is not None
+        assert observed.snapshot is not None
+        observed.snapshot.write()
 
 
 def transformers_step() -> Callable[[], None]:

@@ -1,5 +1,5 @@
-"""Hugging Face's files: config.json and its kin, written so that transformers 4 and 5 read them,
-and read back."""
+"""Hugging Face's files: config.json and its kin, written for transformers 4 and 5, and read
+back."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ from pico_train.model.stock import (
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 SpecialTokens = Mapping[str, int | list[int]]
-"""Role (bos, eos, pad, mask) -> id; several ids where a model ends a text with any of them."""
+"""Role (bos, eos, pad, mask) -> id, or several ids if a model ends a text with any of them."""
 
 OWN_MODEL_TYPE = "pico-decoder"
-"""Model type of what no stock class computes: transformers does not know it, and opens no such
-checkpoint."""
+"""Model type of a model that no stock class computes.
+
+transformers does not know it and refuses to open such a checkpoint.
+"""
 _ARCHITECTURE = "pico_architecture"
 
 
 def hf_config(
     config: DecoderConfig, special_tokens: SpecialTokens, architecture: Architecture = STOCK
 ) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM; or of an `architecture` that is not one, which says so.
+    """Build config.json of a LlamaForCausalLM, or of our own class if `architecture` is not stock.
 
     transformers 4 reads `rope_theta` and `torch_dtype`, transformers 5 `rope_parameters` and
-    `dtype`: both are there. Token ids are explicit, since the class defaults (1, 2) mean other
+    `dtype`: the file has both. Token ids are explicit, since the class defaults (1, 2) mean other
     tokens here. `special_tokens`: eos, pad, mask.
     """
     own = None if architecture.is_stock else architecture
@@ -72,21 +74,21 @@ def hf_config(
 
 
 def generation_config(special_tokens: SpecialTokens) -> dict[str, Any]:
-    """generation_config.json: only what a generator must know of the tokens."""
+    """Build generation_config.json: only the token ids that a generator needs."""
     return {"_from_model_config": True, **_token_id_keys(special_tokens)}
 
 
 def tokenizer_config(
     config: DecoderConfig, special_tokens: SpecialTokens, tokenizer: Path
 ) -> dict[str, Any]:
-    """tokenizer_config.json for the tokenizer.json at `tokenizer`, with a class name that
-    transformers 4 knows."""
+    """Build tokenizer_config.json for the tokenizer.json at `tokenizer`.
+
+    Its class name is one that transformers 4 knows.
+    """
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     words = {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
-    named = {
-        f"{role}_token": words.get(_first(token))
-        for role, token in _token_ids(special_tokens).items()
-    }
+    token_ids = _token_ids(special_tokens)
+    named = {f"{role}_token": words.get(_first(ids)) for role, ids in token_ids.items()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
@@ -97,8 +99,7 @@ def tokenizer_config(
 
 
 def _token_ids(special_tokens: SpecialTokens) -> dict[str, int | list[int] | None]:
-    """Ids by role; a text begins after the end of another where there is no token of its own for
-    that."""
+    """Map each role to its ids; without a bos token, a text begins with the end of another."""
     eos = special_tokens.get("eos")
     return {
         "bos": special_tokens.get("bos", _first(eos)),
@@ -116,12 +117,12 @@ def _first(ids: int | list[int] | None) -> int | None:
 
 
 def config_from_hf(raw: Any) -> DecoderConfig:
-    """The geometry in a config.json.
+    """Read the geometry in a config.json.
 
     Raises:
-        ValueError: names the first thing that this decoder does not have (another architecture,
-            scaled rotary embeddings, biases, another activation, a free head width), a missing key
-            or a value of a wrong type.
+        ValueError: names the first feature that this decoder lacks (another architecture, scaled
+            rotary embeddings, biases, another activation, a free head width), a missing key, or a
+            value of a wrong type.
     """
     if not isinstance(raw, Mapping):
         raise ValueError(f"it holds a {type(raw).__name__} where an object is expected")
@@ -193,23 +194,12 @@ _UNSUPPORTED = {
     "quantization_config": "quantised weights",
     "rope_interleaved": "interleaved rotary embeddings",
 }
-"""Key of config.json that asks for what this decoder lacks, where it is set -> the name of that."""
+"""Key of config.json that, if set, asks for a feature that this decoder lacks -> its name."""
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key in ("rope_scaling", "rope_parameters"):
-        rope = raw.get(key) or {}
-        if not isinstance(rope, Mapping):
-            raise ValueError(f"{key} should be an object (it is {json.dumps(rope)})")
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind != "default":
-            raise ValueError(
-                f'{key} asks for rotary embeddings of type "{kind}"; only "default" is supported'
-            )
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(
-                f"{key} sets partial_rotary_factor; this decoder rotates the whole of each head"
-            )
+        _refuse_other_rope(key, raw.get(key) or {})
     for key, feature in _UNSUPPORTED.items():
         if raw.get(key):
             raise ValueError(f"{key} is {json.dumps(raw[key])}; this decoder has no {feature}")
@@ -221,11 +211,30 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         raise ValueError(f'hidden_act is "{raw["hidden_act"]}"; only "silu" is supported')
 
 
+def _refuse_other_rope(key: str, rope: Any) -> None:
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{key} should be an object (it is {json.dumps(rope)})")
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type != "default":
+        raise ValueError(
+            f'{key} asks for rotary embeddings of type "{rope_type}"; only "default" is supported'
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"{key} sets partial_rotary_factor; this decoder rotates the whole of each head"
+        )
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+"""Type of a field -> types that JSON may give for it. A bool is not an int here."""
+
+
 def _refuse_wrong_types(raw: Mapping[str, Any]) -> None:
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
     for field in dataclasses.fields(DecoderConfig):
         value = raw.get(field.name)
-        if value is not None and type(value) not in kinds[str(field.type)]:
+        if value is None:
+            continue
+        if type(value) not in _JSON_TYPES[str(field.type)]:
             raise ValueError(
                 f"{field.name} should be of type {field.type} (it is {json.dumps(value)})"
             )
@@ -234,14 +243,13 @@ def _refuse_wrong_types(raw: Mapping[str, Any]) -> None:
 def load_weights(
     model: Decoder, tensors: Mapping[str, torch.Tensor], *, assign: bool = False
 ) -> None:
-    """Give `model` the weights in `tensors` (names of LlamaForCausalLM, any float dtype; stored as
-    float32).
+    """Load `tensors` (names of LlamaForCausalLM, any float dtype) into `model` as float32.
 
     With tied embeddings a head that equals the embedding is accepted. `assign` shares memory
-    instead of copying, and works for a model on the meta device; there the dtype is left as it is.
+    instead of copying, keeps the dtype, and works for a model on the meta device.
 
     Raises:
-        ValueError: a missing, unknown or misshaped tensor, by name.
+        ValueError: names a tensor that is missing, unknown or of another shape or dtype.
     """
     given = dict(tensors)
     if model.config.tie_word_embeddings and EMBEDDING in given and HEAD in given:
@@ -259,16 +267,17 @@ def load_weights(
             raise ValueError(
                 f'the tensor "{name}" is {str(tensor.dtype).removeprefix("torch.")}, not floating-point'
             )
+    # A strict load wants every name of a tied parameter, not only the first.
     owners = {id(parameter): name for name, parameter in expected.items()}
-    shared = {
+    tied = {
         name: owners[id(parameter)]
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if name not in expected
     }
-    given |= {name: given[owner] for name, owner in shared.items()}
+    given |= {name: given[owner] for name, owner in tied.items()}
     model.load_state_dict(given, strict=True, assign=assign)
-    for name, owner in (
-        shared.items() if assign else ()
-    ):  # which gave each name a parameter of its own
-        module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, model.get_parameter(owner))
+    if assign:
+        # Assigning gave each name its own parameter: tie them again.
+        for name, owner in tied.items():
+            module, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(module), attribute, model.get_parameter(owner))

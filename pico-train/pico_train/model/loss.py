@@ -1,5 +1,7 @@
-"""Next-token loss without the logits of all tokens: chunks, with the gradient formed in the forward
-pass.
+"""Next-token loss in chunks, without the logits of all tokens.
+
+The logits (N, V) of all tokens would be by far the largest tensor of a small model. The loss
+therefore goes through a few tokens at a time, and computes their gradient while their logits exist.
 
 Shapes: N tokens, D width, V vocabulary, C tokens a chunk.
 """
@@ -13,20 +15,22 @@ import torch.nn.functional as F
 
 IGNORE = -100
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20, "mps": 256 << 20}
-"""Size of the block of logits: on a CPU a few passes over it should find it in the last cache."""
+"""Size of a chunk's logits: on a CPU the passes over it should find it in the last-level cache."""
 _WITHOUT_FLOAT64 = ("mps",)
 
 
 def chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """How many tokens' logits are formed at a time."""
+    """Return how many tokens' logits are computed at a time."""
     return max(16, _CHUNK_BYTES.get(device.type, 64 << 20) // (4 * vocab_size))
 
 
 def plain_loss_sum(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """The same sum from all logits at once, by autograd alone: differentiable twice, and the tests'
-    oracle."""
+    """Compute the sum of `fused_loss_sum` from all logits at once, by autograd alone.
+
+    It is differentiable twice, and the tests' oracle.
+    """
     return F.cross_entropy(
         (hidden @ weight.T).float(), labels, ignore_index=IGNORE, reduction="sum"
     )
@@ -35,7 +39,7 @@ def plain_loss_sum(
 def fused_loss_sum(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over tokens of -ln softmax(hidden @ weight.T)[label].
+    """Compute the sum over tokens of -ln softmax(hidden @ weight.T)[label].
 
     Args:
         hidden: (N, D), any float dtype; weight: (V, D), the same dtype or, under autocast, float32.
@@ -46,7 +50,7 @@ def fused_loss_sum(
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    if not torch.is_grad_enabled():  # else the gradient would be formed in vain
+    if not torch.is_grad_enabled():  # without this the gradient would be computed in vain
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(device, enabled=False):
         return _FusedLossSum.apply(hidden, weight, labels)
@@ -68,18 +72,21 @@ class _FusedLossSum(torch.autograd.Function):
         buffer = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0])
         for rows in chunks:
             states, chunk = hidden[rows], labels[rows]
-            kept, target = (chunk != IGNORE)[:, None], chunk.clamp(min=0)[:, None]  # (C, 1)
+            kept = (chunk != IGNORE)[:, None]  # (C, 1)
+            target = chunk.clamp(min=0)[:, None]  # (C, 1)
             logits = torch.mm(states, compute.T, out=buffer[: len(chunk)]).to(wide)
-            at_target = logits.gather(1, target)
+            target_logits = logits.gather(1, target)
+            # ln sum exp(logits) = top + ln sum exp(logits - top), which cannot overflow.
             top = logits.amax(1, keepdim=True)
             block = logits.sub_(top).exp_()
             mass = block.sum(1, keepdim=True)
-            total += ((top + mass.log() - at_target) * kept).sum(dtype=summed)
+            losses = (top + mass.log() - target_logits) * kept  # (C, 1)
+            total += losses.sum(dtype=summed)
             if not (needs_hidden or needs_weight):
                 continue
-            # d loss / d logits = softmax - onehot = (block - mass * onehot) / mass; the division is
-            # left to the narrow side of the products, (C, D), since every pass over the block, (C,
-            # V), costs as much as a product here.
+            # d loss / d logits = softmax - onehot = (block - mass * onehot) / mass. The division
+            # happens on the narrow side of the products, (C, D): every pass over the block, (C, V),
+            # costs as much as a product here.
             block = block.scatter_add_(1, target, -mass).to(compute.dtype)
             share = kept / mass
             if grad_hidden is not None:
@@ -99,8 +106,10 @@ class _FusedLossSum(torch.autograd.Function):
 
 
 def token_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-ln softmax(hidden @ weight.T)[label] of each token, (N,) float32, in chunks and without
-    gradient; 0 at -100."""
+    """Compute -ln softmax(hidden @ weight.T)[label] of each token, (N,) float32; 0 at -100.
+
+    It goes in chunks as well, and has no gradient.
+    """
     with torch.no_grad():
         compute = _compute_weight(hidden, weight)
         parts = [
@@ -116,8 +125,7 @@ def token_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) 
 
 
 def _compute_weight(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`weight` in the dtype of `hidden`: under autocast hidden states may be bfloat16 and the
-    weight float32."""
+    """Cast `weight` to the dtype of `hidden`, which may be bfloat16 under autocast."""
     return weight if weight.dtype == hidden.dtype else weight.to(hidden.dtype)
 
 
@@ -134,9 +142,8 @@ def _accumulate(total: torch.Tensor, block: torch.Tensor, hidden: torch.Tensor) 
 
 
 def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
-    """A factor of 1, which is what `loss.backward()` passes, costs no pass where looking at it
-    costs no synchronisation. The saved gradient itself stays as it is: a retained graph may ask for
-    it again."""
+    """Multiply `gradient` by `factor`, but not in place: a retained graph may ask for it again."""
+    # `loss.backward()` passes 1, which needs no pass; looking at it on a GPU would make it wait.
     if gradient is None or (factor.device.type == "cpu" and factor.item() == 1.0):
         return gradient
     return gradient * factor.to(gradient.dtype)

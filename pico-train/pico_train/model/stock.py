@@ -1,8 +1,7 @@
-"""Whether the decoder is a stock Llama: what LlamaForCausalLM holds and computes, from config.json
-alone.
+"""The reference for a stock Llama: tensors and equations of LlamaForCausalLM, from config.json.
 
-Written without a look at model/decoder.py, on purpose: a decoder that somebody changed is found out
-by comparison, and its checkpoints then say that no class of transformers computes them.
+It repeats nothing of model/decoder.py, on purpose: comparing the two finds a decoder that somebody
+changed, and its checkpoints then say that no class of transformers computes them.
 
 Shapes: B batch, T tokens, D width, H query heads, K key-value heads, d head width.
 """
@@ -24,19 +23,23 @@ from pico_train.model.decoder import Decoder, DecoderConfig
 
 STOCK_CLASS = "LlamaForCausalLM"
 _TOLERANCE = 1e-6
-"""Largest difference of logits, as a share of the largest logit: rotary tables are float32, all
-else is float64."""
+"""Largest difference of logits that passes, relative to the largest logit.
+
+Everything is float64, except the rotary tables, which are float32.
+"""
 _LONGEST = 1_100
-"""Tokens at most on which the two are compared, more than an attention window of 1,024. A longer
-window goes unseen."""
+"""Most tokens on which the two are compared: more than an attention window of 1,024 positions.
+
+A longer window is not noticed.
+"""
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What computes a model: a stock class, or a class of ours with the hash of its source and how
-    it departs."""
+    """The class that computes a model: a stock one, or ours with its source's hash and
+    departure."""
 
     name: str = STOCK_CLASS
     source_sha256: str = ""
@@ -44,11 +47,11 @@ class Architecture:
 
     @property
     def is_stock(self) -> bool:
-        """Whether transformers computes the same under the class that config.json names."""
+        """Whether the class of transformers that config.json names computes the same."""
         return self.name == STOCK_CLASS
 
     def record(self) -> dict[str, str]:
-        """The same for JSON, without what is empty."""
+        """Return the fields that are not empty, for JSON."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value}
 
     def __str__(self) -> str:
@@ -62,13 +65,12 @@ def architecture_of(config: DecoderConfig) -> Architecture:
     """Compare the decoder with a stock Llama of the same geometry, by tensors and by logits.
 
     Raises:
-        ValueError: the decoder has a persistent buffer, which no checkpoint would hold.
+        ValueError: the decoder has a persistent buffer, which checkpoints would lack.
     """
     with torch.device("meta"):
         decoder = Decoder(config)
-    buffers = (
-        decoder.state_dict().keys() - dict(decoder.named_parameters(remove_duplicate=False)).keys()
-    )
+    parameters = dict(decoder.named_parameters(remove_duplicate=False))
+    buffers = decoder.state_dict().keys() - parameters.keys()
     if buffers:
         raise ValueError(
             f'the decoder has the buffer "{min(buffers)}", which checkpoints do not hold: make it a parameter, or'
@@ -77,14 +79,12 @@ def architecture_of(config: DecoderConfig) -> Architecture:
     departure = _departure_of_tensors(decoder, config) or _departure_of_logits(config)
     if departure is None:
         return STOCK
-    return Architecture(
-        f"{Decoder.__module__}.{Decoder.__qualname__}", _source_sha256(decoder), departure
-    )
+    name = f"{Decoder.__module__}.{Decoder.__qualname__}"
+    return Architecture(name, _source_sha256(decoder), departure)
 
 
 def stock_tensors(config: Mapping[str, Any]) -> Shapes:
-    """Name -> shape of every tensor of the LlamaForCausalLM that `config` (a config.json)
-    describes."""
+    """Map name to shape for every tensor of the LlamaForCausalLM of `config` (a config.json)."""
     width, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or width // heads
@@ -109,8 +109,10 @@ def stock_tensors(config: Mapping[str, Any]) -> Shapes:
 
 
 def expected_tensors(config: DecoderConfig, architecture: Architecture) -> Shapes:
-    """Name -> shape of every tensor of a checkpoint: what config.json implies or, if no stock
-    class, our decoder's."""
+    """Map name to shape for every tensor of a checkpoint.
+
+    They are those that config.json implies or, if the class is not a stock one, our decoder's.
+    """
     if architecture.is_stock:
         return stock_tensors(dataclasses.asdict(config))
     with torch.device("meta"):
@@ -118,44 +120,55 @@ def expected_tensors(config: DecoderConfig, architecture: Architecture) -> Shape
 
 
 def difference(
-    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
     whose: str = "this model's",
 ) -> str | None:
-    """Say of the first tensor that is missing, unknown or of another shape; None where all fit."""
-    for name in [*expected, *found]:
-        if name not in found:
+    """Name the first tensor that is missing, unknown or of another shape; None if all fit."""
+    for name in [*expected, *shapes]:
+        if name not in shapes:
             return f'the tensor "{name}" is missing'
         if name not in expected:
             return f'the tensor "{name}" is not one of {whose}'
-        if tuple(found[name]) != tuple(expected[name]):
-            return f'the tensor "{name}" has shape {tuple(found[name])} where {tuple(expected[name])} is expected'
+        if tuple(shapes[name]) != tuple(expected[name]):
+            return f'the tensor "{name}" has shape {tuple(shapes[name])} where {tuple(expected[name])} is expected'
     return None
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
-    """Name -> shape."""
+    """Map each name to the shape of its tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def stock_logits(
     config: DecoderConfig, tensors: Mapping[str, torch.Tensor], input_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Compute the logits (B, T, V) of LlamaForCausalLM for ids (B, T), as its equations say; for
-    small models."""
+    """Compute the logits (B, T, V) of LlamaForCausalLM for ids (B, T), for small models.
+
+    It says the equations as plainly as possible, and forms every mask and matrix in full.
+    """
     embedding = tensors["model.embed_tokens.weight"]
     head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]
     x = embedding[input_ids]  # (B, T, D)
     for i in range(config.num_hidden_layers):
-        prefix = f"model.layers.{i}."
-        layer = {
-            name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
-        }
+        layer = _below(tensors, f"model.layers.{i}.")
         x = x + _attention(config, layer, _norm(config, x, layer["input_layernorm.weight"]))
-        h = _norm(config, x, layer["post_attention_layernorm.weight"])
-        gate, up = h @ layer["mlp.gate_proj.weight"].T, h @ layer["mlp.up_proj.weight"].T
-        x = x + (gate * torch.sigmoid(gate) * up) @ layer["mlp.down_proj.weight"].T
+        x = x + _mlp(layer, _norm(config, x, layer["post_attention_layernorm.weight"]))
     return _norm(config, x, tensors["model.norm.weight"]) @ head.T
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _mlp(layer: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    gate = x @ layer["mlp.gate_proj.weight"].T
+    up = x @ layer["mlp.up_proj.weight"].T
+    return (gate * torch.sigmoid(gate) * up) @ layer["mlp.down_proj.weight"].T
 
 
 def _norm(config: DecoderConfig, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -166,26 +179,18 @@ def _attention(
     config: DecoderConfig, layer: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
     batch, tokens, width = x.shape
-    heads, groups = (
-        config.num_attention_heads,
-        config.num_attention_heads // config.num_key_value_heads,
-    )
-    head_dim = width // heads
+    groups = config.num_attention_heads // config.num_key_value_heads
+    head_dim = width // config.num_attention_heads
     query, key, value = (
         (x @ layer[f"self_attn.{part}_proj.weight"].T)
         .view(batch, tokens, -1, head_dim)
         .transpose(1, 2)
         for part in "qkv"
     )
-    rates = 1.0 / config.rope_theta ** (
-        torch.arange(0, head_dim, 2).float() / head_dim
-    )  # float32, as transformers has
+    # The tables are float32, as those of transformers are.
+    rates = 1.0 / config.rope_theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(tokens).float(), rates).repeat(1, 2)  # (T, d)
-    query, key = (
-        part * angles.cos()
-        + torch.cat((-part[..., head_dim // 2 :], part[..., : head_dim // 2]), -1) * angles.sin()
-        for part in (query, key)
-    )
+    query, key = _rotate(query, angles), _rotate(key, angles)
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.mT / head_dim**0.5  # (B, H, T, T)
     future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
@@ -193,28 +198,31 @@ def _attention(
     return mixed.transpose(1, 2).reshape(batch, tokens, width) @ layer["self_attn.o_proj.weight"].T
 
 
+def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return x * angles.cos() + turned * angles.sin()
+
+
 def _departure_of_tensors(decoder: Decoder, config: DecoderConfig) -> str | None:
-    found, expected = (
-        shapes_of(dict(decoder.named_parameters())),
-        stock_tensors(dataclasses.asdict(config)),
-    )
-    return difference(found, expected, f"{STOCK_CLASS}'s")
+    shapes = shapes_of(dict(decoder.named_parameters()))
+    return difference(shapes, stock_tensors(dataclasses.asdict(config)), f"{STOCK_CLASS}'s")
 
 
 def _departure_of_logits(config: DecoderConfig) -> str | None:
-    """Compare logits of narrow models of the same depth: with the same heads, and with one head on
-    many tokens."""
-    tokens = min(config.max_position_embeddings, 16)
+    """Compare the logits of narrow models that have the depth of `config`.
+
+    One has the same heads on a few tokens; the other has a single head on many.
+    """
     same_heads = dataclasses.replace(
         config, hidden_size=4 * config.num_attention_heads, intermediate_size=16, vocab_size=32
     )
-    long = dataclasses.replace(
+    one_head = dataclasses.replace(
         same_heads, hidden_size=2, num_attention_heads=1, num_key_value_heads=1
     )
-    for narrow, length in (
-        (same_heads, tokens),
-        (long, min(config.max_position_embeddings, _LONGEST)),
-    ):
+    positions = config.max_position_embeddings
+    trials = ((same_heads, min(positions, 16)), (one_head, min(positions, _LONGEST)))
+    for narrow, length in trials:
         largest = _largest_difference(narrow, length)
         if not largest <= _TOLERANCE:
             return f"logits on {length} tokens differ by {largest:.1e} of the largest from those of {STOCK_CLASS}"
@@ -227,23 +235,27 @@ def _largest_difference(config: DecoderConfig, tokens: int) -> float:
     with torch.device("cpu"):
         decoder = Decoder(config).double().eval()
         for parameter in decoder.parameters():
-            around = 1.0 if parameter.dim() < 2 else 0.0  # norms
-            parameter.copy_(
-                around + 0.3 * torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
-            )
+            mean = 1.0 if parameter.dim() < 2 else 0.0  # a norm's weights lie around one
+            noise = torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
+            parameter.copy_(mean + 0.3 * noise)
         ids = torch.randint(config.vocab_size, (1, tokens), generator=draws)
         expected = stock_logits(config, dict(decoder.named_parameters()), ids)
         return float((decoder(ids) - expected).abs().max() / expected.abs().max())
 
 
 def _source_sha256(decoder: Decoder) -> str:
-    """Hash the source of all modules that define a part of `decoder`, comments and layout left
-    out."""
-    modules = {type(part).__module__ for part in decoder.modules()}
+    """Hash the source of all modules that define a part of `decoder`.
+
+    Comments and layout are left out: they do not change what it computes.
+    """
+    ignored = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
+    defining = {type(part).__module__ for part in decoder.modules()}
+    own = sorted(name for name in defining if name.partition(".")[0] != "torch")
     digest = hashlib.sha256()
-    for name in sorted(name for name in modules if name.partition(".")[0] != "torch"):
-        for token in tokenize.generate_tokens(io.StringIO(_source(name)).readline):
-            if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE):
+    for name in own:
+        lines = io.StringIO(_source(name)).readline
+        for token in tokenize.generate_tokens(lines):
+            if token.type not in ignored:
                 digest.update(token.string.encode() + b"\0")
     return digest.hexdigest()
 

@@ -1,1 +1,1 @@
-"""What is looked at while training: probe, hooks, snapshots, observers of other packages."""
+"""Observation while training: probe, hooks, snapshots, observers of other packages."""

@@ -1,4 +1,4 @@
-"""Outputs of modules, caught by hooks while a decoder runs."""
+"""Outputs of modules, captured by hooks while a decoder runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from pico_train.model.decoder import Decoder
 
 @dataclass
 class Activations:
-    """Tensors of `rows` rows on CPU, filled part by part: where every position is kept they are the
-    largest thing in memory, and joining parts would take it twice."""
+    """Tensors of `rows` rows on CPU, filled part by part.
+
+    If every position is kept they are the largest thing in memory, and joining parts at the end
+    would need twice as much.
+    """
 
     rows: int
     dtype: torch.dtype
@@ -22,7 +25,7 @@ class Activations:
     filled: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, part: torch.Tensor) -> None:
-        """The next rows of `name`, (rows of the part, width), on any device."""
+        """Add the next rows of `name`, (rows of the part, width), from any device."""
         if name not in self.tensors:
             self.tensors[name] = torch.empty(self.rows, part.shape[1], dtype=self.dtype)
         start = self.filled.get(name, 0)
@@ -39,8 +42,9 @@ def capture(
 ) -> Iterator[None]:
     """While active, add `pick(output)` of each of `modules` to `activations` at every forward pass.
 
-    The head is the exception: the loss never calls it as a module, so its output is formed from the
-    last norm's at the kept positions alone (the mean over positions passes through a linear map).
+    The head is the exception: the loss never calls it as a module. Its output is computed from that
+    of the last norm, at the kept positions alone. The rule "mean" allows this too, since a mean
+    passes through a linear map.
     """
 
     def keep(name: str) -> Callable[..., None]:
@@ -53,12 +57,11 @@ def capture(
     handles = []
     for name in modules:
         module = decoder.get_submodule(name)
-        hooked, hook = (
-            (decoder.model.norm, keep_logits(name))
-            if module is decoder.lm_head
-            else (module, keep(name))
-        )
-        handles.append(hooked.register_forward_hook(hook))
+        if module is decoder.lm_head:
+            handle = decoder.model.norm.register_forward_hook(keep_logits(name))
+        else:
+            handle = module.register_forward_hook(keep(name))
+        handles.append(handle)
     try:
         yield
     finally:

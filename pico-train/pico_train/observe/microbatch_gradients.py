@@ -1,5 +1,4 @@
-"""The gradient of each micro-batch by itself, out of the backward passes that training does
-anyway."""
+"""The gradient of each micro-batch, taken from the backward passes that training runs anyway."""
 
 from __future__ import annotations
 
@@ -11,25 +10,23 @@ from torch import nn
 
 @dataclass
 class MicroBatchGradients:
-    """Takes the gradient of each micro-batch out of `.grad`, and puts their sum back.
+    """The gradients of an update's micro-batches: taken out of `.grad`, their sum put back.
 
-    Each pass finds `.grad` empty and so leaves its own gradient there, exact to the last bit, which
-    a difference of sums would not be. The sum is formed as autograd forms it, one addition in place
-    a pass, in the order of the passes: training goes on with the same bits.
+    Each pass finds `.grad` empty and so leaves its own gradient there, exact to the last bit; the
+    difference of two sums would not be. The sum is computed as autograd would, by one addition in
+    place after each pass, in the same order: training goes on with the same bits.
     """
 
     parameters: dict[str, nn.Parameter]
     dtype: torch.dtype
     terms: list[int] = field(default_factory=list)
-    """Of the loss, in each micro-batch so far."""
+    """Terms of the loss in each micro-batch so far."""
     stacks: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Name -> (micro-batches, and the parameter's shape) on CPU: gradients of the mean loss of
-    each."""
+    """Name -> (micro-batches, *the parameter's shape) on CPU: gradients of each one's mean loss."""
     _sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def take(self, terms: int, micro_batches: int) -> None:
-        """The gradient that a pass over `terms` terms has just left, of `micro_batches` passes in
-        all."""
+        """Take the gradient that a pass over `terms` terms has left, one of `micro_batches`."""
         index = len(self.terms)
         self.terms.append(terms)
         for name, parameter in self.parameters.items():
@@ -43,7 +40,7 @@ class MicroBatchGradients:
             parameter.grad = None
 
     def put_back(self) -> None:
-        """Leave in `.grad` what the passes would have left there by themselves."""
+        """Leave in `.grad` the sum that the passes would have left there by themselves."""
         for name, total in self._sums.items():
             self.parameters[name].grad = total
         self._sums = {}

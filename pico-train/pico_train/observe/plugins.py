@@ -1,5 +1,7 @@
-"""Observers of other packages, which measure while a run trains: found by name, called when due,
-kept apart from it."""
+"""Observers of other packages, which measure while a run trains.
+
+They are found by name, called when due, and isolated: none of them can disturb training.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,9 @@ class ObserveConfig(Section):
 class Observers:
     """The observers of one run of `last` updates.
 
-    A failure of one costs its measurement of that step and no more: a long run should not end for a
-    table that can be had again. It is said, and recorded in logs/observers.jsonl with its
-    traceback; the observer is asked again when next due.
+    If one fails it loses its measurement of that step and no more: a long run should not end for a
+    table that can be computed again. The failure is reported, and recorded in logs/observers.jsonl
+    with its traceback; the observer is called again when next due.
     """
 
     run: ObservedRun
@@ -56,62 +58,65 @@ class Observers:
         return any(config.due(step, self.last) for config, _ in self.observers)
 
     def resume(self, step: int) -> None:
-        """Before the first update, where a failure still costs nothing: it is raised."""
+        """Prepare all observers before the first update, where a failure still may be raised."""
         for _, observer in self.observers:
             observer.resume(step)
 
     def observe(self, observation: Observation, say: Say) -> None:
-        """Show an observation to those that are due."""
+        """Show an observation to the observers that are due."""
         for config, observer in self.observers:
             if config.due(observation.step, self.last):
                 with self._apart(config.name, observation.step, say):
                     observer.observe(observation)
 
     def close(self, step: int, say: Say) -> None:
-        """At the end of a session, at `step`."""
+        """Close all observers at the end of a session, at `step`."""
         for config, observer in self.observers:
             with self._apart(config.name, step, say):
                 observer.close()
 
     @contextmanager
     def _apart(self, name: str, step: int, say: Say) -> Iterator[None]:
-        """Nothing that an observer does to torch's generator, threads or gradients, or raises,
-        reaches training."""
+        """Isolate an observer: its errors, and its use of torch's generator, threads and
+        gradients."""
         threads = torch.get_num_threads()
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 yield
-        except Exception as error:  # of code that is not ours, of any kind
+        except Exception as error:  # another package's code may raise anything
             self._record(name, step, error, say)
         finally:
             torch.set_num_threads(threads)
 
     def _record(self, name: str, step: int, error: Exception, say: Say) -> None:
-        what = in_one_line(error)
+        summary = in_one_line(error)
         path = self.run.layout.observer_failures
         say(
-            f'the observer "{name}" failed at step {step} ({what}); training goes on, and the details are in {path}'
+            f'the observer "{name}" failed at step {step} ({summary}); training goes on, and the details are in {path}'
         )
-        entry = {"time": codec.utc_now(), "step": step, "observer": name, "error": what}
+        entry = {
+            "time": codec.utc_now(),
+            "step": step,
+            "observer": name,
+            "error": summary,
+            "traceback": "".join(traceback.format_exception(error)),
+        }
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({**entry, "traceback": "".join(traceback.format_exception(error))})
-                    + "\n"
-                )
+                file.write(json.dumps(entry) + "\n")
         except OSError as second:
             say(f"could not record it in {path}: {second}")
 
 
 def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int) -> Observers:
-    """The observers that `configs` name, each having checked its options; nothing is written yet.
+    """Open the observers that `configs` name; each checks its options, and nothing is written yet.
 
     Raises:
-        UserError: no such observer is installed, or it cannot be imported; wrong options; two write
-            to one directory.
+        UserError: an observer is not installed or cannot be imported, its options are wrong, or two
+            observers write to one directory.
     """
     observers: list[tuple[ObserveConfig, LiveObserver]] = []
-    places: dict[Path, str] = {}
+    writers: dict[Path, str] = {}  # directory -> the key of its observer
     for index, config in enumerate(configs):
         key = f"observe.{index}"
         factory = _factory(config.name, key)
@@ -119,7 +124,7 @@ def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int
             observer = factory(run, config.options)
         except UserError as error:
             raise UserError(f"{key}.options: {error}") from None
-        other = places.setdefault(observer.results, key)
+        other = writers.setdefault(observer.results, key)
         if other != key:
             raise UserError(
                 f"{key} and {other} both write to {observer.results}: give one another name in its options"
@@ -131,12 +136,10 @@ def open_observers(configs: Sequence[ObserveConfig], run: ObservedRun, last: int
 def _factory(name: str, key: str) -> Factory:
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in installed:
-        there = (
-            f"installed: {', '.join(sorted(installed))}"
-            if installed
-            else 'none is; pico-analyze brings "analyze"'
-        )
-        raise UserError(f'{key}.name is "{name}", which is no observer that is installed ({there})')
+        choices = 'none is; pico-analyze brings "analyze"'
+        if installed:
+            choices = f"installed: {', '.join(sorted(installed))}"
+        raise UserError(f'{key}.name is "{name}", which is not an installed observer ({choices})')
     try:
         return installed[name].load()
     except (ImportError, AttributeError, SyntaxError) as error:

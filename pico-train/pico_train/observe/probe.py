@@ -1,5 +1,6 @@
-"""The validation rows that every step of every run on some data is observed on, and the positions
-kept of them.
+"""The probe: the validation rows that every step is observed on, and the positions kept of them.
+
+Every run on the same data has the same probe, so that runs can be compared.
 
 Shapes: P probe rows, T positions a row predicts.
 """
@@ -19,7 +20,7 @@ from pico_train.seeds import generator
 
 
 class PositionsConfig(Section):
-    """At which positions of a probe row activations are kept."""
+    """The positions of a probe row at which activations are kept."""
 
     rule: Literal["last", "mean", "all", "every", "sampled"] = "last"
     """last; mean over all; all; every k-th, ending with the last; k sampled ones, the same for
@@ -37,8 +38,7 @@ class Probe:
 
 
 def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[int]:
-    """The positions (0-based, ascending) that `config` keeps of rows of `seq_len`; [] for the mean
-    over all."""
+    """List the positions (0-based, ascending) to keep of rows of `seq_len`; [] is their mean."""
     if config.rule == "mean":
         return []
     if config.rule == "last":
@@ -52,11 +52,10 @@ def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[i
 
 
 def choose_probe(data: PackedData, probe_rows: int, seq_len: int) -> Probe:
-    """At most `probe_rows` validation rows: a function of the data's fingerprint alone."""
+    """Draw at most `probe_rows` validation rows: a function of the data's fingerprint alone."""
     if "validation" not in data.manifest.splits:
-        return Probe(
-            torch.empty(0, dtype=torch.int64), torch.empty(0, seq_len + 1, dtype=torch.int64)
-        )
+        no_rows = torch.empty(0, dtype=torch.int64)
+        return Probe(no_rows, torch.empty(0, seq_len + 1, dtype=torch.int64))
     rows = data.split("validation")
     count = min(probe_rows, rows.n_rows)
     order = RowOrder(
@@ -67,4 +66,5 @@ def choose_probe(data: PackedData, probe_rows: int, seq_len: int) -> Probe:
         shuffle=True,
     )
     row_ids = order.rows(1)
-    return Probe(torch.from_numpy(row_ids), torch.from_numpy(rows.take(row_ids)[:, : seq_len + 1]))
+    tokens = rows.take(row_ids)[:, : seq_len + 1]
+    return Probe(torch.from_numpy(row_ids), torch.from_numpy(tokens))

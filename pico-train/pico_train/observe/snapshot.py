@@ -1,20 +1,23 @@
-"""Observe a model at theta_t without disturbing its training: weights, gradients and activations.
+"""Observation of a model at theta_t, without disturbing its training.
+
+The loop calls `Observer.begin` at theta_t, which copies weights, activations and probe gradients,
+and `Observing.finish` when the gradient of update t + 1 has been computed at theta_t.
 
 Shapes: P probe rows, T positions a row predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from pico_contract import codec, names
+from pico_contract import names
 from pico_contract.kinds import MICROBATCH_GRADIENTS, observation_name
-from pico_contract.layout import SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout, observed_file
+from pico_contract.layout import SNAPSHOT_WEIGHTS, TRAIN_BATCH, RunLayout
 from pico_contract.observer import KindSplit, Observation
-from pico_contract.schema import RowMap, SnapshotManifest, TensorSet
+from pico_contract.schema import RowMap, SnapshotManifest
 from pydantic import Field
 from torch import nn
 
@@ -23,15 +26,18 @@ from pico_train.config import Section
 from pico_train.model.decoder import Decoder
 from pico_train.observe.activations import Activations, capture
 from pico_train.observe.microbatch_gradients import MicroBatchGradients
+from pico_train.observe.observed import Observed, ObservedSet, Snapshot, Tensors, observed_set
 from pico_train.observe.probe import PositionsConfig, Probe
 from pico_train.sharding import full_tensors
 
-Tensors = dict[str, torch.Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class SnapshotConfig(Section):
-    """What is observed, and when. Step 0 and the last step are observed whenever anything is."""
+    """The choice of tensors and steps to observe.
+
+    Step 0 and the last step are observed if any step is.
+    """
 
     every: int = Field(1000, ge=0)
     """Updates between observations; 0 is off."""
@@ -66,17 +72,20 @@ class SnapshotConfig(Section):
         return regular or (self.early and step < self.every and step & (step - 1) == 0)
 
     def steps(self, last: int) -> list[int]:
-        """The steps that are observed in a run of `last` updates, ascending."""
+        """List the steps that are observed in a run of `last` updates, ascending."""
         powers = (2**i for i in range(last.bit_length()))
-        candidates = {0, last, *powers, *(range(0, last, self.every) if self.every else ())}
+        regular = range(0, last, self.every) if self.every else ()
+        candidates = {0, last, *powers, *regular}
         return sorted(step for step in candidates if step <= last and self.due(step, last))
 
 
 def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
-    """Modules with a weight that fit `patterns`, in the model's order; UserError where one fits
-    nothing.
+    """List the modules with a weight that match `patterns`, in the model's order.
 
-    With tied embeddings the weight of a head is the embedding's, which is then observed too.
+    With tied embeddings the weight of the head is the embedding's, which is then observed too.
+
+    Raises:
+        UserError: a pattern matches nothing.
     """
     candidates = _weighted(model)
     chosen = set(names.match(patterns, candidates))
@@ -90,10 +99,9 @@ def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
 def observed_extra(
     extra: Mapping[str, torch.Tensor], model: Decoder, modules: Sequence[str]
 ) -> Tensors:
-    """Of a method's extra tensors, those that lie in no module of the plain decoder that is not
-    observed."""
-    others = tuple(f"{name}." for name in _weighted(model) if name not in modules)
-    return {name: tensor for name, tensor in extra.items() if not name.startswith(others)}
+    """Select a method's extra tensors, except those in modules that are not observed."""
+    unobserved = tuple(f"{name}." for name in _weighted(model) if name not in modules)
+    return {name: tensor for name, tensor in extra.items() if not name.startswith(unobserved)}
 
 
 def _weighted(model: Decoder) -> list[str]:
@@ -104,10 +112,52 @@ def _weighted(model: Decoder) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Due:
+    """The purposes of observing theta_t: a snapshot, a measurement by other packages, or
+    neither."""
+
+    store: bool = True
+    """Write a snapshot."""
+    share: bool = False
+    """Show the tensors, weights included, to observers of other packages."""
+    in_checkpoint: bool = False
+    """A checkpoint of theta_t is on disk before the snapshot is: it has the weights."""
+
+    @property
+    def anything(self) -> bool:
+        """Whether theta_t is observed at all."""
+        return self.store or self.share
+
+
+class Computed(Protocol):
+    """An update whose gradients lie in `.grad`, not clipped yet."""
+
+    def batch(self) -> Tensors:
+        """Return the rows and tokens that it was computed on; empty if it read no rows."""
+        ...
+
+
+class Observing:
+    """The observation of one theta_t, until training has computed its gradient for update t + 1.
+
+    This base class observes nothing: the loop treats a step that is not due like any other.
+    """
+
+    def take_pass(self, terms: int, passes: int) -> None:
+        """Look at the gradient that a pass over `terms` terms, one of `passes`, has just left."""
+
+    def end_passes(self) -> None:
+        """Leave in `.grad` the sum over the passes, as if nobody had looked."""
+
+    def finish(self, update: Computed | None) -> Observed | None:
+        """Return all that was seen of theta_t; `update` is None after the last update."""
+        return None
+
+
 @dataclass
 class Observer:
-    """Observes the states of one run; `observe` begins a snapshot, `Pending.finish` hands it over
-    to be written."""
+    """Observes the states of one run."""
 
     config: SnapshotConfig
     layout: RunLayout
@@ -117,53 +167,47 @@ class Observer:
     positions: list[int]
     micro_batch: int
 
-    def observe(
-        self,
-        state: TrainState,
-        *,
-        in_checkpoint: bool = False,
-        store: bool = True,
-        share: bool = False,
-    ) -> Pending | None:
-        """Everything of theta_t that needs no training batch, copied to CPU: in one pass, whoever
-        it is for.
+    def begin(self, state: TrainState, due: Due) -> Observing:
+        """Copy to CPU everything of theta_t that needs no training batch.
 
-        `in_checkpoint` says that a checkpoint of theta_t is on disk before the snapshot is, which
-        then leaves the weights to it; `store` is to write a snapshot; `share` is to hand the
-        tensors to observers, weights included. Probe gradients are d(mean token loss over the
-        probe) / d(effective weights), float32, evaluation mode, not clipped; activations are module
-        outputs at the configured positions, rows in probe order (P * positions, width).
+        Probe gradients are d(mean token loss over the probe) / d(effective weights), float32,
+        evaluation mode, not clipped; activations are module outputs at the configured positions,
+        rows in probe order (P * positions, width).
 
-        Where the state is sharded every process takes part, and those that only give their shares
-        get None.
+        If the state is sharded every process takes part, but only the main one sees anything.
         """
-        step, decoder = state.counters.step, state.plain_decoder()
-        extra = full_tensors(
-            observed_extra(state.method.extra_tensors(state.model), decoder, self.modules)
-        )
+        if not due.anything:
+            return Observing()
+        decoder = state.plain_decoder()
+        extra_tensors = state.method.extra_tensors(state.model)
+        extra = full_tensors(observed_extra(extra_tensors, decoder, self.modules))
         if next(decoder.parameters()).is_meta:
-            return None
+            return _Contributing(self, state)
         gradients, activations = self._probe_pass(decoder)
-        return Pending(
+        needs_weights = due.share or not due.in_checkpoint
+        return _Recording(
             observer=self,
-            step=step,
+            state=state,
+            due=due,
+            step=state.counters.step,
             tokens=state.counters.tokens,
-            store=store,
-            in_checkpoint=in_checkpoint,
-            weights={} if in_checkpoint and not share else self._copied(self._weights(decoder)),
+            weights=self._copied(self._weights(decoder)) if needs_weights else {},
             extra=self._copied(extra),
             val_gradients=gradients,
             val_activations=activations,
+            parts=self._micro_batches(state.parameters),
         )
 
     def _weights(self, decoder: Decoder) -> dict[str, nn.Parameter]:
-        """The observed modules' weights; what is tied comes once, under the embedding's name."""
+        """The observed modules' weights; tied ones come once, under the embedding's name."""
         chosen = {f"{name}.weight" for name in self.modules}
         return {name: parameter for name, parameter in decoder.named_parameters() if name in chosen}
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
-        """Copies of the gradients of the observed modules' parameters as training has just computed
-        them; where they are sharded every process takes part, and all but the main one get none."""
+        """Copy the gradients of the observed modules' parameters as training has computed them.
+
+        If they are sharded every process takes part, and only the main one gets any.
+        """
         if "train.gradients" not in self.config.kinds:
             return {}
         chosen = self._trained(parameters)
@@ -171,9 +215,7 @@ class Observer:
             full_tensors({name: p.grad for name, p in chosen.items() if p.grad is not None})
         )
 
-    def micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatchGradients | None:
-        """What takes the gradient of each micro-batch of the observed modules' parameters; None
-        where none asks."""
+    def _micro_batches(self, parameters: dict[str, nn.Parameter]) -> MicroBatchGradients | None:
         if observation_name("train", MICROBATCH_GRADIENTS) not in self.config.kinds:
             return None
         return MicroBatchGradients(self._trained(parameters), DTYPES[self.config.dtype])
@@ -183,40 +225,42 @@ class Observer:
         return {name: p for name, p in parameters.items() if name.startswith(prefixes)}
 
     def _probe_pass(self, decoder: Decoder) -> tuple[Tensors, Tensors]:
+        """Run the probe; return (gradients, activations) as far as they are configured."""
         wants_gradients = "val.gradients" in self.config.kinds
         wants_activations = "val.activations" in self.config.kinds
         if not (wants_gradients or wants_activations):
             return {}, {}
         chosen = self._weights(decoder)
+        # The plain decoder has its own parameters: those of training keep their flags and `.grad`.
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(wants_gradients and name in chosen)
         dtype = DTYPES[self.config.dtype]
         activations = Activations(len(self.probe.tokens) * max(len(self.positions), 1), dtype)
-        observed = self.modules if wants_activations else []
+        captured = self.modules if wants_activations else []
         device = next(decoder.parameters()).device
+        predicted = self.probe.tokens[:, 1:].numel()
         with (
             torch.set_grad_enabled(wants_gradients),
-            capture(decoder, observed, self._pick, activations),
+            capture(decoder, captured, self._pick, activations),
         ):
             for rows in self.probe.tokens.split(self.micro_batch):
                 rows = rows.to(device)
                 loss_sum = decoder(rows[:, :-1], labels=rows[:, 1:])
                 if wants_gradients:
-                    (loss_sum / self.probe.tokens[:, 1:].numel()).backward()
+                    (loss_sum / predicted).backward()
         gradients = {
             name: p.grad.to("cpu", dtype) for name, p in chosen.items() if p.grad is not None
         }
         return gradients, activations.tensors
 
     def _pick(self, output: torch.Tensor) -> torch.Tensor:
-        """(rows, T, width) -> (rows * positions, width), row by row; the mean over T under the rule
-        "mean"."""
+        """(rows, T, width) -> (rows * positions, width), row by row; "mean" is the mean over T."""
         output = output.detach().float()
         picked = output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
         return picked.flatten(0, 1)
 
     def _copied(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        """Copies on CPU in the storage dtype: the live ones change with the next update."""
+        """Copy to CPU in the storage dtype: the live tensors change with the next update."""
         dtype = DTYPES[self.config.dtype]
         return {
             name: t.detach().to("cpu", dtype, copy=True)
@@ -226,126 +270,117 @@ class Observer:
 
 
 @dataclass
-class FromTraining:
-    """What training computes at theta_t for update t + 1, and on what."""
+class _Contributing(Observing):
+    """The part of a process that gives its shards to the main one and sees nothing."""
 
-    gradients: Tensors
-    batch: Tensors
-    objective: str
-    dropout: bool
-    micro_batches: MicroBatchGradients | None = None
+    observer: Observer
+    state: TrainState
+
+    def finish(self, update: Computed | None) -> None:
+        if update is not None:
+            self.observer.train_gradients(self.state.parameters)
 
 
 @dataclass
-class Pending:
-    """An observation of theta_t that waits for the gradient which training computes at theta_t, for
-    update t + 1.
-
-    `weights` may be empty where a checkpoint of theta_t holds them.
-    """
+class _Recording(Observing):
+    """An observation of theta_t that waits for the gradient of update t + 1."""
 
     observer: Observer
+    state: TrainState
+    due: Due
     step: int
     tokens: int
-    store: bool
-    in_checkpoint: bool
     weights: Tensors
+    """Empty if a checkpoint of theta_t has them and nobody else asks for them."""
     extra: Tensors
     val_gradients: Tensors
     val_activations: Tensors
+    parts: MicroBatchGradients | None
 
-    def finish(
-        self, train: FromTraining | None, submit: Callable[[Callable[[], None]], None]
-    ) -> Observation:
-        """All that was seen of theta_t; where it is to be stored, `submit` gets what writes
-        snapshots/step_t.
+    def take_pass(self, terms: int, passes: int) -> None:
+        if self.parts is not None:
+            self.parts.take(terms, passes)
 
-        Without `train` (after the last update) the absence of what training computes is recorded.
-        """
-        sets = [
-            (one, tensors)
-            for one, tensors in self._sets(train)
-            if observation_name(one.split, one.kind) in self._kinds
-        ]
-        if self.store:
-            submit(lambda: self._write(sets, train))
-        held: dict[KindSplit, Mapping[str, torch.Tensor]] = {
+    def end_passes(self) -> None:
+        if self.parts is not None:
+            self.parts.put_back()
+
+    def finish(self, update: Computed | None) -> Observed:
+        candidates = [] if update is None else self._train_sets()
+        candidates += self._probe_sets()
+        sets = [each for each in candidates if each.name in self.observer.config.kinds]
+        snapshot = self._snapshot(sets, update) if self.due.store else None
+        return Observed(self._observation(sets), snapshot)
+
+    def _train_sets(self) -> list[ObservedSet]:
+        gradients = self.observer.train_gradients(self.state.parameters)
+        sets = [self._train_set("gradients", gradients)]
+        parts = self.parts
+        # The gradient of a single micro-batch is the gradient of the batch.
+        if parts is not None and len(parts.terms) > 1:
+            sets.append(self._train_set(MICROBATCH_GRADIENTS, parts.stacks, parts.terms))
+        return sets
+
+    def _train_set(self, kind: str, tensors: Tensors, terms: Sequence[int] = ()) -> ObservedSet:
+        method = self.state.method
+        return observed_set(
+            "train",
+            kind,
+            tensors,
+            self.observer.config.dtype,
+            objective=method.objective,
+            parameters="trained parameters, before clipping",
+            dropout=method.dropout,
+            terms=terms,
+        )
+
+    def _probe_sets(self) -> list[ObservedSet]:
+        dtype = self.observer.config.dtype
+        gradients = observed_set(
+            "val",
+            "gradients",
+            self.val_gradients,
+            dtype,
+            objective="mean next-token negative log-likelihood over the probe, nats",
+            parameters="effective weights",
+        )
+        return [gradients, observed_set("val", "activations", self.val_activations, dtype)]
+
+    def _observation(self, sets: Sequence[ObservedSet]) -> Observation:
+        tensors: dict[KindSplit, Mapping[str, torch.Tensor]] = {
             ("weights", None): {**self.weights, **self.extra}
         }
-        held |= {(one.kind, one.split): tensors for one, tensors in sets}
-        terms = next((tuple(one.terms) for one, _ in sets if one.terms), ())
-        return Observation(self.step, self.tokens, held, terms)
+        terms: tuple[int, ...] = ()
+        for each in sets:
+            tensors[each.about.kind, each.about.split] = each.tensors
+            terms = terms or tuple(each.about.terms)
+        return Observation(self.step, self.tokens, tensors, terms)
 
-    @property
-    def _kinds(self) -> tuple[str, ...]:
-        return self.observer.config.kinds
-
-    def _sets(self, train: FromTraining | None) -> Iterator[tuple[TensorSet, Tensors]]:
-        if train is not None:
-            about = (train.objective, "trained parameters, before clipping", train.dropout)
-            yield self._set("train", "gradients", train.gradients, *about), train.gradients
-            parts = train.micro_batches
-            if parts is not None and len(parts.terms) > 1:
-                yield (
-                    self._set("train", MICROBATCH_GRADIENTS, parts.stacks, *about, parts.terms),
-                    parts.stacks,
-                )
-        loss = "mean next-token negative log-likelihood over the probe, nats"
-        yield (
-            self._set("val", "gradients", self.val_gradients, loss, "effective weights"),
-            self.val_gradients,
-        )
-        yield self._set("val", "activations", self.val_activations), self.val_activations
-
-    def _write(self, sets: Sequence[tuple[TensorSet, Tensors]], train: FromTraining | None) -> None:
-        files = {one.file: tensors for one, tensors in sets}
+    def _snapshot(self, sets: Sequence[ObservedSet], update: Computed | None) -> Snapshot:
+        files = {each.about.file: each.tensors for each in sets}
         # No checkpoint holds a method's extra tensors.
-        kept = {**({} if self.in_checkpoint else self.weights), **self.extra}
-        if kept:
-            files[SNAPSHOT_WEIGHTS] = kept
-        if train is not None and any(one.split == "train" for one, _ in sets):
-            files[TRAIN_BATCH] = train.batch
-        with codec.publish(self.observer.layout.snapshot(self.step)) as draft:
-            for name, tensors in files.items():
-                codec.save_tensors(draft / name, tensors)
-            codec.seal(draft, self._manifest([one for one, _ in sets], train))
+        weights = self.extra if self.due.in_checkpoint else {**self.weights, **self.extra}
+        if weights:
+            files[SNAPSHOT_WEIGHTS] = weights
+        if update is not None and any(each.about.split == "train" for each in sets):
+            files[TRAIN_BATCH] = update.batch()
+        directory = self.observer.layout.snapshot(self.step)
+        return Snapshot(directory, files, self._manifest(sets, is_last=update is None))
 
-    def _manifest(self, sets: list[TensorSet], train: FromTraining | None) -> SnapshotManifest:
+    def _manifest(self, sets: Sequence[ObservedSet], *, is_last: bool) -> SnapshotManifest:
         observer = self.observer
-        there = {observation_name(one.split, one.kind) for one in sets}
-        why = "final_step" if train is None else "single_micro_batch"
+        present = {each.name for each in sets}
+        reason = "final_step" if is_last else "single_micro_batch"
         return SnapshotManifest(
             run=observer.run,
             step=self.step,
-            weights="checkpoint" if self.in_checkpoint else "snapshot",
+            weights="checkpoint" if self.due.in_checkpoint else "snapshot",
             modules=observer.modules,
-            observed=sets,
+            observed=[each.about for each in sets],
             row_map=RowMap(
                 rule=observer.config.positions.rule,
                 positions=observer.positions,
                 probe_rows=len(observer.probe.row_ids),
             ),
-            absent={kind: why for kind in self._kinds if kind not in there},
-        )
-
-    def _set(
-        self,
-        split: str,
-        kind: str,
-        tensors: Tensors,
-        objective: str = "",
-        parameters: str = "",
-        dropout: bool = False,
-        terms: Sequence[int] = (),
-    ) -> TensorSet:
-        return TensorSet(
-            file=observed_file(split, kind),
-            split=split,
-            kind=kind,
-            dtype=self.observer.config.dtype,
-            tensors={name: list(tensor.shape) for name, tensor in tensors.items()},
-            objective=objective,
-            parameters=parameters,
-            dropout=dropout,
-            terms=list(terms),
+            absent={kind: reason for kind in observer.config.kinds if kind not in present},
         )

@@ -1,4 +1,4 @@
-"""Training: one flat loop, rare events first, the update last and fenced."""
+"""The training loop: flat, with the rare events first and the update last."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from pico_train.evaluate.tasks import (
     evaluate,
     in_one_line,
 )
-from pico_train.observe.microbatch_gradients import MicroBatchGradients
-from pico_train.observe.snapshot import FromTraining, Pending
+from pico_train.observe.snapshot import Due
 from pico_train.optim import clip_gradients, gradient_norm
-from pico_train.run.job import Job
 from pico_train.schedule import lr_factor
 from pico_train.trainer.nonfinite import (
     can_defer_check,
@@ -33,29 +31,24 @@ from pico_train.trainer.update import Update, apply_update, compute_gradients, r
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether something that happens at step 0 and then every `every` updates (0: never again)
-    happens at `step`."""
+    """Whether an event of step 0 and of every `every` updates (0: never again) is due at `step`."""
     return step == 0 or (every > 0 and step % every == 0)
 
 
 def fit(session: Session) -> SessionResult:
-    """Train to the end of the run, or until asked to stop; everything at the top of the loop speaks
-    of theta_step.
+    """Train to the end of the run, or until asked to stop.
 
-    Where the device itself leaves out what is not finite, losses and norms are read only where they
-    are told, and before anything is saved or shown; elsewhere at every update.
+    Everything above the update concerns theta_step. Losses and norms are read at every update. If
+    the device itself skips a step that is not finite, they are read only when they are logged, and
+    before anything is saved or shown.
 
     Raises:
         NonFiniteError: the loss or a gradient is not finite; the optimizer has not stepped.
         LockHeldError: another process took the run over.
-        OSError: the disk is full or failing; what was saved before stays, and the run can be
-            continued.
+        OSError: the disk is full or failing; earlier checkpoints stay, and the run can continue.
     """
-    job, config, last = session.job, session.job.config, session.job.config.train.steps
-    unread: list[Update] = []
-    pending: Pending | None = (
-        None  # in the main process alone, which observes while the others wait for its gradients
-    )
+    config, last = session.job.config, session.job.config.train.steps
+    unread: list[Update] = []  # updates whose loss and norm are still on the device
     while True:
         state = session.state
         step = state.counters.step
@@ -65,43 +58,26 @@ def fit(session: Session) -> SessionResult:
         if due.anything:
             _read_back(session, unread)
         if due.saving:
-            with session.reporter.paused():
-                session.save()
+            session.save()
         if stopping:
-            return session.end(
-                "stopped", f"{stopping}; stopped at step {step}: run the same command to continue"
-            )
-        gathers = due.observing and (job.runtime.is_main or job.sharded)
-        if gathers:
-            in_checkpoint = session.saved_at == step
-            with session.reporter.paused():
-                pending = job.observer.observe(
-                    state, in_checkpoint=in_checkpoint, store=due.storing, share=due.sharing
-                )
+            message = f"{stopping}; stopped at step {step}: run the same command to continue"
+            return session.end("stopped", message)
+        observing = session.begin_observing(due.observing)
         if due.evaluating:
-            with session.reporter.paused():
-                _evaluate(session, step)
+            _evaluate(session, step)
         if step == last:
-            if pending is not None:
-                _finish(session, pending, None)
+            session.record(observing.finish(None))
             return session.end("finished")
         session.beat()
 
         # The update: theta_step -> theta_(step + 1).
-        microbatch_gradients = (
-            job.observer.micro_batches(state.parameters) if pending is not None else None
+        defer = (
+            can_defer_check(state, session.job.runtime.device, step + 1)
+            and not due.observing.anything
         )
-        defer = can_defer_check(state, job.runtime.device, step + 1) and not due.observing
-        update = compute_gradients(job, state, step + 1, microbatch_gradients, defer=defer)
+        update = compute_gradients(session.job, state, step + 1, observing, defer=defer)
         norm = _guarded(session, unread, update, defer=defer)
-        gradients = job.observer.train_gradients(state.parameters) if gathers else {}
-        if pending is not None:
-            _finish(
-                session,
-                pending,
-                _from_training(job, state, update, gradients, microbatch_gradients),
-            )
-            pending = None
+        session.record(observing.finish(update))
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
         factor = lr_factor(config.schedule, update.step, last)
         apply_update(state, update, factor)
@@ -115,64 +91,57 @@ def fit(session: Session) -> SessionResult:
 
 @dataclass(frozen=True)
 class _Due:
-    """What happens at a step before the update."""
+    """The rare events at a step, before the update."""
 
     stopping: bool
     saving: bool
     evaluating: bool
-    storing: bool
-    sharing: bool
-
-    @property
-    def observing(self) -> bool:
-        return self.storing or self.sharing
+    observing: Due
 
     @property
     def anything(self) -> bool:
-        return self.stopping or self.saving or self.evaluating or self.observing
+        return self.stopping or self.saving or self.evaluating or self.observing.anything
 
 
 def _due(session: Session, step: int, stopping: bool) -> _Due:
     job, config, last = session.job, session.job.config, session.job.config.train.steps
-    again = (
-        step == session.resumed_at
-    )  # its checkpoint exists; its observations may have been cut off
-    return _Due(
-        stopping=stopping,
-        saving=not again and (step == last or stopping or is_due(config.checkpoint.every, step)),
-        evaluating=config.evaluate.due(step, last),
-        storing=config.snapshot.due(step, last) and not (again and session.observed(step)),
-        sharing=job.observers.due(step),
+    # Where a session resumes, the checkpoint exists; the observation may have been cut off.
+    resumed = step == session.resumed_at
+    regular = is_due(config.checkpoint.every, step)
+    saving = not resumed and (step == last or stopping or regular)
+    observing = Due(
+        store=config.snapshot.due(step, last) and not (resumed and session.observed(step)),
+        share=job.observers.due(step),
+        in_checkpoint=saving or session.saved_at == step,
     )
+    evaluating = config.evaluate.due(step, last)
+    return _Due(stopping, saving, evaluating, observing)
 
 
 def _evaluate(session: Session, step: int) -> None:
-    job = session.job
+    job, reporter = session.job, session.reporter
     model = session.state.plain_decoder()
 
     def on_main() -> None:
         config = job.config.evaluation
-        evaluated = EvaluatedModel(model, job.vocabulary, job.seq_len, job.data)
-        location, tasks = (
+        results = evaluate(
+            EvaluatedModel(model, job.vocabulary, job.seq_len, job.data),
+            config,
             ResultLocation(job.layout, job.config.name, step),
             default_tasks(job.data, config),
-        )
-        results = evaluate(
-            evaluated,
-            config,
-            location,
-            tasks,
-            failed=session.reporter.say,
-            show=session.reporter.show_evaluation(step),
+            failed=reporter.say,
+            show=reporter.show_evaluation(step),
         )
         if results:
-            session.reporter.say(f"step {step}: {in_one_line(results)}")
+            reporter.say(f"step {step}: {in_one_line(results)}")
             session.trackers.evaluated(step, results)
 
-    job.runtime.on_main(on_main)
+    with reporter.paused():
+        job.runtime.on_main(on_main)
 
 
 def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int | str | None]:
+    """Build the row of metrics.jsonl of one update."""
     row: dict[str, float | int | str | None] = {
         "step": update.step,
         "tokens": state.counters.tokens,
@@ -190,35 +159,10 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
     return row
 
 
-def _finish(session: Session, pending: Pending, seen: FromTraining | None) -> None:
-    with session.reporter.paused():
-        observation = pending.finish(seen, session.writer.submit)
-        session.job.observers.observe(observation, session.reporter.say)
-
-
-def _from_training(
-    job: Job,
-    state: TrainState,
-    update: Update,
-    gradients: dict[str, torch.Tensor],
-    microbatch_gradients: MicroBatchGradients | None,
-) -> FromTraining:
-    batch = {}
-    if update.row_ids is not None:
-        batch = {
-            "rows": torch.from_numpy(update.row_ids),
-            "tokens": job.loader.tokens(update.row_ids).int(),
-        }
-    return FromTraining(
-        gradients, batch, state.method.objective, state.method.dropout, microbatch_gradients
-    )
-
-
 def _guarded(
     session: Session, unread: list[Update], update: Update, *, defer: bool
 ) -> torch.Tensor:
-    """The norm of the gradient of `update`, on the device; steps of what is not finite are ruled
-    out from here on."""
+    """Return the gradient norm, on the device; from here on no step is taken that is not finite."""
     update.norm_on_device = gradient_norm(session.state.parameters)
     unread.append(update)
     if defer:
@@ -229,8 +173,7 @@ def _guarded(
 
 
 def _read_back(session: Session, unread: list[Update]) -> None:
-    """Read losses and norms of the updates since the last reading; NonFiniteError names the first
-    that has none."""
+    """Read losses and norms from the device; NonFiniteError names the first that is not finite."""
     read_losses([update for update in unread if math.isnan(update.loss)], session.job.runtime)
     for update in unread:
         assert update.norm_on_device is not None
@@ -241,20 +184,23 @@ def _read_back(session: Session, unread: list[Update]) -> None:
 
 
 def _failure(session: Session, update: Update) -> NonFiniteError:
-    layout, state = session.job.layout, session.state
-    if state.counters.step >= update.step:  # the device has left it out, and all since
+    """Write down what is not finite in `update`, and build the error that says so."""
+    state, directory = session.state, session.job.layout.failure(update.step)
+    # If the host looked late, the device has skipped this update and all since: the weights are
+    # still those before it, and its gradient is computed again to be examined.
+    if state.counters.step >= update.step:
         state.counters = update.before
         compute_gradients(session.job, state, update.step)
-    what = "gradient" if math.isfinite(update.loss) else "loss"
+    quantity = "gradient" if math.isfinite(update.loss) else "loss"
     tokens = None if update.row_ids is None else session.job.loader.tokens(update.row_ids)
-    found = examine(state)
-    culprit = session.job.runtime.on_main(
-        lambda: write_failure(
-            layout.failure(update.step), found, update.step, update.loss, tokens, update.row_ids
-        )
-    )
+    examined = examine(state)
+
+    def on_main() -> str:
+        return write_failure(directory, examined, update.step, update.loss, tokens, update.row_ids)
+
+    culprit = session.job.runtime.on_main(on_main)
     return NonFiniteError(
-        f"update {update.step}: the {what} is not finite (first at {culprit}); nothing was stepped. The newest intact"
-        f" checkpoint is step {session.newest_saved()}; the batch and the gradient norms are in"
-        f" {layout.failure(update.step)}"
+        f"update {update.step}: the {quantity} is not finite (first at {culprit}); nothing was"
+        f" stepped. The newest intact checkpoint is step {session.newest_saved()}; the batch and"
+        f" the gradient norms are in {directory}"
     )

@@ -1,5 +1,4 @@
-"""What a run says of itself: run.json, config.yaml, and under which conditions each of its sessions
-computed."""
+"""The record that a run keeps of itself: run.json, config.yaml, the conditions of each session."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ so."""
 
 
 def new_manifest(job: Job) -> RunManifest:
-    """run.json of a run that starts."""
+    """Build the run.json of a run that starts."""
     config, data = job.config, job.data.manifest
     return RunManifest(
         created=codec.utc_now(),
@@ -67,48 +66,52 @@ def check_identity(job: Job) -> None:
         UserError: lists every changed key with its old and new value.
     """
     raw = read_yaml(job.layout.config)
-    method = raw.get("method")
-    if (
-        isinstance(method, dict)
-        and method.get("name") != job.config.method.name
-        and code_references(method)
-    ):
-        raise UserError(  # without importing what the other run names
-            f"{job.layout.root} is another run: method.name ({method.get('name')} -> {job.config.method.name}) changed;"
-            " choose another name, or undo the change"
-        )
+    _check_method(job, raw.get("method"))
     old = validate(RunConfig, raw, str(job.layout.config))
     before, now = identity(old), identity(job.config)
     changed = [
-        f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]
+        f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key]
     ]
     manifest = codec.read_manifest(job.layout.manifest, RunManifest)
     if changed_architecture := _changed_architecture(job, manifest):
         changed.append(changed_architecture)
-    recorded = manifest.data.get("fingerprint")
-    if recorded != job.data.manifest.fingerprint:
-        changed.append(
-            f"the data's fingerprint ({str(recorded)[:12]} -> {job.data.manifest.fingerprint[:12]})"
-        )
+    recorded, fingerprint = manifest.data.get("fingerprint"), job.data.manifest.fingerprint
+    if recorded != fingerprint:
+        changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {fingerprint[:12]})")
     if changed:
-        raise UserError(
-            f"{job.layout.root} is another run: {', '.join(changed)} changed; choose another name, or undo the change"
-        )
+        raise _another_run(job, ", ".join(changed))
+
+
+def _check_method(job: Job, method: Any) -> None:
+    """Refuse another method before the configuration is validated.
+
+    Validating would import the code that the other run names.
+    """
+    if not isinstance(method, dict):
+        return
+    before, now = method.get("name"), job.config.method.name
+    if before != now and code_references(method):
+        raise _another_run(job, f"method.name ({before} -> {now})")
+
+
+def _another_run(job: Job, changes: str) -> UserError:
+    return UserError(
+        f"{job.layout.root} is another run: {changes} changed;"
+        " choose another name, or undo the change"
+    )
 
 
 def write_config(job: Job) -> str:
-    """Write config.yaml, the resolved configuration of the newest session, and return its
-    sha256."""
+    """Write config.yaml, the resolved configuration of this session, and return its sha256."""
     text = to_yaml(job.config)
     codec.write_text(job.layout.config, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -> list[str]:
-    """One sentence for each file of a run that was changed by something else since training wrote
-    it.
+    """Return a warning for each file of a run that was changed since training wrote it.
 
-    They are run.json, the files whose digest it records, and metrics.jsonl up to the checkpoint to
+    The files are run.json, those whose digest it records, and metrics.jsonl up to the checkpoint to
     continue from.
     """
     found = []
@@ -121,9 +124,8 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
         if digest is not None and path.is_file() and codec.sha256_file(path) != digest:
             found.append(f"{path} {EDITED_SINCE_RECORDED}")
     if newest is not None:
-        entry = codec.read_manifest(
-            layout.checkpoint(newest) / MANIFEST, CheckpointManifest
-        ).metrics
+        checkpoint = layout.checkpoint(newest) / MANIFEST
+        entry = codec.read_manifest(checkpoint, CheckpointManifest).metrics
         text = layout.metrics.read_bytes() if layout.metrics.is_file() else b""
         if entry is not None and hashlib.sha256(text[: entry.size]).hexdigest() != entry.sha256:
             found.append(
@@ -134,11 +136,9 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
 
 def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
     """Say how the decoder differs from the one that the run began with."""
-    now = job.metadata.architecture
-    known = {
-        field.name: str(manifest.architecture.get(field.name, ""))
-        for field in dataclasses.fields(now)
-    }
+    now, recorded = job.metadata.architecture, manifest.architecture
+    fields = [field.name for field in dataclasses.fields(now)]
+    known = {name: str(recorded.get(name, "")) for name in fields}
     before = Architecture(**known) if known["name"] else STOCK
     if (before.name, before.source_sha256) == (now.name, now.source_sha256):
         return None
@@ -146,8 +146,7 @@ def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
 
 
 def session_record(job: Job, from_step: int) -> dict[str, Any]:
-    """What this session runs on: bit-identical continuation holds between sessions that agree on
-    it."""
+    """Record the conditions of this session; see `CONDITIONS`."""
     return {
         "started": codec.utc_now(),
         "from_step": from_step,
@@ -159,7 +158,8 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
         "precision": job.precision,
         "compile": job.compiled,
         "activation_checkpointing": job.config.train.activation_checkpointing,
-        "fp32_products": torch.get_float32_matmul_precision(),  # "highest" is IEEE, "high" may be TF32 on CUDA
+        # "highest" is IEEE; "high" may be TF32 on CUDA.
+        "fp32_products": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
         "matmul_rate": _matmul_rate(job),
         "python": platform.python_version(),
@@ -172,64 +172,53 @@ def session_record(job: Job, from_step: int) -> dict[str, Any]:
 
 
 def _code_record(job: Job) -> dict[str, Any]:
-    """The code of this session: its commit, what differs from it, and the modules that are the
-    user's own."""
+    """Record the code of this session: its commit, the difference, and the user's own modules."""
     code, config = code_state("pico_train"), job.config
-    own = code_references(
-        [config.method.name, [one.model_dump(mode="json") for one in config.observe]]
-    )
+    observers = [section.model_dump(mode="json") for section in config.observe]
+    user_modules = code_references([config.method.name, observers])
     return {
         "commit": code.commit,
         "dirty": code.dirty,
         "difference": code.difference,
-        "modules": module_digests(own),
+        "modules": module_digests(user_modules),
     }
 
 
 CONDITIONS = (
-    *(
-        "processes",
-        "sharding",
-        "micro_batch",
-        "device",
-        "precision",
-        "compile",
-        "fp32_products",
-        "threads",
-        "packages",
-    ),
+    *("processes", "sharding", "micro_batch", "device", "precision"),
+    *("compile", "fp32_products", "threads", "packages"),
 )
 """Entries of a session under which a resumed run equals an uninterrupted one bit for bit."""
 
 
 def changed_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which of `CONDITIONS` differ between two sessions, as `threads 2 -> 4`."""
-    before = {"sharding": "none", **before}  # of a session that began before there was a choice
-    return [
-        f"{key} {before.get(key)} -> {now.get(key)}"
-        for key in CONDITIONS
-        if before.get(key, now.get(key)) != now.get(key)  # earlier versions recorded fewer of them
-    ]
+    """List the `CONDITIONS` that differ between two sessions, as `threads 2 -> 4`.
+
+    A condition that an earlier version did not record yet is not compared.
+    """
+    before = {"sharding": "none", **before}  # the only choice when it was not recorded
+    recorded = [key for key in CONDITIONS if key in before]
+    differing = [key for key in recorded if before[key] != now.get(key)]
+    return [f"{key} {before[key]} -> {now.get(key)}" for key in differing]
 
 
 def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each part of the code that differs between two sessions: commit, working tree, own
-    modules, packages.
+    """List the parts of the code that differ between two sessions, one line each.
 
-    What an earlier version did not record is not compared.
+    The parts are the commit, the working tree, the user's own modules, and packages. A part that an
+    earlier version did not record is not compared.
     """
     lines = []
     if before.get("commit") != now["commit"]:
-        lines.append(
-            f"the code's commit changed: {_short(before.get('commit'))} -> {_short(now['commit'])}"
-        )
+        commits = f"{_short(before.get('commit'))} -> {_short(now['commit'])}"
+        lines.append(f"the code's commit changed: {commits}")
     if "dirty" in before and before.get("difference") != now["difference"]:
         lines.append(f"the code's working tree changed: {_tree(before)} -> {_tree(now)}")
     if "modules" in before:
-        lines += [f"your module {line}" for line in _differing(before["modules"], now["modules"])]
-    lines += [
-        f"the package {line}" for line in _differing(before.get("packages", {}), now["packages"])
-    ]
+        modules = _differing(before["modules"], now["modules"])
+        lines += [f"your module {line}" for line in modules]
+    packages = _differing(before.get("packages", {}), now["packages"])
+    lines += [f"the package {line}" for line in packages]
     return lines
 
 
@@ -251,15 +240,14 @@ def _short(text: str | None) -> str:
 
 
 def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:
-    """The micro-batch of the newest session on as many processes of the same device; None where
-    there was none."""
+    """Return the micro-batch of the newest session on as many processes of the same device."""
     here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
     alike = (session for session in reversed(sessions) if here.items() <= session.items())
     return next((session["micro_batch"] for session in alike), None)
 
 
 def _matmul_rate(job: Job) -> float | None:
-    """Of one process, while the others measure theirs."""
+    """Measure the rate of matrix products of this process, while the others measure theirs."""
     if not measures(job.config.log.mfu, job.runtime.device):
         return None
     return matmul_rate(job.runtime.device, job.precision, torch.get_num_threads())

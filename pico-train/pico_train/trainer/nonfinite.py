@@ -1,8 +1,7 @@
-"""What is not finite is never stepped, and what a run leaves behind when its loss or a gradient is
-no longer finite.
+"""Never step on a non-finite loss or gradient, and explain the first one.
 
-The host looks before each step or, where the device itself leaves such an update out, later, so
-that it need not wait for the device.
+By default the host checks before each step. On CUDA, fused AdamW skips such a step by itself, so
+the host checks later and does not stall.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from pico_train.trainer.update import Update
 
 @dataclass
 class Examined:
-    """What a state says of itself when a loss or gradient is not finite; put together by all
-    processes."""
+    """The findings in a state whose loss or gradient is not finite, gathered by all processes."""
 
     decoder: Decoder
     bad_parameter: str | None
@@ -37,23 +35,22 @@ class Examined:
 
 
 def examine(state: TrainState) -> Examined:
-    """Look at every parameter and gradient of `state`, whole also where they are sharded."""
-    gradients = ((name, p.grad) for name, p in state.parameters.items() if p.grad is not None)
-    norms = {name: _whole(gradient).norm().item() for name, gradient in gradients}
+    """Look at every parameter and gradient of `state`; sharded ones are put together first."""
+    gradients = {name: p.grad for name, p in state.parameters.items() if p.grad is not None}
+    norms = {name: _whole(gradient).norm().item() for name, gradient in gradients.items()}
     return Examined(
         decoder=state.plain_decoder(),
         bad_parameter=_first_bad(state.model.named_parameters()),
-        bad_gradient=_first_bad(
-            (name, p.grad) for name, p in state.parameters.items() if p.grad is not None
-        ),
+        bad_gradient=_first_bad(gradients.items()),
         gradient_norms=norms,
     )
 
 
 def _first_bad(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    return next(
-        (name for name, tensor in tensors if not torch.isfinite(_whole(tensor)).all()), None
-    )
+    for name, tensor in tensors:
+        if not torch.isfinite(_whole(tensor)).all():
+            return name
+    return None
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,17 +59,16 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def write_failure(
     directory: Path,
-    found: Examined,
+    examined: Examined,
     step: int,
     loss: float,
     tokens: torch.Tensor | None,
     row_ids: np.ndarray | None,
 ) -> str:
-    """Write the batch, the gradient norm of each parameter and the first non-finite module; returns
-    that module."""
+    """Write the batch, all gradient norms and the first non-finite tensor; return its name."""
     directory.mkdir(parents=True, exist_ok=True)
-    culprit = first_non_finite(found, tokens)
-    norms = {name: _finite_or_text(norm) for name, norm in found.gradient_norms.items()}
+    culprit = first_non_finite(examined, tokens)
+    norms = {name: _finite_or_text(norm) for name, norm in examined.gradient_norms.items()}
     summary = {
         "step": step,
         "loss": _finite_or_text(loss),
@@ -86,58 +82,58 @@ def write_failure(
     return culprit
 
 
-def first_non_finite(found: Examined, tokens: torch.Tensor | None) -> str:
-    """The first parameter that is not finite, else the first module (in forward order) whose output
-    is not, else the first parameter whose gradient is not."""
-    if found.bad_parameter is not None:
-        return f"parameter {found.bad_parameter}"
-    module = None if tokens is None else _first_bad_output(found.decoder, tokens)
+def first_non_finite(examined: Examined, tokens: torch.Tensor | None) -> str:
+    """Name the first parameter, else module output in forward order, else gradient, not finite."""
+    if examined.bad_parameter is not None:
+        return f"parameter {examined.bad_parameter}"
+    module = None if tokens is None else _first_bad_output(examined.decoder, tokens)
     if module is not None:
         return f"the output of {module}"
     return (
-        "the loss alone" if found.bad_gradient is None else f"the gradient of {found.bad_gradient}"
+        "the loss alone"
+        if examined.bad_gradient is None
+        else f"the gradient of {examined.bad_gradient}"
     )
 
 
 @torch.no_grad()
 def _first_bad_output(decoder: Decoder, tokens: torch.Tensor) -> str | None:
-    found: list[str] = []
+    bad: list[str] = []
 
-    def look(name: str) -> torch.utils.hooks.RemovableHandle:
+    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
-                found.append(name)
+                bad.append(name)
 
         return decoder.get_submodule(name).register_forward_hook(hook)
 
     leaves = [name for name, module in decoder.named_modules() if not list(module.children())]
-    handles = [look(name) for name in leaves]
+    handles = [watch(name) for name in leaves]
     device = next(decoder.parameters()).device
     for row in tokens.to(device).split(1):
         decoder.hidden_states(row[:, :-1])
-        if found:
+        if bad:
             break
     for handle in handles:
         handle.remove()
-    return found[0] if found else None
+    return bad[0] if bad else None
 
 
 def _finite_or_text(value: float) -> float | str:
-    """JSON has no NaN."""
+    """Return `value` as JSON can hold it, which has no NaN."""
     return value if np.isfinite(value) else str(value)
 
 
 _DEVICES_THAT_SKIP = ("cuda",)
-"""Devices that work on while the host goes on, and whose fused AdamW can be told by a tensor of
-theirs not to step."""
+"""Devices that run asynchronously and whose fused AdamW can skip a step by a tensor's value."""
 
 
 def can_defer_check(state: TrainState, device: torch.device, step: int) -> bool:
-    """Whether the host may learn later that update `step` was not finite, the device having left
-    parameters and moments as they were.
+    """Whether the host may check update `step` later, because the device skips it if it must.
 
-    Fused AdamW does so where it finds what `torch.amp.GradScaler` gives it; on shares that is
-    untried. A method that acts after an update would act on one that was left out.
+    Fused AdamW leaves parameters and moments as they were if it finds the `found_inf` that
+    `torch.amp.GradScaler` would set; on sharded parameters this is untried. A method that acts
+    after an update would act on a skipped one.
     """
     fused = getattr(state.optimizer, "_step_supports_amp_scaling", False)
     whole = not any(is_sharded(parameter) for parameter in state.parameters.values())
@@ -147,11 +143,14 @@ def can_defer_check(state: TrainState, device: torch.device, step: int) -> bool:
 
 
 def skip_step_if_nonfinite(state: TrainState, update: Update, runtime: Runtime) -> None:
-    """Tell the device to leave out the step of `update`, unless it is finite in every process, and
-    all that come after one that was left out: the state stays that before the first of them."""
+    """Make the device skip the step of `update` unless it is finite in every process.
+
+    It also skips every step after a skipped one: the state stays that before the first of them.
+    """
     assert update.losses is not None
     assert update.norm_on_device is not None
     finite = torch.isfinite(update.losses).all() & torch.isfinite(update.norm_on_device)
-    held = runtime.largest((~finite).float())
-    before = getattr(state.optimizer, "found_inf", None)
-    state.optimizer.found_inf = held if before is None else torch.maximum(before, held)  # type: ignore[attr-defined]
+    skips = runtime.largest((~finite).float())
+    skipped = getattr(state.optimizer, "found_inf", None)
+    found_inf = skips if skipped is None else torch.maximum(skipped, skips)
+    state.optimizer.found_inf = found_inf  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How a session begins: the lock, what there is to continue, and the files that it writes to."""
+"""The beginning of a session: the lock, the checkpoint to continue from, and the files to write."""
 
 from __future__ import annotations
 
@@ -46,35 +46,27 @@ from pico_train.trainer.signals import StopRequest, handle_signals
 
 @contextmanager
 def open_session(job: Job, quiet: bool = False) -> Iterator[Session | SessionResult]:
-    """Lock the run and continue it from its newest intact checkpoint, or begin it; a `SessionResult`
-    when it is finished.
+    """Lock the run and start it, or continue it from its newest intact checkpoint.
+
+    It yields a `SessionResult` if the run is already finished.
 
     Raises:
         UserError: a live process holds the lock, the identity of the configuration changed, or
-            there is one process where several were to share the state.
+            sharding was asked for with a single process.
     """
     require_processes(job.config.train.sharding, job.runtime.processes)
-    hours, margin = job.config.train.max_hours, job.config.train.stop_margin_minutes
-    stop = StopRequest(
-        time.monotonic() + hours * 3600 - margin * 60 if hours is not None else math.inf
-    )
+    stop = StopRequest(_deadline(job))
     with _locked(job) as lock, handle_signals(stop), _computing_with(job.config.train.threads):
-        found = job.runtime.on_main(lambda: _find_resume_point(job))
-        manifest, newest = (
-            RunManifest.from_json(found["manifest"], job.layout.manifest),
-            found["newest"],
-        )
-        if manifest.status == "finished" and newest == manifest.total_steps:
-            told = f"{job.layout.root} is finished (step {newest}); there is nothing to do"
-            yield SessionResult(
-                "finished", newest, job.runtime.on_main(lambda: _push_rest(job, manifest) or told)
-            )
+        point = job.runtime.on_main(lambda: _find_resume_point(job))
+        manifest = RunManifest.from_json(point["manifest"], job.layout.manifest)
+        newest: int | None = point["newest"]
+        if newest is not None and _is_finished(manifest, newest):
+            yield _finished(job, manifest, newest)
             return
         session = _start_session(job, lock, manifest, newest, quiet)
         session.stop = stop
-        for notice in filter(
-            None, [lock.taken_over, *found["notices"], *_resume_notices(job, manifest, newest)]
-        ):
+        notices = [lock.taken_over, *point["notices"], *_resume_notices(job, manifest, newest)]
+        for notice in filter(None, notices):
             session.reporter.say(notice)
         try:
             with explain_disk_full(job.layout.root, lambda: remaining(job, session.published)):
@@ -95,9 +87,27 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | SessionRes
             session.reporter.close()
 
 
+def _deadline(job: Job) -> float:
+    """Return when to stop, on the clock of `time.monotonic`."""
+    hours, margin = job.config.train.max_hours, job.config.train.stop_margin_minutes
+    if hours is None:
+        return math.inf
+    return time.monotonic() + hours * 3600 - margin * 60
+
+
+def _is_finished(manifest: RunManifest, newest: int | None) -> bool:
+    return manifest.status == "finished" and newest == manifest.total_steps
+
+
+def _finished(job: Job, manifest: RunManifest, newest: int) -> SessionResult:
+    nothing = f"{job.layout.root} is finished (step {newest}); there is nothing to do"
+    message = job.runtime.on_main(lambda: _push_rest(job, manifest) or nothing)
+    return SessionResult("finished", newest, message)
+
+
 @contextmanager
 def _locked(job: Job) -> Iterator[RunLock]:
-    """The run's lock, held by the main process for all of them."""
+    """Hold the run's lock in the main process, for all of them."""
     lock = RunLock(job.layout.lock)
     try:
         job.runtime.on_main(lock.acquire)
@@ -108,21 +118,23 @@ def _locked(job: Job) -> Iterator[RunLock]:
 
 
 def _find_resume_point(job: Job) -> dict[str, Any]:
-    """What there is to continue, for every process to know the same of."""
+    """Find the manifest and the newest checkpoint to continue from, as JSON for every process."""
     manifest = _manifest(job)
     newest, notices = newest_intact(job.layout)
-    if not (manifest.status == "finished" and newest == manifest.total_steps):
-        notices += (
-            edited_files(job.layout, manifest, newest) if job.layout.manifest.is_file() else []
-        )
+    if not _is_finished(manifest, newest):
+        if job.layout.manifest.is_file():
+            notices += edited_files(job.layout, manifest, newest)
         notices += filter(None, [job.data.verify_at_start()])
         notices += _prepare_disk(job, newest)
     return {"manifest": manifest.to_json(), "newest": newest, "notices": notices}
 
 
 def _prepare_disk(job: Job, newest: int | None) -> list[str]:
-    """Apply the keep policy, which may be a new one, and see that the rest of the run fits;
-    UserError if it must."""
+    """Prune by the keep policy, which may have changed, and check that the rest of the run fits.
+
+    Raises:
+        UserError: it does not fit, and `disk` says that it must.
+    """
     notices = _thin(job, newest) if newest is not None else []
     warning = check_disk_space(job.config.disk, job.layout.root, remaining(job, newest))
     return [*notices, *filter(None, [warning])]
@@ -145,9 +157,9 @@ def _computing_with(threads: int | None) -> Iterator[None]:
 def _manifest(job: Job) -> RunManifest:
     layout = job.layout
     parents = [layout.root, layout.checkpoints, layout.snapshots, layout.evaluations, layout.logs]
-    for parent in parents + [
-        layout.evaluations / step_name(s) for s in codec.listed_steps(layout.evaluations)
-    ]:
+    evaluated = codec.listed_steps(layout.evaluations)
+    parents += [layout.evaluations / step_name(step) for step in evaluated]
+    for parent in parents:
         codec.remove_leftovers(parent)
     if not layout.manifest.is_file():
         if codec.listed_steps(layout.checkpoints):
@@ -170,25 +182,19 @@ def _start_session(
             return job.build_state(None)
         return job.build_state(load_checkpoint(layout, newest, manifest.name, job.config.model))
 
-    found = None
+    notice = None
     if job.config.train.micro_batch_size == "auto":
-        # Compiled, a trial would compile anew for each number of rows.
-        trial = replace(job, compiled=False)
-        job, found = _resolve_micro_batch(job, manifest, lambda: build_state(trial))
+        # A compiled trial would compile anew for each number of rows.
+        eager = replace(job, compiled=False)
+        job, notice = _resolve_micro_batch(job, manifest, lambda: build_state(eager))
     state = build_state(job)
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
-    is_main = job.runtime.is_main
-    reporter = Reporter(
-        job.config.log,
-        manifest.total_steps,
-        state.counters.step,
-        state.counters.tokens,
-        quiet or not is_main,
-    )
+    counters, quiet = state.counters, quiet or not job.runtime.is_main
+    reporter = Reporter(job.config.log, manifest.total_steps, counters.step, counters.tokens, quiet)
     session = Session(job, lock, manifest, state, None, reporter, Trackers(reporter.say), newest)
-    if found is not None:
-        reporter.say(found)
+    if notice is not None:
+        reporter.say(notice)
     job.runtime.on_main(lambda: _open_files(session, start))
     return session
 
@@ -196,9 +202,9 @@ def _start_session(
 def _resolve_micro_batch(
     job: Job, manifest: RunManifest, build_state: Callable[[], TrainState]
 ) -> tuple[Job, str]:
-    """Resolve `train.micro_batch_size: auto`: return the job with a number, and a notice about it.
+    """Resolve `train.micro_batch_size: auto`: return the job with a number, and a line that says which.
 
-    A run keeps the number of its earlier sessions on the same device.
+    A run keeps the number of its earlier sessions: another would round sums in another order.
     """
     kept = job.runtime.on_main(lambda: kept_micro_batch(job, manifest.sessions))
     rows = kept or find_micro_batch(job, build_state)
@@ -213,22 +219,21 @@ def _open_files(session: Session, start: int) -> None:
     session.write_manifest()
     session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)
     if job.config.log.trackers:
-        session.trackers.open(
-            job.config.log.trackers, _tracked_run(session, start, session.metrics.was_cut)
-        )
+        run = _tracked_run(session, start, session.metrics.was_cut)
+        session.trackers.open(job.config.log.trackers, run)
 
 
 def _write_inputs(session: Session) -> None:
-    """Write config.yaml and the probe; run.json states no digest of a file that is about to be
-    replaced."""
+    """Write config.yaml and the probe, and their digests into run.json."""
+    # First without digests: an interruption must not leave one of a file that was replaced.
     job, layout, manifest = session.job, session.job.layout, session.manifest
     if manifest.digests:
         manifest.digests = {}
         session.write_manifest()
-    config = write_config(job)
+    config_digest = write_config(job)
     _write_probe(job)
     manifest.digests = {
-        layout.config.name: config,
+        layout.config.name: config_digest,
         layout.probe.name: codec.sha256_file(layout.probe),
     }
 
@@ -248,48 +253,41 @@ def _tracked_run(session: Session, start: int, again: bool) -> TrackedRun:
 
 
 def _push_rest(job: Job, manifest: RunManifest) -> str:
-    """What a run that is finished had not pushed; "" where nothing was left, else what became of
-    it."""
-    said: list[str] = []
-    pusher = open_pusher(job.layout, job.config.hub, manifest, said.append)
+    """Push the rest of a finished run; return a line about it, "" if nothing was left."""
+    lines: list[str] = []
+    pusher = open_pusher(job.layout, job.config.hub, manifest, lines.append)
     if pusher is None:
         return ""
     pusher.finish(job.config.hub.wait_minutes * 60)
-    return "; ".join(said) or (
-        f"pushed to {job.config.hub.repo}: {pusher.delivered}" if pusher.delivered else ""
-    )
+    if not lines and pusher.delivered:
+        return f"pushed to {job.config.hub.repo}: {pusher.delivered}"
+    return "; ".join(lines)
 
 
 def _write_probe(job: Job) -> None:
-    """probe.safetensors, where it is not there or was damaged: it follows from data and
-    configuration."""
+    """Write probe.safetensors if it is missing or damaged; data and configuration determine it."""
     path, probe = job.layout.probe, job.observer.probe
     wanted = {"rows": probe.row_ids, "tokens": probe.tokens.int()}
     try:
-        found = codec.read_tensors(path) if irregularity(path) is None else {}
+        stored = codec.read_tensors(path) if irregularity(path) is None else {}
     except DamagedError:
-        found = {}
-    if found.keys() != wanted.keys() or not all(
-        torch.equal(found[name], wanted[name]) for name in wanted
-    ):
+        stored = {}
+    same_names = stored.keys() == wanted.keys()
+    if not same_names or any(not torch.equal(stored[name], wanted[name]) for name in wanted):
         codec.write_tensors(path, wanted)
 
 
 def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list[str]:
+    """Return the lines that a session says at its start."""
     if newest is None:
-        return list(
-            filter(
-                None,
-                [differing_ends(job.data.manifest.special_tokens, job.metadata.special_tokens)],
-            )
-        )
+        ends = differing_ends(job.data.manifest.special_tokens, job.metadata.special_tokens)
+        return [ends] if ends else []
     notices = [f"continuing {job.layout.root} from step {newest}"]
-    changed = []
-    if len(manifest.sessions) > 1:
-        notices += changed_code(*manifest.sessions[-2:])
-        changed = changed_conditions(*manifest.sessions[-2:])
+    if len(manifest.sessions) < 2:
+        return notices
+    before, now = manifest.sessions[-2:]
+    notices += changed_code(before, now)
+    changed = ", ".join(changed_conditions(before, now))
     if changed:
-        notices.append(
-            f"not bit-identical to an uninterrupted run, for these differ: {', '.join(changed)}"
-        )
+        notices.append(f"not bit-identical to an uninterrupted run, for these differ: {changed}")
     return notices

@@ -1,4 +1,4 @@
-"""One start of a run, while it lasts: its state, metrics and manifest, and how it ends."""
+"""One session of a run: its state, metrics and manifest, and how it ends."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pico_train.log.console import Reporter
 from pico_train.log.metrics import MetricsFile
 from pico_train.log.trackers import Trackers
 from pico_train.model.cost import flops_per_token
+from pico_train.observe.observed import Observed
+from pico_train.observe.snapshot import Due, Observing
 from pico_train.run.job import Job
 from pico_train.trainer.signals import StopRequest
 
@@ -35,13 +37,11 @@ class SessionResult:
 
 @dataclass
 class Session:
-    """What one start of a run works with; `resumed_at` is the step whose checkpoint it continues,
-    None at first.
+    """One start of a run, from opening its directory to finishing, stopping or failing.
 
-    Of several processes the main one alone holds the lock, and alone writes; every method is called
-    by all of them. Checkpoints and snapshots are written by `writer` while training goes on;
-    run.json is written by the thread that trains, and names a checkpoint once it is there for
-    readers.
+    Every process calls every method, but only the main one holds the lock and writes. `writer`
+    writes checkpoints and snapshots while training goes on. The thread that trains writes run.json,
+    which names a checkpoint only when readers can open it.
     """
 
     job: Job
@@ -52,51 +52,54 @@ class Session:
     reporter: Reporter
     trackers: Trackers
     resumed_at: int | None
+    """The step whose checkpoint the session continues; None if it starts the run."""
     stop: StopRequest = field(default_factory=StopRequest)
     pusher: Pusher | None = None
     writer: Writer = field(default_factory=Writer)
     published: int = 0
-    """The newest step whose checkpoint is on disk, set by the writer's thread; of the main process
-    alone."""
+    """The newest step whose checkpoint is on disk; set by the writer's thread, in the main
+    process."""
     saved_at: int | None = None
-    """The newest step whose checkpoint is on disk or will be before anything that is handed to
-    `writer` from now on."""
+    """The newest step whose checkpoint is on disk, or is queued before any write to come."""
 
     def __post_init__(self) -> None:
         self.published, self.saved_at = self.manifest.step, self.resumed_at
 
     @cached_property
     def flops_per_token(self) -> int:
-        """Floating-point operations of an update, a token."""
+        """The floating-point operations of an update for each token."""
         return flops_per_token(self.job.config.model, self.job.seq_len)
 
     @property
     def flops_available(self) -> float | None:
-        """Floating-point operations a second of all processes' devices, where this session has
-        measured its own."""
+        """The floating-point operations a second of all devices, if this session measured its
+        own."""
         rate = self.manifest.sessions[-1]["matmul_rate"]
         return None if rate is None else rate * self.job.runtime.processes
 
     def asked_to_stop(self) -> str | None:
-        """Why to stop now, or None: the same in every process, whichever was asked."""
+        """Return why to stop now, or None; processes agree, whichever was asked."""
         reason = self.stop.asked()
         if not self.job.runtime.any(reason is not None):
             return None
         return reason or "another process was asked to stop"
 
     def save(self) -> None:
-        """Hand a checkpoint of the current step to the writer, which makes the metrics so far
-        durable before it and applies the keep policy after it."""
-        saved = self.state.capture()
+        """Queue a checkpoint of the current step.
 
-        def on_main() -> None:
-            self.writer.wait_for_slot()
-            held = saved.copied()
-            rows = self.metrics.entry if self.metrics is not None else None
-            self.writer.submit(lambda: self._publish(held, rows))
+        The writer syncs the metrics so far before it, and prunes checkpoints after it.
+        """
+        with self.reporter.paused():
+            saved = self.state.capture()
 
-        self.job.runtime.on_main(on_main)
-        self.saved_at = self.state.counters.step
+            def on_main() -> None:
+                self.writer.wait_for_slot()
+                copied = saved.copied()
+                rows = self.metrics.entry if self.metrics is not None else None
+                self.writer.submit(lambda: self._publish(copied, rows))
+
+            self.job.runtime.on_main(on_main)
+            self.saved_at = self.state.counters.step
 
     def _publish(self, saved: SavedState, rows: FileEntry | None) -> None:
         self._sync_metrics()
@@ -104,17 +107,12 @@ class Session:
         self.published = int(saved.counters["step"])
         if self.pusher is not None:
             self.pusher.wake()
-        for line in prune_checkpoints(
-            self.job.layout,
-            self.job.config.checkpoint.keep,
-            self.published,
-            self.manifest.total_steps,
-        ):
+        keep, last = self.job.config.checkpoint.keep, self.manifest.total_steps
+        for line in prune_checkpoints(self.job.layout, keep, self.published, last):
             self.reporter.say(line)
 
     def newest_saved(self) -> int:
-        """The newest saved step, once everything that was handed to the writer is on disk or has
-        failed."""
+        """Wait until every queued write is on disk or has failed; return the newest saved step."""
 
         def on_main() -> int:
             self.writer.wait()
@@ -129,17 +127,36 @@ class Session:
             lambda: codec.verify_directory(snapshot, SnapshotManifest) is None
         )
 
+    def begin_observing(self, due: Due) -> Observing:
+        """Begin to observe the current step in the main process, which has the whole state.
+
+        If the state is sharded, the other processes give it their shards.
+        """
+        takes_part = self.job.runtime.is_main or self.job.sharded
+        if not (due.anything and takes_part):
+            return Observing()
+        with self.reporter.paused():
+            return self.job.observer.begin(self.state, due)
+
+    def record(self, observed: Observed | None) -> None:
+        """Hand a snapshot to the writer and show it to the observers of other packages."""
+        if observed is None:
+            return
+        with self.reporter.paused():
+            if observed.snapshot is not None:
+                self.writer.submit(observed.snapshot.write)
+            self.job.observers.observe(observed.observation, self.reporter.say)
+
     def rebuild(self) -> None:
-        """Build model, method and optimizer anew from the state, as a resume from a checkpoint of
-        it would."""
+        """Build model, method and optimizer anew from the state, as resuming from it would."""
         self.state = self.job.build_state(self.state.capture(everywhere=True), drop_unknown=True)
 
     def beat(self) -> None:
-        """A sign of life now and then, and after each save.
+        """Renew the heartbeat of the lock, and run.json after each save.
 
         Raises:
             LockHeldError: another process has taken the run over.
-            OSError: whatever the writer has failed with.
+            OSError: the writer has failed.
         """
         if not self.job.runtime.is_main:
             return
@@ -148,12 +165,11 @@ class Session:
             self.write_manifest()
 
     def is_logged(self, step: int) -> bool:
-        """Whether update `step` is told where not every update is: in metrics.jsonl, or by a line
-        on the console."""
+        """Whether update `step` is logged to metrics.jsonl or to the console."""
         return self._logs(step) or self.reporter.is_due(step)
 
     def log(self, row: dict[str, Any]) -> None:
-        """One update, told to the console and, when due, to metrics.jsonl."""
+        """Log one update to the console and, when due, to metrics.jsonl and the trackers."""
         if self.metrics is None:
             return
         pace = self.reporter.update(row["step"], row["loss"], row["tokens"])
@@ -168,8 +184,7 @@ class Session:
         return step % self.job.config.log.every == 0 or step == self.manifest.total_steps
 
     def end(self, status: str, message: str = "") -> SessionResult:
-        """Record how the session ended in good order, once everything that was handed to the writer
-        is on disk."""
+        """Record that the session ended in good order, when every queued write is on disk."""
 
         def on_main() -> int:
             self.writer.flush()
@@ -177,30 +192,31 @@ class Session:
             self._sync_metrics()
             self.manifest.status, self.manifest.message = status, message
             self.write_manifest()
-            if (
-                self.pusher is not None
-            ):  # a session that was asked to stop has no time; the next one pushes the rest
-                self.pusher.finish(
-                    self.job.config.hub.wait_minutes * 60 if status == "finished" else 0
-                )
+            if self.pusher is not None:
+                # A session that was asked to stop has no time; the next one pushes the rest.
+                minutes = self.job.config.hub.wait_minutes if status == "finished" else 0
+                self.pusher.finish(minutes * 60)
             return self.published
 
         return SessionResult(status, self.job.runtime.on_main(on_main), message)
 
     def fail(self, error: BaseException) -> None:
-        """Record a failure where the disk still allows it, after what was handed to the writer;
-        `error` itself is what the caller sees, with a note where the writer failed as well."""
+        """Record a failure after every queued write, if the disk still allows it.
+
+        The caller raises `error`, which gets a note if the writer failed as well.
+        """
         if not self.job.runtime.is_main:
             return
-        lost = isinstance(error, LockHeldError)  # the run is another process's now
         message = in_one_line(error)
-        second = self.writer.close(drop=lost)
+        lost_lock = isinstance(error, LockHeldError)
+        second = self.writer.close(drop=lost_lock)
         if second is not None and second not in (error, error.__cause__):
             note = f"while that was to be recorded, writing failed as well: {in_one_line(second)}"
             error.add_note(note)
             self.reporter.say(note)
             message = f"{message}; {note}"
-        if lost:
+        # The run belongs to another process now: its files are not ours to write.
+        if lost_lock:
             return
         self.job.observers.close(self.state.counters.step, self.reporter.say)
         self.manifest.status, self.manifest.message = "failed", message
@@ -216,6 +232,6 @@ class Session:
             self.metrics.sync()
 
     def write_manifest(self) -> None:
-        """Replace run.json, with a new heartbeat and the newest step that is on disk."""
+        """Replace run.json, with the time and the newest step that is on disk."""
         self.manifest.heartbeat, self.manifest.step = codec.utc_now(), self.published
         codec.write_text(self.job.layout.manifest, self.manifest.to_json())

@@ -1,4 +1,4 @@
-"""How a session is asked to stop in good order: by a signal, or by the clock."""
+"""Requests to stop a session in good order: by a signal, or by the clock."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """Set by a signal or the clock; read between updates."""
+    """A request to stop, made by a signal or the clock and read between updates."""
 
     deadline: float = math.inf
     reason: str | None = None
 
     def asked(self) -> str | None:
-        """Why to stop now, or None."""
+        """Return why to stop now, or None."""
         if self.reason is None and time.monotonic() > self.deadline:
             self.reason = "the wall-clock limit is near"
         return self.reason
@@ -34,16 +34,14 @@ class StopRequest:
 
 @contextmanager
 def handle_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request. Only the main thread may set
-    handlers, so a run started from another one (a notebook's worker) is stopped by its clock
-    alone."""
+    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a stop request."""
+    # Only the main thread may set handlers: a run that another thread started (a notebook's
+    # worker) is stopped by its clock alone.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {
-        number: signal.signal(number, stop.on_signal)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, stop.on_signal) for number in numbers}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""`train(config)`: one session of a run, from Python; callable more than once in a process."""
+"""The function `train(config)`: one session of a run, as often as wanted in a process."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from pico_train.checkpoint.state import Counters, TrainState
 from pico_train.data.order import chain_hash
 from pico_train.distributed import Runtime
-from pico_train.observe.microbatch_gradients import MicroBatchGradients
+from pico_train.observe.snapshot import Observing
 from pico_train.optim import set_learning_rates
 from pico_train.run.compile import compile_errors_as_user_errors
 from pico_train.run.job import Job
@@ -20,61 +20,69 @@ from pico_train.run.job import Job
 
 @dataclass
 class Update:
-    """The gradient of one update as computed, before clipping; it lies in the parameters' `.grad`.
+    """One update whose gradient, before clipping, lies in the parameters' `.grad`.
 
-    `loss` and `norm` are what the host has read: NaN until then.
+    `loss` and `norm` are NaN until the host has read them from the device.
     """
 
     step: int
     before: Counters
-    """Of theta_(step - 1)."""
+    """The counters of theta_(step - 1)."""
+    job: Job
     loss: float = math.nan
     norm: float = math.nan
     n_tokens: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
-    row_ids: np.ndarray | None = (
-        None  # (batch,) int64; None where the method read no language-model rows
-    )
-    losses: torch.Tensor | None = None  # (micro-batches,) sums of this process, on the device
+    row_ids: np.ndarray | None = None
+    """(batch,) int64; None if the method read no language-model rows."""
+    losses: torch.Tensor | None = None
+    """(micro-batches,) loss sums of this process, on the device."""
     scale: float = 1.0
-    """One over the terms of all processes."""
+    """One over the number of terms in all processes."""
     norm_on_device: torch.Tensor | None = None
 
     @property
     def finite(self) -> bool:
-        """Whether the loss and the gradient are, once read."""
+        """Whether the loss and the gradient are finite, once both are read."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        """Read the rows of all processes again, as they are stored; {} if the method read none."""
+        if self.row_ids is None:
+            return {}
+        tokens = self.job.loader.tokens(self.row_ids).int()
+        return {"rows": torch.from_numpy(self.row_ids), "tokens": tokens}
 
 
 def read_losses(updates: Sequence[Update], runtime: Runtime) -> None:
-    """Wait for the device, and put the mean loss over all processes into each of `updates`."""
+    """Wait for the device, and set the mean loss over all processes in each of `updates`."""
     if not updates:
         return
-    here = [math.fsum(update.losses.tolist()) for update in updates if update.losses is not None]
-    for update, loss in zip(updates, runtime.sums(here), strict=True):
-        update.loss = loss * update.scale
+    sums = [math.fsum(update.losses.tolist()) for update in updates if update.losses is not None]
+    for update, total in zip(updates, runtime.sums(sums), strict=True):
+        update.loss = total * update.scale
 
 
 def compute_gradients(
     job: Job,
     state: TrainState,
     step: int,
-    microbatch_gradients: MicroBatchGradients | None = None,
+    observing: Observing | None = None,
     *,
     defer: bool = False,
 ) -> Update:
-    """The gradient of update `step`: of the mean loss over the terms of the whole batch, whatever
-    the micro-batch and the number of processes.
+    """Compute the gradient of update `step`: of the mean loss over the terms of the whole batch.
 
-    Micro-batches and processes give sums; the one division at the end is by the number of terms of
-    them all, since the mean of their means is another objective where these numbers differ.
-    `microbatch_gradients` gets the gradient of each micro-batch of this process; `defer` leaves the loss to be
-    read by `read_losses`.
+    It depends neither on the micro-batch nor on the number of processes. Each gives sums, and one
+    division at the end is by the number of terms of them all: if these numbers differ, the mean of
+    means is another objective. `observing` sees the gradient of each micro-batch of this process;
+    `defer` leaves the loss on the device, for `read_losses`.
     """
-    update = Update(step, replace(state.counters))
+    observing = observing or Observing()
+    update = Update(step, replace(state.counters), job)
     batch, replicas = _read(job, state, update)
     parts = [None] if batch is None else batch.split(job.micro_batch)
-    losses = []  # left on the device: reading one would make it wait for every micro-batch
+    losses = []  # on the device: reading one would wait for every micro-batch
     own_tokens = 0
     sums: dict[str, float] = {}
     for part in parts:
@@ -83,23 +91,19 @@ def compute_gradients(
             with job.runtime.autocast(job.precision):
                 loss_sum, n_tokens, scalars = state.method.loss(state.model, on_device, step)
             loss_sum.backward()
-        if microbatch_gradients is not None:
-            microbatch_gradients.take(n_tokens, len(parts))
+        observing.take_pass(n_tokens, len(parts))
         losses.append(loss_sum.detach())
         own_tokens += n_tokens
         for name, value in scalars.items():
             sums[name] = sums.get(name, 0.0) + value * n_tokens
-    if microbatch_gradients is not None:
-        microbatch_gradients.put_back()
+    observing.end_passes()
     job.runtime.sum_gradients(state.parameters)
     all_tokens, *totals = job.runtime.sums([own_tokens, *sums.values()])
     scale = 1.0 / max(all_tokens, 1)
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
-    update.losses, update.scale, update.n_tokens = (
-        torch.stack(losses),
-        scale,
-        round(all_tokens) // replicas,
-    )
+    update.losses, update.scale = torch.stack(losses), scale
+    # Where several processes computed the same, each term is in the sum that many times.
+    update.n_tokens = round(all_tokens) // replicas
     if not defer:
         read_losses([update], job.runtime)
     update.scalars = {name: total * scale for name, total in zip(sums, totals, strict=True)}
@@ -107,7 +111,7 @@ def compute_gradients(
 
 
 def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | None, int]:
-    """(what this process reads for the update, how many processes read the same)."""
+    """Return this process's part of the batch, and how many processes compute the same part."""
     reads = state.method.begin_step(update.step)
     if reads is None or isinstance(reads, torch.Tensor):
         return job.runtime.share(reads)
@@ -117,8 +121,8 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
 
 
 def apply_update(state: TrainState, update: Update, factor: float) -> None:
-    """Step the optimizer at `factor` times its peak learning rates, let the method act, and
-    count."""
+    """Step the optimizer at `factor` times its peak learning rates, count, and let the method
+    act."""
     set_learning_rates(state.optimizer, factor)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

@@ -26,7 +26,7 @@ from pico_train import train
 from pico_train.config import load
 from pico_train.log.metrics import MetricsFile
 from pico_train.run import RunConfig
-from pico_train.observe.snapshot import Pending
+from pico_train.observe.observed import Snapshot
 from pico_train.trainer import loop, session
 
 base, disk = Path(sys.argv[1]), Path(sys.argv[2])
@@ -49,7 +49,7 @@ def filling(act, when):
 
 places = {
     "checkpoints": (session, "save_checkpoint", lambda layout, saved, *rest: saved.counters["step"] == 16),
-    "snapshots": (Pending, "_write", lambda pending, *rest: pending.step == 16),
+    "snapshots": (Snapshot, "write", lambda snapshot: snapshot.manifest.step == 16),
     "evaluations": (loop, "evaluate", lambda subject, config, place, *rest: place.step == 16),
     "metrics.jsonl": (MetricsFile, "append", lambda metrics, row: row["step"] == 17),
 }

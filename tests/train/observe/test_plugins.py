@@ -256,7 +256,7 @@ def test_whoever_lost_the_run_to_another_process_writes_no_more(tiny: Tiny, inst
     [
         (
             [observe("recrd")],
-            r'observe\.0\.name is "recrd", which is no observer that is installed \(installed: .*reco',
+            r'observe\.0\.name is "recrd", which is not an installed observer \(installed: .*reco',
         ),
         ([observe("broken")], r'observe\.0\.name is "broken", which cannot be imported: no pandas'),
         ([observe("refuse")], r'observe\.0\.options: unknown key "metrcs"; did you mean "metrics"\?'),
