@@ -1,6 +1,6 @@
 """Learning dynamics of language models from their checkpoints and snapshots.
 
-What it exports is loaded on first use, so that importing the package (for `--help`) costs nothing.
+Its exports are loaded on first use, so that importing the package (for `--help`) costs nothing.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Measuring while a run trains: the observer "analyze" of pico-train's section `observe`.
+"""Measure while a run trains: the observer "analyze" of pico-train's section `observe`.
 
-The results are an analysis like any other, analysis/live/, and equal what is measured of stored
-snapshots of the same steps. Each step is one small file when it was measured; those are joined to
-the table, which is rewritten as a whole, when they are an eighth as many as its steps. So the table
-lags by an eighth at most, everything is on disk as soon as it was measured, and all of the
-rewriting costs as much as writing each row nine times, however long the run.
+The results are an analysis like any other, analysis/live/, and equal those of stored snapshots of
+the same steps. Each step is written to a small file of its own at once. When these files are an
+eighth as many as the steps of the table, they are joined to it and the table is rewritten. So the
+table lags by an eighth at most, nothing that was measured is only in memory, and rewriting costs as
+much as writing each row nine times, however long the run.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +36,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OPTIONS = ("name", "metrics", "components", "kinds", "splits", "figures")
-"""Keys of `AnalysisConfig` that are options here: steps are the run's to choose, and pairs are for
-later."""
+"""Keys of `AnalysisConfig` that are options here.
+
+The run chooses the steps, and pairs need two of them.
+"""
 _SHARE = 8
+"""The table is rewritten when one step for this many of its own is waiting."""
 
 
 def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
-    """The observer "analyze" of `run`.
+    """Make the observer "analyze" of a run.
 
-    `options` are those of `OPTIONS`, as in the YAML of `pico-analyze run`: by default every metric
-    of one step, of all that the run observes, into analysis/live/.
+    Options are keys of `OPTIONS` as in the YAML of `pico-analyze run`. By default every metric of
+    one step is measured of all that the run observes, into analysis/live/.
 
     Raises:
         UserError: an unknown option, metric, kind, split or component (with the nearest); a metric
@@ -55,27 +58,24 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
     for key in options:
         if key in AnalysisConfig.model_fields and key not in OPTIONS:
             raise UserError(
-                f'"{key}" is no option while a run trains; choose from: {", ".join(OPTIONS)}'
+                f'"{key}" is not an option while a run trains; choose from: {", ".join(OPTIONS)}'
             )
     config = checked({"name": "live", **options, "run": str(run.layout.root)}, "analyze")
     metrics = _of_one_step(config)
     components = config.components
-    factors = (
-        [names.lora_B(module).removesuffix(".weight") for module in run.modules]
-        if run.low_rank
-        else []
-    )
-    possible = [*run.modules, *factors]  # which modules have factors shows when they are observed
+    possible = list(run.modules)
+    if run.low_rank:
+        # Any module may have factors: which ones do is known when they are observed.
+        possible += [names.lora_B(module).removesuffix(".weight") for module in run.modules]
     if components is not None:
         check_components(components, possible)
-    held = [
-        (kind, split)
-        for kind, split in _asked_for(run, config)
-        if metrics_for_kind(kind, metrics) and plan_units(components, kind, possible, run.model)
-    ]
-    if not held:
+    measured = []
+    for kind, split in _asked_for(run, config):
+        if metrics_for_kind(kind, metrics) and plan_units(components, kind, possible, run.model):
+            measured.append((kind, split))
+    if not measured:
         raise UserError("nothing to measure: no such metric of such kinds and components")
-    return LiveAnalysis(run, config, list(metrics), held)
+    return LiveAnalysis(run, config, list(metrics), measured)
 
 
 def _of_one_step(config: AnalysisConfig) -> dict[str, Metric]:
@@ -100,54 +100,67 @@ def _asked_for(run: ObservedRun, config: AnalysisConfig) -> list[KindSplit]:
             raise UserError(
                 f"kinds: the run observes no {kind} (snapshot.kinds){did_you_mean(kind, set(kinds))}"
             )
-    splits = (None, *(config.splits or SPLITS))
+    asked_kinds = config.kinds or kinds
+    asked_splits = (None, *(config.splits or SPLITS))
     return [
         (kind, split)
         for kind, split in run.available
-        if kind in (config.kinds or kinds) and split in splits
+        if kind in asked_kinds and split in asked_splits
     ]
 
 
 class LiveAnalysis:
-    """Measures each observation, and keeps the table of them all; see
-    `pico_contract.observer.LiveObserver`."""
+    """The observer that measures each step into one table; see `pico_contract.observer`.
+
+    A step that was measured waits in a file of its own until it is joined to the table.
+    """
 
     def __init__(
-        self, run: ObservedRun, config: AnalysisConfig, metrics: list[str], held: list[KindSplit]
+        self,
+        run: ObservedRun,
+        config: AnalysisConfig,
+        metrics: list[str],
+        measured: list[KindSplit],
     ) -> None:
-        self._run, self._config, self._metrics, self._held = run, config, metrics, held
+        """Measure `metrics` of the kinds and splits in `measured`, as `config` asks."""
+        self._run = run
+        self._config = config
+        self._metrics = metrics
+        self._measured = measured
         self._layout = run.layout.analysis(config.name)
-        self._steps: set[int] = set()
+        self._table_steps: set[int] = set()
         self._waiting: set[int] = set()
 
     @property
     def results(self) -> Path:
-        """analysis/live/ of the run."""
+        """The directory analysis/live/ of the run."""
         return self._layout.root
 
     def resume(self, step: int) -> None:
-        """Drop what was measured beyond `step`, and join the rest to one table."""
+        """Drop the results of steps after `step`, and join the rest to one table."""
         write_text(self._layout.config, to_yaml(self._config))
-        for beyond, path in self._parts():
-            if beyond > step:
+        for part_step, path in self._parts():
+            if part_step > step:
                 path.unlink()
-        before = list(_readable([self._layout.table] if self._layout.table.is_file() else []))
-        self._join(table.until(before[0] if before else table.from_rows(()), step))
+        paths = [self._layout.table] if self._layout.table.is_file() else []
+        readable = list(_readable(paths))
+        frame = readable[0] if readable else table.from_rows(())
+        self._join(table.until(frame, step))
 
     def observe(self, observation: Observation) -> None:
         """Measure one step."""
-        if not any(held in observation.tensors for held in self._held):
-            return  # after the last update there is nothing of training
+        if not any(part in observation.tensors for part in self._measured):
+            return  # after the last update there are no gradients or activations of training
         frame = measure(
             ObservedStep(self._run, observation),
             self._metrics,
             self._config.components,
-            kinds=list(dict.fromkeys(kind for kind, _ in self._held)),
+            kinds=list(dict.fromkeys(kind for kind, _ in self._measured)),
             splits=self._config.splits,
         )
         table.write_part(frame, self._layout.part(observation.step))
         self._waiting.add(observation.step)
-        if _SHARE * len(self._waiting) >= len(self._steps):
+        if _SHARE * len(self._waiting) >= len(self._table_steps):
             self._catch_up()
 
     def close(self) -> None:
@@ -156,25 +169,34 @@ class LiveAnalysis:
 
     def _catch_up(self) -> None:
         if self._waiting:
-            self._join(table.read(self._layout.table) if self._steps else table.from_rows(()))
+            frame = table.read(self._layout.table) if self._table_steps else table.from_rows(())
+            self._join(frame)
 
     def _join(self, frame: pd.DataFrame) -> None:
-        """Write the table of `frame` and the parts, then remove the parts: whatever ends it, no row
-        is in neither."""
-        parts = self._parts()
-        whole = table.with_steps_of(frame, list(_readable(path for _, path in parts)))
+        """Write the table of `frame` and the parts, then remove the parts.
+
+        In this order a kill at any moment loses no row.
+        """
+        paths = [path for _, path in self._parts()]
+        whole = table.with_steps_of(frame, list(_readable(paths)))
         if len(whole) or self._layout.table.is_file():
             table.write(whole, self._layout)
-        for _, path in parts:
+        for path in paths:
             path.unlink()
-        self._steps, self._waiting = set(whole["step"]), set()
+        self._table_steps = set(whole["step"])
+        self._waiting = set()
 
     def _parts(self) -> list[tuple[int, Path]]:
-        found = [(parse_step(path.stem), path) for path in self._layout.parts.glob("*")]
-        return sorted((step, path) for step, path in found if step is not None)
+        parts = []
+        for path in self._layout.parts.glob("*"):
+            step = parse_step(path.stem)
+            if step is not None:
+                parts.append((step, path))
+        return sorted(parts)
 
 
-def _readable(paths: Iterator[Path] | list[Path]) -> Iterator[pd.DataFrame]:
+def _readable(paths: Sequence[Path]) -> Iterator[pd.DataFrame]:
+    """Yield the tables that can be read, and warn of the others."""
     for path in paths:
         try:
             yield table.read(path)

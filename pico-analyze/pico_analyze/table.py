@@ -39,40 +39,38 @@ SCHEMA: dict[str, str] = {
     "p": "float64",
 }
 _MEASURED = ("value", "status", "unit", "n", "d", "dtype", "tol", "null_mean", "null_sd", "p")
-_BLOCK = 4096  # rows that are Python objects at a time, which take three times as much memory as typed columns
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet computes instead of showing it."""
 KEY = [column for column in SCHEMA if column not in _MEASURED]
+"""The columns that tell one number from all others."""
+# Rows of Python objects take three times the memory of typed columns, so only a block of them
+# exists at a time.
+_BLOCK = 4096
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that a spreadsheet computes instead of showing them."""
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a table of the declared columns and dtypes; a column that a row lacks is null.
+    """Make a table of the declared columns and dtypes; a column that a row lacks is null.
 
     Raises:
-        ValueError: two rows differ in nothing but what was measured, which is an error of the
-            program.
+        ValueError: two rows are about the same number, which is an error of the program.
     """
-    left = iter(rows)
+    remaining = iter(rows)
     blocks = []
-    while block := list(islice(left, _BLOCK)):
+    while block := list(islice(remaining, _BLOCK)):
         columns = {name: [row.get(name) for row in block] for name in SCHEMA}
         blocks.append(_typed(pd.DataFrame(columns, dtype=object)))
-    frame = (
-        pd.concat(blocks, ignore_index=True)
-        if blocks
-        else _typed(pd.DataFrame(columns=list(SCHEMA)))
-    )
+    if not blocks:
+        return _typed(pd.DataFrame(columns=list(SCHEMA)))
+    frame = pd.concat(blocks, ignore_index=True)
     repeated = frame.duplicated(KEY)
     if repeated.any():
-        raise ValueError(
-            f"the same number was measured twice: {frame.loc[repeated, KEY].iloc[0].to_dict()}"
-        )
+        first = frame.loc[repeated, KEY].iloc[0].to_dict()
+        raise ValueError(f"the same number was measured twice: {first}")
     return frame
 
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several tables as one; a number that more than one of them holds is there
-    once."""
+    """Join several tables, taking a number that more than one of them has only once."""
     return pd.concat(frames).drop_duplicates(KEY, ignore_index=True)
 
 
@@ -84,16 +82,14 @@ def write(frame: pd.DataFrame, layout: AnalysisLayout) -> None:
 
 
 def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with an apostrophe before each text that a spreadsheet would take for a formula;
-    numbers are untouched.
+    """Put an apostrophe before each text that a spreadsheet would take for a formula.
 
-    Such a text begins with =, +, -, @, a tab or a carriage return, which is written as \\r. Reading
-    the CSV back, drop an apostrophe before one of these; the Parquet file holds every text as it
-    is.
+    Such a text begins with =, +, -, @, a tab or a carriage return, which is written as \\r. Numbers
+    are untouched. When reading the CSV back, drop an apostrophe before one of these; the Parquet
+    file has every text unchanged.
     """
-    return frame.assign(
-        **{str(name): _harmless(column) for name, column in frame.items() if _is_text(column)}
-    )
+    texts = {str(name): column for name, column in frame.items() if _is_text(column)}
+    return frame.assign(**{name: _harmless(column) for name, column in texts.items()})
 
 
 def _is_text(column: pd.Series) -> bool:
@@ -101,7 +97,7 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _harmless(column: pd.Series) -> pd.Series:
-    return column.map(lambda one: _cell(one) if isinstance(one, str) else one)
+    return column.map(lambda value: _cell(value) if isinstance(value, str) else value)
 
 
 def _cell(text: str) -> str:
@@ -117,29 +113,33 @@ def write_part(frame: pd.DataFrame, path: Path) -> None:
 
 
 def with_steps_of(frame: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """`frame` with the steps of `parts` (no two of one step) in place of its own, by step."""
-    measured = {step for part in parts for step in part["step"]}
-    kept = [one for one in (frame[~frame["step"].isin(measured)], *parts) if len(one)]
-    whole = pd.concat(kept) if kept else frame
+    """Replace or add the steps of `parts`, which share none, and sort by step."""
+    replaced = {step for part in parts for step in part["step"]}
+    others = frame[~frame["step"].isin(replaced)]
+    filled = [rows for rows in (others, *parts) if len(rows)]
+    whole = pd.concat(filled) if filled else frame
     return whole.sort_values("step", kind="stable", ignore_index=True)
 
 
 def until(frame: pd.DataFrame, step: int) -> pd.DataFrame:
-    """The rows of steps up to `step`, which is included."""
+    """Select the rows of steps up to and including `step`."""
     return frame[frame["step"] <= step]
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A table written by `write` (the Parquet file); UserError where it is missing, DamagedError
-    where unreadable."""
+    """Read a table that `write` wrote.
+
+    Raises:
+        UserError: there is no such file.
+        DamagedError: it is not readable.
+    """
     if not path.is_file():
         raise UserError(f"there is no table {path}: run the analysis first")
     try:
         return _typed(pd.read_parquet(path)[list(SCHEMA)])
     except (OSError, ValueError, KeyError) as error:
-        raise DamagedError(
-            f"{path} is not a measurement table ({' '.join(str(error).split())})"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise DamagedError(f"{path} is not a measurement table ({reason})") from None
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

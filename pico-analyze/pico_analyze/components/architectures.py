@@ -1,10 +1,9 @@
-"""Where families of models keep the projections of attention and MLP, and how fused matrices are
-divided.
+"""The names of the projections of attention and MLP by family of models, and of fused matrices.
 
-Shapes: D hidden_size, H query heads, G key-value heads, hd head_dim, I intermediate_size. What is
-given back is of linear layers: query (H * hd, D), key and value (G * hd, D), output (D, H * hd), up
-(I, D), down (D, I). To support another family, add the names of its projections and, where its
-projections are fused, how they are divided.
+Shapes: D hidden_size, H query heads, G key-value heads, hd head_dim, I intermediate_size. Matrices
+are those of linear layers: query (H * hd, D), key and value (G * hd, D), output (D, H * hd), up
+(I, D), down (D, I). To support another family, add the names of its projections and, if they are
+fused, how they are divided.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ Role = Literal["query", "key", "value", "output", "up", "down"]
 class Layout(NamedTuple):
     """The names of the matrices of one attention or MLP, each below the module that owns them.
 
-    A name that several roles share is a fused matrix. `half` is the half of the MLP's fused matrix
-    that no nonlinearity is applied to, 0 or 1.
+    A name that several roles share is a fused matrix. `half`, 0 or 1, is the half of the MLP's
+    fused matrix to which no nonlinearity is applied.
     """
 
     names: Mapping[Role, str]
     half: int | None = None
 
     def is_fused(self, role: Role) -> bool:
-        """Whether the matrix of `role` holds those of other roles too."""
+        """Whether the matrix of `role` contains those of other roles too."""
         return list(self.names.values()).count(self.names[role]) > 1
 
 
@@ -91,8 +90,10 @@ MLPS = (
 
 
 class Division(NamedTuple):
-    """How the rows of a fused projection are divided: `blocks` equal ones, each its share of every
-    role in `order`."""
+    """The division of the rows of a fused projection into equal `blocks`.
+
+    Each block has an equal share of every role, in `order`.
+    """
 
     blocks: int | Literal["groups"]
     order: tuple[Role, Role, Role] = ("query", "key", "value")
@@ -103,7 +104,7 @@ _BY_GROUP = Division("groups")  # with one head a group: by head
 _BY_NAME = {
     **dict.fromkeys(("Wqkv", "W_pack", "att_proj", "in_proj_weight", "qkv"), _STACKED),
 }
-"""Divisions of fused matrices that are called so in no family that divides them otherwise."""
+"""Divisions by the name of the fused matrix, where no family uses the name otherwise."""
 _BY_MODEL_TYPE = {
     **dict.fromkeys(("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "qwen"), _STACKED),
     **dict.fromkeys(("phi3", "phi3small", "phi4mm", "openelm", "chatglm"), _STACKED),
@@ -115,118 +116,126 @@ _BY_MODEL_TYPE = {
     "codegen": Division(4, ("query", "value", "key")),  # four blocks, from training on four devices
 }
 _BY_PATH = {"gpt_neox": _BY_GROUP}
-"""Divisions by a part of the module's name, where no configuration says the family."""
+"""Divisions by a part of the module's name, for models whose configuration names no family."""
 TRANSPOSED = ("c_attn", "c_fc")
-"""Fused or widening matrices that GPT-2 stores as (in, out), with all others of the same attention
-or MLP."""
+"""Names of fused or widening matrices that GPT-2 stores as (in, out).
+
+All other matrices of the same attention or MLP are then stored in this way too.
+"""
 _TRANSPOSING = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LIKE_A_PROJECTION = re.compile(
     r"\w*qkv\w*|query_key_value|v_proj|value|c_attn|att_proj|w_pack|in_proj_weight|kv_[ab]_proj\w*",
     re.IGNORECASE,
 )
-"""Names by which a projection of attention is recognised where no layout fits it."""
-
-
+"""Names by which a projection of attention is recognised if no layout fits it."""
 _NORM = re.compile(r"(?:^|\.)((?:q|k|query|key|qk)_?(?:layer_?)?(?:norm|ln))\b")
 
 
 def query_key_norms(tensors: Iterable[str]) -> list[str]:
-    """What the norms of queries and keys are called, such as `q_norm`; [] of a model that has
-    none."""
-    return list(dict.fromkeys(found[1] for name in tensors if (found := _NORM.search(name))))
+    """Name the norms of queries and keys, such as `q_norm`; [] for a model without them."""
+    matches = (_NORM.search(name) for name in tensors)
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def layouts(
     modules: Iterable[str], known: Iterable[Layout], roles: Sequence[Role]
 ) -> dict[str, Layout]:
-    """Module that owns an attention or MLP -> its layout, for each of `modules` of which all
-    `roles` are there.
-
-    A layout of which every role is there goes before one of which only `roles` are: parts of names
-    of one family are whole names of another.
+    """Map each module that owns an attention or MLP to its layout, if `modules` has all `roles`.
 
     Args:
         known: `ATTENTIONS` or `MLPS`; the first that fits counts.
     """
-    available = dict.fromkeys(modules)
-    found: dict[str, Layout] = {}
-    taken: set[str] = set()
-    by_last: dict[str, list[Layout]] = {}
+    names = dict.fromkeys(modules)
+    by_ending: dict[str, list[Layout]] = {}
     for layout in known:
-        by_last.setdefault(layout.names[roles[0]].rpartition(".")[2], []).append(layout)
-    for whole in (True, False):
-        for module in available:
-            for layout in by_last.get(module.rpartition(".")[2], ()) if module not in taken else ():
+        by_ending.setdefault(_ending(layout.names[roles[0]]), []).append(layout)
+    owners: dict[str, Layout] = {}
+    taken: set[str] = set()
+    # Layouts of which every role exists go first: parts of names of one family are whole names of
+    # another.
+    for needs_every_role in (True, False):
+        for module in names:
+            if module in taken:
+                continue
+            for layout in by_ending.get(_ending(module), ()):
                 owner = module.removesuffix(f".{layout.names[roles[0]]}")
-                needed = layout.names if whole else roles
-                if owner != module and all(
-                    f"{owner}.{layout.names[role]}" in available for role in needed
-                ):
-                    found.setdefault(owner, layout)
+                needed = layout.names if needs_every_role else roles
+                projections = [f"{owner}.{layout.names[role]}" for role in needed]
+                if owner != module and all(name in names for name in projections):
+                    owners.setdefault(owner, layout)
                     taken.add(module)
     return {
-        owner: layout
-        for module in available
-        for owner, layout in _owner_in(module, found, roles[0])
+        owner: layout for module in names for owner, layout in _owner_of(module, owners, roles[0])
     }
 
 
-def _owner_in(module: str, found: Mapping[str, Layout], role: Role) -> Iterator[tuple[str, Layout]]:
-    """The owner whose projection `module` is, so that owners keep the order of modules."""
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _owner_of(
+    module: str, owners: Mapping[str, Layout], role: Role
+) -> Iterator[tuple[str, Layout]]:
+    """Yield the owner of a projection, so that owners keep the order of modules."""
     for parts in (1, 2):
         owner = module.rsplit(".", parts)[0]
-        if owner in found and f"{owner}.{found[owner].names[role]}" == module:
-            yield owner, found[owner]
+        if owner in owners and f"{owner}.{owners[owner].names[role]}" == module:
+            yield owner, owners[owner]
 
 
 def division_of(model: Mapping[str, Any], owner: str, layout: Layout) -> Division | None:
-    """How the fused projection of an attention is divided; None where neither names nor
-    configuration say it."""
-    name, family = layout.names["query"], stack_of(model, owner).get("model_type")
-    by_path = next(
-        (division for part, division in _BY_PATH.items() if part in owner.split(".")), None
-    )
+    """Find the division of an attention's fused projection by its name, the family or its path."""
+    name = layout.names["query"]
+    family = stack_of(model, owner).get("model_type")
     if name == "c_attn" and family is None:
-        return _STACKED  # as GPT-2 has it; every newer family says its name
-    return _BY_NAME.get(name) or _BY_MODEL_TYPE.get(str(family)) or by_path
+        return _STACKED  # as in GPT-2; every newer family says its name
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if str(family) in _BY_MODEL_TYPE:
+        return _BY_MODEL_TYPE[str(family)]
+    for part, division in _BY_PATH.items():
+        if part in owner.split("."):
+            return division
+    return None
 
 
 def divided(fused: torch.Tensor, division: Division, heads: Heads) -> dict[Role, torch.Tensor]:
-    """The rows of each role in a fused projection ((H + 2 G) * hd, any): query (H * hd, any), key
-    and value (G * hd, any).
+    """Divide a fused projection ((H + 2 G) * hd, any) into the rows of each role.
+
+    These are query (H * hd, any), key and value (G * hd, any).
 
     Raises:
         ValueError: the rows are not those of so many heads.
     """
     blocks = heads.groups if division.blocks == "groups" else division.blocks
-    rows, total = fused.shape[0], heads.queries + 2 * heads.groups
+    rows = fused.shape[0]
+    total = heads.queries + 2 * heads.groups
     if rows % total or heads.queries % blocks or heads.groups % blocks:
         raise ValueError(
             f"{rows} rows are not those of {heads.queries} heads and {heads.groups} key-value heads"
         )
-    head_dim, (queries, groups) = rows // total, heads
-    counts: dict[Role, int] = {
-        "query": queries // blocks,
-        "key": groups // blocks,
-        "value": groups // blocks,
+    head_dim = rows // total
+    sizes: dict[Role, int] = {
+        "query": heads.queries // blocks * head_dim,
+        "key": heads.groups // blocks * head_dim,
+        "value": heads.groups // blocks * head_dim,
     }
-    parts = fused.unflatten(0, (blocks, -1)).split(
-        [counts[role] * head_dim for role in division.order], dim=1
-    )
+    by_block = fused.unflatten(0, (blocks, -1))
+    parts = by_block.split([sizes[role] for role in division.order], dim=1)
     return {role: part.flatten(0, 1) for role, part in zip(division.order, parts, strict=True)}
 
 
 def is_transposed(model: Mapping[str, Any], owner: str, weight: torch.Tensor) -> bool:
-    """Whether a matrix called as in `TRANSPOSED` is stored as (in, out), with those beside it:
-    GPT-2's Conv1D."""
-    shape = stack_of(model, owner)
-    if "model_type" in shape:
-        return shape["model_type"] in _TRANSPOSING
-    return weight.shape[0] < weight.shape[1]  # it widens, so that the smaller side is what it reads
+    """Whether a matrix with a name of `TRANSPOSED` is stored as (in, out), like GPT-2's Conv1D."""
+    configuration = stack_of(model, owner)
+    if "model_type" in configuration:
+        return configuration["model_type"] in _TRANSPOSING
+    # These matrices widen, so the smaller side is their input.
+    return weight.shape[0] < weight.shape[1]
 
 
 def unrecognised(modules: Iterable[str], owners: Iterable[str]) -> list[str]:
-    """Modules that look like projections of an attention and lie in none of `owners`."""
+    """List modules that look like projections of an attention but belong to none of `owners`."""
     known = tuple(f"{owner}." for owner in owners)
-    alike = (name for name in modules if _LIKE_A_PROJECTION.fullmatch(name.rpartition(".")[2]))
+    alike = (name for name in modules if _LIKE_A_PROJECTION.fullmatch(_ending(name)))
     return [name for name in alike if not name.startswith(known)]

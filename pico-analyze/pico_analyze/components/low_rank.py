@@ -1,7 +1,7 @@
 """Low-rank updates of projections, from stored factors: of one cycle, and over a window of steps.
 
 A low-rank projection is W = base + scale * B @ A, (m, n), with B (m, r) and A (r, n). A restart
-adds scale * B @ A to the base, draws A anew and sets B to zero; its step holds what was merged
+adds scale * B @ A to the base, draws A anew and sets B to zero; its step stores the merged factors
 (shared/CONTRACT.md, section 4). Source: Lialin et al. 2023, "ReLoRA: high-rank training through
 low-rank updates", sec. 3.
 """
@@ -21,27 +21,29 @@ from pico_analyze.linalg.matrix import FactoredMatrix, Matrix
 from pico_analyze.sources.base import NotObservedError, Source
 
 MERGED_AS_SUMMED = 1e-3
-"""How far merges may be from the products of what they merged, in sizes of those: TF32 rounds by
-2^-11."""
+"""Tolerated relative difference between a merge and the product of its factors.
+
+TF32 rounds by 2^-11.
+"""
 
 
 class Change(NamedTuple):
-    """What a projection changed by over a window."""
+    """The change of a projection over a window."""
 
     matrix: FactoredMatrix
-    start: torch.Tensor  # (m, n) float64: what it was at the start of the window
+    start: torch.Tensor  # (m, n) float64, at the start of the window
 
 
 def lora_update(
     source: Source, module: str, step: int, kind: str, split: str | None
 ) -> list[Matrix]:
-    """scale * B @ A, (m, n) of rank at most r: what the running cycle has added to the base so far.
+    """Read scale * B @ A, (m, n) of rank at most r: the update of the current cycle so far.
 
-    At the step of a restart it is what that merged, the whole update of the cycle that ended there.
-    Zero (status `zero`) where a cycle begins without a restart: at initialisation and at the end of
-    a full-rank warm start.
+    At the step of a restart it is the merged update, the whole one of the cycle that ended there.
+    It is zero (status `zero`) if a cycle begins without a restart: at initialisation and at the end
+    of a full-rank warm start.
 
-    It is judged, like every product, by the rounding of its stored factors
+    Its tolerance follows, as for every product, from the rounding of its stored factors
     (`linalg.storage_error`). A full-rank matrix of the same update, W(t2) - W(t1), also carries the
     rounding of W, which is relative to the size of W.
     """
@@ -49,9 +51,10 @@ def lora_update(
 
 
 def cumulative_lora_update(source: Source, module: str, start: int, end: int) -> Change:
-    """W(end) - W(start) through factors, (m, n): the sum of what every restart in (start, end]
-    merged and of the running update at `end`, less the running update at `start`, as one product of
-    all these factors side by side.
+    """Compute W(end) - W(start), (m, n), as one product of all factors side by side.
+
+    It is the sum of the updates that restarts in (start, end] merged and of the running update at
+    `end`, minus the running update at `start`.
 
     From a step at which B is zero to the k-th restart after it the rank is at most k * r. The
     tolerance is the sum of those of the summed updates: the base and its rounding play no part.
@@ -61,48 +64,49 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
         DamagedError: a file is not readable.
         NotObservedError: a restart in the window was not observed.
     """
-    steps = [step for step in source.steps if start < step <= end]
-    merged = [found for step in steps if (found := _merged(source, module, step))]
-    before, after = _running(source, module, start), _running(source, module, end)
+    merged = []
+    for step in source.steps:
+        product = _merged(source, module, step) if start < step <= end else None
+        if product is not None:
+            merged.append(product)
+    before = _running(source, module, start)
+    after = _running(source, module, end)
     base = source.tensor(start, "weights", names.base(module))
-    if not explains(merged, base, source.tensor(end, "weights", names.base(module))):
+    last_base = source.tensor(end, "weights", names.base(module))
+    # The base changes by merges alone, so a change beyond them shows a restart that is not stored.
+    if not explains(merged, base, last_base):
         between = f"between step {start} and step {end}"
         raise NotObservedError(f"{between} factors were merged at a step that was not observed")
-    return Change(
-        FactoredMatrix.sum_of(*merged, after, before.times(-1)), base.to(REAL) + before.dense()
-    )
+    change = FactoredMatrix.sum_of(*merged, after, before.times(-1))
+    weights_at_start = base.to(REAL) + before.dense()
+    return Change(change, weights_at_start)
 
 
 def base_dtypes(source: Source, modules: Sequence[str], step: int) -> list[torch.dtype]:
-    """The dtypes in which the bases of those of `modules` that are low-rank are stored: merges are
-    rounded there."""
+    """List the dtypes of the bases of low-rank `modules`, to which each merge is rounded."""
     if not modules:
         return []
-    available = {*source.modules(step, "weights")}
-    low_rank = [
-        module for module in modules if names.lora_B(module).removesuffix(".weight") in available
-    ]
+    stored = {*source.modules(step, "weights")}
+    factors = {module: names.lora_B(module).removesuffix(".weight") for module in modules}
+    low_rank = [module for module, factor in factors.items() if factor in stored]
     return [source.tensor(step, "weights", names.base(module)).dtype for module in low_rank]
 
 
 def _running(source: Source, module: str, step: int) -> FactoredMatrix:
-    """scale * B @ A; UserError where the module is not low-rank at `step`."""
-    left, right, scale = (
-        source.tensor(step, "weights", name(module))
-        for name in (names.lora_B, names.lora_A, names.lora_scale)
-    )
+    """Read scale * B @ A; UserError if the module is not low-rank at `step`."""
+    left = source.tensor(step, "weights", names.lora_B(module))
+    right = source.tensor(step, "weights", names.lora_A(module))
+    scale = source.tensor(step, "weights", names.lora_scale(module))
     return FactoredMatrix(left, right, float(scale))
 
 
 def _merged(source: Source, module: str, step: int) -> FactoredMatrix | None:
-    """What was merged at `step`; None where nothing was."""
+    """Read the update that was merged at `step`; None if there is none."""
     try:
-        left, right = (
-            source.tensor(step, "weights", name(module))
-            for name in (names.merged_B, names.merged_A)
-        )
+        left = source.tensor(step, "weights", names.merged_B(module))
+        right = source.tensor(step, "weights", names.merged_A(module))
     except DamagedError:
-        raise
+        raise  # it is a UserError too, but says that factors exist
     except UserError:
         return None
     return FactoredMatrix(left, right)
@@ -112,15 +116,17 @@ def explains(merged: Sequence[FactoredMatrix], old: torch.Tensor, new: torch.Ten
     """Whether the base (m, n) went from `old` to `new` by `merged` alone, up to rounding.
 
     Each merge rounds the base once, by half an eps of its entries at most, and its own product as
-    computed. What is within that is too small to matter: it is less than `MERGED_AS_SUMMED` of the
+    computed. A rest within that is too small to matter: it is less than `MERGED_AS_SUMMED` of the
     sum, or cannot be seen in the base.
     """
     rest = new.to(REAL) - old.to(REAL)
-    for one in merged:
-        rest -= one.dense()
-    sizes = sum(linalg.norm(one) for one in merged)
+    for product in merged:
+        rest -= product.dense()
+    sizes = sum(linalg.norm(product) for product in merged)
+    base_size = max(linalg.norm(old), linalg.norm(new))
     eps = torch.finfo(linalg.coarser(old.dtype, new.dtype)).eps
-    rounding = (len(merged) + 1) * eps * (max(linalg.norm(old), linalg.norm(new)) + sizes)
-    return (
-        not linalg.norm(rest) > rounding + MERGED_AS_SUMMED * sizes
-    )  # NaN is reported as such where it is measured
+    rounding = (len(merged) + 1) * eps * (base_size + sizes)
+    tolerance = rounding + MERGED_AS_SUMMED * sizes
+    is_larger = linalg.norm(rest) > tolerance
+    # A rest of NaN passes: it is reported as non-finite when it is measured.
+    return not is_larger

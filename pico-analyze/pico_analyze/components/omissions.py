@@ -1,5 +1,4 @@
-"""What an analysis does not measure of a model, said in sentences: matrices, tensors of experts,
-circuits."""
+"""Sentences on the parts of a model that an analysis does not measure."""
 
 from __future__ import annotations
 
@@ -20,20 +19,26 @@ from pico_analyze.sources.base import Source
 
 
 def omissions(source: Source, components: Sequence[str] | None) -> list[str]:
-    """What a measurement of weights leaves out where `components` are chosen, by default where
-    nothing is."""
+    """Say what a measurement of weights leaves out, and what QK circuits leave out."""
     modules, tensors = _last(source)
-    circuits = [name for name, _ in map(parse_circuit, components or DEFAULT_CIRCUITS) if name]
-    found = (
-        omitted_circuits(circuits, {"weights": modules}, source.model) if components is None else []
-    )
+    circuits = _circuits_among(components or DEFAULT_CIRCUITS)
+    sentences: list[str] = []
     if components is None:
-        found = [*_outside(modules), *_not_matrices(tensors), *found]
-    return found + ([caveat] if "qk_circuit" in circuits and (caveat := norms_of(tensors)) else [])
+        lacking = omitted_circuits(circuits, {"weights": modules}, source.model)
+        sentences = [*_outside(modules), *_not_matrices(tensors), *lacking]
+    caveat = norms_of(tensors)
+    if "qk_circuit" in circuits and caveat:
+        sentences.append(caveat)
+    return sentences
+
+
+def _circuits_among(components: Sequence[str]) -> list[str]:
+    circuits = (parse_circuit(component)[0] for component in components)
+    return [circuit for circuit in circuits if circuit]
 
 
 class OmittedWarning(UserWarning):
-    """A circuit was asked for that some part of the model does not have; the rest was measured."""
+    """A warning that some part of the model lacks a circuit; the rest was measured."""
 
 
 def report_omissions(
@@ -42,39 +47,40 @@ def report_omissions(
     """Warn of circuits that `components` name and that the model lacks.
 
     Args:
-        modules: kind -> those of which it is there.
+        modules: kind -> the modules that store it.
         empty: whether nothing else is measured.
 
     Raises:
         UserError: nothing else is measured.
     """
-    circuits = [circuit for circuit, _ in map(parse_circuit, components or ()) if circuit]
+    circuits = _circuits_among(components or ())
     sentences = omitted_circuits(circuits, modules, run.model)
     if empty and sentences:
         raise UserError(f'nothing to measure in run "{run.name}": {"; ".join(sentences)}')
     for sentence in sentences:
-        warnings.warn(sentence, OmittedWarning, stacklevel=5)
+        warnings.warn(sentence, OmittedWarning, stacklevel=4)
 
 
 def coverage_lines(source: Source) -> list[str]:
-    """Which circuits the weights of a source have, which not and why, and what is no matrix: lines
-    of `inspect`."""
+    """List the circuits that the weights have and lack, and tensors that are not matrices."""
     modules, tensors = _last(source)
     if not modules:
         return []
     wanted = ("ov_circuit", "qk_circuit", "mlp_path")
     lacking = omitted_circuits(wanted, {"weights": modules}, source.model)
-    has = [
-        name for name in wanted if not any(sentence.startswith(f"{name} ") for sentence in lacking)
-    ]
-    caveat = norms_of(tensors) if "qk_circuit" in has else None
-    lines = [f"circuits of weights: {', '.join(has)}"] if has else []
-    return [*lines, *lacking, *([caveat] if caveat else []), *_not_matrices(tensors)]
+    # Each sentence begins with the name of the circuit that is lacking.
+    lacking_names = {sentence.split(" ")[0] for sentence in lacking}
+    available = [name for name in wanted if name not in lacking_names]
+    lines = [f"circuits of weights: {', '.join(available)}"] if available else []
+    lines += lacking
+    caveat = norms_of(tensors)
+    if "qk_circuit" in available and caveat:
+        lines.append(caveat)
+    return [*lines, *_not_matrices(tensors)]
 
 
 def norms_of(tensors: Iterable[str]) -> str | None:
-    """A sentence on what QK circuits are of a model that normalises queries and keys; None of any
-    other."""
+    """Say what QK circuits leave out if the model normalises queries and keys, else None."""
     norms = query_key_norms(tensors)
     if not norms:
         return None
@@ -85,8 +91,7 @@ def norms_of(tensors: Iterable[str]) -> str | None:
 
 
 def _last(source: Source) -> tuple[list[str], Mapping[str, tuple[int, ...]]]:
-    """The modules of the last step that holds weights, and its tensors with their shapes, as far as
-    they are known."""
+    """Return the modules of the last step with weights, and the shapes of its tensors if known."""
     steps = [step for step in source.steps if source.splits(step, "weights")]
     if not steps:
         return [], {}
@@ -96,7 +101,7 @@ def _last(source: Source) -> tuple[list[str], Mapping[str, tuple[int, ...]]]:
 
 
 def _outside(modules: Sequence[str]) -> list[str]:
-    """The matrices that the default leaves out, those of several layers under one name."""
+    """Name the matrices that the default leaves out, equal ones of several layers once."""
     measured = set(layer_matrices(modules))
     others = [name for name in modules if name not in measured and _is_offered(name)]
     names = list(dict.fromkeys(parse(name).component for name in others))
@@ -112,14 +117,13 @@ def _is_offered(module: str) -> bool:
 
 
 def _not_matrices(tensors: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The tensors of the layers with more than two dimensions, such as those of all experts of a
-    layer in one."""
-    found = {
+    """Name the tensors of layers with more than two dimensions, such as those of all experts."""
+    stacks = {
         parse(name).component: shape for name, shape in tensors.items() if _is_stack(name, shape)
     }
-    if not found:
+    if not stacks:
         return []
-    names = ", ".join(f"{name} {shape}" for name, shape in found.items())
+    names = ", ".join(f"{name} {shape}" for name, shape in stacks.items())
     return [f"tensors that hold several matrices are not measured: {names}"]
 
 

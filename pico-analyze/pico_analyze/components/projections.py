@@ -1,5 +1,4 @@
-"""The projections of one attention or MLP at one step, read as linear layers whatever its family
-stores.
+"""The projections of one attention or MLP at one step, as linear layers for every family.
 
 Shapes as in `pico_analyze.components.architectures`.
 """
@@ -29,7 +28,7 @@ from pico_analyze.sources.model_config import Heads, heads_of
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one module at one step, and how its projections are divided into heads."""
+    """The attention of one module at one step, with the number of its heads."""
 
     source: Source
     module: str
@@ -38,40 +37,44 @@ class Attention:
     heads: Heads
 
     def rows(self, role: Role, kind: str, split: str | None = None) -> torch.Tensor:
-        """One projection: (H * hd or G * hd, D), the output projection (D, H * hd); of activations
+        """Read one projection with its heads along the rows.
+
+        Shapes: (H * hd or G * hd, D), of the output projection (D, H * hd), of activations
         (width, P).
 
         Raises:
-            UserError: the step does not hold it.
+            UserError: the step does not have it.
             DamagedError: it cannot be read, or its rows are not those of so many heads.
         """
-        name = self.layout.names[role]
-        stored = self.source.tensor(self.step, kind, f"{self.module}.{name}", split)
-        found = stored.T if kind == "activations" or self._is_transposed() else stored
+        name = f"{self.module}.{self.layout.names[role]}"
+        matrix = self.source.tensor(self.step, kind, name, split)
+        if kind == "activations" or self._is_transposed():
+            matrix = matrix.T
         if not self.layout.is_fused(role):
-            return found
+            return matrix
         division = division_of(self.source.model, self.module, self.layout)
         if division is None:
-            raise UserError(f"how {self.module}.{name} is divided is not known")
+            raise UserError(f"how {name} is divided is not known")
         try:
-            return divided(found, division, self.heads)[role]
+            return divided(matrix, division, self.heads)[role]
         except ValueError as error:
-            raise DamagedError(f"{self.module}.{name} of {self.source.name}: {error}") from None
+            raise DamagedError(f"{name} of {self.source.name}: {error}") from None
 
     def _is_transposed(self) -> bool:
         return _is_transposed(self.source, self.module, self.layout.names["query"], self.step)
 
 
 def attention_at(source: Source, module: str, step: int, roles: Sequence[Role]) -> Attention:
-    """The attention of `module` at a step that holds the weights of `roles`.
+    """Find the attention of `module` at a step that has the weights of `roles`.
 
     Raises:
-        UserError: the step does not hold them, or no configuration gives the number of heads.
-        NotObservedError: the step has other heads than the source as a whole: the two cannot be
+        UserError: the step does not have them, or no configuration gives the number of heads.
+        NotObservedError: the step has other heads than the source as a whole, so the two cannot be
             compared.
     """
     layout = _layout(source, module, step, ATTENTIONS, roles)
-    heads, usual = heads_of(model_at(source, step), module), heads_of(source.model, module)
+    heads = heads_of(model_at(source, step), module)
+    usual = heads_of(source.model, module)
     if heads is None or usual is None:
         raise UserError(
             f"the configuration of {source.name} does not give the number of heads of {module}"
@@ -85,16 +88,16 @@ def attention_at(source: Source, module: str, step: int, roles: Sequence[Role]) 
 
 
 def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """up (I, D) and down (D, I) of an MLP; of a fused matrix the half that no nonlinearity is
-    applied to.
+    """Read up (I, D) and down (D, I) of an MLP.
+
+    Of a matrix that fuses up and gate, up is the half to which no nonlinearity is applied.
 
     Raises:
-        UserError: the step does not hold them.
+        UserError: the step does not have them.
     """
     layout = _layout(source, module, step, MLPS, ("up", "down"))
-    up, down = (
-        source.tensor(step, kind, f"{module}.{layout.names[role]}") for role in ("up", "down")
-    )
+    up = source.tensor(step, kind, f"{module}.{layout.names['up']}")
+    down = source.tensor(step, kind, f"{module}.{layout.names['down']}")
     if _is_transposed(source, module, layout.names["up"], step):
         up, down = up.T, down.T
     if layout.half is not None and up.shape[0] == 2 * down.shape[1]:
@@ -105,13 +108,13 @@ def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Ten
 def _layout(
     source: Source, module: str, step: int, known: Sequence[Layout], roles: Sequence[Role]
 ) -> Layout:
-    available = [name for name in source.modules(step, "weights") if name.startswith(f"{module}.")]
-    found = layouts(available, known, roles)
-    if module not in found:
-        raise UserError(
-            f"step {step} of {source.name} does not hold the {' and '.join(roles)} of {module}"
-        )
-    return found[module]
+    stored = source.modules(step, "weights")
+    inside = [name for name in stored if name.startswith(f"{module}.")]
+    layout = layouts(inside, known, roles).get(module)
+    if layout is None:
+        lacking = " and ".join(roles)
+        raise UserError(f"step {step} of {source.name} does not hold the {lacking} of {module}")
+    return layout
 
 
 def _is_transposed(source: Source, module: str, name: str, step: int) -> bool:

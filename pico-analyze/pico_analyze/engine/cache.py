@@ -1,11 +1,11 @@
-"""Results kept by content: what was measured of the same bytes by the same code is read, not
-computed again.
+"""A cache of results by content: the same code never measures the same bytes twice.
 
-One file a work item: a header, then one JSON line for each content, which is the sha256 of the
-tensors' files of a step (and of the step that it is compared with), with the numbers of each
-metric. The step itself is no part of it, but with a permutation null, whose draws depend on it. A
-file that is damaged, or of other code, is as none at all; each is replaced as a whole, so that a
-kill leaves the old or the new.
+Each work item has one file: a header, then one JSON line for each content with the numbers of each
+metric. A content is the sha256 of the tensors' files of a step, and of the step that it is compared
+with. The step itself is not part of it, except with a permutation null, whose draws depend on it.
+
+A file that is damaged or comes from other code is ignored. Files are replaced as a whole, so that a
+kill leaves the old file or the new one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -45,31 +45,31 @@ FORMAT, FORMAT_VERSION = "pico-analysis-cache", 1
 _CODE = ("components", "engine", "linalg", "metrics", "sources")
 """The rooms of this package that a number depends on."""
 _ALONE = "alone"
-_LONGEST_NAME = (
-    120  # 143 bytes are allowed on eCryptfs, of which the endings and the draft's prefix need some
-)
+"""Part of a content: there is nothing to compare with."""
+# eCryptfs allows 143 bytes, of which endings and the prefix of drafts need some.
+_LONGEST_NAME = 120
 
 CachedNumbers = dict[str, dict[str, Any]]
-"""Content -> metric -> one list of fields for each key of the unit, or None where the metric does
-not apply."""
+"""Content -> metric -> the fields of each `Measurement`, or None if the metric does not apply."""
 
 
 class CacheWarning(UserWarning):
-    """A file of the cache could not be used; what it held is computed again."""
+    """A warning that a file of the cache is not usable; its results are computed again."""
 
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A source whose results can be kept."""
+    """A source whose results can be cached."""
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """A text that changes whenever a tensor of `kind` at `step` may have; UserError where the
-        step has none."""
+        """Identify the tensors of `kind` at `step` by a text; UserError if the step has none.
+
+        The text changes whenever one of the tensors may have changed.
+        """
 
 
 class ResultCache:
-    """Results of one source, below one directory. Those of a source without `fingerprint` are not
-    kept."""
+    """Results of one source below one directory; nothing is cached without `fingerprint`."""
 
     def __init__(self, root: Path, source: Source) -> None:
         self.root = root
@@ -77,101 +77,100 @@ class ResultCache:
         self._contents: dict[tuple[Any, ...], str | None] = {}
 
     def known(self, work: WorkItem, metrics: Mapping[str, Metric]) -> dict[Cell, Numbers]:
-        """What is kept of a work item: place -> those of `metrics` whose numbers there are
-        known."""
-        if not self._can_keep or not self._path(work).is_file():
+        """Read the cached numbers of a work item: place -> metric -> numbers."""
+        path = self._path(work)
+        if not self._can_keep or not path.is_file():
             return {}
-        kept = self._read(self._path(work))
-        found: dict[Cell, Numbers] = {}
+        stored = self._read(path)
+        known: dict[Cell, Numbers] = {}
         for cell, content, name, key in self._named(work, metrics):
-            if key in kept.get(content, {}):
-                fields = kept[content][key]
-                found.setdefault(cell, {})[name] = fields and [Measurement(*one) for one in fields]
-        return found
+            by_key = stored.get(content, {})
+            if key in by_key:
+                known.setdefault(cell, {})[name] = _numbers(by_key[key])
+        return known
 
     def keep(self, work: WorkItem, metrics: Mapping[str, Metric], result: Result) -> None:
-        """Add what was measured, but for what rests on a file that could not be read."""
+        """Add the numbers of a result, except those for which a file could not be read.
+
+        Those would be found again once the file is repaired, since contents are those of intact
+        files.
+        """
         if not self._can_keep:
             return
         added: CachedNumbers = {}
         for cell, content, name, key in self._named(work, metrics):
-            lost = cell.reference is not None and cell.reference.step in result.lost
-            if (
-                name in result.at.get(cell, {})
-                and not lost
-                and work.base.get(cell.step) not in result.damages
-            ):
-                added.setdefault(content, {})[key] = result.at[cell][name]
+            numbers = result.at.get(cell, {})
+            if name not in numbers or _rests_on_damage(work, cell, result):
+                continue
+            added.setdefault(content, {})[key] = numbers[name]
         if not added:
             return
         path = self._path(work)
-        kept = self._read(path) if path.is_file() else {}
-        for content, numbers_of in added.items():
-            kept.setdefault(content, {}).update(numbers_of)
-        lines = "".join(
-            json.dumps([content, numbers_of]) + "\n" for content, numbers_of in kept.items()
-        )
+        stored = self._read(path) if path.is_file() else {}
+        for content, by_key in added.items():
+            stored.setdefault(content, {}).update(by_key)
+        lines = "".join(f"{json.dumps(list(line))}\n" for line in stored.items())
         codec.write_text(path, json.dumps(_header(lines)) + "\n" + lines)
 
     def _named(
         self, work: WorkItem, metrics: Mapping[str, Metric]
     ) -> Iterator[tuple[Cell, str, str, str]]:
-        """(place, content, metric, what it is called in the file) of each metric that can be
-        kept."""
-        kept = isinstance(work.other or work.source, Fingerprinted)
-        keys = {
-            name: _metric_key(name, metric, work)
-            for name, metric in applicable_metrics(work, metrics).items()
-        }
+        """Yield (place, content, metric, key in the file) of each number that can be cached."""
+        chosen = applicable_metrics(work, metrics)
+        keys = {name: _metric_key(name, metric, work) for name, metric in chosen.items()}
+        identifies_references = isinstance(work.other or work.source, Fingerprinted)
         for cell, measured in cells(work, metrics):
-            own = self._content(work.source, work, cell.step)
-            if own is None:
+            own_content = self._content(work.source, work, cell.step)
+            if own_content is None:
                 continue  # the step lacks the unit
             for name, metric in measured.items():
-                content = self._compared(own, work, cell, metric, kept)
-                if content is not None and (key := keys[name]) is not None:
+                content = self._compared(own_content, work, cell, metric, identifies_references)
+                key = keys[name]
+                if content is not None and key is not None:
                     yield cell, content, name, key
 
     def _compared(
-        self, own: str, work: WorkItem, cell: Cell, metric: Metric, kept: bool
+        self, own: str, work: WorkItem, cell: Cell, metric: Metric, identifies_references: bool
     ) -> str | None:
-        """The content of a step, with what it is compared with; None where that cannot be told (not
-        `kept`)."""
+        """Extend the content of a step by all else that a number depends on.
+
+        None if that is unknown, since the source of the reference has no fingerprints.
+        """
         if metric.arity == 1 and work.kind != UPDATES:
             return own
         base = work.base.get(cell.step)
         reference = Reference(base) if base is not None else cell.reference
         if reference is None:
             return f"{own} {_ALONE}"
-        if not kept:
+        if not identifies_references:
             return None
-        content = (
-            f"{own} {self._content(work.other or work.source, work, reference.step) or _ALONE}"
-        )
+        other = work.other or work.source
+        content = f"{own} {self._content(other, work, reference.step) or _ALONE}"
         if work.unit.is_of_window:
-            inside = [
-                self._content(work.source, work, s)
-                for s in work.source.steps
-                if reference.step < s < cell.step
-            ]
-            content += f" {_digest(inside)}"
+            inside = [step for step in work.source.steps if reference.step < step < cell.step]
+            contents = [self._content(work.source, work, step) for step in inside]
+            content += f" {_digest(contents)}"
         if reference.shift:
-            content += f" {reference.shift} {_digest([key.module for key in work.unit.keys])}"
-        return content + (
-            f" {_digest(seeded_by(work, *cell))}" if work.draws and has_null(metric) else ""
-        )
+            # The file is that of all layers, so the content says which ones were compared.
+            modules = [key.module for key in work.unit.keys]
+            content += f" {reference.shift} {_digest(modules)}"
+        if work.draws and has_null(metric):
+            content += f" {_digest(seeded_by(work, *cell))}"
+        return content
 
     def _path(self, work: WorkItem) -> Path:
         unit = work.unit
         parts = (work.kind, work.split, unit.circuit, unit.module)
-        return self.root / f"{_file_name(' '.join(part for part in parts if part))}.jsonl"
+        name = _file_name(" ".join(part for part in parts if part))
+        return self.root / f"{name}.jsonl"
 
     def _content(self, source: Source, work: WorkItem, step: int) -> str | None:
-        """Of a step of a source; None where it lacks the unit."""
-        of = (source is work.source, work.unit.reads(work.kind), work.split, step)
-        if of not in self._contents:
-            self._contents[of] = _fingerprint(source, *of[1:])
-        return self._contents[of]
+        """Hash the files of a step that the unit is read from; None if the step lacks the unit."""
+        kinds = work.unit.reads(work.kind)
+        about = (source is work.source, kinds, work.split, step)
+        if about not in self._contents:
+            self._contents[about] = _fingerprint(source, kinds, work.split, step)
+        return self._contents[about]
 
     def _read(self, path: Path) -> CachedNumbers:
         try:
@@ -192,14 +191,26 @@ class ResultCache:
             return {}
 
 
+def _numbers(fields: list[list[Any]] | None) -> list[Measurement] | None:
+    if fields is None:
+        return None
+    return [Measurement(*values) for values in fields]
+
+
+def _rests_on_damage(work: WorkItem, cell: Cell, result: Result) -> bool:
+    """Whether the reference of a place, or the start of its window, was not readable."""
+    if cell.reference is not None and cell.reference.step in result.lost:
+        return True
+    return work.base.get(cell.step) in result.damages
+
+
 def _of_other_code(root: Path) -> str:
     # The file is not named, so that one analysis says this once.
     return f"results in {root} are of another version of pico-analyze or torch: computed again"
 
 
 def _file_name(text: str) -> str:
-    """A text as the name of a file: what is too long for some file system is cut and ends with a
-    hash of the whole."""
+    """Make a text the name of a file; a long one is cut and ends with a hash of the whole."""
     name = quote(text, safe=" ")
     if len(name) <= _LONGEST_NAME:
         return name
@@ -214,31 +225,27 @@ def _header(lines: str) -> dict[str, Any]:
 def _fingerprint(source: Source, kinds: Sequence[str], split: str | None, step: int) -> str | None:
     assert isinstance(source, Fingerprinted)
     try:
-        found = [
+        fingerprints = [
             source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds
         ]
     except UserError:
         return None
-    return _digest(
-        [
-            sorted(map(list, model_at(source, step).items())),
-            sorted(map(list, source.model.items())),
-            found,
-        ]
-    )
+    # Circuits depend on the number of heads, at the step and in the source as a whole.
+    geometry = sorted(map(list, model_at(source, step).items()))
+    usual_geometry = sorted(map(list, source.model.items()))
+    return _digest([geometry, usual_geometry, fingerprints])
 
 
-def _digest(of: Any) -> str:
-    return hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest()[:32]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:32]
 
 
 @lru_cache(1)
 def _code() -> str:
-    """The version of this package and of torch, and the bytes of what computes.
+    """Hash the versions of this package and of torch, and the files of the rooms that compute.
 
     Raises:
-        RuntimeError: a room has no files, so that this code would hash nothing and results of any
-            code would match.
+        RuntimeError: a room has no files. Without them, results of any code would match.
     """
     root = Path(__file__).parents[1]
     hashes = []
@@ -253,13 +260,15 @@ def _code() -> str:
 
 
 def _metric_key(name: str, metric: Metric, work: WorkItem) -> str | None:
-    """The metric and its parameters, a user's own with the file that defines it; None where that
-    cannot be told."""
+    """Name a metric with its parameters, a user's own with the digest of its file.
+
+    None if no file defines it: then its results cannot be cached.
+    """
     parameters = metric.variant
     if work.draws and has_null(metric):
         parameters += f" permutation {work.draws}"
     if work.dense_circuits and metric.needs == "entries" and work.unit.circuit:
-        parameters += " formed"  # without, the same metric does not apply
+        parameters += " formed"  # the same metric does not apply to circuits otherwise
     if METRICS.get(name) == metric:
         return f"{name} {parameters}"
     source = _file_of(metric.fn)
@@ -267,55 +276,76 @@ def _metric_key(name: str, metric: Metric, work: WorkItem) -> str | None:
 
 
 def _file_of(fn: Callable[..., Any]) -> str | None:
-    """Digest of the source of a function's module and of what that imports from its folder.
+    """Hash the module of a function and all that it imports from its folder.
 
     None for closures, cells of a notebook and objects, whose code is not in a file alone.
     """
     module = inspect.getmodule(fn)
-    if (
-        module is None
-        or not inspect.isfunction(fn)
-        or getattr(module, fn.__qualname__, None) is not fn
-    ):
+    if module is None or not inspect.isfunction(fn):
         return None
-    found = module_digests([module.__name__])
-    return _digest(found) if found else None
+    if getattr(module, fn.__qualname__, None) is not fn:
+        return None
+    digests = module_digests([module.__name__])
+    return _digest(digests) if digests else None
 
 
 def pending_parts(
     work: WorkItem, metrics: Mapping[str, Metric], known: Mapping[Cell, Numbers]
 ) -> list[tuple[WorkItem, dict[str, Metric]]]:
-    """What is still to be measured of a work item: steps that lack the same metrics go together,
-    each with those references to which something is lacking. A step without a pair goes with those
-    that have some.
+    """Split a work item into parts that are still to be measured, each with the same metrics.
+
+    A part has the references for which something is lacking, and no others.
     """
-    alone: dict[int, dict[str, None]] = {}
-    pairs: dict[int, dict[str, None]] = {}
-    references: dict[int, tuple[Reference | None, ...]] = {}
-    for cell, measured in cells(work, metrics):
-        names = dict.fromkeys(name for name in measured if name not in known.get(cell, {}))
-        paired = dict.fromkeys(name for name in names if metrics[name].arity == 2)
-        alone.setdefault(cell.step, {}).update((name, None) for name in names if name not in paired)
-        pairs.setdefault(cell.step, {}).update(paired)
-        if paired:
-            references[cell.step] = (*references.get(cell.step, ()), cell.reference)
-    with_pairs = {tuple(alone[step]): tuple(names) for step, names in pairs.items() if names}
+    lacking = _lacking(work, metrics, known)
+    # A step without pairs joins the steps that lack the same metrics and have pairs.
+    pairs_beside = {step.alone: step.pairs for step in lacking.values() if step.pairs}
     groups: dict[tuple[str, ...], list[int]] = {}
-    for step, names in alone.items():
-        key = (*names, *(pairs[step] or with_pairs.get(tuple(names), ())))
-        if names or pairs[step]:
-            groups.setdefault(key, []).append(step)
-    return [
-        (
-            replace(work, steps=tuple(steps), references=references),
-            {name: metrics[name] for name in names},
-        )
-        for names, steps in groups.items()
-    ]
+    for number, step in lacking.items():
+        if step.alone or step.pairs:
+            pairs = step.pairs or pairs_beside.get(step.alone, ())
+            groups.setdefault((*step.alone, *pairs), []).append(number)
+    references = {
+        number: tuple(step.references) for number, step in lacking.items() if step.references
+    }
+    parts = []
+    for names, steps in groups.items():
+        part = replace(work, steps=tuple(steps), references=references)
+        parts.append((part, {name: metrics[name] for name in names}))
+    return parts
+
+
+@dataclass
+class _LackingAtStep:
+    """The metrics that a step lacks, of itself and of pairs, and the references of those pairs."""
+
+    alone: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    references: list[Reference | None] = field(default_factory=list)
+
+
+def _lacking(
+    work: WorkItem, metrics: Mapping[str, Metric], known: Mapping[Cell, Numbers]
+) -> dict[int, _LackingAtStep]:
+    """Map each step of a work item to what it lacks, over all its references together."""
+    lacking: dict[int, _LackingAtStep] = {}
+    for cell, measured in cells(work, metrics):
+        step = lacking.setdefault(cell.step, _LackingAtStep())
+        names = [name for name in measured if name not in known.get(cell, {})]
+        pairs = [name for name in names if metrics[name].arity == 2]
+        alone = [name for name in names if metrics[name].arity == 1]
+        step.alone = _union(step.alone, alone)
+        step.pairs = _union(step.pairs, pairs)
+        if pairs:
+            step.references.append(cell.reference)
+    return lacking
+
+
+def _union(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*names, *others)))
 
 
 def merge_numbers(parts: Sequence[Mapping[Cell, Numbers]]) -> dict[Cell, Numbers]:
-    """The numbers of several measurements of one work item, by place."""
+    """Join the numbers of several measurements of one work item by place."""
     at: dict[Cell, Numbers] = {}
     for part in parts:
         for cell, numbers in part.items():

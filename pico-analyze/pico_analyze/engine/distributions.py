@@ -1,5 +1,4 @@
-"""How the entries of tensors are distributed, over steps: where one number of them would say too
-little."""
+"""The distribution of the entries of tensors over steps, where one number would say too little."""
 
 from __future__ import annotations
 
@@ -17,8 +16,9 @@ from pico_analyze.engine.spectra import middle_layer, spread
 from pico_analyze.sources.base import Source
 
 BIN = 0.25
-"""Width of a bin, standard deviations."""
+"""Width of a bin in standard deviations."""
 _LEAST_REACH = 5.0
+"""Standard deviations on either side that the bins cover at least."""
 
 
 def distributions(
@@ -29,13 +29,13 @@ def distributions(
     layers: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
-    """Densities of entries: run, kind, split, component, layer, module, step, centre, density, n,
-    standard_deviation.
+    """Compute densities of entries, by default of the middle layer at a few steps.
 
-    Entries are counted in bins of `BIN` standard deviations (of the tensor at that step, about its
-    mean), so that what is compared over steps is the shape; `centre` is a bin's, and densities
-    integrate to 1. Of the middle layer and of a few steps by default. A tensor that cannot be read,
-    is not finite or does not vary is left out.
+    The columns are run, kind, split, component, layer, module, step, centre, density, n and
+    standard_deviation. Entries are counted in bins of `BIN` standard deviations of the tensor at
+    that step, about its mean, so that shapes can be compared over steps. `centre` is that of a bin;
+    densities integrate to 1. A tensor that cannot be read, is not finite or does not vary is left
+    out.
 
     Raises:
         UserError: no such tensors to read, a component that matches nothing, or layers that have
@@ -49,28 +49,26 @@ def distributions(
     if components is not None:
         check_components(components, modules)
     wanted = middle_layer(modules) if layers is None else layers
-    units = [
-        u
-        for u in plan_units(components, kind, modules, source.model)
-        if u.keys[0].layer in wanted and not u.circuit
-    ]
-    at = spread(available) if steps is None else steps
-    frames = [frame for unit in units for frame in _of_unit(source, unit, kind, split, at)]
+    chosen_steps = spread(available) if steps is None else steps
+    frames: list[pd.DataFrame] = []
+    for unit in plan_units(components, kind, modules, source.model):
+        if unit.keys[0].layer in wanted and not unit.circuit:
+            frames += _unit_frames(source, unit, kind, split, chosen_steps)
     if not frames:
-        of = ", ".join(components or ["the layers"])
-        raise UserError(f'run "{source.name}" has no {what} of {of} in layer {wanted}')
+        names = ", ".join(components or ["the layers"])
+        raise UserError(f'run "{source.name}" has no {what} of {names} in layer {wanted}')
     return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})
 
 
-def _of_unit(
+def _unit_frames(
     source: Source, unit: MeasuredUnit, kind: str, split: str | None, steps: Sequence[int]
 ) -> Iterator[pd.DataFrame]:
     for step in steps:
         entries = _entries(source, unit.module, step, kind, split)
-        spread_of_them = float(entries.std()) if len(entries) > 1 else 0.0
-        if not (math.isfinite(spread_of_them) and spread_of_them > 0):
+        deviation = float(entries.std()) if len(entries) > 1 else 0.0
+        if not (math.isfinite(deviation) and deviation > 0):
             continue
-        centres, density = _density((entries - entries.mean()) / spread_of_them)
+        centres, density = _density((entries - entries.mean()) / deviation)
         yield pd.DataFrame(
             {
                 "run": source.name,
@@ -83,13 +81,13 @@ def _of_unit(
                 "centre": centres,
                 "density": density,
                 "n": len(entries),
-                "standard_deviation": spread_of_them,
+                "standard_deviation": deviation,
             }
         )
 
 
 def _entries(source: Source, module: str, step: int, kind: str, split: str | None) -> np.ndarray:
-    """Flat and in float64; empty where they cannot be read."""
+    """Read the entries of a module, flat and in float64; empty if they cannot be read."""
     try:
         return linalg.entries(source.tensor(step, kind, module, split)).flatten().numpy()
     except DamagedError:
@@ -97,7 +95,7 @@ def _entries(source: Source, module: str, step: int, kind: str, split: str | Non
 
 
 def _density(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of bins that hold all entries, and the density in each; one bin is about 0."""
+    """Compute centres of bins that cover all entries, one of them 0, and the density in each."""
     reach = max(_LEAST_REACH, float(np.abs(standardised).max()))
     half = math.ceil(reach / BIN)
     edges = (np.arange(-half, half + 2) - 0.5) * BIN

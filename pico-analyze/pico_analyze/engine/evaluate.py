@@ -1,5 +1,4 @@
-"""A work item measured: its matrices decomposed once, metrics applied to them, and the rows of the
-table."""
+"""Measure one work item: decompose its matrices once, apply metrics, and make rows of the table."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ _ENTRY_UNITS = {
     UPDATES: "1",
 }
 _ANY_SHAPE = ("matrix", "update", "micro_batches")
-"""What `Metric.needs` of vectors and stacks of matrices as well."""
+"""Values of `Metric.needs` that vectors and stacks of matrices provide as well."""
 Row = dict[str, Any]
 
 
@@ -57,10 +56,10 @@ Numbers = dict[str, list[Measurement] | None]
 
 @dataclass
 class Result:
-    """What was measured of a work item, and sentences on what was not.
+    """The numbers of a work item, and sentences on those that are missing.
 
-    `damages` are of steps that are not readable, `lost` of such references, `gaps` of what was not
-    observed.
+    `damages` maps steps that are not readable to sentences, `lost` references that are not, and
+    `gaps` steps at which something was never observed.
     """
 
     at: dict[Cell, Numbers] = field(default_factory=dict)
@@ -70,22 +69,26 @@ class Result:
 
 
 def applicable_metrics(work: WorkItem, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those of `metrics` that are measured of a work item: of a unit that spans layers pairs alone,
-    since each layer is a unit as well.
+    """Choose those of `metrics` that are measured of a work item.
+
+    A unit that spans layers has pairs alone, since each layer is a unit of its own as well.
     """
-    found = metrics_for_kind(work.kind, metrics)
-    return _of_arity(2, found) if work.unit.spans_layers else found
+    defined = metrics_for_kind(work.kind, metrics)
+    return _of_arity(2, defined) if work.unit.spans_layers else defined
 
 
 def metrics_for_kind(kind: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those of `metrics` that are defined for a kind. An update is a matrix as weights are, and no
-    member of a pair."""
-    as_weights = kind == UPDATES
-    return {
-        name: metric
-        for name, metric in metrics.items()
-        if kind in metric.kinds or (as_weights and "weights" in metric.kinds and metric.arity == 1)
-    }
+    """Choose those of `metrics` that are defined for a kind.
+
+    An update is a matrix like weights are, but never a member of a pair.
+    """
+
+    def is_defined(metric: Metric) -> bool:
+        if kind in metric.kinds:
+            return True
+        return kind == UPDATES and "weights" in metric.kinds and metric.arity == 1
+
+    return {name: metric for name, metric in metrics.items() if is_defined(metric)}
 
 
 def _of_arity(arity: int, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -95,10 +98,10 @@ def _of_arity(arity: int, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 def cells(
     work: WorkItem, metrics: Mapping[str, Metric]
 ) -> Iterator[tuple[Cell, dict[str, Metric]]]:
-    """Where something is measured, step by step, and which of `metrics`: of the step alone, then of
-    its pairs."""
+    """Yield each place with the metrics that are measured there: a step alone, then its pairs."""
     chosen = applicable_metrics(work, metrics)
-    alone, pairs = (_of_arity(arity, chosen) for arity in (1, 2))
+    alone = _of_arity(1, chosen)
+    pairs = _of_arity(2, chosen)
     for step in work.steps:
         yield Cell(step), alone
         for reference in work.references.get(step, ()):
@@ -106,10 +109,10 @@ def cells(
 
 
 def measure_item(work: WorkItem, metrics: Mapping[str, Metric]) -> Result:
-    """Measure those of `metrics` that are defined for the kind; a step without the unit has
-    none."""
+    """Measure those of `metrics` that are defined for the kind, at each step with the unit."""
     chosen = applicable_metrics(work, metrics)
     pairs = _of_arity(2, chosen)
+    # Without metrics of pairs no reference is read.
     work = work if pairs else replace(work, references={})
     needs = {metric.needs for metric in chosen.values()}
     loader = Loader(work, "spectrum" in needs)
@@ -121,6 +124,7 @@ def measure_item(work: WorkItem, metrics: Mapping[str, Metric]) -> Result:
         pass
     if references.put_off:
         rest = replace(work, steps=tuple(references.put_off), references=references.put_off)
+        # The first reference always fits, so each round measures some pairs and this ends.
         measured = measure_item(rest, pairs)
         result.at |= measured.at
         result.damages |= measured.damages
@@ -159,31 +163,28 @@ def _measure_step(
 
     `inputs` are used up.
     """
-    matrix = next(iter(inputs.values())).matrix
-    applied = [
-        (name, metric)
-        for name, metric in metrics.items()
-        if _applies(metric, matrix, work.dense_circuits)
-    ]
     numbers: dict[Cell, Numbers] = {}
+    # All matrices of a unit have the same form, so the first one tells which metrics apply.
+    first = next(iter(inputs))
     for name, metric in metrics.items():
+        does_apply = _applies(metric, inputs[first].matrix, work.dense_circuits)
         for reference in _references_of(metric, references):
-            numbers.setdefault(Cell(step, reference), {})[name] = None
-    for name, metric in applied:
-        for reference in _references_of(metric, references):
-            numbers[Cell(step, reference)][name] = []
+            at_place = numbers.setdefault(Cell(step, reference), {})
+            at_place[name] = [] if does_apply else None
     pairs = {reference: work.pairs(reference) for reference in (None, *references)}
     for key in tuple(inputs):
         # Taken out, so that all that was derived from this matrix is freed before the next one.
         given = inputs.pop(key)
-        for name, metric in applied:
+        for name, metric in metrics.items():
             for reference in _references_of(metric, references):
                 measured_so_far = numbers[Cell(step, reference)][name]
-                if key not in pairs[reference] or measured_so_far is None:
+                partner_key = pairs[reference].get(key)
+                if measured_so_far is None or partner_key is None:
                     continue
-                partner = references.get(reference, {}).get(pairs[reference][key])
+                partner = references.get(reference, {}).get(partner_key)
                 seed = partial(_seed, work, step, key, reference)
-                measured_so_far.append(_measure(metric, given, partner, work.draws, seed))
+                measured = _measure(metric, given, partner, work.draws, seed)
+                measured_so_far.append(measured)
     return numbers
 
 
@@ -206,11 +207,10 @@ def table_rows(
     for step in work.steps:
         references = work.references.get(step, ())
         pairs = {reference: work.pairs(reference) for reference in (None, *references)}
-        by_key = {
-            (reference, name): dict(zip(pairs[reference], numbers or (), strict=False))
-            for reference in pairs
-            for name, numbers in at.get(Cell(step, reference), {}).items()
-        }
+        by_key: dict[tuple[Reference | None, str], dict[ComponentKey, Measurement]] = {}
+        for reference, partners in pairs.items():
+            for name, numbers in at.get(Cell(step, reference), {}).items():
+                by_key[reference, name] = dict(zip(partners, numbers or (), strict=False))
         for key in work.unit.keys:
             for name, metric in applied.items():
                 for reference in _references_of(metric, references):
@@ -220,10 +220,9 @@ def table_rows(
                     measured = by_key.get((reference, name), {}).get(key, _MISSING)
                     if measured.status == "missing" and damage.concerns(work, step, reference):
                         measured = measured._replace(status=DAMAGED)
-                    about = _about(work, step, key, name, metric)
-                    yield (
-                        about | _compared_with(work, step, reference, partner) | measured._asdict()
-                    )
+                    row = _about(work, step, key, name, metric)
+                    row |= _compared_with(work, step, reference, partner)
+                    yield row | measured._asdict()
 
 
 def _applied(
@@ -237,16 +236,18 @@ def _applied(
     applied = {}
     for name, metric in applicable_metrics(work, metrics).items():
         known = [numbers[name] for numbers in at.values() if name in numbers]
-        if any(numbers is not None for numbers in known) or (not known and is_hidden):
+        has_numbers = any(numbers is not None for numbers in known)
+        shows_damage = is_hidden and not known
+        if has_numbers or shows_damage:
             applied[name] = metric
     return applied
 
 
 def _seed(work: WorkItem, step: int, key: ComponentKey, reference: Reference | None) -> int:
     """Seed the null of a pair: all its metrics get the same orders."""
-    return seed_of(
-        *seeded_by(work, step, reference), work.kind, work.split, key.component, key.layer, key.head
-    )
+    pair = seeded_by(work, step, reference)
+    matrix = (work.kind, work.split, key.component, key.layer, key.head)
+    return seed_of(*pair, *matrix)
 
 
 def seeded_by(work: WorkItem, step: int, reference: Reference | None) -> tuple[str | int, ...]:
@@ -270,9 +271,12 @@ def _measure(
     seed: Callable[[], int],
 ) -> Measurement:
     outcome = _outcome_of(metric, given, reference)
-    tol = given.spectrum.tol if metric.needs == "spectrum" and given.finite else None
+    tol = None
+    if metric.needs == "spectrum" and given.finite:
+        tol = given.spectrum.tol
     null = Null(None, None, None)
-    if draws and has_null(metric) and reference is not None and outcome.value is not None:
+    wants_null = draws > 0 and has_null(metric)
+    if wants_null and reference is not None and outcome.value is not None:
         fn = partial(metric.fn, **metric.parameters)
         null = permutation_null(fn, given.sample, reference.sample, draws, seed())
     return Measurement(outcome.value, outcome.status, *given.stored, tol, *null)
@@ -293,27 +297,25 @@ def _outcome_of(metric: Metric, given: MetricInputs, reference: MetricInputs | N
         return Outcome(None, "missing")
     if not reference.finite:
         return Outcome(None, "non_finite")
-    matrices = getattr(given, metric.needs), getattr(reference, metric.needs)
-    return _outcome(metric, metric.fn(*matrices, **metric.parameters))
+    x = getattr(given, metric.needs)
+    y = getattr(reference, metric.needs)
+    return _outcome(metric, metric.fn(x, y, **metric.parameters))
 
 
 def _comparable(metric: Metric, given: MetricInputs, reference: MetricInputs) -> bool:
-    """Whether two matrices belong together: entries need the same shape, samples the same rows of
-    the same probe."""
+    """Whether two matrices match: entries need equal shapes, samples the same rows of a probe."""
+    shape, reference_shape = given.matrix.shape, reference.matrix.shape
     if metric.needs == "matrix":
-        return given.matrix.shape == reference.matrix.shape
-    return (given.matrix.shape[0], given.positions) == (
-        reference.matrix.shape[0],
-        reference.positions,
-    )
+        return shape == reference_shape
+    return shape[0] == reference_shape[0] and given.positions == reference.positions
 
 
 def _value(metric: Metric, argument: Any) -> Any:
-    """What a metric makes of `argument`; a failure of a user's own function (it has no range) names
-    it."""
+    """Call a metric; the error of a user's own function names the function."""
     try:
         return metric.fn(argument, **metric.parameters)
     except Exception as error:
+        # Only our own metrics have a range: their errors are bugs and keep their traceback.
         if metric.range or isinstance(error, UserError):
             raise
         name = getattr(metric.fn, "__qualname__", repr(metric.fn))
@@ -321,7 +323,7 @@ def _value(metric: Metric, argument: Any) -> Any:
 
 
 def _outcome(metric: Metric, result: Any) -> Outcome:
-    """A metric's own outcome, or a user's number, with a value that is finite or null."""
+    """Turn the result of a metric, an outcome or a number, into a finite or null outcome."""
     try:
         value, status = result if isinstance(result, Outcome) else (float(result), "ok")
     except (TypeError, ValueError, RuntimeError):
@@ -329,11 +331,9 @@ def _outcome(metric: Metric, result: Any) -> Outcome:
         raise UserError(
             f'the metric "{name}" should give a number but gave a {type(result).__name__}'
         ) from None
-    return (
-        Outcome(value, status)
-        if value is None or math.isfinite(value)
-        else Outcome(None, "non_finite")
-    )
+    if value is not None and not math.isfinite(value):
+        return Outcome(None, "non_finite")
+    return Outcome(value, status)
 
 
 def _about(work: WorkItem, step: int, key: ComponentKey, name: str, metric: Metric) -> Row:

@@ -1,4 +1,4 @@
-"""Execute work items on workers, reading and keeping results in the cache."""
+"""Execute work items on workers; results that the cache has are read from there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import chain, groupby
+from typing import NamedTuple
 
 import torch
 
@@ -16,17 +17,21 @@ from pico_analyze.engine.evaluate import Numbers, Result, measure_item
 from pico_analyze.engine.work import Cell, WorkItem
 from pico_analyze.metrics.registry import Metric
 
-PendingItem = tuple[int, WorkItem, Mapping[str, Metric]]
-"""A work item by its place, with the steps and the metrics that are still to be measured."""
+
+class PendingItem(NamedTuple):
+    """A part of a work item that is still to be measured, with the metrics that it lacks."""
+
+    position: int  # of the work item among all
+    part: WorkItem
+    metrics: Mapping[str, Metric]
 
 
 @contextlib.contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each computing with one.
+    """Open a pool of as many workers as torch has threads, each computing with one thread.
 
-    Decompositions of a model's matrices are too small to be split: where other processes keep the
-    cores busy, one of 128 x 128 took 200 ms on 2 threads and 2.5 ms on one. Several at a time use
-    the cores instead.
+    Decompositions of a model's matrices are too small to be split: on busy cores, one of 128 x 128
+    took 200 ms on 2 threads and 2.5 ms on one. Several at a time use the cores instead.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -34,7 +39,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     try:
         yield executor
     finally:
-        executor.shutdown(cancel_futures=True)  # else an interruption waits for the whole queue
+        # Without cancelling, an interruption would wait for the whole queue.
+        executor.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
@@ -45,21 +51,22 @@ def execute(
     cache: ResultCache | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[dict[Cell, Numbers]], dict[int, Damage], list[str]]:
-    """The numbers of each work item, what was damaged of it, and a sentence for each step that
-    could not be read.
+    """Measure work items, and cache each result as it arrives, so that a kill loses little.
 
-    What is not kept is given to the workers, and kept as soon as it is there: a kill loses what was
-    under way.
+    Returns:
+        The numbers of each item; the damage of each, by its position; and a sentence for each step
+        that could not be read.
     """
-    parts: list[list[Mapping[Cell, Numbers]]] = [
-        [cache.known(item, metrics) if cache else {}] for item in items
-    ]
-    todo: list[PendingItem] = [
-        (index, part, lacking)
-        for index, item in enumerate(items)
-        for part, lacking in pending_parts(item, metrics, parts[index][0])
-    ]
-    turns = _turns(todo, getattr(items[0].source, "at_once", None) if items else None)
+    parts: list[list[Mapping[Cell, Numbers]]] = []
+    todo: list[PendingItem] = []
+    for index, item in enumerate(items):
+        known = cache.known(item, metrics) if cache else {}
+        parts.append([known])
+        for part, lacking in pending_parts(item, metrics, known):
+            todo.append(PendingItem(index, part, lacking))
+    # All items have the same source.
+    at_once = getattr(items[0].source, "at_once", None) if items else None
+    turns = _turns(todo, at_once)
     total = sum(map(len, turns))
     sentences: dict[int, list[str]] = {}
     damage: dict[int, Damage] = {}
@@ -68,41 +75,45 @@ def execute(
             if cache:
                 cache.keep(item, metrics, result)
             parts[index].append(result.at)
-            sentences.setdefault(index, []).extend(
-                (result.damages | result.gaps | result.lost).values()
-            )
+            reasons = result.damages | result.gaps | result.lost
+            sentences.setdefault(index, []).extend(reasons.values())
             damage[index] = damage.get(index, Damage()).with_steps(result.damages, result.lost)
             if progress:
                 progress(done, total)
-    listed = list(chain(*(sentences[index] for index in sorted(sentences))))
-    return [merge_numbers(found) for found in parts], damage, listed
+    # Results arrive in any order; the sentences are listed in that of the items.
+    in_order = [sentences[index] for index in sorted(sentences)]
+    numbers = [merge_numbers(item_parts) for item_parts in parts]
+    return numbers, damage, list(chain(*in_order))
 
 
 def _turns(todo: list[PendingItem], at_once: int | None) -> list[list[PendingItem]]:
-    """One turn; where the files of only `at_once` steps fit on the disk, one of these steps, one of
-    the next."""
+    """Cut the work into turns of `at_once` steps, whose files fit on the disk together.
+
+    All work is one turn if there is no such limit (None).
+    """
     if at_once is None:
         return [todo]
-    turn_of = {
-        step: rank // at_once
-        for rank, step in enumerate(sorted({s for _, item, _ in todo for s in item.steps}))
-    }
+    steps: set[int] = set()
+    for pending_part in todo:
+        steps.update(pending_part.part.steps)
+    turn_of = {step: rank // at_once for rank, step in enumerate(sorted(steps))}
     turns: dict[int, list[PendingItem]] = {turn: [] for turn in turn_of.values()}
-    for index, item, lacking in todo:
-        for turn, steps in groupby(item.steps, turn_of.__getitem__):
-            turns[turn].append((index, replace(item, steps=tuple(steps)), lacking))
+    for index, part, metrics in todo:
+        # Steps ascend, so those of one turn are neighbours.
+        for turn, steps_of_turn in groupby(part.steps, turn_of.__getitem__):
+            smaller = replace(part, steps=tuple(steps_of_turn))
+            turns[turn].append(PendingItem(index, smaller, metrics))
     return list(turns.values())
 
 
 def _results(
     turns: list[list[PendingItem]], workers: Executor
 ) -> Generator[tuple[int, WorkItem, Result], None, None]:
-    """Results as they come; a turn begins when the one before it has ended."""
+    """Yield results as they arrive; a turn begins when the one before it has ended."""
     for turn in turns:
-        futures = {
-            workers.submit(_with_one_thread, item, lacking): (index, item)
-            for index, item, lacking in turn
-        }
+        futures = {}
+        for index, item, lacking in turn:
+            futures[workers.submit(_with_one_thread, item, lacking)] = (index, item)
         try:
             for future in as_completed(futures):
                 index, item = futures.pop(future)
@@ -113,7 +124,7 @@ def _results(
 
 
 def _with_one_thread(item: WorkItem, metrics: Mapping[str, Metric]) -> Result:
-    """`measure_item` as `pool` has it, wherever it runs: several items at a time use the cores."""
+    """Call `measure_item` with one thread of torch, also in workers that `pool` did not start."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

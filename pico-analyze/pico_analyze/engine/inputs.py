@@ -1,4 +1,4 @@
-"""What metrics are given of one matrix, with the precision that it is judged by."""
+"""The arguments of metrics: one matrix, everything derived from it, and its precision."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pico_analyze.linalg.scaling import times_power
 
 @dataclass(eq=False)
 class MetricInputs:
-    """What metrics of one matrix are given, under the names of `Metric.needs`, each made once.
+    """The arguments of metrics of one matrix by the names of `Metric.needs`, each computed once.
 
-    `dtype` is the coarsest dtype in which the matrix, or what it is a difference of, was merged or
-    stored; `rounding` is `linalg.Spectrum.rounding`. `start` is what an update began from; `n_tokens`
-    are those of the loss in each of the micro-batches of a stack; `positions` are the rows of
-    activations that belong to each probe row.
+    `dtype` is the coarsest dtype in which the matrix, or the ends of an update, were merged or
+    stored; `rounding` is `linalg.Spectrum.rounding`. `start` is the start of an update. `n_tokens`
+    counts the terms of the loss in each micro-batch of a stack, `positions` the rows of activations
+    that belong to each probe row.
     """
 
     matrix: linalg.Matrix
@@ -35,28 +35,28 @@ class MetricInputs:
 
     @cached_property
     def finite(self) -> bool:
-        """Whether no entry is NaN or infinite; without it nothing is measured."""
+        """Whether no entry is NaN or infinite; otherwise nothing is measured."""
         return linalg.is_finite(self.matrix)
 
     @cached_property
     def stored(self) -> tuple[int, int, str]:
-        """Rows, columns and dtype as the table has them, shared by all numbers of this matrix."""
+        """Rows, columns and dtype as the table has them."""
         rows, *rest = self.matrix.shape
-        return rows, math.prod(rest), sys.intern(str(self.dtype).removeprefix("torch."))
+        # Interned, since every row of the table refers to this text.
+        dtype = sys.intern(str(self.dtype).removeprefix("torch."))
+        return rows, math.prod(rest), dtype
 
     @cached_property
     def spectrum(self) -> linalg.Spectrum:
-        """Of this matrix alone, where `decompose` did not give it with those of others."""
+        """The singular values; computed for this matrix alone unless `decompose` has set them."""
         return self.with_storage_tolerance(linalg.spectra([self.matrix])[0])
 
     @cached_property
     def entries(self) -> torch.Tensor:
-        """In float64."""
-        return (
-            self.matrix.dense()
-            if isinstance(self.matrix, linalg.FactoredMatrix)
-            else linalg.entries(self.matrix)
-        )
+        """All entries in float64."""
+        if isinstance(self.matrix, linalg.FactoredMatrix):
+            return self.matrix.dense()
+        return linalg.entries(self.matrix)
 
     @cached_property
     def sample(self) -> Sample:
@@ -65,17 +65,17 @@ class MetricInputs:
 
     @cached_property
     def update(self) -> linalg.WeightUpdate:
-        """The change with what it changed."""
+        """The change together with the matrix that changed."""
         assert self.start is not None
         return linalg.WeightUpdate(self.matrix, self.start)
 
     @cached_property
     def micro_batches(self) -> linalg.GradientStack:
-        """The stack with the terms of each of its gradients."""
+        """The stack of gradients with the terms of the loss that each is the mean over."""
         return linalg.GradientStack(self.entries, torch.tensor(self.n_tokens, dtype=REAL))
 
     def with_storage_tolerance(self, spectrum: linalg.Spectrum) -> linalg.Spectrum:
-        """The matrix's spectrum, its tolerance that of how the matrix was stored."""
+        """Give a spectrum of the matrix the tolerance that follows from its storage."""
         rounding = spectrum.rounding
         if self.rounding is not None:
             rounding = times_power(self.rounding, -spectrum.exponent)
@@ -83,23 +83,28 @@ class MetricInputs:
 
     @property
     def bytes(self) -> int:
-        """Of the matrix (or its factors) in float64, and of what it began from."""
-        parts = [self.matrix] if self.start is None else [self.matrix, self.start]
-        return 8 * sum(
-            m.left.numel() + m.right.numel() if isinstance(m, linalg.FactoredMatrix) else m.numel()
-            for m in parts
-        )
+        """Size in float64 of the matrix, or its factors, and of the start of an update."""
+        size = _n_stored(self.matrix)
+        if self.start is not None:
+            size += _n_stored(self.start)
+        return 8 * size
 
     @property
     def sample_bytes(self) -> int:
-        """At most this much is made of the matrix as a sample: rows, both sides of the basis, five
-        squares of rows."""
+        """Upper bound of what `sample` caches: rows, both bases, and five (rows, rows) matrices."""
         rows, width = self.matrix.shape
         return 8 * (3 * rows * width + 5 * rows**2)
 
 
+def _n_stored(matrix: linalg.Matrix) -> int:
+    if isinstance(matrix, linalg.FactoredMatrix):
+        return matrix.left.numel() + matrix.right.numel()
+    return matrix.numel()
+
+
 def decompose(batch: list[MetricInputs]) -> None:
-    """Give each finite matrix its spectrum; equal shapes are decomposed together."""
-    finite = [one for one in batch if len(one.matrix.shape) == 2 and one.finite]
-    for one, spectrum in zip(finite, linalg.spectra([one.matrix for one in finite]), strict=True):
-        one.spectrum = one.with_storage_tolerance(spectrum)
+    """Set the spectrum of each finite matrix; equal shapes are decomposed together."""
+    finite = [inputs for inputs in batch if len(inputs.matrix.shape) == 2 and inputs.finite]
+    spectra = linalg.spectra([inputs.matrix for inputs in finite])
+    for inputs, spectrum in zip(finite, spectra, strict=True):
+        inputs.spectrum = inputs.with_storage_tolerance(spectrum)

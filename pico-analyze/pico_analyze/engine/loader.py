@@ -30,7 +30,7 @@ _KEPT_BYTES = 256 * 2**20
 
 @dataclass
 class Loader:
-    """Reads the matrices of a work item, and notes the steps of which a file is not readable."""
+    """The reader of a work item's matrices, with notes on the steps that are not readable."""
 
     work: WorkItem
     spectral: bool
@@ -49,6 +49,7 @@ class Loader:
             return []
         if self.work.unit.is_of_window:
             return self._over_window(start, step)
+        # The start is read first: it is the end of the window before, which `_read` keeps.
         pairs = list(zip(self._read(start), self._read(step), strict=False))
         if not pairs or any(before.shape != after.shape for before, after in pairs):
             return []
@@ -151,7 +152,7 @@ def _check_rows(matrices: Sequence[linalg.Matrix], positions: int) -> None:
 
 
 class ReferenceLoader:
-    """Reads the references of a work item, and keeps each while a later step needs it.
+    """The reader of a work item's references, which keeps each while a later step needs it.
 
     A reference for which the cache has no room is put off. Those in `put_off` are to be measured as
     a work item of their own, which reads each matrix again: time is traded for bounded memory.
@@ -204,6 +205,7 @@ class ReferenceLoader:
         """Read one reference for one comparison, or return None to put it off."""
         self._remaining_uses[step] -= 1
         is_last_use = self._remaining_uses[step] == 0
+        # A last use needs no room, since its inputs are dropped when the step was measured.
         inputs = self.cache.get(step)
         if inputs is None:
             if self.cache.is_full and not is_last_use:

@@ -94,6 +94,7 @@ def measure(
     items = plan_work(request)
     check_comparison(items, chosen)
     store = ResultCache(cache, run) if cache else None
+    # An executor that the caller brought is the caller's to shut down.
     with pool() if executor is None else contextlib.nullcontext(executor) as workers:
         numbers, damage, sentences = execute(items, chosen, workers, store, progress)
     warn_damaged(sentences)

@@ -55,6 +55,7 @@ def plan_work(request: Request) -> list[WorkItem]:
     """Split a request into work items, and warn of damage and of circuits that the model lacks."""
     run = request.run
     steps = choose_steps(request.steps, sorted({*run.steps, *run.damaged}))
+    # The level is the distance to the caller of `measure`, whose line the warning names.
     warn_damaged(_damage(request, steps), level=4)
     available = _available(request)
     if not available:
@@ -64,8 +65,8 @@ def plan_work(request: Request) -> list[WorkItem]:
     if request.components is not None:
         check_components(request.components, _union(modules.values()))
     items: list[WorkItem] = []
+    asked_steps = None if request.steps is None else steps
     for part, by_step in available.items():
-        asked_steps = None if request.steps is None else steps
         items += _plan_part(request, part, modules[part], by_step, asked_steps)
     by_kind = {kind: names for (kind, _), names in modules.items()}
     report_omissions(run, request.components, by_kind, not items)
@@ -73,7 +74,7 @@ def plan_work(request: Request) -> list[WorkItem]:
 
 
 def _damage(request: Request, steps: Sequence[int]) -> Iterator[str]:
-    """A sentence for each directory of `steps` that is damaged, in either run."""
+    """Yield a sentence for each directory of `steps` that is damaged, in either run."""
     other = request.comparison.other
     for source in [request.run] if other is None else [request.run, other]:
         for step in steps:
@@ -82,7 +83,7 @@ def _damage(request: Request, steps: Sequence[int]) -> Iterator[str]:
 
 
 def _available(request: Request) -> dict[Part, dict[int, list[str]]]:
-    """Kind and split -> step -> the modules that it stores, over all steps of the run.
+    """Map each kind and split to its steps, and each step to the modules that it stores.
 
     A file that cannot be read counts as one without modules; it is reported when its tensors are
     read.
@@ -127,6 +128,7 @@ def _plan_part(
     base: dict[int, int] = {}
     if kind == UPDATES:
         starts = choose_base("window", request.window, steps, readable, run.steps)
+        # A step at or before the start of its window has no update.
         base = {step: start for step, start in starts.items() if start < step}
         steps = asked_steps or tuple(base)
     is_asked = asked_steps is not None
@@ -134,6 +136,7 @@ def _plan_part(
     units = plan_units(request.components, kind, modules, run.model)
     planned = [(unit, references) for unit in units]
     if comparison.is_between_layers and kind != UPDATES:
+        # The units above still measure each layer alone.
         planned += between_layers(units, steps)
     for unit, compared in planned:
         yield WorkItem(

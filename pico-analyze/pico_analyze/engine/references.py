@@ -155,6 +155,7 @@ def check_comparison(items: Sequence[WorkItem], metrics: Mapping[str, Metric]) -
             f'run "{run.name}" and run "{other.name}" have no step of the same kind in common: '
             f"choose other steps, or reference=first, last or a step of {other.name}"
         )
+    # Sorted, so that the same mistake always gives the same message.
     for kind, step, reference in sorted(pairs):
         differs = kind == "activations" and _differing_tokens(run, step, other, reference)
         if differs:
@@ -165,8 +166,7 @@ def check_comparison(items: Sequence[WorkItem], metrics: Mapping[str, Metric]) -
 
 
 def _differing_tokens(run: Source, step: int, other: Source, reference: int) -> str | None:
-    """Name what shows that two runs' rows of activations belong to different tokens, if
-    anything."""
+    """Name what shows that two runs' activations belong to different tokens, if anything."""
     if not (isinstance(run, Probed) and isinstance(other, Probed)):
         return None
     texts, other_texts = run.probe(step), other.probe(reference)

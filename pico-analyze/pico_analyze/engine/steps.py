@@ -1,5 +1,4 @@
-"""Which steps are measured, a list or a range over those that were observed, and what each is
-compared with."""
+"""Choose the steps to be measured, and the step that each is compared with."""
 
 from __future__ import annotations
 
@@ -11,16 +10,15 @@ from pico_contract.errors import UserError, did_you_mean
 Steps = Sequence[int] | Mapping[str, Any] | None
 _KEYS = ("start", "end", "step", "among")
 REFERENCES = ("first", "last", "previous", "all", "same")
-"""What a reference is called beside its number; "same" is of another run, "previous" and "all" of
-the run itself."""
+"""Names of references; "same" is a step of another run, "previous" and "all" are of the run."""
 
 
 def choose_steps(steps: Steps, known: Sequence[int]) -> tuple[int, ...]:
-    """The steps that are asked for, ascending; every one must be among `known`, except those that a
-    range skips over.
+    """Resolve the steps that are asked for, ascending.
 
-    {start: 0, end: 100, step: 30} is 0, 30, 60, 90; missing keys are the first step, the last, and
-    every known one. {among: [0, 10, 20]} are those of the list that are known.
+    The range {start: 0, end: 100, step: 30} is 0, 30, 60, 90, as far as they are `known`; missing
+    keys stand for the first step, the last, and every known one. {among: [0, 10, 20]} is those of
+    the list that are known. Every step of a list itself must be known.
     """
     if steps is None:
         return tuple(known)
@@ -37,15 +35,15 @@ def choose_steps(steps: Steps, known: Sequence[int]) -> tuple[int, ...]:
 
 
 def _range(steps: Mapping[str, Any], known: Sequence[int]) -> tuple[int, ...]:
-    start, end = steps.get("start", 0), steps.get("end", max(known, default=0))
-    stride, among = steps.get("step"), steps.get("among", known)
+    start = steps.get("start", 0)
+    end = steps.get("end", max(known, default=0))
+    stride = steps.get("step")
     if stride is not None and stride < 1:
         raise UserError(f"steps: step should be at least 1 but is {stride}")
-    wanted = [
-        k
-        for k in among
-        if k in known and start <= k <= end and (stride is None or (k - start) % stride == 0)
-    ]
+    candidates = steps.get("among", known)
+    wanted = [step for step in candidates if step in known and start <= step <= end]
+    if stride is not None:
+        wanted = [step for step in wanted if (step - start) % stride == 0]
     if not wanted:
         raise UserError(f"no observed step lies in {dict(steps)}; the run has {_listed(known)}")
     return tuple(sorted(set(wanted)))
@@ -56,30 +54,36 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 def choose_base(
-    what: str, base: str | int, at: Sequence[int], available: Sequence[int], observed: Sequence[int]
+    what: str,
+    base: str | int,
+    steps: Sequence[int],
+    available: Sequence[int],
+    observed: Sequence[int],
 ) -> dict[int, int]:
-    """Step of `at` -> the step that it is compared with: "first" or "last" of `available`, "previous"
-    (the nearest before it in `available`), or a number among `observed`. A step that has none is left
-    out.
+    """Map each of `steps` to the step that it is compared with; those without one are left out.
 
     Args:
         what: the argument that `base` was given as, for messages.
-        held: the steps that hold what is compared, ascending.
+        base: "first" or "last" of `available`, "previous" (the nearest before each in `available`), or a
+            number among `observed`.
+        held: the steps that store what is compared, ascending.
     """
-    if isinstance(base, bool) or (
-        not isinstance(base, int) and base not in ("first", "last", "previous")
-    ):
+    if isinstance(base, int) and not isinstance(base, bool):
+        if base not in observed:
+            near = min(observed, key=lambda step: abs(step - base))
+            raise UserError(f"the {what} step {base} is not in the run; the nearest is {near}")
+        return dict.fromkeys(steps, base)
+    if base not in ("first", "last", "previous"):
         raise UserError(f'{what} should be "first", "last", "previous" or a step but is "{base}"')
-    if base == "previous":
-        before = {step: [k for k in available if k < step][-1:] for step in at}
-        return {step: found[0] for step, found in before.items() if found}
-    if not isinstance(base, int):
-        return (
-            dict.fromkeys(at, available[0] if base == "first" else available[-1])
-            if available
-            else {}
-        )
-    if base not in observed:
-        near = min(observed, key=lambda k: abs(k - int(base)))
-        raise UserError(f"the {what} step {base} is not in the run; the nearest is {near}")
-    return dict.fromkeys(at, base)
+    if not available:
+        return {}
+    if base == "first":
+        return dict.fromkeys(steps, available[0])
+    if base == "last":
+        return dict.fromkeys(steps, available[-1])
+    previous = {}
+    for step in steps:
+        earlier = [known for known in available if known < step]
+        if earlier:
+            previous[step] = earlier[-1]
+    return previous

@@ -18,7 +18,7 @@ class Reference(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Where numbers belong: a step, and the reference that it is compared with, if any."""
+    """The address of numbers: a step, and the reference that it is compared with, if any."""
 
     step: int
     reference: Reference | None = None
