@@ -32,8 +32,8 @@ class Method:
     4. for each update t: `begin_step(t)`, `loss` once per micro-batch, `after_step(t)`,
        `rebuild_at(t)`. If `rebuild_at` is true, a new instance starts again at 1.
 
-    A method keeps no random generator. It draws from `seeds.generator(seed, purpose, step)`, so that
-    a resumed run draws the same numbers.
+    A method keeps no random generator. It draws from `seeds.generator(seed, purpose, step)`, so
+    that a resumed run draws the same numbers.
     """
 
     Config: type[Section] = Section
@@ -43,8 +43,8 @@ class Method:
     """The quantity whose gradients a snapshot stores as train gradients."""
     shardable = False
     """Whether the method trains under `train.sharding: full`.
-    Parameters are then sharded (DTensor) outside of `model(...)`: the loss must come from that call,
-    and everything that trains must be a parameter of the model."""
+    Parameters are then sharded (DTensor) outside of `model(...)`: the loss must come from that
+    call, and everything that trains must be a parameter of the model."""
     low_rank = False
     """Whether `extra_tensors` may hold low-rank factors, named as CONTRACT.md section 4 says."""
     dropout = False
@@ -63,15 +63,18 @@ class Method:
     def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
         """Return every parameter that trains, by name, before the optimizer exists.
 
-        It may add a head or wrap layers. `model` holds the effective weights of the step from which
-        training starts; `data` is the run's `PackedData`; `seed` is `seed.method`. State that was given
-        to `load_state_dict` takes precedence over both. A dry run calls it on another instance, with a
-        model on the meta device, to estimate what the run will take.
+        It may add a head or wrap layers. `model` holds the effective weights of the step from
+        which training starts; `data` is the run's `PackedData`; `seed` is `seed.method`. State
+        that was given to `load_state_dict` takes precedence over both. A dry run calls it on
+        another instance, with a model on the meta device, to estimate what the run will take.
         """
         return dict(model.named_parameters())
 
     def begin_step(self, step: int) -> BatchSource:
-        """Return what update `step` reads. Rows of the method's own do not advance the data order."""
+        """Return what update `step` reads.
+
+        Rows of the method's own do not advance the order of the language-model rows.
+        """
         return "language_model"
 
     def loss(
@@ -79,10 +82,10 @@ class Method:
     ) -> tuple[torch.Tensor, int, dict[str, float]]:
         """Return (loss summed over the micro-batch, number of summed terms, scalars to log).
 
-        `batch` is one micro-batch of what `begin_step` asked for: language-model rows are int64 token
-        ids (rows, seq_len + 1). The loop divides by the number of terms in the global batch, so the
-        micro-batch size does not change gradients. Scalars are averaged over micro-batches, weighted by
-        their terms.
+        `batch` is one micro-batch of what `begin_step` asked for: language-model rows are int64
+        token ids (rows, seq_len + 1). The loop divides by the number of terms in the global
+        batch, so the micro-batch size does not change gradients. Scalars are averaged over
+        micro-batches, weighted by their terms.
         """
         raise NotImplementedError
 
@@ -108,7 +111,7 @@ class Method:
         return {}
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return (tensors, JSON values) that resuming needs beyond effective weights and optimizer."""
+        """Return (tensors, JSON values) that a resume needs beyond weights and optimizer."""
         return {}, {}
 
     def load_state_dict(
