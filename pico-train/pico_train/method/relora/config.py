@@ -19,8 +19,8 @@ class AdaptiveConfig(Section):
     """
 
     criterion: Literal["energy", "effective_rank"] = "energy"
-    """The demand of a module: its effective rank (Roy & Vetterli), or the rank that reaches `energy`.
-    That is the least number of largest singular values whose squares reach this share of all
+    """The demand of a module: its effective rank (Roy & Vetterli), or the rank to reach `energy`.
+    The latter is the least number of singular values whose squares reach that share of all
     squares."""
     energy: float = Field(0.9, gt=0, le=1)
     """Share of the sum of squared singular values that criterion "energy" must reach."""
