@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints, in process."""
+"""Evaluation of checkpoints, in process. `tasks.py` is the way in."""

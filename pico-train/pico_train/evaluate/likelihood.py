@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pico_contract.errors import UserError
+from tokenizers import Tokenizer
 
 from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
 from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, pieces
@@ -18,16 +19,16 @@ from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
 
 StartToken = Literal["eos", "none"]
-"""What a text is preceded by. With "none" its first token is context only and its probability is
-left out."""
+"""The token before a text.
+With "none" the first token of the text is context only: its probability is left out."""
 
 
 class TextEncoder:
-    """Text to token ids with the tokenizer of a vocabulary, after a start token or after
-    nothing."""
+    """An encoder of texts with a vocabulary's tokenizer, after a start token or after nothing."""
 
     def __init__(self, vocabulary: Vocabulary, start_token: StartToken) -> None:
-        """
+        """Load the tokenizer of `vocabulary`, if it has one.
+
         Raises:
             UserError: `start_token` is "eos" and the vocabulary has no such token.
         """
@@ -37,80 +38,74 @@ class TextEncoder:
             )
         self._start = [vocabulary.eos] if start_token == "eos" else []
         self._vocabulary = vocabulary
-        self._tokenizer = (
-            load_tokenizer(vocabulary.tokenizer) if vocabulary.tokenizer is not None else None
-        )
-        self._written = (
-            written_byte_lengths(self._tokenizer) if self._tokenizer is not None else None
-        )
-        self._known = token_byte_lengths(self._tokenizer) if self._tokenizer is not None else None
+        self._tokenizer: Tokenizer | None = None
+        # Bytes of each id as the vocabulary writes it, and as text if ids alone determine them.
+        self._written_bytes: np.ndarray | None = None
+        self._text_bytes: np.ndarray | None = None
+        if vocabulary.tokenizer is not None:
+            self._tokenizer = load_tokenizer(vocabulary.tokenizer)
+            self._written_bytes = written_byte_lengths(self._tokenizer)
+            self._text_bytes = token_byte_lengths(self._tokenizer)
 
     def settings(self) -> dict[str, Any]:
-        """What of this decides a result."""
+        """Return everything about the encoding that decides a result."""
         path = self._vocabulary.tokenizer
-        name = self._vocabulary.start_name
-        start = (
-            f"{name} (id {self._start[0]})"
-            if self._start
-            else "none; the first id of each text is context only"
-        )
-        counted = (
-            {}
-            if self._tokenizer is None or self._known is not None
-            else {"bytes": "of the texts; not of ids"}
-        )
-        return {
-            "start_token": start,
-            "tokenizer": hashlib.sha256(path.read_bytes()).hexdigest()
-            if path is not None
-            else None,
-            **counted,
-        }
+        if self._start:
+            start = f"{self._vocabulary.start_name} (id {self._start[0]})"
+        else:
+            start = "none; the first id of each text is context only"
+        settings: dict[str, Any] = {"start_token": start, "tokenizer": None}
+        if path is not None:
+            settings["tokenizer"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if self._text_bytes is None:
+                settings["bytes"] = "of the texts; not of ids"
+        return settings
 
     def __call__(
         self, document: str | np.ndarray, where: str = "a text to evaluate on"
     ) -> np.ndarray:
-        """Encode `document` (text, or ids already) after the start token, where there is one: ids
-        (T,) int64.
+        """Encode `document` (text or ids) after the start token, if any: ids (T,) int64.
+
+        `where` names the text in errors.
 
         Raises:
             UserError: text without a tokenizer, an id outside the vocabulary, or the name of a
-                special token in a text (named by `where`) that the tokenizer cannot read as text.
+                special token in a text that the tokenizer cannot read as text.
         """
         if isinstance(document, str):
             if self._tokenizer is None:
                 raise UserError(
                     f"{self._vocabulary.origin} came without a tokenizer, so that no text can be evaluated on it"
                 )
-            document = encode(self._tokenizer, document, where)
-        elif document.size and not (document.min() >= 0 and document.max() < self._vocabulary.size):
-            raise UserError(
-                f"{where} holds token ids outside the vocabulary of {self._vocabulary.size}"
-            )
-        return np.concatenate((np.array(self._start, dtype=np.int64), document))
+            ids = encode(self._tokenizer, document, where)
+        else:
+            ids = document
+            if ids.size and not (ids.min() >= 0 and ids.max() < self._vocabulary.size):
+                raise UserError(
+                    f"{where} holds token ids outside the vocabulary of {self._vocabulary.size}"
+                )
+        return np.concatenate((np.array(self._start, dtype=np.int64), ids))
 
     def predicted_bytes(self, document: str | np.ndarray, ids: np.ndarray) -> int | None:
-        """Count the bytes of text that `ids[1:]` stand for, where `ids` are this encoder's of
-        `document`.
+        """Count the bytes of text that `ids[1:]` stand for; `ids` encode `document`.
 
-        Of a text they are its own bytes, less those of its first token where that is context only;
-        of ids they are None unless the tokenizer lets them be told from the ids.
+        The bytes of a text are its own, less those of its first token if that is context only. The
+        bytes of a document of ids are None unless ids alone determine them.
         """
         if not isinstance(document, str):
-            return int(self._known[ids[1:]].sum()) if self._known is not None else None
+            return int(self._text_bytes[ids[1:]].sum()) if self._text_bytes is not None else None
         total = len(document.encode())
-        return (
-            total
-            if self._start or not ids.size
-            else total - self._first_bytes(document, ids, total)
-        )
+        if self._start or not ids.size:
+            return total
+        return total - self._first_bytes(document, ids, total)
 
     def _first_bytes(self, text: str, ids: np.ndarray, total: int) -> int:
-        """Bytes of a text up to the end of its first token, which may be a part of a character."""
+        """Count the bytes of a text up to the end of its first token, maybe within a character."""
         assert self._tokenizer is not None
-        assert self._written is not None
-        if self._written[ids].sum() == total:
-            return int(self._written[ids[0]])
+        assert self._written_bytes is not None
+        if self._written_bytes[ids].sum() == total:
+            return int(self._written_bytes[ids[0]])
+        # The vocabulary's bytes are not those of the text, so the tokenizer's offsets must do.
         encoded = self._tokenizer.encode(pieces(self._tokenizer, text)[0], add_special_tokens=False)
         return len(text[: encoded.offsets[0][1]].encode())
 
@@ -119,21 +114,23 @@ class TextEncoder:
 def sequence_nll(
     model: Decoder, sequences: list[np.ndarray], batch_tokens: int, advance: Advance = ignore
 ) -> np.ndarray:
-    """-ln p(s_1 .. s_T | s_0) of each sequence s (int64 (T + 1,)): float64 (N,), nats; 0 where T is
-    not positive.
+    """Return -ln p(s_1 .. s_T | s_0) of each sequence s (int64 (T + 1,)): float64 (N,), nats.
 
-    Sequences of similar length share a forward pass of at most `batch_tokens` tokens (or of one
-    sequence), padded at the end, where causal attention of what comes before does not see it. Token
-    losses are float32, sums float64. `advance` is called with the number of sequences of each pass.
+    It is 0 for a sequence that predicts nothing (T < 1). Sequences of similar length share a
+    forward pass of at most `batch_tokens` tokens (or of one sequence). Token losses are float32,
+    sums float64. `advance` is called with the number of sequences of each pass.
 
     Raises:
         NonFiniteError: a loss is NaN or infinite.
     """
     device = next(model.parameters()).device
+    lengths = [len(sequence) for sequence in sequences]
     totals = np.zeros(len(sequences))
-    for members in _batches([len(s) for s in sequences], batch_tokens):
+    for members in _batches(lengths, batch_tokens):
         ids, labels = _padded([sequences[i] for i in members])
-        nll = model.token_nll(torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device))
+        ids_on_device = torch.from_numpy(ids).to(device)
+        labels_on_device = torch.from_numpy(labels).to(device)
+        nll = model.token_nll(ids_on_device, labels_on_device)  # (B, T)
         totals[members] = nll.cpu().double().sum(1).numpy()
         advance(len(members))
     if not np.isfinite(totals).all():
@@ -144,8 +141,10 @@ def sequence_nll(
 
 
 def _batches(lengths: list[int], batch_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of sequences that share a pass, shortest first; those that predict nothing are left
-    out."""
+    """Yield indices of sequences that share a pass, shortest first.
+
+    Sequences that predict nothing are left out.
+    """
     batch: list[int] = []
     for i in np.argsort(lengths, kind="stable"):
         if lengths[i] < 2:
@@ -159,7 +158,10 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[np.ndarray]:
 
 
 def _padded(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(input ids, labels), both (B, T) int64."""
+    """Return (input ids, labels), both (B, T) int64, padded at the end.
+
+    Causal attention keeps earlier positions from seeing the padding.
+    """
     shape = len(sequences), max(map(len, sequences)) - 1
     ids, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
     for row, sequence in enumerate(sequences):

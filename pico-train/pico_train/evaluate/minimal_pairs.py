@@ -1,10 +1,11 @@
-"""Minimal pairs: does a model find the acceptable sentence of a pair more probable (BLiMP, Warstadt
-et al. 2020)?"""
+"""Minimal pairs: is the acceptable sentence of a pair more probable than the other?
+
+The pairs have the format of BLiMP (Warstadt et al. 2020).
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,19 +30,20 @@ class BlimpConfig(Section):
     """Accuracy on minimal pairs of sentences."""
 
     path: str | None = None
-    """A directory of .jsonl files with BLiMP's fields (sentence_good, sentence_bad, UID,
-    linguistics_term), or "hub:nyu-mll/blimp", which is downloaded once; null is off."""
+    """A directory of BLiMP's .jsonl files, or "hub:nyu-mll/blimp", downloaded once; null is off.
+    The fields are sentence_good, sentence_bad, UID and linguistics_term."""
     start_token: StartToken = "eos"
-    """What precedes each sentence: the end-of-text token, or nothing ("none"), which leaves out the
-    first token."""
+    """Token before each sentence: end-of-text, or "none", which leaves out the first token."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens a forward pass; changes no result beyond rounding."""
 
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """Two sentences of which the first is acceptable; `paradigm` is BLiMP's UID, `phenomenon` its
-    linguistics_term."""
+    """Two sentences, the first of them acceptable.
+
+    `paradigm` is BLiMP's UID, `phenomenon` its linguistics_term.
+    """
 
     good: str
     bad: str
@@ -50,10 +52,11 @@ class MinimalPair:
 
 
 _FIELDS = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
+"""BLiMP's names for the fields of `MinimalPair`, in the same order."""
 
 
 def read_pairs(path: str) -> list[MinimalPair]:
-    """All pairs of the .jsonl files of a directory, or of all subsets of a hub data set.
+    """Read all pairs from the .jsonl files of a directory, or from all subsets of a hub data set.
 
     Raises:
         UserError: no such directory or data set, no pairs in it, or a record without one of BLiMP's
@@ -67,21 +70,16 @@ def read_pairs(path: str) -> list[MinimalPair]:
 
 def _records(path: str) -> Iterator[Record]:
     if path.startswith(HUB):
-        subsets = hub_subsets(path.removeprefix(HUB))
-        return itertools.chain.from_iterable(
-            hub_records(SourceConfig(path=path, subset=subset), keep=True) for subset in subsets
-        )
+        for subset in hub_subsets(path.removeprefix(HUB)):
+            yield from hub_records(SourceConfig(path=path, subset=subset), keep=True)
+        return
     folder = Path(path)
     if not folder.is_dir():
-        near = (
-            did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()])
-            if folder.parent.is_dir()
-            else ""
-        )
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = did_you_mean(folder.name, siblings)
         raise UserError(f"evaluate.blimp.path: there is no directory {path}{near}")
-    return itertools.chain.from_iterable(
-        map(json_records, sorted(filter(is_json_lines, folder.glob("[!.]*"))))
-    )
+    for file in sorted(filter(is_json_lines, folder.glob("[!.]*"))):
+        yield from json_records(file)
 
 
 def _pair(record: dict[str, Any], where: str) -> MinimalPair:
@@ -100,37 +98,37 @@ def minimal_pairs(
     batch_tokens: int,
     advance: Advance = ignore,
 ) -> dict[str, Measurement]:
-    """Share of pairs with P(good) > P(bad) over whole sentences; a tie counts as wrong.
+    """Measure the share of pairs with P(good) > P(bad) over whole sentences.
 
     ln P(sentence) is the sum over its tokens of ln p(token | start token and tokens so far), not
-    divided by length. accuracy/paradigm/P is over the pairs of P, accuracy/phenomenon/F and
-    accuracy are means over paradigms; n counts pairs.
+    divided by length. A tie counts as wrong. accuracy/paradigm/P is over the pairs of P;
+    accuracy/phenomenon/F and accuracy are means over paradigms; n counts pairs.
 
     Raises:
         UserError: a sentence has more tokens than the model has positions.
     """
-    scores = sentence_nll(model, pairs, encoder, batch_tokens, advance)
-    right: defaultdict[tuple[str, str], list[bool]] = defaultdict(
-        list
-    )  # (phenomenon, paradigm) -> one a pair
+    nll = sentence_nll(model, pairs, encoder, batch_tokens, advance)
+    # (phenomenon, paradigm) -> whether the model is right, for each pair
+    is_right: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)
     for pair in pairs:
-        right[pair.phenomenon, pair.paradigm].append(scores[pair.good] < scores[pair.bad])
-    phenomena = sorted({phenomenon for phenomenon, _ in right})
-    metrics = {"accuracy": _mean(list(right.values()))}
-    for name in phenomena:
-        metrics[f"accuracy/phenomenon/{name}"] = _mean(
-            [of for (phenomenon, _), of in right.items() if phenomenon == name]
-        )
-    return metrics | {
-        f"accuracy/paradigm/{name}": _mean([of]) for (_, name), of in sorted(right.items())
-    }
+        is_right[pair.phenomenon, pair.paradigm].append(nll[pair.good] < nll[pair.bad])
+
+    by_phenomenon: defaultdict[str, list[list[bool]]] = defaultdict(list)
+    for (phenomenon, _), answers in is_right.items():
+        by_phenomenon[phenomenon].append(answers)
+
+    metrics = {"accuracy": _mean(list(is_right.values()))}
+    for phenomenon, paradigms in sorted(by_phenomenon.items()):
+        metrics[f"accuracy/phenomenon/{phenomenon}"] = _mean(paradigms)
+    for (_, paradigm), answers in sorted(is_right.items()):
+        metrics[f"accuracy/paradigm/{paradigm}"] = _mean([answers])
+    return metrics
 
 
 def distinct_sentences(pairs: list[MinimalPair]) -> list[str]:
     """List every sentence of `pairs` once, in the order of its first pair."""
-    return list(
-        dict.fromkeys(itertools.chain.from_iterable((pair.good, pair.bad) for pair in pairs))
-    )
+    sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
+    return list(dict.fromkeys(sentences))
 
 
 def sentence_nll(
@@ -140,8 +138,10 @@ def sentence_nll(
     batch_tokens: int,
     advance: Advance = ignore,
 ) -> dict[str, float]:
-    """Sentence -> -ln P(sentence), nats. A sentence of several pairs is measured once, and equal
-    ones tie exactly."""
+    """Return sentence -> -ln P(sentence), nats.
+
+    A sentence of several pairs is measured once, so that equal sentences tie exactly.
+    """
     sentences = distinct_sentences(pairs)
     ids = [encoder(sentence, f'the sentence "{sentence}"') for sentence in sentences]
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
@@ -150,16 +150,15 @@ def sentence_nll(
         raise UserError(
             f'the model has {positions} positions, but "{sentences[longest]}" needs {needed}'
         )
-    return dict(
-        zip(sentences, sequence_nll(model, ids, batch_tokens, advance).tolist(), strict=True)
-    )
+    nll = sequence_nll(model, ids, batch_tokens, advance)
+    return dict(zip(sentences, nll.tolist(), strict=True))
 
 
 def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:
-    """What of the pairs and of their comparison decides a result."""
-    digest = hashlib.sha256("".join(json.dumps(astuple(pair)) + "\n" for pair in pairs).encode())
+    """Return everything about the pairs and their comparison that decides a result."""
+    lines = [json.dumps(astuple(pair)) + "\n" for pair in pairs]
     return {
-        "pairs": digest.hexdigest(),
+        "pairs": hashlib.sha256("".join(lines).encode()).hexdigest(),
         "score": "ln P of the whole sentence, not divided by its length",
         "ties": "wrong",
         "mean": "over paradigms",
@@ -167,5 +166,7 @@ def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:
 
 
 def _mean(paradigms: list[list[bool]]) -> Measurement:
-    accuracies = [np.mean(of) for of in paradigms]
-    return Measurement(value=float(np.mean(accuracies)), unit="1", n=sum(map(len, paradigms)))
+    """Return the mean accuracy over paradigms."""
+    accuracies = [np.mean(answers) for answers in paradigms]
+    n_pairs = sum(len(answers) for answers in paradigms)
+    return Measurement(value=float(np.mean(accuracies)), unit="1", n=n_pairs)

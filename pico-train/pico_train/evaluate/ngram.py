@@ -1,5 +1,4 @@
-"""What n-gram models fitted on the same rows reach: the reference beside which a validation loss is
-read.
+"""N-gram models fitted on the training rows: the reference for a validation loss.
 
 Shapes: N predicted tokens, V vocabulary.
 """
@@ -14,21 +13,23 @@ from pico_contract.schema import EvaluationManifest, Measurement
 from pico_train.data.packed import PackedData, Rows
 
 DISCOUNT = 0.75
-"""Of Kneser-Ney smoothing; Ney, Essen & Kneser (1994) estimate values near it."""
+"""The discount d of Kneser-Ney smoothing; Ney, Essen & Kneser (1994) estimate values near it."""
 _BLOCK = 4096
+"""Rows that are read at a time."""
 
 
 def unigram_entropy(labels: np.ndarray) -> float:
-    """-sum p ln p of the empirical distribution of `labels`, nats a token: what no unigram model
-    can beat on them."""
+    """Return -sum p ln p of the distribution of `labels`, in nats a token.
+
+    No unigram model reaches a lower loss on them.
+    """
     counts = np.unique(labels, return_counts=True)[1]
     p = counts / counts.sum()
     return float(-(p * np.log(p)).sum())
 
 
 class Bigram:
-    """Interpolated Kneser-Ney (Chen & Goodman 1999, equation 25), discounted once more towards the
-    uniform.
+    """Interpolated Kneser-Ney (Chen & Goodman 1999, equation 25) with a uniform last level.
 
     p(w | v) = max(c(v, w) - d, 0) / c(v) + d T(v) / c(v) * q(w), with T(v) the number of types that
     follow v and q(w) = (max(B(w) - d, 0) + d U / V) / B over the numbers B(w) of types that precede
@@ -38,52 +39,67 @@ class Bigram:
     def __init__(self, first: np.ndarray, second: np.ndarray, vocab_size: int) -> None:
         """Fit on pairs (first[i], second[i]), int64 (N,)."""
         self.vocab_size = vocab_size
-        self._codes, self._counts = np.unique(first * vocab_size + second, return_counts=True)
+        # A pair (v, w) as one number, so that np.unique counts pairs: c(v, w).
+        pairs = first * vocab_size + second
+        self._codes, self._counts = np.unique(pairs, return_counts=True)
         history, word = np.divmod(self._codes, vocab_size)
+        # c(v) and T(v).
         self._totals = np.bincount(history, weights=self._counts, minlength=vocab_size)
         self._followers = np.bincount(history, minlength=vocab_size)
-        before = np.bincount(word, minlength=vocab_size)
-        spared = DISCOUNT * np.count_nonzero(before) / vocab_size
-        self._lower = (np.maximum(before - DISCOUNT, 0.0) + spared) / before.sum()
+        self._lower = self._continuation(word)  # (V,): q(w)
+
+    def _continuation(self, word: np.ndarray) -> np.ndarray:
+        """Return q(w), float64 (V,), from the second word of every distinct pair."""
+        preceding = np.bincount(word, minlength=self.vocab_size)  # (V,): B(w)
+        discounted = np.maximum(preceding - DISCOUNT, 0.0)
+        uniform = DISCOUNT * np.count_nonzero(preceding) / self.vocab_size
+        return (discounted + uniform) / preceding.sum()
 
     def probability(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """p(second[i] | first[i]), float64 (N,)."""
-        code = first * self.vocab_size + second
-        place = np.searchsorted(self._codes, code).clip(max=len(self._codes) - 1)
-        count = np.where(self._codes[place] == code, self._counts[place], 0)
+        """Return p(second[i] | first[i]), float64 (N,)."""
+        count = self._pair_counts(first, second)
         total = self._totals[first]
-        seen = total > 0
-        safe = np.where(seen, total, 1.0)
-        backoff = np.where(seen, DISCOUNT * self._followers[first] / safe, 1.0)
-        return np.maximum(count - DISCOUNT, 0.0) / safe + backoff * self._lower[second]
+        is_seen = total > 0
+        divisor = np.where(is_seen, total, 1.0)
+        discounted = np.maximum(count - DISCOUNT, 0.0) / divisor
+        freed = DISCOUNT * self._followers[first] / divisor
+        backoff = np.where(is_seen, freed, 1.0)
+        return discounted + backoff * self._lower[second]
+
+    def _pair_counts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return c(first[i], second[i]), (N,); 0 for a pair that was never seen."""
+        pairs = first * self.vocab_size + second
+        index = np.searchsorted(self._codes, pairs).clip(max=len(self._codes) - 1)
+        is_known = self._codes[index] == pairs
+        return np.where(is_known, self._counts[index], 0)
 
 
 def ngram_reference(data: PackedData) -> dict[str, Measurement]:
-    """Unigram entropy of the validation labels, and the loss on them of unigram and bigram models
-    fitted on train.
+    """Measure unigram entropy and the losses of n-gram models on the validation rows.
 
-    The labels are those that a model predicts: row[1:] given row[:-1] (nats a token, float64).
+    The models are fitted on the training rows. The labels are those that a model predicts: row[1:]
+    given row[:-1] (nats a token, float64).
     """
     vocab_size = data.manifest.vocab_size
     train, validation = _pairs(data.split("train")), _pairs(data.split("validation"))
-    counts = (
-        np.bincount(train[1], minlength=vocab_size) + 1.0
-    )  # add-one: nothing has probability zero
-    unigram = -np.log(counts / counts.sum())[validation[1]].mean()
-    bigram = -np.log(Bigram(*train, vocab_size).probability(*validation)).mean()
+    labels = validation[1]
+    # Add one to every count, so that no token has probability zero.
+    counts = np.bincount(train[1], minlength=vocab_size) + 1.0
+    unigram_nll = -np.log(counts / counts.sum())[labels]
+    bigram_nll = -np.log(Bigram(*train, vocab_size).probability(*validation))
     values = {
-        "unigram_entropy": unigram_entropy(validation[1]),
-        "unigram_loss": float(unigram),
-        "bigram_loss": float(bigram),
+        "unigram_entropy": unigram_entropy(labels),
+        "unigram_loss": float(unigram_nll.mean()),
+        "bigram_loss": float(bigram_nll.mean()),
     }
     return {
-        name: Measurement(value=value, unit="nats/token", n=len(validation[1]))
+        name: Measurement(value=value, unit="nats/token", n=len(labels))
         for name, value in values.items()
     }
 
 
 def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, Measurement]:
-    """`ngram_reference`, also written beside the run's evaluations."""
+    """Measure `ngram_reference` and write it beside the run's evaluations."""
     metrics = ngram_reference(data)
     settings = {
         "data": data.manifest.fingerprint,
@@ -104,10 +120,8 @@ def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, 
 
 
 def _pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """(context, label) of every predicted token, int64 (N,) each."""
-    blocks = [
-        rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows)))
-        for start in range(0, rows.n_rows, _BLOCK)
-    ]
+    """Return (context, label) of every predicted token, int64 (N,) each."""
+    starts = range(0, rows.n_rows, _BLOCK)
+    blocks = [rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows))) for start in starts]
     ids = np.concatenate(blocks)
     return ids[:, :-1].ravel(), ids[:, 1:].ravel()

@@ -1,5 +1,4 @@
-"""Paloma (Magnusson et al. 2023, arXiv 2312.10523): perplexity on many sources of text, each read
-as a whole."""
+"""Paloma (Magnusson et al. 2023, arXiv 2312.10523): perplexity on many whole sources of text."""
 
 from __future__ import annotations
 
@@ -23,16 +22,17 @@ from pico_train.evaluate.text_perplexity import Sources, TextsConfig
 
 
 class PalomaConfig(TextsConfig):
-    """Perplexity on the sources of Paloma, as `text_perplexity` measures it."""
+    """Perplexity on the sources of Paloma, measured as `text_perplexity` does."""
 
     path: str | None = None
-    """"hub:allenai/paloma", which is downloaded once (after its conditions were accepted there), or
-    a directory of its files: SOURCE/SPLIT/*.jsonl.gz, or SOURCE/*.jsonl; null is off."""
+    """"hub:allenai/paloma", or a directory of its files; null is off.
+    The hub's is downloaded once, after you accepted its conditions there. A directory holds
+    SOURCE/SPLIT/*.jsonl.gz, or SOURCE/*.jsonl."""
     split: str = "val"
-    """Its split."""
+    """Split of Paloma."""
 
     def reading(self) -> Sources:
-        """The documents of each source.
+        """Return the sources, ready to read.
 
         Raises:
             UserError: no path, no such directory or data set, or no source in it.
@@ -44,35 +44,34 @@ class PalomaConfig(TextsConfig):
         if self.path.startswith(HUB):
             subsets = sorted(hub_subsets(self.path.removeprefix(HUB)))
             return {name: partial(hub_documents, self._subset(name), keep=True) for name in subsets}
-        return {
-            name: partial(_documents, files) for name, files in self._files(Path(self.path)).items()
-        }
+        files_by_source = self._files(Path(self.path))
+        return {name: partial(_documents, files) for name, files in files_by_source.items()}
 
     def _subset(self, name: str) -> SourceConfig:
         assert self.path is not None
         return SourceConfig(path=self.path, subset=name, split=self.split, field="text")
 
     def _files(self, folder: Path) -> dict[str, list[Path]]:
+        """Return the files of each source below `folder`."""
         if not folder.is_dir():
             siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
             raise UserError(
                 f"evaluate.paloma.path: there is no directory {folder}{did_you_mean(folder.name, siblings)}"
             )
-        inner = {source.name: source for source in sorted(folder.iterdir()) if source.is_dir()}
-        found = {
+        sources = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+        files_by_source = {
             name: _json_files(source / self.split) or _json_files(source)
-            for name, source in inner.items()
+            for name, source in sources.items()
         }
-        if empty := [
-            name for name, files in found.items() if not files and not name.startswith(".")
-        ]:
-            raise UserError(
-                f"evaluate.paloma.path: {folder / empty[0]} holds no .jsonl or .jsonl.gz file, nor does its directory"
-                f" {self.split}"
-            )
-        if not any(found.values()):
+        for name, files in files_by_source.items():
+            if not files and not name.startswith("."):
+                raise UserError(
+                    f"evaluate.paloma.path: {folder / name} holds no .jsonl or .jsonl.gz file, nor does its directory"
+                    f" {self.split}"
+                )
+        if not any(files_by_source.values()):
             raise UserError(f"evaluate.paloma.path: {folder} holds no directory of a source")
-        return {name: files for name, files in found.items() if files}
+        return {name: files for name, files in files_by_source.items() if files}
 
 
 def _json_files(folder: Path) -> list[Path]:

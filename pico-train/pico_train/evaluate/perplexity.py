@@ -18,28 +18,28 @@ from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
 
 LARGEST_LOSS = math.log(sys.float_info.max)
-"""Of which float64 holds the exponential."""
+"""The largest loss whose exponential float64 can hold."""
 
 
 DEFAULT_ROWS = 512
-"""Validation rows that are read unless a configuration says otherwise: an evaluation while training
-should cost a few percent of it, whatever the size of the split."""
+"""Validation rows that are read by default.
+An evaluation while training should cost a few percent of it, whatever the size of the split."""
 
 
 class PerplexityConfig(Section):
     """Perplexity on the validation rows of the run's data."""
 
     rows: int | None = Field(DEFAULT_ROWS, ge=1)
-    """How many rows, from the first; null is all. Results state the number."""
+    """Rows to read, from the first; null is all. Results state the number."""
     batch_size: int = Field(16, ge=1)
     """Rows a forward pass; changes no result beyond rounding."""
 
     seq_len: int | None = Field(None, ge=1)
-    """Tokens predicted in each row, from its first; null is the whole row, as far as the model has
-    positions."""
+    """Tokens to predict in each row, from its first; null is the whole row.
+    The model's positions are the upper bound."""
 
     def settings(self, available: Rows, positions: int) -> dict[str, Any]:
-        """What the result depends on, as the result file states it."""
+        """Return everything that decides the result, as the result file states it."""
         return {
             "split": "validation",
             "rows": min(self.rows or available.n_rows, available.n_rows),
@@ -58,46 +58,45 @@ def perplexity(
     byte_lengths: np.ndarray | None,
     advance: Advance = ignore,
 ) -> dict[str, Measurement]:
-    """`token_metrics` of `seq_len` tokens of the first `n_rows` rows, the sum of their losses taken
-    in float64.
+    """Measure `token_metrics` on `seq_len` tokens of each of the first `n_rows` rows.
 
-    Bytes are counted where `byte_lengths` (bytes of each vocabulary entry, 0 for special tokens) is
-    known. `advance` is called with the rows of each forward pass.
+    Losses are summed in float64. Bytes are counted if `byte_lengths` (bytes of each vocabulary
+    entry, 0 for special tokens) is known. `advance` is called with the rows of each forward pass.
 
     Raises:
         NonFiniteError: the loss is NaN or infinite.
     """
     device = next(model.parameters()).device
-    total, tokens, bytes_ = 0.0, 0, 0
+    total, tokens, n_bytes = 0.0, 0, 0
     for start in range(0, n_rows, batch_size):
-        ids = rows.take(np.arange(start, min(start + batch_size, n_rows)))[:, : seq_len + 1]
+        row_ids = np.arange(start, min(start + batch_size, n_rows))
+        ids = rows.take(row_ids)[:, : seq_len + 1]
         batch = torch.from_numpy(ids).to(device)
         nll = model.token_nll(batch[:, :-1], batch[:, 1:])  # (rows, T)
         total += nll.cpu().double().sum().item()
         tokens += nll.numel()
-        bytes_ += int(byte_lengths[ids[:, 1:]].sum()) if byte_lengths is not None else 0
+        if byte_lengths is not None:
+            n_bytes += int(byte_lengths[ids[:, 1:]].sum())
         advance(len(ids))
     if not math.isfinite(total):
         raise NonFiniteError(
             f"the loss on the validation rows is {total}: the model's outputs are no longer finite"
         )
-    return token_metrics(total, tokens, bytes_)
+    return token_metrics(total, tokens, n_bytes)
 
 
-def token_metrics(nll: float, tokens: int, bytes_: int) -> dict[str, Measurement]:
-    """What follows from the summed negative log-likelihood (nats) of `tokens` tokens that stand for
-    `bytes_` bytes.
+def token_metrics(nll: float, tokens: int, n_bytes: int) -> dict[str, Measurement]:
+    """Derive the metrics from a summed negative log-likelihood in nats.
 
+    `tokens` is the number of predicted tokens, `n_bytes` the bytes of text that they stand for.
     loss = nll / tokens, that is -ln p(token | text so far) a token; perplexity = exp(loss), absent
-    where float64 does not hold it; bits_per_byte = nll / ln 2 / bytes_ over the bytes of the
-    predicted tokens, absent where these are 0.
+    if float64 cannot hold it; bits_per_byte = nll / ln 2 / n_bytes, absent if n_bytes is 0.
     """
     loss = nll / tokens
     result = {"loss": Measurement(value=loss, unit="nats/token", n=tokens)}
     if loss < LARGEST_LOSS:
         result["perplexity"] = Measurement(value=math.exp(loss), unit="1", n=tokens)
-    if bytes_:
-        result["bits_per_byte"] = Measurement(
-            value=nll / math.log(2) / bytes_, unit="bits/byte", n=bytes_
-        )
+    if n_bytes:
+        bits = nll / math.log(2)
+        result["bits_per_byte"] = Measurement(value=bits / n_bytes, unit="bits/byte", n=n_bytes)
     return result

@@ -1,4 +1,4 @@
-"""What a running evaluation says of itself: how much it reads, and how far it is."""
+"""Progress of a running evaluation: how many items it reads, and how many are done."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 Advance = Callable[[int], None]
-"""Called with the number of items that were measured since the last call."""
+"""A callback that takes the number of items measured since the last call."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How many items (rows, texts, sentences) a task reads, out of how many there are."""
+    """The number of items (rows, texts, sentences) that a task reads, and the number available."""
 
     count: int
     available: int
@@ -25,8 +25,7 @@ class Amount:
 
 
 ShowProgress = Callable[[str, Amount], AbstractContextManager[Advance]]
-"""Called with a task's name and amount before it is measured; what it gives is called while it
-runs."""
+"""A function (task, amount) that opens a task's display and gives the callback for its progress."""
 
 
 def ignore(done: int) -> None:
@@ -35,5 +34,5 @@ def ignore(done: int) -> None:
 
 @contextmanager
 def hidden(task: str, amount: Amount) -> Iterator[Advance]:
-    """A `ShowProgress` that shows nothing."""
+    """Show nothing: the `ShowProgress` of library calls."""
     yield ignore

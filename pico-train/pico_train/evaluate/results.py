@@ -1,4 +1,4 @@
-"""Evaluations that a run has, read back from its files."""
+"""Results of a run's evaluations, read back from its files."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from pico_contract.schema import EvaluationManifest, Measurement
 
 
 def evaluations_of(layout: RunLayout, step: int) -> list[EvaluationManifest]:
-    """The intact results of theta_step, by the names of their files."""
-    found = []
+    """Return the intact results of theta_step, sorted by file name."""
+    results = []
     for path in sorted(layout.evaluations_at(step).glob("*.json")):
         try:
-            found.append(codec.read_manifest(path, EvaluationManifest))
+            results.append(codec.read_manifest(path, EvaluationManifest))
         except DamagedError:
-            continue  # evaluating again replaces it; what is told here is told without it
-    return found
+            continue  # evaluating again replaces the file; until then it counts as absent
+    return results
 
 
 def newest_evaluations(layout: RunLayout) -> list[EvaluationManifest]:
-    """The results of the newest step that has any."""
-    steps = reversed(codec.listed_steps(layout.evaluations))
-    return next((found for step in steps if (found := evaluations_of(layout, step))), [])
+    """Return the results of the newest step that has any."""
+    for step in reversed(codec.listed_steps(layout.evaluations)):
+        results = evaluations_of(layout, step)
+        if results:
+            return results
+    return []
 
 
 def task_scalars(task: str, metrics: Mapping[str, Measurement]) -> dict[str, float]:
-    """`task/metric` -> value, without the metrics of parts (`accuracy/paradigm/X`)."""
+    """Return `task/metric` -> value, without metrics of parts (`accuracy/paradigm/X`)."""
     return {
         f"{task}/{name}": measured.value for name, measured in metrics.items() if "/" not in name
     }
 
 
 def scalars(layout: RunLayout, step: int) -> dict[str, float]:
-    """`task_scalars` of all results of theta_step."""
-    return {
-        key: v
-        for result in evaluations_of(layout, step)
-        for key, v in task_scalars(result.task, result.metrics).items()
-    }
+    """Return `task_scalars` of all results of theta_step."""
+    values: dict[str, float] = {}
+    for result in evaluations_of(layout, step):
+        values |= task_scalars(result.task, result.metrics)
+    return values

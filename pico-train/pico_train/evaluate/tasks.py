@@ -1,4 +1,8 @@
-"""What can be evaluated, and where the results go."""
+"""The evaluation tasks, and the files that hold their results.
+
+A task is a function (model, configuration) -> `Prepared`, listed in `TASKS`. `evaluate` runs tasks
+and writes one result file for each.
+"""
 
 from __future__ import annotations
 
@@ -38,52 +42,53 @@ from pico_train.model.decoder import Decoder
 
 
 class EvaluateConfig(Section):
-    """Evaluation while training; every task that is configured is evaluated after the last
-    update."""
+    """Evaluation while training. Every configured task is evaluated after the last update."""
 
     every: int = Field(0, ge=0)
-    """Updates between evaluations before that; 0 is off."""
+    """Updates between evaluations before the last update; 0 is off."""
     perplexity: PerplexityConfig = PerplexityConfig()
-    """On the data's validation rows."""
+    """Perplexity on the validation rows of the data."""
     text_perplexity: TextPerplexityConfig = TextPerplexityConfig()
-    """On texts."""
+    """Perplexity on texts."""
     paloma: PalomaConfig = PalomaConfig()
-    """On Paloma."""
+    """Perplexity on Paloma."""
     blimp: BlimpConfig = BlimpConfig()
-    """On minimal pairs."""
+    """Accuracy on minimal pairs."""
 
     def steps(self, last: int) -> list[int]:
-        """Steps of a run of `last` updates that are evaluated, ascending: never step 0, always the
-        last."""
+        """Return the evaluated steps of a run of `last` updates: never step 0, always the last."""
         regular = range(self.every, last, self.every) if self.every else ()
         return [*regular, last]
 
     def due(self, step: int, last: int) -> bool:
-        """Whether theta_`step` is evaluated in a run of `last` updates."""
+        """Return whether theta_`step` is evaluated in a run of `last` updates."""
         return step == last or (step > 0 and self.every > 0 and step % self.every == 0)
 
     def reading(self, seq_len: int | None) -> EvaluateConfig:
-        """The same, on `seq_len` tokens of a validation row where it does not say on how many."""
-        rows = self.perplexity.model_copy(update={"seq_len": self.perplexity.seq_len or seq_len})
+        """Return a copy that reads `seq_len` tokens of a validation row unless it sets a number."""
+        seq_len = self.perplexity.seq_len or seq_len
+        rows = self.perplexity.model_copy(update={"seq_len": seq_len})
         return self.model_copy(update={"perplexity": rows})
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What is evaluated, and what belongs to it: without `data` there are no validation rows to
-    measure on."""
+    """A model to evaluate, with its vocabulary and data."""
 
     model: Decoder
     vocabulary: Vocabulary
-    seq_len: int | None  # tokens that training predicts in a row; None where nothing tells
+    seq_len: int | None
+    """Tokens that training predicts in a row; None if unknown."""
     data: PackedData | None
+    """The data of its run; without them there are no validation rows to measure on."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task about to be measured, and all that decides its result."""
+    """A task that is ready to be measured."""
 
     settings: dict[str, Any]
+    """Everything that decides the result; results are filed by its hash."""
     amount: Amount
     measure: Callable[[Advance], dict[str, Measurement]]
 
@@ -97,22 +102,26 @@ def _perplexity(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
         )
     rows = data.split("validation")
     settings = config.perplexity.settings(rows, model.config.max_position_embeddings)
-    lengths = data.token_byte_lengths()
-    if lengths is None:
+    n_rows, seq_len, batch_size = (
+        settings["rows"],
+        settings["seq_len"],
+        config.perplexity.batch_size,
+    )
+    byte_lengths = data.token_byte_lengths()
+    if byte_lengths is None:
         settings["bytes"] = (
             "not counted: the ids of this tokenizer do not tell the bytes of the text"
         )
-    size, batch = (settings["rows"], settings["seq_len"]), config.perplexity.batch_size
     return Prepared(
         {**settings, "data": data.manifest.fingerprint},
-        Amount(settings["rows"], rows.n_rows, "validation rows"),
-        lambda advance: perplexity(model, rows, *size, batch, lengths, advance),
+        Amount(n_rows, rows.n_rows, "validation rows"),
+        lambda advance: perplexity(model, rows, n_rows, seq_len, batch_size, byte_lengths, advance),
     )
 
 
 def _text_perplexity(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
-    wanted = config.text_perplexity
-    return _on_texts(evaluated, wanted.reading(), wanted)
+    texts = config.text_perplexity
+    return _on_texts(evaluated, texts.reading(), texts)
 
 
 def _paloma(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
@@ -121,38 +130,35 @@ def _paloma(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
 
 
 def _on_texts(evaluated: EvaluatedModel, sources: Sources, config: TextsConfig) -> Prepared:
-    encoder, wanted = (
-        TextEncoder(evaluated.vocabulary, config.start_token),
-        config.seq_len or evaluated.seq_len,
-    )
-    if wanted is None:
+    encoder = TextEncoder(evaluated.vocabulary, config.start_token)
+    seq_len = config.seq_len or evaluated.seq_len
+    if seq_len is None:
         raise UserError(
             "nothing tells how many tokens of a row training predicted: set seq_len of the task"
         )
-    window = min(wanted, evaluated.model.config.max_position_embeddings)
+    window = min(seq_len, evaluated.model.config.max_position_embeddings)
     settings = texts_settings(sources, config, window) | encoder.settings()
-    texts = sum(source["texts"] for source in settings["sources"].values())
+    n_texts = sum(source["texts"] for source in settings["sources"].values())
     return Prepared(
         settings,
-        Amount(texts, texts, "texts"),
+        Amount(n_texts, n_texts, "texts"),
         lambda advance: text_perplexity(evaluated.model, sources, config, encoder, window, advance),
     )
 
 
 def _blimp(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
-    wanted = config.blimp
-    if wanted.path is None:
+    blimp = config.blimp
+    if blimp.path is None:
         raise UserError(
             "blimp has no sentences: set evaluate.blimp.path to a directory of .jsonl or hub:nyu-mll/blimp"
         )
-    pairs, encoder = read_pairs(wanted.path), TextEncoder(evaluated.vocabulary, wanted.start_token)
-    sentences = len(distinct_sentences(pairs))
+    pairs = read_pairs(blimp.path)
+    encoder = TextEncoder(evaluated.vocabulary, blimp.start_token)
+    n_sentences = len(distinct_sentences(pairs))
     return Prepared(
         pairs_settings(pairs) | encoder.settings(),
-        Amount(sentences, sentences, "sentences"),
-        lambda advance: minimal_pairs(
-            evaluated.model, pairs, encoder, wanted.batch_tokens, advance
-        ),
+        Amount(n_sentences, n_sentences, "sentences"),
+        lambda advance: minimal_pairs(evaluated.model, pairs, encoder, blimp.batch_tokens, advance),
     )
 
 
@@ -162,56 +168,71 @@ TASKS: dict[str, Callable[[EvaluatedModel, EvaluateConfig], Prepared]] = {
     "paloma": _paloma,
     "blimp": _blimp,
 }
+"""Every task by name. A new task is a function here and a section in `EvaluateConfig`."""
 
 
 def default_tasks(data: PackedData | None, config: EvaluateConfig) -> list[str]:
-    """The tasks that `data` allows and `config` sets up."""
-    wanted = {
+    """Return the tasks that `data` allows and `config` sets up."""
+    is_possible = {
         "perplexity": data is not None and "validation" in data.manifest.splits,
         "text_perplexity": bool(config.text_perplexity.sources),
         "paloma": config.paloma.path is not None,
         "blimp": config.blimp.path is not None,
     }
-    return [task for task, possible in wanted.items() if possible]
+    return [task for task, possible in is_possible.items() if possible]
 
 
 def check_tasks(data: PackedData, config: EvaluateConfig) -> None:
-    """Open the local files that the tasks will read, so that a mistake shows before the first
-    update.
+    """Encode one text of each source, so that a mistake shows before the first update.
 
-    What lies on the hub is not looked for: that would download it.
+    Sources on the hub are not opened, because that would download them.
 
     Raises:
-        UserError: a source that cannot be read, or data without what the tasks need of it.
+        UserError: a source cannot be read, or the data lack what the tasks need of it.
     """
-    texts, paloma, blimp = config.text_perplexity, config.paloma, config.blimp
-    if texts.sources:
-        encoder = TextEncoder(data.vocabulary, texts.start_token)
-        for source in texts.sources.values():
-            if not source.path.startswith(HUB):
-                encoder(next(documents(source)))
-    if paloma.path is not None:
-        encoder = TextEncoder(data.vocabulary, paloma.start_token)
-        for read in [] if paloma.path.startswith(HUB) else paloma.reading().values():
+    _check_texts(data.vocabulary, config.text_perplexity)
+    _check_paloma(data.vocabulary, config.paloma)
+    _check_blimp(data.vocabulary, config.blimp)
+
+
+def _check_texts(vocabulary: Vocabulary, config: TextPerplexityConfig) -> None:
+    if not config.sources:
+        return
+    encoder = TextEncoder(vocabulary, config.start_token)
+    for source in config.sources.values():
+        if not source.path.startswith(HUB):
+            encoder(next(documents(source)))
+
+
+def _check_paloma(vocabulary: Vocabulary, config: PalomaConfig) -> None:
+    if config.path is None:
+        return
+    encoder = TextEncoder(vocabulary, config.start_token)
+    if not config.path.startswith(HUB):
+        for read in config.reading().values():
             encoder(next(read()))
-    if blimp.path is not None:
-        encoder = TextEncoder(data.vocabulary, blimp.start_token)
-        if not blimp.path.startswith(HUB):
-            encoder(read_pairs(blimp.path)[0].good)
+
+
+def _check_blimp(vocabulary: Vocabulary, config: BlimpConfig) -> None:
+    if config.path is None:
+        return
+    encoder = TextEncoder(vocabulary, config.start_token)
+    if not config.path.startswith(HUB):
+        encoder(read_pairs(config.path)[0].good)
 
 
 @dataclass(frozen=True)
 class ResultLocation:
-    """Where results of theta_step of a run go."""
+    """The place of the results of theta_step of a run."""
 
     layout: RunLayout
     run: str
     step: int
     model_sha256: str | None = None
-    """Of the files of a model that no run of ours has made; its results state it."""
+    """Hash of the files of a model that no run of ours has made; its results state it."""
 
     def settings(self, prepared: Prepared) -> dict[str, Any]:
-        """The settings of a task, with the model where its place does not say which."""
+        """Return the settings of a task, with the model's hash if the place does not name it."""
         model = {"model": self.model_sha256} if self.model_sha256 is not None else {}
         return prepared.settings | model
 
@@ -226,11 +247,11 @@ def evaluate(
     failed: Callable[[str], None] | None = None,
     show: ShowProgress = hidden,
 ) -> dict[str, dict[str, Measurement]]:
-    """Run `tasks` and write one result file each; task -> metric -> value.
+    """Run `tasks`, write one result file for each, and return task -> metric -> value.
 
-    With `read_back` a result that is there already is read instead of measured, and the task told
-    to it. With `failed` a task whose data cannot be read costs only itself: `failed` is told why.
-    `show` gets the name and the amount of each task that is measured, and is called while it runs.
+    With `read_back`, an existing result is read instead of measured, and `read_back` is called with
+    the task. With `failed`, a task whose data cannot be read is skipped, and `failed` is called
+    with the reason. `show` displays the progress of each task that is measured.
 
     Raises:
         UserError: an unknown task, named with the nearest known one; without `failed`, data that
@@ -238,8 +259,9 @@ def evaluate(
         OSError: a result cannot be written; without `failed`, a network or a disk that fails while
             data are read.
     """
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise UserError(f'there is no task "{unknown[0]}"{did_you_mean(unknown[0], TASKS)}')
+    for task in tasks:
+        if task not in TASKS:
+            raise UserError(f'there is no task "{task}"{did_you_mean(task, TASKS)}')
     results = {}
     for task in tasks:
         try:
@@ -252,6 +274,7 @@ def evaluate(
                 raise
             failed(f"step {location.step}: {task} is left out, for it cannot be measured: {error}")
             continue
+        # Outside of the try: a result that cannot be written is never a task to skip.
         if known is None:
             _write(location, task, settings, metrics)
         elif read_back is not None:
@@ -268,16 +291,18 @@ def _measure(task: str, prepared: Prepared, show: ShowProgress) -> dict[str, Mea
 def stored(
     location: ResultLocation, task: str, settings: dict[str, Any]
 ) -> dict[str, Measurement] | None:
-    """The intact result of `task` under `settings`; None where there is none, or one older than the
-    checkpoint."""
+    """Return the intact result of `task` under `settings`, or None.
+
+    A result older than the checkpoint does not count: the step was trained again since.
+    """
     path = location.layout.evaluation(location.step, task, settings)
     try:
-        found = codec.read_manifest(path, EvaluationManifest)
+        result = codec.read_manifest(path, EvaluationManifest)
         oldest = "" if location.model_sha256 is not None else _checkpoint(location).created
     except DamagedError:
         return None
-    same = found.settings == settings and found.step == location.step and found.created >= oldest
-    return found.metrics if same else None
+    is_same = result.settings == settings and result.step == location.step
+    return result.metrics if is_same and result.created >= oldest else None
 
 
 def _checkpoint(location: ResultLocation) -> CheckpointManifest:
@@ -301,13 +326,13 @@ def _write(
 
 
 def in_one_line(results: dict[str, dict[str, Measurement]]) -> str:
-    """For the console: `perplexity: loss 4.2103, perplexity 67.3`; of parts (`accuracy/paradigm/X`)
-    only the whole."""
-    parts = [
-        f"{task}: "
-        + ", ".join(
-            f"{name} {measured.value:.4f}" for name, measured in metrics.items() if "/" not in name
-        )
-        for task, metrics in results.items()
-    ]
-    return "; ".join(parts)
+    """Format results for the console, such as `perplexity: loss 4.2103, perplexity 67.3000`.
+
+    Metrics of parts (`accuracy/paradigm/X`) are left out.
+    """
+    tasks = []
+    for task, metrics in results.items():
+        whole = {name: result for name, result in metrics.items() if "/" not in name}
+        numbers = [f"{name} {result.value:.4f}" for name, result in whole.items()]
+        tasks.append(f"{task}: {', '.join(numbers)}")
+    return "; ".join(tasks)

@@ -1,7 +1,8 @@
-"""Perplexity on named sources of text, whatever the texts' lengths.
+"""Perplexity on named sources of text of any length.
 
-A text longer than a window of T predicted tokens is read in disjoint windows, each from the token
-before its first, so that every token is predicted once. The end of a text is not predicted.
+A text longer than a window of T predicted tokens is read in disjoint windows. Each begins at the
+token before its first predicted one, so that every token is predicted exactly once. The end of a
+text is not predicted.
 """
 
 from __future__ import annotations
@@ -31,20 +32,19 @@ _PASSES = 16
 
 
 Sources = Mapping[str, Callable[[], Iterator[Document]]]
-"""Name of a source -> what begins to read its documents, each time from the first."""
+"""Name of a source -> a function that reads its documents from the first."""
 
 
 class TextsConfig(Section):
-    """How texts are read by a model."""
+    """Options of reading texts, shared by all tasks on text."""
 
     texts: int | None = Field(None, ge=1)
-    """How many texts of each source, from its first; null is all."""
+    """Number of texts to read of each source, from its first; null is all."""
     seq_len: int | None = Field(None, ge=1)
-    """Tokens that a window of a text predicts; null is as many as training reads, and the model's
-    positions at most."""
+    """Tokens that a window of a text predicts; null is as many as training reads.
+    The model's positions are the upper bound."""
     start_token: StartToken = "eos"
-    """What precedes each text: the end-of-text token, or nothing ("none"), which leaves out the
-    first token."""
+    """Token before each text: end-of-text, or "none", which leaves out the first token."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens a forward pass; changes no result beyond rounding."""
 
@@ -56,7 +56,7 @@ class TextPerplexityConfig(TextsConfig):
     """Name -> a path, or a source with its field, separator, split and subset; empty is off."""
 
     def reading(self) -> Sources:
-        """The documents of each source.
+        """Return the configured sources, ready to read.
 
         Raises:
             UserError: no source is configured.
@@ -70,40 +70,41 @@ class TextPerplexityConfig(TextsConfig):
 
 @dataclass
 class Losses:
-    """Of each text that has a token to predict: negative log-likelihood (nats, float64) and
-    predicted tokens."""
+    """Losses of the texts of a source, one entry for each text with a token to predict."""
 
     nll: np.ndarray
+    """Negative log-likelihood of each text (nats, float64)."""
     tokens: np.ndarray
+    """Predicted tokens of each text."""
     bytes: int
-    """Of the text that the predicted tokens stand for; 0 where they cannot be counted."""
+    """Bytes of text that all predicted tokens stand for; 0 if they cannot be counted."""
 
     def metrics(self) -> dict[str, Measurement]:
-        """`token_metrics` of all tokens, and mean_text_perplexity = mean over texts of exp(nll /
-        tokens).
+        """Return `token_metrics` of all tokens and mean_text_perplexity.
 
-        The latter is there to compare with published Pico numbers, and is dominated by outliers:
-        one short or strange text of a huge perplexity outweighs all others.
+        mean_text_perplexity is the mean over texts of exp(nll / tokens). It is there to compare
+        with published Pico numbers. Outliers dominate it: one short or strange text of a huge
+        perplexity outweighs all others.
         """
         metrics = token_metrics(float(self.nll.sum()), int(self.tokens.sum()), self.bytes)
         return metrics | _mean_perplexity("mean_text_perplexity", self.nll / self.tokens)
 
 
 def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[str, Any]:
-    """What of the texts and of their reading decides a result: each source is read once, and
-    hashed.
+    """Return everything about the texts that decides a result; reads and hashes each source.
 
     Raises:
         UserError: a source cannot be read, or holds no text.
     """
-    stated = {
+    digests = {
         name: _digest(itertools.islice(read(), config.texts)) for name, read in sources.items()
     }
     return {
-        "sources": stated,
+        "sources": digests,
         "seq_len": window,
         "windows": f"disjoint, {window} predicted tokens",
-        "means": "over sources",  # results without it have a pooled mean_text_perplexity, and are not read back
+        # Results without this entry have a pooled mean_text_perplexity, and are not read back.
+        "means": "over sources",
     }
 
 
@@ -115,40 +116,39 @@ def text_perplexity(
     window: int,
     advance: Advance = ignore,
 ) -> dict[str, Measurement]:
-    """Perplexity on `sources` in windows of `window` predicted tokens.
+    """Measure perplexity on `sources` in windows of `window` predicted tokens.
 
-    `NAME/SOURCE` for loss (mean over the tokens of the source, nats), perplexity (its exponential),
-    bits_per_byte and mean_text_perplexity of each source; `NAME` is the macro mean, that is the
-    mean over sources. pooled_text_perplexity is the mean of the perplexities of the texts of all
-    sources, as in the published Pico numbers.
+    `METRIC/SOURCE` is the loss (mean over the tokens of the source, nats), perplexity (its
+    exponential), bits_per_byte and mean_text_perplexity of each source; `METRIC` is the macro mean,
+    that is the mean over sources. pooled_text_perplexity is the mean of the perplexities of the
+    texts of all sources, as in the published Pico numbers.
 
     Raises:
         UserError: a source cannot be read, or has no token to predict.
     """
-    found = {}
+    losses = {}
     for name, read in sources.items():
         texts = itertools.islice(read(), config.texts)
-        found[name] = _losses(
-            model, _encoded(encoder, texts, name), config.batch_tokens, window, advance
-        )
-        if not found[name].tokens.size:
+        encoded = _encoded(encoder, texts, name)
+        losses[name] = _losses(model, encoded, config.batch_tokens, window, advance)
+        if not losses[name].tokens.size:
             raise UserError(f'the source "{name}" has no token to predict')
-    return _summary(found)
+    return _summary(losses)
 
 
 def _digest(texts: Iterator[Document]) -> dict[str, Any]:
+    """Count and hash the texts."""
     digest, count = hashlib.sha256(), 0
-    for document in texts:
-        content = (
-            document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
-        )
+    for text in texts:
+        content = text.encode() if isinstance(text, str) else text.astype("<i8").tobytes()
+        # The length in front keeps apart texts that are equal only when joined.
         digest.update(f"{len(content)}\x1f".encode() + content)
         count += 1
     return {"texts": count, "sha256": digest.hexdigest()}
 
 
 _Encoded = tuple[np.ndarray, int | None]
-"""(ids, bytes of text that all but the first stand for)."""
+"""(ids, bytes of text that all ids but the first stand for, None if unknown)."""
 
 
 def _encoded(encoder: TextEncoder, texts: Iterator[Document], source: str) -> Iterator[_Encoded]:
@@ -162,24 +162,31 @@ def _losses(
 ) -> Losses:
     nll: list[np.ndarray] = [np.zeros(0)]
     tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-    bytes_: list[int | None] = []
+    n_bytes: list[int | None] = []
     for lot in _lots(sequences, _PASSES * batch_tokens):
         texts = [ids for ids, _ in lot]
-        windows = [list(_windows(ids, window)) for ids in texts]
-        owner = np.repeat(np.arange(len(texts)), [len(of) for of in windows])
-        totals = sequence_nll(model, list(itertools.chain.from_iterable(windows)), batch_tokens)
-        nll.append(np.bincount(owner, weights=totals, minlength=len(texts)))
+        nll.append(_text_nll(model, texts, batch_tokens, window))
         tokens.append(np.array([len(ids) - 1 for ids in texts], dtype=np.int64))
-        bytes_ += [n_bytes for _, n_bytes in lot]
+        n_bytes += [text_bytes for _, text_bytes in lot]
         advance(len(lot))
-    known = [n_bytes for n_bytes in bytes_ if n_bytes is not None]
-    return Losses(
-        np.concatenate(nll), np.concatenate(tokens), sum(known) if len(known) == len(bytes_) else 0
-    )
+    known_bytes = [count for count in n_bytes if count is not None]
+    is_known = len(known_bytes) == len(n_bytes)
+    return Losses(np.concatenate(nll), np.concatenate(tokens), sum(known_bytes) if is_known else 0)
+
+
+def _text_nll(
+    model: Decoder, texts: list[np.ndarray], batch_tokens: int, window: int
+) -> np.ndarray:
+    """Return the negative log-likelihood of each text, summed over its windows."""
+    windows = [list(_windows(ids, window)) for ids in texts]
+    n_windows = [len(text_windows) for text_windows in windows]
+    owner = np.repeat(np.arange(len(texts)), n_windows)
+    totals = sequence_nll(model, list(itertools.chain.from_iterable(windows)), batch_tokens)
+    return np.bincount(owner, weights=totals, minlength=len(texts))
 
 
 def _lots(sequences: Iterator[_Encoded], size: int) -> Iterator[list[_Encoded]]:
-    """Sequences that predict something, in lists of about `size` tokens."""
+    """Group sequences that predict something into lists of about `size` tokens."""
     lot: list[_Encoded] = []
     tokens = 0
     for ids, n_bytes in sequences:
@@ -199,26 +206,34 @@ def _windows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield ids[start : start + size + 1]
 
 
-def _summary(found: dict[str, Losses]) -> dict[str, Measurement]:
-    by_source = {name: losses.metrics() for name, losses in found.items()}
+def _summary(losses: dict[str, Losses]) -> dict[str, Measurement]:
+    """Return the macro means, then the metrics of each source."""
+    by_source = {name: source.metrics() for name, source in losses.items()}
     metrics = {}
     for metric in ("loss", "perplexity", "bits_per_byte", "mean_text_perplexity"):
-        of = [metrics_[metric] for metrics_ in by_source.values() if metric in metrics_]
-        if len(of) == len(found):  # a mean over some of the sources would be another number
-            metrics[metric] = Measurement(
-                value=float(np.mean([m.value for m in of])), unit=of[0].unit, n=sum(m.n for m in of)
-            )
-    every_text = np.concatenate([losses.nll / losses.tokens for losses in found.values()])
-    metrics |= _mean_perplexity("pooled_text_perplexity", every_text)
-    return metrics | {
-        f"{metric}/{name}": m for name, of in by_source.items() for metric, m in of.items()
-    }
+        measured = [results[metric] for results in by_source.values() if metric in results]
+        # A mean over only some of the sources would be another number.
+        if len(measured) == len(losses):
+            metrics[metric] = _macro_mean(measured)
+    text_losses = [source.nll / source.tokens for source in losses.values()]
+    metrics |= _mean_perplexity("pooled_text_perplexity", np.concatenate(text_losses))
+    for name, results in by_source.items():
+        metrics |= {f"{metric}/{name}": result for metric, result in results.items()}
+    return metrics
+
+
+def _macro_mean(measured: list[Measurement]) -> Measurement:
+    """Return the mean over sources; n counts what all sources count together."""
+    mean = float(np.mean([result.value for result in measured]))
+    count = sum(result.n for result in measured)
+    return Measurement(value=mean, unit=measured[0].unit, n=count)
 
 
 def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measurement]:
-    """mean(exp(losses)), which its largest terms dominate; absent where float64 does not hold
-    it."""
+    """Return mean(exp(losses)) as metric `name`, or nothing if float64 cannot hold it."""
     if losses.max() >= LARGEST_LOSS:
         return {}
     value = float(np.mean(np.exp(losses)))
-    return {name: Measurement(value=value, unit="1", n=len(losses))} if math.isfinite(value) else {}
+    if not math.isfinite(value):
+        return {}
+    return {name: Measurement(value=value, unit="1", n=len(losses))}

@@ -1,4 +1,4 @@
-"""Spectra of low-rank updates, and the ranks that they suggest under a budget.
+"""Spectra of low-rank updates, and the ranks that follow from them under a budget.
 
 Shapes: m outputs, n inputs, r rank.
 """
@@ -12,17 +12,17 @@ import torch
 
 
 def singular_values(B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """The r singular values of B A, descending, float64 on CPU; B is (m, r), A (r, n).
+    """Return the r singular values of B A, descending, float64 on CPU; B is (m, r), A (r, n).
 
-    B = Q_B R_B and A^T = Q_A R_A have the spectrum of the small R_B R_A^T: orthogonal maps on
-    either side leave it.
+    With B = Q_B R_B and A^T = Q_A R_A they are those of the small R_B R_A^T, since orthogonal maps
+    on either side do not change a spectrum.
     """
     B, A = B.detach().to("cpu", torch.float64), A.detach().to("cpu", torch.float64)
     return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.T).R.T)
 
 
 def effective_rank(values: torch.Tensor) -> float:
-    """exp(-sum p ln p) of p = s / sum(s) (Roy & Vetterli 2007); 0 of the zero matrix."""
+    """Return exp(-sum p ln p) of p = s / sum(s) (Roy & Vetterli 2007); 0 for the zero matrix."""
     total = values.sum()
     if total == 0:
         return 0.0
@@ -31,13 +31,16 @@ def effective_rank(values: torch.Tensor) -> float:
 
 
 def energy_rank(values: torch.Tensor, energy: float) -> float:
-    """The least k whose k largest singular values hold the share `energy` of the sum of squares; 0
-    of the zero one."""
+    """Return the least k whose k largest singular values reach `energy`, a share of all squares.
+
+    It is 0 for the zero matrix.
+    """
     squares = values.square()
     if squares.sum() == 0:
         return 0.0
-    held = squares.cumsum(0) / squares.sum()
-    return float((held < energy - 1e-12).sum().item() + 1)
+    reached = squares.cumsum(0) / squares.sum()
+    # The tolerance keeps rounding of the running sum from asking for one value more.
+    return float((reached < energy - 1e-12).sum().item() + 1)
 
 
 def share_out(
@@ -47,31 +50,36 @@ def share_out(
     least: int,
     budget: int,
 ) -> dict[str, int]:
-    """A rank for each module, in proportion to its demand, with sum(rank * cost) up to `budget`;
-    each between `least` (or `most` where that is less) and `most`.
+    """Return a rank for each module, in proportion to its demand, with sum(rank * cost) <= budget.
 
-    One common factor is rounded down for all; what is left goes, a rank each, to those who lost
-    most by that. Without any demand, all are alike. A `budget` below what `least` takes is exceeded
-    by it.
+    Each rank lies between `least` and the module's `most`; `most` wins if it is smaller. One common
+    factor is rounded down for all modules; the rest of the budget goes, one rank each, to the
+    modules that lost most by rounding. If all demands are 0, they count as equal. If `least` alone
+    costs more than `budget`, every module gets `least`.
     """
     wanted = demands if any(demands.values()) else dict.fromkeys(demands, 1.0)
 
-    def at(factor: float) -> dict[str, int]:
-        return {
-            name: min(max(math.floor(factor * d), least), most[name]) for name, d in wanted.items()
-        }
+    def ranks_at(factor: float) -> dict[str, int]:
+        floors = {name: math.floor(factor * demand) for name, demand in wanted.items()}
+        return {name: min(max(rank, least), most[name]) for name, rank in floors.items()}
 
-    def cost(ranks: Mapping[str, int]) -> int:
+    def total_cost(ranks: Mapping[str, int]) -> int:
         return sum(rank * costs[name] for name, rank in ranks.items())
 
-    low, high = 0.0, max(most.values()) / min(d for d in wanted.values() if d > 0)
-    if cost(at(high)) <= budget:
-        return at(high)
-    for _ in range(100):  # halves the distance between two factors until no float lies between them
+    smallest_demand = min(demand for demand in wanted.values() if demand > 0)
+    low, high = 0.0, max(most.values()) / smallest_demand
+    if total_cost(ranks_at(high)) <= budget:
+        return ranks_at(high)
+    for _ in range(100):  # enough halvings that no float lies between the two factors
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
-    ranks = at(low)
+        if total_cost(ranks_at(middle)) <= budget:
+            low = middle
+        else:
+            high = middle
+
+    ranks = ranks_at(low)
     for name in sorted(wanted, key=lambda name: ranks[name] - low * wanted[name]):
-        if ranks[name] < most[name] and cost(ranks) + costs[name] <= budget:
+        is_affordable = total_cost(ranks) + costs[name] <= budget
+        if ranks[name] < most[name] and is_affordable:
             ranks[name] += 1
     return ranks

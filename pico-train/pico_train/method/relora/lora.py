@@ -1,5 +1,4 @@
-"""A linear layer with a frozen weight and a low-rank update that trains beside it (LoRA, Hu et al.
-2022, section 4).
+"""A linear layer with a frozen weight and a trained low-rank update (LoRA, Hu et al. 2022).
 
 Shapes: m outputs, n inputs, r rank.
 """
@@ -18,7 +17,7 @@ from pico_train.sharding import sharded_like
 
 
 class LowRankLinear(nn.Module):
-    """y = W x + s B A dropout(x), s = alpha / r times a trained gain where there is one.
+    """The layer y = W x + s B A dropout(x), with s = alpha / r times the trained gain, if any.
 
     Parameters: `base.weight` W (m, n), frozen; `lora_A.weight` A (r, n); `lora_B.weight` B (m, r),
     zero at first; `lora_gain` (1,), one at first, or None.
@@ -36,9 +35,8 @@ class LowRankLinear(nn.Module):
     ) -> None:
         super().__init__()
         outputs, inputs = weight.shape
-        with torch.device(
-            "meta"
-        ):  # weights are given below, and nothing is drawn from torch's own generator
+        # On the meta device nn.Linear draws nothing from torch's own generator; weights follow.
+        with torch.device("meta"):
             self.base = nn.Linear(inputs, outputs, bias=False)
             self.lora_A = nn.Linear(inputs, rank, bias=False)
             self.lora_B = nn.Linear(rank, outputs, bias=False)
@@ -50,61 +48,64 @@ class LowRankLinear(nn.Module):
 
     @property
     def scale(self) -> float | torch.Tensor:
-        """s, a tensor (1,) where it trains."""
+        """The scale s: a number, or a tensor (1,) if it trains."""
         return self.ratio if self.lora_gain is None else self.ratio * self.lora_gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., n) -> (..., m). The scale is applied where the tensor is narrowest."""
+        """Map (..., n) to (..., m)."""
+        # The scale is applied to the r-wide activations, the smallest tensor on this path.
         low = self.scale * self.lora_A(F.dropout(x, self.dropout, self.training))
         return F.linear(x, self._base_for(x)) + self.lora_B(low)
 
     def _base_for(self, x: torch.Tensor) -> torch.Tensor:
-        """A base in bfloat16 is made wide where autocast would not narrow the rest."""
+        """Return W in the type of `x`, unless autocast converts both anyway."""
         weight = self.base.weight
         return weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
 
     @torch.no_grad()
     def effective(self) -> torch.Tensor:
-        """W + s B A, (m, n) float32: the weight of the plain layer that computes the same without
-        dropout."""
+        """Return W + s B A, (m, n) float32: the plain layer of equal function without dropout."""
         return self.base.weight.float() + self.scaled_B() @ self.lora_A.weight
 
     @torch.no_grad()
     def scaled_B(self) -> torch.Tensor:
-        """s B, (m, r)."""
+        """Return s B, (m, r)."""
         return self.scale * self.lora_B.weight
 
     @torch.no_grad()
     def merge(self, *, scaled: bool = True) -> None:
-        """W += s B A in float32, rounded once to W's dtype; B becomes zero. `scaled=False` leaves s
-        out, a fault."""
-        whole = (
-            self.effective()
-            if scaled
-            else self.base.weight.float() + self.lora_B.weight @ self.lora_A.weight
-        )
-        self.base.weight.copy_(whole)
+        """Add s B A to W in float32, rounded once to W's dtype, and set B to zero.
+
+        `scaled=False` reproduces a fault of relora-pico: it leaves s out.
+        """
+        if scaled:
+            merged = self.effective()
+        else:
+            merged = self.base.weight.float() + self.lora_B.weight @ self.lora_A.weight
+        self.base.weight.copy_(merged)
         self.lora_B.weight.zero_()
 
     @torch.no_grad()
     def draw_A(self, generator: torch.Generator) -> None:
-        """Draw A from U(-1 / sqrt(n), 1 / sqrt(n)), on CPU in float32: Kaiming with a = sqrt(5), as
-        LoRA's own code."""
+        """Draw A from U(-1 / sqrt(n), 1 / sqrt(n)), on CPU in float32."""
         drawn = torch.empty(self.lora_A.weight.shape, dtype=torch.float32, device="cpu")
+        # Kaiming with a = sqrt(5) has this range; it is the initialisation of LoRA's own code.
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         self.lora_A.weight.copy_(sharded_like(self.lora_A.weight, drawn))
 
 
 def low_rank_layers(model: Decoder) -> Iterator[tuple[str, LowRankLinear]]:
-    """(module name, layer) of every low-rank layer, in the model's order."""
+    """Yield (module name, layer) of every low-rank layer, in the model's order."""
     for name, module in model.named_modules():
         if isinstance(module, LowRankLinear):
             yield name, module
 
 
 def effective_weights(model: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, tensor) of the plain decoder that computes the same; low-rank layers are
-    merged copies."""
+    """Yield (Hugging Face name, tensor) of the plain decoder that computes the same function.
+
+    Low-rank layers give merged copies.
+    """
     layers = dict(low_rank_layers(model))
     inside = tuple(f"{name}." for name in layers)
     for name, parameter in model.named_parameters():

@@ -1,5 +1,8 @@
-"""ReLoRA: pretraining by low-rank updates that are merged and begun anew (Lialin et al. 2023, arXiv
-2307.05695)."""
+"""ReLoRA: pretraining by low-rank updates, merged and restarted (Lialin et al. 2023).
+
+The paper is arXiv 2307.05695. The layer is in `lora.py`, the optimizer's part of a restart in
+`optimizer_reset.py`, ranks that change in `adaptive_rank.py`.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,12 @@ Ranks = dict[str, int]
 
 
 class ReLoRA(Method):
-    """Next-token prediction in which chosen projections move by s B A alone.
+    """Next-token prediction in which chosen projections change by s B A only.
 
-    After every `restart_every`-th update, W += s B A; A is drawn anew from `seed.method`, B is
-    zero, and the optimizer forgets both. Before `warm_start_steps` everything trains. Snapshots get
-    W, A, B and s, at a restart also the factors that it merged (see shared/CONTRACT.md).
+    After every `restart_every`-th update, s B A is added to W, A is drawn again from
+    `seed.method`, B becomes zero, and the optimizer forgets both. Before `warm_start_steps`
+    every parameter trains. Snapshots get W, A, B and s, and at a restart also the factors that
+    it merged (see shared/CONTRACT.md).
     """
 
     Config = ReLoRAConfig
@@ -46,24 +50,33 @@ class ReLoRA(Method):
     def __init__(self, config: Section) -> None:
         super().__init__(config)
         self.dropout = self.config.dropout > 0
+        self.seed = 0
+        self.layers: dict[str, LowRankLinear] = {}
+        # The state that is saved: whether the warm start is over, the update of the last restart,
+        # (step, ranks) of every change of ranks, and the factors that the last restart merged.
         self.begun = self.config.warm_start_steps == 0
         self.since = 0
         self.history: list[tuple[int, Ranks]] = []
-        self.saved: Mapping[str, torch.Tensor] = {}
         self.merged: dict[str, torch.Tensor] = {}
-        self.layers: dict[str, LowRankLinear] = {}
-        self.seed = self.parts = 0
+        # Tensors of a checkpoint, between `load_state_dict` and `prepare`.
+        self.saved: Mapping[str, torch.Tensor] = {}
+        # Micro-batches of this update so far, and whether the loop must rebuild after it.
+        self.parts = 0
         self.changed = False
 
     @property
     def shardable(self) -> bool:  # type: ignore[override]
-        """Whether all that happens at a restart can be done on shares."""
-        ours = self.config
-        plain = ours.reset == "all" and ours.adaptive is None
-        return plain and not ours.trainable_scale and ours.base_dtype == "float32"
+        """Whether every operation of a restart works on sharded parameters."""
+        options = self.config
+        is_plain_restart = options.reset == "all" and options.adaptive is None
+        return is_plain_restart and not options.trainable_scale and options.base_dtype == "float32"
 
     def check(self, schedule: ScheduleConfig, steps: int) -> None:
-        """The learning rate may restart where the factors do, and nowhere else."""
+        """Check that the learning rate restarts only with the factors and low-rank updates happen.
+
+        Raises:
+            UserError: the schedule restarts at other updates, or the warm start takes all of them.
+        """
         every = self.config.restart_every
         if schedule.restart_every and schedule.restart_every != every:
             raise UserError(
@@ -77,41 +90,38 @@ class ReLoRA(Method):
             )
 
     def prepare(self, model: Decoder, data: Any, seed: int) -> dict[str, nn.Parameter]:
-        """Put low-rank layers where the options say; what is left trains as it is, but for what is
-        frozen.
+        """Replace the chosen layers by low-rank ones, and return every parameter that is not frozen.
 
         Raises:
-            UserError: a pattern fits nothing; a rank exceeds a module's smaller side; nothing is
+            UserError: a pattern fits nothing, a rank exceeds a module's smaller side, or nothing is
                 left to train.
         """
         self.seed = seed
-        chosen = self._chosen(model)
+        chosen = self._freeze_and_choose(model)
         if self.begun:
             if not self.history:
                 self.history.append((self.since, self._first_ranks(model, chosen)))
             for name, rank in self.ranks.items():
                 self._replace(model, name, rank)
             self.saved = {}
-        training = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }
-        if not training:
+        parameters = dict(model.named_parameters())
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        if not trained:
             raise UserError(
                 "method.options.frozen leaves nothing to train: take a pattern out of it"
             )
-        return training
+        return trained
 
     def begin_step(self, step: int) -> BatchSource:
-        """The next language-model rows; what the last update's restart merged has been observed."""
+        """Ask for the next language-model rows."""
+        # Snapshots have stored what the last restart merged, so it is dropped here.
         self.merged, self.parts = {}, 0
         return "language_model"
 
     def loss(
         self, model: nn.Module, batch: torch.Tensor | None, step: int
     ) -> tuple[torch.Tensor, int, dict[str, float]]:
-        """Of next-token prediction, with dropout in the low-rank path alone."""
+        """Return the next-token loss, with dropout on the low-rank path only."""
         assert batch is not None  # begin_step asked for rows
         inputs, labels = batch[:, :-1], batch[:, 1:]
         with self._masks(step, batch.device):
@@ -120,46 +130,46 @@ class ReLoRA(Method):
         return loss_sum, labels.numel(), self._scalars()
 
     def acts_after(self, step: int) -> bool:
-        """At restarts alone."""
+        """Return whether update `step` ends with a restart."""
         every = self.config.restart_every
         return self.begun and every > 0 and step % every == 0
 
     def after_step(self, model: Decoder, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """The restart, in place: no parameter is a new object, unless its rank changes (see
-        `rebuild_at`)."""
+        """Restart in place: every parameter stays the same object unless its rank changes.
+
+        If a rank changes, `rebuild_at` says so.
+        """
         if not self.acts_after(step):
             return
-        self.since, scaled = step, self.config.merge_scale != "none"
+        options = self.config
+        self.since = step
         for name, layer in self.layers.items():
-            self.merged[names.merged_A(name)] = layer.lora_A.weight.detach().clone()
-            self.merged[names.merged_B(name)] = (
-                layer.scaled_B() if scaled else layer.lora_B.weight.detach().clone()
-            )
-            layer.merge(scaled=scaled)
-            layer.draw_A(self._draws(name))
-        reset(
-            self.config.reset,
-            self.config.pruning_ratio,
-            optimizer,
-            self._factors(),
-            self.seed,
-            step,
-        )
-        if self.config.adaptive is not None:
-            self._adapt(self.config.adaptive)
+            self._restart(name, layer)
+        reset(options.reset, options.pruning_ratio, optimizer, self._factors(), self.seed, step)
+        if options.adaptive is not None:
+            self._adapt(options.adaptive)
+
+    def _restart(self, name: str, layer: LowRankLinear) -> None:
+        """Merge the factors of a layer into its weight, and begin with new ones."""
+        is_scaled = self.config.merge_scale != "none"
+        merged_B = layer.scaled_B() if is_scaled else layer.lora_B.weight.detach().clone()
+        self.merged[names.merged_A(name)] = layer.lora_A.weight.detach().clone()
+        self.merged[names.merged_B(name)] = merged_B
+        layer.merge(scaled=is_scaled)
+        layer.draw_A(self._draws(name))
 
     def rebuild_at(self, step: int) -> bool:
-        """At the end of the warm start, and where a restart has changed a rank."""
+        """Return whether the warm start ends here, or a restart has changed a rank."""
         if not self.begun and step == self.config.warm_start_steps:
             self.begun, self.since, self.changed = True, step, True
         return self.changed
 
     def effective_weights(self, model: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
-        """Low-rank layers as W + s B A, float32; everything else as it is."""
+        """Yield low-rank layers as W + s B A in float32 and every other parameter unchanged."""
         return effective_weights(model)
 
     def extra_tensors(self, model: Decoder) -> dict[str, torch.Tensor]:
-        """W, A, B and s of every low-rank module, and what the restart of this step has merged."""
+        """Return W, A, B and s of every low-rank module, and what a restart at this step merged."""
         bases = {names.base(name): layer.base.weight for name, layer in self.layers.items()}
         scales = {
             names.lora_scale(name): torch.as_tensor(layer.scale).reshape(1)
@@ -168,21 +178,26 @@ class ReLoRA(Method):
         return {**bases, **self._factors(), **scales, **self.merged}
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """W, A, B and gains, since merged weights do not tell them apart; factors whose rank
-        changes are left to be drawn, as a restart without a change draws them."""
+        """Return W, A, B and gains, which merged weights do not tell apart, and the ranks so far."""
         tensors = dict(self.merged)
         for name, layer in self.layers.items():
-            tensors[names.base(name)] = layer.base.weight.detach()
-            if layer.lora_gain is not None:
-                tensors[names.lora_gain(name)] = layer.lora_gain.detach()
-            if layer.rank == self.ranks[name]:
-                tensors[names.lora_A(name)] = layer.lora_A.weight.detach()
-                tensors[names.lora_B(name)] = layer.lora_B.weight.detach()
+            tensors |= self._layer_state(name, layer)
         return tensors, {"begun": self.begun, "since": self.since, "ranks": self.history}
+
+    def _layer_state(self, name: str, layer: LowRankLinear) -> dict[str, torch.Tensor]:
+        tensors = {names.base(name): layer.base.weight.detach()}
+        if layer.lora_gain is not None:
+            tensors[names.lora_gain(name)] = layer.lora_gain.detach()
+        # If the rank changes, the factors are left out: a resume draws them as the restart would.
+        if layer.rank == self.ranks[name]:
+            tensors[names.lora_A(name)] = layer.lora_A.weight.detach()
+            tensors[names.lora_B(name)] = layer.lora_B.weight.detach()
+        return tensors
 
     def load_state_dict(
         self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]
     ) -> None:
+        """Take back what `state_dict` returned; `prepare` builds the layers from it."""
         self.begun, self.since = scalars["begun"], scalars["since"]
         self.history = [(step, ranks) for step, ranks in scalars["ranks"]]
         self.merged = {name: tensor for name, tensor in tensors.items() if _is_merged(name)}
@@ -190,17 +205,13 @@ class ReLoRA(Method):
 
     @property
     def ranks(self) -> Ranks:
-        """The rank of every low-rank module, from the newest change on; none before the end of a
-        warm start."""
+        """The current rank of every low-rank module; empty before the end of a warm start."""
         return self.history[-1][1] if self.history else {}
 
-    def _chosen(self, model: Decoder) -> list[str]:
-        """Modules that are or become low-rank; what is frozen is frozen on the way."""
-        linear = [
-            name
-            for name, module in model.model.named_modules(prefix="model")
-            if isinstance(module, nn.Linear)
-        ]
+    def _freeze_and_choose(self, model: Decoder) -> list[str]:
+        """Freeze modules as the options say, and return those that are or become low-rank."""
+        modules = model.model.named_modules(prefix="model")
+        linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         chosen = names.match(self.config.modules, linear)
         spared = set(names.match(self.config.full, chosen))
         weighted = [name.removesuffix(".weight") for name, _ in model.named_parameters()]
@@ -210,46 +221,55 @@ class ReLoRA(Method):
         return [name for name in chosen if name not in spared]
 
     def _first_ranks(self, model: Decoder, chosen: list[str]) -> Ranks:
+        """Return the configured rank of every chosen module."""
         rank, ranks = self.config.rank, {}
         for name in chosen:
             side = min(model.get_parameter(f"{name}.weight").shape)
-            if isinstance(rank, int) and rank > side:
+            if isinstance(rank, float):
+                fraction_of_width = round(rank * model.config.hidden_size)
+                ranks[name] = min(max(fraction_of_width, 1), side)
+            elif rank <= side:
+                ranks[name] = rank
+            else:
                 raise UserError(
                     f"method.options.rank is {rank}, more than {name} allows, whose smaller side is {side}"
                 )
-            ranks[name] = (
-                rank
-                if isinstance(rank, int)
-                else min(max(round(rank * model.config.hidden_size), 1), side)
-            )
         return ranks
 
     def _replace(self, model: Decoder, name: str, rank: int) -> None:
-        """A low-rank layer around the weight of the plain one, or as it was saved."""
-        ours, saved = self.config, self.saved
+        """Put a low-rank layer around the weight of the plain one, or restore the saved layer."""
+        options = self.config
         plain = model.get_parameter(f"{name}.weight")
         layer = LowRankLinear(
             self._saved_as(names.base(name), plain).to(_device(model)),
             rank,
-            ours.alpha,
-            ours.dropout,
-            gain=ours.trainable_scale,
-            base_dtype=DTYPES[ours.base_dtype],
+            options.alpha,
+            options.dropout,
+            gain=options.trainable_scale,
+            base_dtype=DTYPES[options.base_dtype],
         )
         model.set_submodule(name, layer)
         self.layers[name] = layer
-        with torch.no_grad():
-            if layer.lora_gain is not None and names.lora_gain(name) in saved:
-                layer.lora_gain.copy_(self._saved_as(names.lora_gain(name), layer.lora_gain))
-            if names.lora_A(name) in saved:
-                layer.lora_A.weight.copy_(self._saved_as(names.lora_A(name), layer.lora_A.weight))
-                layer.lora_B.weight.copy_(self._saved_as(names.lora_B(name), layer.lora_B.weight))
-            elif ours.init != "zeros" or self.since > ours.warm_start_steps:
-                layer.draw_A(self._draws(name))
+        self._fill(name, layer)
+
+    @torch.no_grad()
+    def _fill(self, name: str, layer: LowRankLinear) -> None:
+        """Give a new layer its saved factors and gain, or draw A."""
+        if layer.lora_gain is not None and names.lora_gain(name) in self.saved:
+            layer.lora_gain.copy_(self._saved_as(names.lora_gain(name), layer.lora_gain))
+        is_first_cycle = self.since <= self.config.warm_start_steps
+        if names.lora_A(name) in self.saved:
+            layer.lora_A.weight.copy_(self._saved_as(names.lora_A(name), layer.lora_A.weight))
+            layer.lora_B.weight.copy_(self._saved_as(names.lora_B(name), layer.lora_B.weight))
+        elif self.config.init != "zeros" or not is_first_cycle:
+            layer.draw_A(self._draws(name))
 
     def _saved_as(self, key: str, like: torch.Tensor) -> torch.Tensor:
-        """Return the saved tensor `key`, or `like` where there is none; DamagedError where their
-        shapes differ."""
+        """Return the saved tensor `key`, or `like` if none is saved.
+
+        Raises:
+            DamagedError: their shapes differ.
+        """
         tensor = self.saved.get(key, like)
         if tensor.shape != like.shape:
             shapes = f"{tuple(tensor.shape)} where {tuple(like.shape)} is expected"
@@ -260,35 +280,42 @@ class ReLoRA(Method):
         return generator(self.seed, "lora_A", name, self.since)
 
     def _factors(self) -> dict[str, torch.Tensor]:
-        return {
-            key: parameter
-            for name, layer in self.layers.items()
-            for key, parameter in (
-                (names.lora_A(name), layer.lora_A.weight),
-                (names.lora_B(name), layer.lora_B.weight),
-            )
-        }
+        """Return A and B of every low-rank module by their stored names."""
+        factors: dict[str, torch.Tensor] = {}
+        for name, layer in self.layers.items():
+            factors[names.lora_A(name)] = layer.lora_A.weight
+            factors[names.lora_B(name)] = layer.lora_B.weight
+        return factors
 
     def _adapt(self, config: AdaptiveConfig) -> None:
-        """Ranks from the spectra of what was merged just now."""
+        """Choose ranks from the spectra of the updates that this restart merged."""
         demands, costs, most = {}, {}, {}
         for name, layer in self.layers.items():
-            values = singular_values(
-                self.merged[names.merged_B(name)], self.merged[names.merged_A(name)]
-            )
-            energy = config.criterion == "energy"
-            demands[name] = energy_rank(values, config.energy) if energy else effective_rank(values)
-            shape = layer.base.weight.shape
-            costs[name], most[name] = sum(shape), min(*shape, config.max_rank or min(shape))
-        budget = sum(rank * costs[name] for name, rank in self.history[0][1].items())
+            outputs, inputs = layer.base.weight.shape
+            demands[name] = self._demand(config, name)
+            costs[name] = outputs + inputs
+            most[name] = min(outputs, inputs, config.max_rank or min(outputs, inputs))
+        # The parameters of the first, uniform ranks are the budget of all later ones.
+        _, first_ranks = self.history[0]
+        budget = sum(rank * costs[name] for name, rank in first_ranks.items())
         ranks = share_out(demands, costs, most, config.min_rank, budget)
         if ranks != self.ranks:
             self.history.append((self.since, ranks))
             self.changed = True
 
+    def _demand(self, config: AdaptiveConfig, name: str) -> float:
+        """Return the rank that a module's merged update asks for."""
+        B, A = self.merged[names.merged_B(name)], self.merged[names.merged_A(name)]
+        values = singular_values(B, A)
+        if config.criterion == "energy":
+            return energy_rank(values, config.energy)
+        return effective_rank(values)
+
     def _scalars(self) -> dict[str, float]:
-        """For metrics.jsonl, where ranks change; every module's own are in the method's saved
-        scalars."""
+        """Return mean, smallest and largest rank for metrics.jsonl, if ranks adapt.
+
+        The ranks of all modules are in the saved state.
+        """
         if self.config.adaptive is None or not self.ranks:
             return {}
         ranks = self.ranks.values()
@@ -300,21 +327,23 @@ class ReLoRA(Method):
 
     @contextmanager
     def _masks(self, step: int, device: torch.device) -> Iterator[None]:
-        """Dropout's draws from torch's own generator, which is put back: they work in compiled
-        layers and in those that are computed again."""
+        """Seed torch's own generator for dropout, and restore it afterwards.
+
+        Only that generator works in compiled layers and in layers that backward recomputes.
+        """
         if not self.dropout:
             yield
             return
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        process = torch.distributed.get_rank() if distributed else 0
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        process = torch.distributed.get_rank() if is_distributed else 0
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", step, process, self.parts))
             yield
 
 
 def _is_merged(tensor: str) -> bool:
-    part = names.low_rank_part(tensor)
-    return part is not None and part[1].startswith("merged")
+    module_and_part = names.low_rank_part(tensor)
+    return module_and_part is not None and module_and_part[1].startswith("merged")
 
 
 def _device(model: Decoder) -> torch.device:
