@@ -1,4 +1,4 @@
-"""Matrices, spectra, samples, and the one policy on precision."""
+"""Linear algebra: matrices, spectra, samples, and the one policy on precision."""
 
 from __future__ import annotations
 

@@ -1,19 +1,18 @@
-"""Singular values and vectors: through a Gram matrix where that is accurate enough, else through
-the SVD.
+"""Singular values and vectors, by a Gram matrix if that is accurate enough, else by the SVD.
 
 The eigenvalues of A^T A are the squares of the singular values s_i of A, and take a third of the
-time. Forming A^T A and decomposing it rounds each of them by about e = sqrt(max(m, n)) eps s_1^2
-(eps of float64; terms round as if at random: Higham & Mary 2019, "A new approach to probabilistic
-rounding error analysis"; up to 2 e is seen). So s_i is off by e / s_i^2 of itself at most, and A
-v_i / s_i and A v_j / s_j are orthogonal but for 2 e / (s_i s_j). That is nothing at s_1, and
-everything below sqrt(eps) s_1, where noise comes out that an entropy, a sum or a fitted tail would
-take for values.
+time. Computing A^T A and decomposing it rounds each of them by about e = sqrt(max(m, n)) eps s_1^2
+(eps of float64; rounding errors behave as if random: Higham & Mary 2019, "A new approach to
+probabilistic rounding error analysis"; errors of up to 2 e were observed). So the relative error of
+s_i is at most e / s_i^2, and A v_i / s_i and A v_j / s_j are orthogonal up to 2 e / (s_i s_j). Both
+are negligible at s_1. Below sqrt(eps) s_1 the eigenvalues are noise, which an entropy, a sum or a
+fitted tail would mistake for values.
 
-The rule, which is here and nowhere else: a Gram matrix serves where e / s_k^2 is at most
-`GRAM_ERROR` for the least value s_k, which is down to s_k = 4e-5 s_1 (64 rows) or 1e-4 s_1 (4,096),
-so that no value is less accurate than that. By then rounding to fp32 has left s_k uncertain by
-eps(fp32) s_1 / s_k > 1e-3 of itself, a thousand times as much. A spectrum that reaches below, and
-any matrix that is stored in float64 or computed in it (a difference), is decomposed as it is.
+The rule, which stands only here: a Gram matrix serves if e / s_k^2 is at most `GRAM_ERROR` for the
+least value s_k, so that no value is less accurate than that. This reaches down to s_k = 4e-5 s_1
+(64 rows) or 1e-4 s_1 (4,096). There rounding to fp32 has already left s_k uncertain by a relative
+eps(fp32) s_1 / s_k > 1e-3, a thousand times as much. A matrix whose spectrum reaches below, and any
+matrix that is stored or computed in float64 (a difference), is decomposed directly.
 """
 
 from __future__ import annotations
@@ -27,76 +26,97 @@ GRAM_ERROR = 1e-6
 
 
 class Basis(NamedTuple):
-    """x = left @ diag(values) @ right for a centred sample x of rank r, values descending."""
+    """The decomposition x = left @ diag(values) @ right of a centred sample of rank r."""
 
     left: torch.Tensor  # (rows, r), orthonormal columns
-    values: torch.Tensor  # (r,)
+    values: torch.Tensor  # (r,), descending
     right: torch.Tensor  # (r, width), orthonormal rows
 
 
 def singular_values(batch: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
-    """(b, k) float64, descending, of (b, m, n) float64 matrices that were stored as `stored`; k =
-    min(m, n)."""
-    tall = (
-        batch if batch.shape[1] >= batch.shape[2] else batch.mT
-    )  # LAPACK takes half the time on the tall one
+    """Compute the singular values of each matrix in a batch, (b, k) float64, descending.
+
+    Args:
+        batch: (b, m, n) float64; k = min(m, n).
+        stored: the dtype in which the matrices were stored.
+    """
+    # LAPACK takes half the time on the tall one of A and A^T.
+    tall = batch if batch.shape[1] >= batch.shape[2] else batch.mT
     if stored == REAL:
         return torch.linalg.svdvals(tall)
     squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(1)
     values = squares.clamp(min=0).sqrt()
-    doubtful = squares[:, -1] <= _least_square(tall, squares[:, 0])  # of a matrix of zeros as well
-    if doubtful.any():
-        values[doubtful] = torch.linalg.svdvals(tall[doubtful])
+    is_doubtful = squares[:, -1] <= _least_square(tall, squares[:, 0])  # also for zero matrices
+    if is_doubtful.any():
+        values[is_doubtful] = torch.linalg.svdvals(tall[is_doubtful])
     return values
 
 
 def basis(x: torch.Tensor, gram: torch.Tensor, stored: torch.dtype, noise: float) -> Basis:
-    """Directions of (rows, width) float64 above `noise` and above what the decomposition can make
-    of nothing.
+    """Compute the directions of a sample that stand out from rounding.
 
-    `gram` is the smaller of x^T x and x x^T.
+    Args:
+        x: (rows, width) float64.
+        gram: the smaller of x^T x and x x^T.
+        stored: the dtype in which the sample was stored.
+        noise: a bound of the 2-norm of rounding to it.
     """
-    found = None if stored == REAL else _basis_from_gram(x, gram, noise)
-    if found is not None:
-        return found
+    if stored != REAL:
+        from_gram = _basis_from_gram(x, gram, noise)
+        if from_gram is not None:
+            return from_gram
     left, values, right = torch.linalg.svd(x, full_matrices=False)
     rank = int((values > _floor(x, float(values[0]), noise)).sum())
     return Basis(left[:, :rank], values[:rank], right[:rank])
 
 
 def _basis_from_gram(x: torch.Tensor, gram: torch.Tensor, noise: float) -> Basis | None:
-    """None where a direction is neither accurate nor certainly noise."""
+    """Compute the basis from eigenvectors; None if a direction is neither accurate nor noise."""
     squares, vectors = torch.linalg.eigh(gram)
     least = _least_square(x, squares[-1])
     floor = _floor(x, float(squares[-1].clamp(min=0).sqrt()), noise)
-    kept = squares > floor**2
-    doubtful = (squares <= least) & (squares > floor**2 - 2 * GRAM_ERROR * least)
-    if not kept.any() or doubtful.any():
+    is_kept = squares > floor**2
+    may_be_kept = squares > floor**2 - 2 * GRAM_ERROR * least
+    is_doubtful = (squares <= least) & may_be_kept
+    if not is_kept.any() or is_doubtful.any():
         return None
-    near = vectors[:, kept].flip(1)
-    far = (x if len(gram) == x.shape[1] else x.T) @ near
-    values = torch.linalg.vector_norm(far, dim=0)
-    far /= values
-    return Basis(far, values, near.T) if len(gram) == x.shape[1] else Basis(near, values, far.T)
+    eigenvectors = vectors[:, is_kept].flip(1)
+    # The eigenvectors are the directions of one side; x maps them to those of the other side.
+    if len(gram) == x.shape[1]:
+        left, values = _normalized_columns(x @ eigenvectors)
+        return Basis(left, values, eigenvectors.T)
+    right, values = _normalized_columns(x.T @ eigenvectors)
+    return Basis(eigenvectors, values, right.T)
+
+
+def _normalized_columns(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.linalg.vector_norm(matrix, dim=0)
+    return matrix.div_(lengths), lengths
 
 
 def left_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(m, k) and (k,) float64: left singular vectors of (m, n) float64 and their singular values,
-    descending."""
-    if matrix.shape[0] <= matrix.shape[1]:
+    """Compute left singular vectors (m, k) and singular values (k,), descending, of (m, n) float64."""
+    rows, columns = matrix.shape
+    if rows <= columns:
         squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
         if squares[0] > _least_square(matrix, squares[-1]):
             left = vectors.flip(1)
-            return left, torch.linalg.vector_norm(left.T @ matrix, dim=1)
+            values = torch.linalg.vector_norm(left.T @ matrix, dim=1)
+            return left, values
     left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     return left, values
 
 
 def _least_square(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """s^2 above which a Gram matrix serves, for matrices of the shape of x whose s_1^2 are
-    `largest`."""
+    """Return the s^2 down to which a Gram matrix serves.
+
+    Args:
+        x: a matrix of the shape that counts.
+        largest: s_1^2 of each matrix.
+    """
     return max(x.shape[-2:]) ** 0.5 * torch.finfo(REAL).eps / GRAM_ERROR * largest
 
 
 def _floor(x: torch.Tensor, largest: float, noise: float) -> float:
+    """Return the singular value up to which a direction may be rounding."""
     return max(noise, max(x.shape) * torch.finfo(REAL).eps * largest)

@@ -1,4 +1,4 @@
-"""Pure functions and the registry of them."""
+"""Metrics: pure functions of matrices and samples, and the registry of them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Noise of gradients, from the gradients of micro-batches at one point.
 
 Micro-batch i of m has n_i terms of the loss (tokens) and the gradient g_i of their mean; N = sum
-n_i, and G = sum n_i g_i / N is the gradient of the batch. Were terms drawn independently, with a
-gradient of mean G* and covariance S each, E|g_i - G*|^2 would be tr(S) / n_i, and the two estimates
-here have the expectations tr(S) and |G*|^2. Tokens of a row are not independent: what is measured
-is the noise of batches made of such rows, counted in tokens.
+n_i, and G = sum n_i g_i / N is the gradient of the batch. If terms were drawn independently, each
+with a gradient of mean G* and covariance S, then E|g_i - G*|^2 would be tr(S) / n_i, and the two
+estimates here would have the expectations tr(S) and |G*|^2. But tokens of a row are not
+independent, so the noise measured is that of batches made of such rows, counted in tokens.
 
 Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1. With
 equal n_i = B_small and N = B_big these are its estimates, |G_small|^2 being the mean of |g_i|^2,
@@ -21,67 +21,69 @@ from pico_analyze.metrics.single import Outcome
 
 
 class Estimates(NamedTuple):
-    """Both without bias: tr(S), and |G*|^2, which may be negative; each divided by 2^exponent."""
+    """Unbiased estimates of tr(S) and of |G*|^2, which may be negative, divided by 2^exponent."""
 
     trace: float
     squared: float
     exponent: int
 
 
-def gradient_noise_scale(of: GradientStack) -> Outcome:
-    """B_simple = tr(S) / |G*|^2 of one parameter, from unbiased estimates of both; in [0, inf),
-    tokens.
+def gradient_noise_scale(stack: GradientStack) -> Outcome:
+    """Compute the noise scale B_simple = tr(S) / |G*|^2 of one parameter from unbiased estimates.
 
-    The batch at which noise and signal are of one size: far below it a larger batch makes a step
-    better almost in proportion, far above it hardly. Of a whole model it is the sum of
-    `gradient_covariance_trace` over the parameters by that of `gradient_norm_squared`, each
-    averaged over nearby steps, and no mean of ratios. None (no_signal) where the estimate of |G*|^2
-    is not positive, (too_few) for a single micro-batch. Source: McCandlish et al. 2018, "An
-    empirical model of large-batch training", sec. 2.2 and appendix A.1.
+    In [0, inf), tokens. It is the batch at which noise and signal are equally large: far below it a
+    larger batch improves a step almost in proportion, far above it hardly at all. For a whole model,
+    average `gradient_covariance_trace` and `gradient_norm_squared` over nearby steps, sum each over
+    the parameters, and divide; a mean of ratios is not the noise scale. None (no_signal) if the
+    estimate of |G*|^2 is not positive, None (too_few) for a single micro-batch. Source: McCandlish
+    et al. 2018, "An empirical model of large-batch training", sec. 2.2 and appendix A.1.
     """
-    found = _estimates(of)
-    if isinstance(found, Outcome):
-        return found
-    if found.squared <= 0:
-        return Outcome(None, "no_signal" if found.trace > 0 else "zero")
-    return Outcome(found.trace / found.squared)
+    estimates = _estimates(stack)
+    if isinstance(estimates, Outcome):
+        return estimates
+    if estimates.squared <= 0:
+        return Outcome(None, "no_signal" if estimates.trace > 0 else "zero")
+    return Outcome(estimates.trace / estimates.squared)
 
 
-def gradient_covariance_trace(of: GradientStack) -> Outcome:
-    """sum n_i |g_i - G|^2 / (m - 1), which estimates tr(S) without bias; in [0, inf), nats^2
-    tokens.
+def gradient_covariance_trace(stack: GradientStack) -> Outcome:
+    """Compute sum n_i |g_i - G|^2 / (m - 1), the unbiased estimate of tr(S).
 
-    None (too_few) for a single micro-batch.
-    Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1.
+    In [0, inf), nats^2 tokens. None (too_few) for a single micro-batch. Source: McCandlish et al.
+    2018, "An empirical model of large-batch training", appendix A.1.
     """
-    found = _estimates(of)
-    return (
-        found if isinstance(found, Outcome) else Outcome(times_power(found.trace, found.exponent))
-    )
+    estimates = _estimates(stack)
+    if isinstance(estimates, Outcome):
+        return estimates
+    return Outcome(times_power(estimates.trace, estimates.exponent))
 
 
-def gradient_norm_squared(of: GradientStack) -> Outcome:
-    """|G|^2 - tr(S) / N, which estimates |G*|^2 without bias; in (-inf, inf), nats^2, below 0 where noise hides it.
+def gradient_norm_squared(stack: GradientStack) -> Outcome:
+    """Compute |G|^2 - tr(S) / N, the unbiased estimate of |G*|^2.
 
-    None (too_few) for a single micro-batch.
-    Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1.
+    In (-inf, inf), nats^2; below 0 if noise hides the gradient. None (too_few) for a single
+    micro-batch. Source: McCandlish et al. 2018, "An empirical model of large-batch training",
+    appendix A.1.
     """
-    found = _estimates(of)
-    return (
-        found if isinstance(found, Outcome) else Outcome(times_power(found.squared, found.exponent))
-    )
+    estimates = _estimates(stack)
+    if isinstance(estimates, Outcome):
+        return estimates
+    return Outcome(times_power(estimates.squared, estimates.exponent))
 
 
-def _estimates(of: GradientStack) -> Estimates | Outcome:
-    """A micro-batch without terms says nothing and counts for none."""
-    if len(of.n_tokens) != len(of.gradients):
+def _estimates(stack: GradientStack) -> Estimates | Outcome:
+    """Estimate tr(S) and |G*|^2, or return the outcome of every metric if that is impossible."""
+    if len(stack.n_tokens) != len(stack.gradients):
         return Outcome(None, "missing")
-    scaled, exponent = normalized_entries(of.gradients)
-    n_tokens, gradients = of.n_tokens[of.n_tokens > 0], scaled[of.n_tokens > 0].flatten(1)
-    if len(n_tokens) < 2:
+    scaled, exponent = normalized_entries(stack.gradients)
+    # A micro-batch without terms of the loss carries no information; it does not count in m.
+    has_terms = stack.n_tokens > 0
+    n_tokens, gradients = stack.n_tokens[has_terms], scaled[has_terms].flatten(1)
+    m = len(n_tokens)
+    if m < 2:
         return Outcome(None, "too_few")
     mean = n_tokens @ gradients / n_tokens.sum()
-    trace = float(n_tokens @ (gradients - mean).square().sum(dim=1)) / (len(n_tokens) - 1)
-    return Estimates(
-        trace, float(mean.square().sum()) - trace / float(n_tokens.sum()), 2 * exponent
-    )
+    squared_deviations = (gradients - mean).square().sum(dim=1)
+    trace = float(n_tokens @ squared_deviations) / (m - 1)
+    squared = float(mean.square().sum()) - trace / float(n_tokens.sum())
+    return Estimates(trace, squared, 2 * exponent)

@@ -1,4 +1,4 @@
-"""What a similarity is between samples whose sequences do not belong together."""
+"""Permutation nulls: similarities of samples whose sequences do not belong together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from pico_analyze.linalg.decompositions import Basis
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.metrics.single import Outcome
 
+_TIE = 1e-12
+"""Draws that fall short of the observed similarity by this share of it count as equal: rounding."""
+
 
 class Null(NamedTuple):
-    """Mean and standard deviation over the permutations, and how probable a similarity as large is
-    under them."""
+    """The mean and standard deviation over permutations, and the p-value of the observed similarity.
+
+    All are None if a similarity has no value.
+    """
 
     mean: float | None
     sd: float | None
@@ -29,14 +34,12 @@ class Null(NamedTuple):
 def permutation_null(
     fn: Callable[[Sample, Sample], Outcome], x: Sample, y: Sample, draws: int, seed: int
 ) -> Null:
-    """A similarity's distribution where the sequences of y are permuted, each order as probable as
-    any other.
+    """Estimate the distribution of a similarity if the sequences of y are permuted at random.
 
-    Sequences are what is exchangeable: rows of one sequence depend on each other, stay together and
-    keep their order. p = (1 + how many of the draws are at least what is observed) / (1 + draws):
-    never 0. `sd` divides by draws - 1. All None where the similarity has no value, or where there
-    is a single sequence. Gram matrices, distances and bases are reordered, not made again. Source:
-    Phipson & Smyth 2010, "Permutation p-values should never be zero".
+    Sequences are exchangeable; rows of one sequence depend on each other, stay together and keep
+    their order. p = (1 + the number of draws that reach the observed value) / (1 + draws), which is
+    never 0. `sd` divides by draws - 1. All are None if the similarity has no value, or if there is
+    only one sequence. Source: Phipson & Smyth 2010, "Permutation p-values should never be zero".
 
     Raises:
         ValueError: fewer than 2 draws.
@@ -46,35 +49,40 @@ def permutation_null(
     observed = fn(x, y).value
     if observed is None or y.sequences < 2:
         return Null(None, None, None)
-    draw = torch.Generator().manual_seed(seed)
-    orders = (
-        _of_rows(torch.randperm(y.sequences, generator=draw), y.positions) for _ in range(draws)
-    )
-    values = [value for order in orders if (value := fn(x, _reordered(y, order)).value) is not None]
-    if len(values) < draws:
-        return Null(None, None, None)
-    as_large = sum(value >= observed - 1e-12 * abs(observed) for value in values)
-    return Null(statistics.fmean(values), statistics.stdev(values), (1 + as_large) / (1 + draws))
+    values = []
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        sequence_order = torch.randperm(y.sequences, generator=generator)
+        value = fn(x, _reordered(y, sequence_order)).value
+        if value is None:
+            return Null(None, None, None)
+        values.append(value)
+    as_large = sum(value >= observed - _TIE * abs(observed) for value in values)
+    p = (1 + as_large) / (1 + draws)
+    return Null(statistics.fmean(values), statistics.stdev(values), p)
 
 
 def seed_of(*names: str | int | None) -> int:
-    """A seed from what is compared (run, module, head, step): the same in any order of work and on
-    any machine."""
-    return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8], "big") >> 1
+    """Derive a seed from what is compared (run, module, head, step).
+
+    It does not depend on the order of work or on the machine.
+    """
+    digest = hashlib.sha256(json.dumps(names).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # torch takes seeds below 2^63
 
 
-def _of_rows(order: torch.Tensor, positions: int) -> torch.Tensor:
-    """The order of rows in which sequences of `positions` rows each come in `order`."""
-    return (order[:, None] * positions + torch.arange(positions)).flatten()
-
-
-def _reordered(sample: Sample, order: torch.Tensor) -> Sample:
+def _reordered(sample: Sample, sequence_order: torch.Tensor) -> Sample:
+    first_rows = sequence_order[:, None] * sample.positions
+    order = (first_rows + torch.arange(sample.positions)).flatten()
     return _Reordered(sample.matrix, sample.positions, original=sample, order=order)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Reordered(Sample):
-    """The rows of `original` in another order, with what was made of them."""
+    """The rows of `original` in another order.
+
+    Derived matrices of the original are reordered, which costs far less than to compute them anew.
+    """
 
     original: Sample
     order: torch.Tensor

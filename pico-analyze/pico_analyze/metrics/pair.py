@@ -1,11 +1,14 @@
 """Comparisons of two states of a model: samples of the same rows, or matrices entry by entry.
 
-Similarities are of the step (x) and the reference (y) and are 1 for a sample and itself;
-`relative_distance` is 0. K = x x^T and L = y y^T are the Gram matrices of the centred samples, n
-the number of rows. Columns of centred samples span at most n - 1 dimensions, n the number of
-distinct rows: two subspaces that both fill these are equal whatever the samples are, so where one
-side does, what compares subspaces is refused (n_less_than_d). A sample that varies, but by no more
-than rounding to its stored dtype can have made of nothing, has no direction (within_rounding).
+x is the step and y its reference. Similarities are 1 for a sample and itself; `relative_distance`
+is 0. K = x x^T and L = y y^T are the Gram matrices of the centred samples, n the number of rows.
+
+Two outcomes without a value are common to all comparisons of subspaces:
+
+- n_less_than_d: n distinct rows, centred, span at most n - 1 dimensions. Two subspaces that both
+  fill these are equal whatever the samples are, so a comparison is refused if one of them does.
+- within_rounding: a sample whose variation is no larger than rounding to its stored dtype can
+  produce has no direction.
 """
 
 from __future__ import annotations
@@ -19,31 +22,30 @@ from pico_analyze.metrics.single import Outcome, bounded
 from pico_analyze.metrics.unbiased import FEWEST_SEQUENCES, own_hsic, unbiased_hsic
 
 _EQUAL = 1e-12
-"""Correlations that differ by no more are equal: they are computed to about 1e-15 times the root of
-their number."""
+"""Correlations that differ by no more are equal: rounding is about 1e-15 sqrt(their number)."""
 _NEGLIGIBLE = 1e-6
-"""Where all correlations lie within this, their weighted mean does, whatever the weights are."""
+"""If all correlations lie this close together, so does any weighted mean of them."""
 
 
 def cka(x: Sample, y: Sample) -> Outcome:
-    """Linear CKA ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F), columns centred; in [0, 1].
+    """Compute linear CKA, ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with columns centred.
 
-    None (zero) where a sample has no variance. Biased upwards when rows are few: independent
-    samples do not give 0 (see `cka_debiased`). Source: Kornblith et al. 2019, "Similarity of neural
-    network representations revisited", eq. 5.
+    In [0, 1], a similarity. It is biased upwards if rows are few: independent samples do not give 0
+    (see `cka_debiased`). None (zero) if a sample has no variance. Source: Kornblith et al. 2019,
+    "Similarity of neural network representations revisited", eq. 5.
     """
-    norm = (x.self_cross * y.self_cross) ** 0.5
-    return Outcome(None, "zero") if norm == 0 else bounded(cross(x, y) / norm, 0, 1)
+    norms = (x.self_cross * y.self_cross) ** 0.5
+    return Outcome(None, "zero") if norms == 0 else bounded(cross(x, y) / norms, 0, 1)
 
 
 def cka_debiased(x: Sample, y: Sample) -> Outcome:
-    """CKA from the unbiased estimator of HSIC; in [-1, 1], near 0 (of either sign) on independent
-    samples.
+    """Compute CKA from the unbiased estimator of HSIC.
 
-    Pairs of rows count only if they are of different sequences. None where there are fewer than 4
-    sequences (n_less_than_d), or where a sample's own estimate is not positive (zero), as for rows
-    all equally far apart. Source: Song et al. 2012, "Feature selection via dependence
-    maximization", eq. 5; Nguyen et al. 2021, eq. 3.
+    In [-1, 1], a similarity: near 0, of either sign, for independent samples. Pairs of rows count
+    only if they belong to different sequences. None (n_less_than_d) if there are fewer than 4
+    sequences, and None (zero) if a sample's own estimate is not positive, as it is if all rows are
+    equally far apart. Source: Song et al. 2012, "Feature selection via dependence maximization",
+    eq. 5; Nguyen et al. 2021, eq. 3.
     """
     if x.sequences < FEWEST_SEQUENCES:
         return Outcome(None, "n_less_than_d")
@@ -54,129 +56,142 @@ def cka_debiased(x: Sample, y: Sample) -> Outcome:
 
 
 def cka_rbf(x: Sample, y: Sample, bandwidth: float = 0.8) -> Outcome:
-    """CKA tr(K H L H) / sqrt(tr(K H K H) tr(L H L H)) of K_ij = exp(-||x_i - x_j||^2 / (2 s^2)); in
-    [0, 1].
+    """Compute CKA, tr(KHLH) / sqrt(tr(KHKH) tr(LHLH)), with Gaussian kernels.
 
-    s is `bandwidth` times the median distance of the sample's rows, H the centring matrix. Biased
-    upwards where rows are few. None (zero) where the median distance is 0. Source: Kornblith et al.
-    2019, "Similarity of neural network representations revisited", sec. 3.
+    In [0, 1], a similarity. K_ij = exp(-||x_i - x_j||^2 / (2 s^2)), where s is `bandwidth` times
+    the median distance of the sample's rows; H is the centring matrix. It is biased upwards if rows
+    are few. None (zero) if the median distance is 0. Source: Kornblith et al. 2019, "Similarity of
+    neural network representations revisited", sec. 3.
     """
     if x.median_distance == 0 or y.median_distance == 0:
         return Outcome(None, "zero")
     k, gram = x.rbf(bandwidth), y.rbf(bandwidth)
     norms = torch.linalg.vector_norm(k) * torch.linalg.vector_norm(gram)
-    return bounded(float((k * gram).sum() / norms), 0, 1) if norms > 0 else Outcome(None, "zero")
+    similarity = (k * gram).sum() / norms
+    return bounded(float(similarity), 0, 1) if norms > 0 else Outcome(None, "zero")
 
 
 def svcca(x: Sample, y: Sample, variance: float = 0.99) -> Outcome:
-    """Mean canonical correlation of the leading directions that hold `variance` of each centred
-    sample; in [0, 1].
+    """Compute the mean canonical correlation of the directions that hold `variance` of each sample.
 
-    None where a sample has no variance (zero) or no direction above rounding (within_rounding),
-    where the directions of one fill all n - 1 dimensions (n_less_than_d), or where two directions
-    of one size lie at the limit (not_unique). Source: Raghu et al. 2017, "SVCCA: singular vector
-    canonical correlation analysis", sec. 2.1.
+    In [0, 1], a similarity. The directions are the leading ones of each centred sample. None if a
+    sample has no variance (zero) or no direction above rounding (within_rounding), if the
+    directions of one fill all n - 1 dimensions (n_less_than_d), or if two equally large directions
+    lie at the limit (not_unique). Source: Raghu et al. 2017, "SVCCA: singular vector canonical
+    correlation analysis", sec. 2.1.
     """
-    kept = [_holding(sample, variance) for sample in (x, y)]
-    if refused := _refused(x, y, *kept):
+    x_count, y_count = _directions_holding(variance, x), _directions_holding(variance, y)
+    if refused := _refused(x, y, x_count, y_count):
         return refused
-    left, right = (sample.basis.left[:, :k] for sample, k in zip((x, y), kept, strict=True))
-    return bounded(float(torch.linalg.svdvals(left.T @ right).clamp(max=1).mean()), 0, 1)
+    x_directions, y_directions = x.basis.left[:, :x_count], y.basis.left[:, :y_count]
+    correlations = torch.linalg.svdvals(x_directions.T @ y_directions).clamp(max=1)
+    return bounded(float(correlations.mean()), 0, 1)
 
 
 def pwcca(x: Sample, y: Sample) -> Outcome:
-    """Canonical correlations r_i of x with y, weighted by how much of x each explains; in [0, 1].
+    """Compute the mean of the canonical correlations of x with y, weighted by their share of x.
 
-    sum a_i r_i / sum a_i with a_i = sum_j |<h_i, x_j>|, h_i the canonical directions of x in the n
-    rows, x_j its centred columns, i up to the smaller rank. The weights are those of x, the side
-    being explained: pwcca(x, y) is not pwcca(y, x), and being sums over columns they change as x is
-    turned, unless y spans all of x. A rank counts directions above rounding. None as for `svcca`,
-    with all directions, and where some correlations are equal and others are not, so that the
-    weights are not unique (not_unique): unless n exceeds the sum of the ranks, some correlations
-    are 1 by necessity. Source: Morcos et al. 2018, "Insights on representational similarity in
-    neural networks with canonical correlation", sec. 3.1.
+    In [0, 1], a similarity: sum a_i r_i / sum a_i over the correlations r_i, i up to the smaller
+    rank, with a_i = sum_j |<h_i, x_j>| for the canonical directions h_i of x in the n rows and its
+    centred columns x_j. A rank counts directions above rounding. The weights are those of x, the
+    side to be explained, so pwcca(x, y) is not pwcca(y, x). They are sums over columns, so they
+    change if x is rotated, unless y spans all of x.
+
+    None as for `svcca`, with all directions. None (not_unique) also if some correlations are equal
+    and others are not, so that the weights are not unique: unless n exceeds the sum of the ranks,
+    some correlations must be 1. Source: Morcos et al. 2018, "Insights on representational
+    similarity in neural networks with canonical correlation", sec. 3.1.
     """
     if refused := _refused(x, y, len(x.basis.values), len(y.basis.values)):
         return refused
-    directions, loadings = x.frame
-    turn, correlations = left_vectors(directions.T @ y.frame[0])
+    x_directions, x_loadings = x.frame
+    y_directions, _ = y.frame
+    rotation, correlations = left_vectors(x_directions.T @ y_directions)
     if _some_repeat(correlations, max(x.angle_error, y.angle_error) ** 2):
         return Outcome(None, "not_unique")
-    weights = (turn.T @ loadings).abs().sum(dim=1)
-    return bounded(float(weights @ correlations.clamp(max=1) / weights.sum()), 0, 1)
+    weights = (rotation.T @ x_loadings).abs().sum(dim=1)
+    weighted_sum = weights @ correlations.clamp(max=1)
+    return bounded(float(weighted_sum / weights.sum()), 0, 1)
 
 
 def _some_repeat(correlations: torch.Tensor, error: float) -> bool:
-    """Whether correlations (descending) repeat up to rounding, while others differ enough for
-    weights to matter."""
+    """Return whether correlations (descending) repeat, though others differ from them.
+
+    Repeats do no harm if all correlations are about equal, since weights do not matter then.
+    """
     gaps = correlations[:-1] - correlations[1:]
-    apart = float(correlations.max() - correlations.min()) > _NEGLIGIBLE
-    return apart and bool((gaps <= max(_EQUAL, error)).any())
+    differ = float(correlations.max() - correlations.min()) > _NEGLIGIBLE
+    return differ and bool((gaps <= max(_EQUAL, error)).any())
 
 
 def procrustes(x: Sample, y: Sample) -> Outcome:
-    """||x^T y||_* / (||x||_F ||y||_F) of centred samples, a similarity; in [0, 1].
+    """Compute the similarity ||x^T y||_* / (||x||_F ||y||_F) of centred samples.
 
-    The cosine after the best orthogonal map: the normalised Procrustes distance is sqrt(2 - 2 times
-    this). Biased upwards where rows are few. None where a sample has no variance (zero), or none
-    above rounding (within_rounding). Source: Williams et al. 2021, "Generalized shape metrics on
-    neural representations", sec. 2; Golub & Van Loan, Matrix Computations, sec. 6.4.1.
+    In [0, 1], a similarity: the cosine after the best orthogonal map. The normalised Procrustes
+    distance is sqrt(2 - 2 times this). It is biased upwards if rows are few. None if a sample has
+    no variance (zero), or none above rounding (within_rounding). Source: Williams et al. 2021,
+    "Generalized shape metrics on neural representations", sec. 2; Golub & Van Loan, Matrix
+    Computations, sec. 6.4.1.
     """
     if without := _without_direction(x, y):
         return without
-    core = (x.basis.left * x.basis.values).T @ (y.basis.left * y.basis.values)
-    norms = torch.linalg.vector_norm(x.basis.values) * torch.linalg.vector_norm(y.basis.values)
+    x_left, x_values, _ = x.basis
+    y_left, y_values, _ = y.basis
+    # x^T y without the rotations on both sides, which do not change its singular values
+    core = (x_left * x_values).T @ (y_left * y_values)
+    norms = torch.linalg.vector_norm(x_values) * torch.linalg.vector_norm(y_values)
     return bounded(float(torch.linalg.svdvals(core).sum() / norms), 0, 1)
 
 
 def subspace_overlap(x: Sample, y: Sample, k: int = 10) -> Outcome:
-    """Mean squared cosine of the principal angles between the leading `k` left singular subspaces;
-    in [0, 1].
+    """Compute the mean squared cosine of the angles between the leading `k` left singular subspaces.
 
-    ||U^T V||_F^2 / k, U and V the directions in the n rows in which centred x and y vary most; about k / (n - 1) by
-    chance. Where a sample has fewer, k is the smaller rank. None as for `svcca`.
-    Source: Bjorck & Golub 1973, "Numerical methods for computing angles between linear subspaces"; Gur-Ari et al. 2018,
-    "Gradient descent happens in a tiny subspace".
+    In [0, 1], a similarity: ||U^T V||_F^2 / k, with U and V the directions in the n rows in which
+    centred x and y vary most; about k / (n - 1) by chance. If a sample has fewer directions, k is
+    the smaller rank. None as for `svcca`. Source: Bjorck & Golub 1973, "Numerical methods for
+    computing angles between linear subspaces"; Gur-Ari et al. 2018, "Gradient descent happens in a
+    tiny subspace".
     """
-    kept = min(k, len(x.basis.values), len(y.basis.values))
-    if refused := _refused(x, y, kept, kept):
+    count = min(k, len(x.basis.values), len(y.basis.values))
+    if refused := _refused(x, y, count, count):
         return refused
-    left, right = x.basis.left[:, :kept], y.basis.left[:, :kept]
-    return bounded(float((left.T @ right).square().sum()) / kept, 0, 1)
+    cosines = x.basis.left[:, :count].T @ y.basis.left[:, :count]
+    return bounded(float(cosines.square().sum()) / count, 0, 1)
 
 
 def mutual_knn(x: Sample, y: Sample, k: int = 10) -> Outcome:
-    """Share of the `k` nearest rows, by Euclidean distance, that are the same in both, over all
-    rows; in [0, 1].
+    """Compute the share of each row's `k` nearest rows, by Euclidean distance, common to x and y.
 
-    Rows that tie for the last places, such as those of equal tokens, count by their expected
-    overlap over all orders of those that tie, drawn for either sample by itself: a sample with ties
-    is not wholly like itself. About k / (n - 1) by chance. None where a sample has no variance
-    (zero), or where all other rows are neighbours, n - 1 <= k (n_less_than_d). Source: Huh et al.
-    2024, "The platonic representation hypothesis", sec. 2 (there by inner products).
+    In [0, 1], a similarity, averaged over all rows; about k / (n - 1) by chance. Rows that tie for
+    the last places, such as those of equal tokens, count by their expected overlap over all orders
+    of the tied rows, drawn for each sample separately: a sample with ties is not wholly similar to
+    itself. None if a sample has no variance (zero), or if all other rows are neighbours, n - 1 <= k
+    (n_less_than_d). Source: Huh et al. 2024, "The platonic representation hypothesis", sec. 2
+    (there by inner products).
     """
     if x.rows - 1 <= k:
         return Outcome(None, "n_less_than_d")
     if x.self_cross == 0 or y.self_cross == 0:
         return Outcome(None, "zero")
-    return bounded(float((x.neighbours(k) * y.neighbours(k)).sum()) / (k * x.rows), 0, 1)
+    shared = float((x.neighbours(k) * y.neighbours(k)).sum())
+    return bounded(shared / (k * x.rows), 0, 1)
 
 
-def _holding(sample: Sample, variance: float) -> int:
-    """The fewest leading directions that hold this share of the squared norm; 0 where there is no
-    direction."""
-    held = sample.basis.values.square().cumsum(0)
-    return min(int((held < variance * held[-1:]).sum()) + 1, len(held))
+def _directions_holding(variance: float, sample: Sample) -> int:
+    """Return the fewest leading directions with this share of the squared norm; 0 without any."""
+    cumulative = sample.basis.values.square().cumsum(0)
+    short_of_it = int((cumulative < variance * cumulative[-1:]).sum())
+    return min(short_of_it + 1, len(cumulative))
 
 
-def _refused(x: Sample, y: Sample, of_x: int, of_y: int) -> Outcome | None:
-    """Why the subspaces of so many leading directions of two samples cannot be compared."""
+def _refused(x: Sample, y: Sample, x_count: int, y_count: int) -> Outcome | None:
+    """Return the outcome without a value if the leading directions cannot be compared, else None."""
     if without := _without_direction(x, y):
         return without
-    if fills_all_rows(max(of_x, of_y), x, y):
+    if fills_all_rows(max(x_count, y_count), x, y):
         return Outcome(None, "n_less_than_d")
-    unique = x.is_unique(of_x) and y.is_unique(of_y)
-    return None if unique else Outcome(None, "not_unique")
+    are_unique = x.is_unique(x_count) and y.is_unique(y_count)
+    return None if are_unique else Outcome(None, "not_unique")
 
 
 def _without_direction(x: Sample, y: Sample) -> Outcome | None:
@@ -187,11 +202,11 @@ def _without_direction(x: Sample, y: Sample) -> Outcome | None:
 
 
 def cosine(x: Matrix, y: Matrix) -> Outcome:
-    """sum x_ij y_ij / (||x||_F ||y||_F), all entries as one vector; in [-1, 1], a similarity. None
-    (zero) for a zero.
+    """Compute the cosine sum x_ij y_ij / (||x||_F ||y||_F) of all entries as one vector.
 
-    Of gradients: whether two steps pull the same way. Columns are not centred.
-    Source: Golub & Van Loan, Matrix Computations, sec. 2.2 (the angle of two vectors).
+    In [-1, 1], a similarity; None (zero) for a zero matrix. For gradients it says whether two steps
+    pull the same way. Columns are not centred. Source: Golub & Van Loan, Matrix Computations, sec.
+    2.2 (the angle of two vectors).
     """
     x, y = normalized(x)[0], normalized(y)[0]
     norms = norm(x) * norm(y)
@@ -199,9 +214,10 @@ def cosine(x: Matrix, y: Matrix) -> Outcome:
 
 
 def relative_distance(x: Matrix, y: Matrix) -> Outcome:
-    """||x - y||_F / ||y||_F, y the reference; in [0, inf), a ratio. None (zero) for a reference of zero.
+    """Compute the relative distance ||x - y||_F / ||y||_F from the reference y.
 
-    Source: Golub & Van Loan, Matrix Computations, sec. 2.3 (relative error in a norm).
+    In [0, inf), a ratio; None (zero) for a reference of zero. Source: Golub & Van Loan, Matrix
+    Computations, sec. 2.3 (relative error in a norm).
     """
     ratio = norm_ratio(difference(x, y), y)
     return Outcome(None, "zero") if ratio is None else Outcome(ratio)

@@ -1,4 +1,4 @@
-"""Every metric by name, in one literal table; a user's own is a function beside it."""
+"""The registry of metrics: one literal table by name, beside which users pass their own functions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ _MICRO_BATCHES = (MICROBATCH_GRADIENTS,)
 
 @dataclass(frozen=True)
 class Metric:
-    """A pure function and what it is a function of.
+    """A metric: a pure function, the input that it takes and how to read its value.
 
-    `needs` says what `fn` is given, once (arity 1) or for the step and the reference (arity 2): a
-    `linalg.Spectrum`, the `entries` (float64 tensor; a circuit's matrix is formed only where it is
-    asked for), the `matrix` as it is stored (a tensor, or a `linalg.FactoredMatrix` of a circuit's
-    factors), a `sample.Sample`, a `linalg.WeightUpdate` (of kind updates alone) or `linalg.GradientStack`.
-    `parameters` are its keyword arguments, which the table's `variant` records; `caution` says what
-    its numbers cannot be compared with.
+    Attributes:
+        fn: returns an `Outcome`, or a number if it is a user's own function.
+        arity: 1, or 2 for a function of the step and its reference.
+        kinds: the kinds of tensors that it is defined for.
+        needs: the input, for each argument: a `linalg.Spectrum`, the `entries` (a float64 tensor;
+            the entries of a circuit are computed only on request), the `matrix` as it is stored (a
+            tensor, or the `linalg.FactoredMatrix` of a circuit), a `linalg.sample.Sample`, a
+            `linalg.WeightUpdate` or a `linalg.GradientStack`.
+        parameters: keyword arguments of `fn`, which the column `variant` of the table records.
+        caution: a comparison for which its numbers are not suited.
     """
 
     fn: Callable[..., Any]
@@ -44,7 +48,7 @@ class Metric:
 
     @cached_property
     def variant(self) -> str:
-        """The parameters as canonical JSON: a column of the table."""
+        """The parameters as canonical JSON, a column of the table."""
         return json.dumps(dict(self.parameters), sort_keys=True)
 
 
@@ -125,8 +129,11 @@ METRICS: dict[str, Metric] = {
 
 
 def resolve(metrics: Sequence[str | Callable[..., Any]] | None) -> dict[str, Metric]:
-    """Name -> metric for names of `METRICS`, functions of a float64 tensor, or `module:attribute`;
-    None for all.
+    """Return name -> metric for a choice of metrics.
+
+    Args:
+        metrics: names of `METRICS`, functions of a float64 tensor, or `module:attribute`; None for
+            all of METRICS.
 
     Raises:
         UserError: an unknown name (with the nearest), a module that does not import, two different
@@ -145,21 +152,21 @@ def resolve(metrics: Sequence[str | Callable[..., Any]] | None) -> dict[str, Met
 
 def _resolve_one(item: str | Callable[..., Any]) -> tuple[str, Metric]:
     if not isinstance(item, str):
-        return getattr(item, "__name__", type(item).__name__), _users(item)
+        name = getattr(item, "__name__", type(item).__name__)
+        return name, _users_own(item)
     if ":" in item:
-        return item, _users(_load(item))
+        return item, _users_own(_load(item))
     if item not in METRICS:
         raise UserError(f'there is no metric "{item}"{did_you_mean(item, METRICS)}')
     return item, METRICS[item]
 
 
-def _users(fn: Callable[..., Any]) -> Metric:
+def _users_own(fn: Callable[..., Any]) -> Metric:
     return Metric(fn, 1, _ALL, "entries", "", "")
 
 
 def _load(reference: str) -> Any:
-    """The attribute that `module:attribute` names; a Python file beside the caller must be
-    importable."""
+    """Import `attribute` from `module`, which must lie on Python's path, given `module:attribute`."""
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -1,5 +1,4 @@
-"""The unbiased estimator of HSIC, for rows that are independent and for rows that come in dependent
-sequences.
+"""The unbiased estimator of HSIC, for independent rows and for rows in dependent sequences.
 
 Shapes: n rows, B sequences of Q rows each (n = B Q). K = x x^T and L = y y^T are the Gram matrices.
 """
@@ -15,56 +14,57 @@ FEWEST_SEQUENCES = 4
 
 
 def unbiased_hsic(x: Sample, y: Sample) -> float:
-    """n (n - Q) times the unbiased HSIC of two linear kernels; its mean is 0 for independent
-    samples.
+    """Compute n (n - Q) times the unbiased HSIC of two linear kernels.
 
-    HSIC is mean(K_ij L_ij) + mean(K_ij L_qr) - 2 mean(K_ij L_ir), where i, j, q, r are rows of
-    different sequences: rows of one sequence depend on each other, so that their products do not
-    average out. With one row a sequence this is eq. 5 of Song et al. 2012, "Feature selection via
-    dependence maximization".
-
-    Columns are centred, so that a row's sum of K over other sequences is that over its own,
-    negated.
+    Its mean is 0 for independent samples. HSIC is mean(K_ij L_ij) + mean(K_ij L_qr) - 2 mean(K_ij
+    L_ir), where i, j, q, r are rows of different sequences: rows of one sequence depend on each
+    other, so that their products do not average out. With one row a sequence this is eq. 5 of Song
+    et al. 2012, "Feature selection via dependence maximization".
     """
     n, q = x.rows, x.positions
-    rows = x.self_cross if x is y else cross(x, y)  # sum of K_ij L_ij over all i, j
-    own_x, own_y = _with_own_sequence(x), _with_own_sequence(y)  # (n,)
-    sizes_x, sizes_y = (
-        own.unflatten(0, (-1, q)).sum(dim=1) for own in (own_x, own_y)
-    )  # (B,): |sum of a sequence|^2
-    mixed, sums = _over_sequences(x, y, rows)
-    two = rows - _within_sequences(x, y)
-    three = 2 * float(own_x @ own_y) - mixed
-    four = float(sizes_x.sum() * sizes_y.sum()) - 6 * float(sizes_x @ sizes_y) + 2 * sums
-    return two - 2 * three / (n - 2 * q) + four / ((n - 2 * q) * (n - 3 * q))
+    all_rows = x.self_cross if x is y else cross(x, y)  # sum of K_ij L_ij over all i, j
+    rows_by_sequences, sequences_by_sequences = _sums_over_sequences(x, y, all_rows)
+    # Columns are centred, so that each row of K sums to 0: its sum over other sequences is that
+    # over its own sequence, negated.
+    own_x, own_y = _sums_of_own_sequence(x), _sums_of_own_sequence(y)  # (n,)
+    square_x = own_x.unflatten(0, (-1, q)).sum(dim=1)  # (B,): |sum of a sequence's rows|^2
+    square_y = own_y.unflatten(0, (-1, q)).sum(dim=1)
+    second = all_rows - _sum_within_sequences(x, y)
+    third = 2 * float(own_x @ own_y) - rows_by_sequences
+    fourth = float(square_x.sum() * square_y.sum()) - 6 * float(square_x @ square_y)
+    fourth += 2 * sequences_by_sequences
+    return second - 2 * third / (n - 2 * q) + fourth / ((n - 2 * q) * (n - 3 * q))
 
 
 def own_hsic(x: Sample) -> float:
-    """`unbiased_hsic` of a sample and itself, computed once."""
+    """Compute `unbiased_hsic` of a sample and itself, once."""
     return x.once("hsic", lambda sample: unbiased_hsic(sample, sample))
 
 
-def _with_own_sequence(x: Sample) -> torch.Tensor:
-    """(n,): the sum of K_ij over the rows j of the sequence of row i."""
+def _sums_of_own_sequence(x: Sample) -> torch.Tensor:
+    """Sum K_ij over the rows j of the sequence of row i, for each row i: (n,)."""
     return x.diagonal if x.positions == 1 else x.within_sequences.sum(dim=2).flatten()
 
 
-def _within_sequences(x: Sample, y: Sample) -> float:
-    """The sum of K_ij L_ij over rows i, j of one sequence."""
+def _sum_within_sequences(x: Sample, y: Sample) -> float:
+    """Sum K_ij L_ij over all pairs of rows i, j of one sequence."""
     if x.positions == 1:
         return float(x.diagonal @ y.diagonal)
     return float((x.within_sequences * y.within_sequences).sum())
 
 
-def _over_sequences(x: Sample, y: Sample, rows: float) -> tuple[float, float]:
-    """The sum over all rows i and sequences b of K_ib L_ib, K_ib the sum of K_ij over the rows j of
-    b; and the sum of K_ab L_ab over all pairs of sequences. With one row a sequence both are
-    `rows`.
+def _sums_over_sequences(x: Sample, y: Sample, all_rows: float) -> tuple[float, float]:
+    """Sum K_ib L_ib over rows i and sequences b, and K_ab L_ab over pairs of sequences.
+
+    An index of a sequence stands for the sum over its rows. With one row a sequence both sums are
+    `all_rows`.
     """
     if x.positions == 1:
-        return rows, rows
-    of_x, of_y = x.with_sequences, y.with_sequences  # (n, B)
-    between_x, between_y = (
-        of.unflatten(0, (x.sequences, x.positions)).sum(dim=1) for of in (of_x, of_y)
-    )
-    return float((of_x * of_y).sum()), float((between_x * between_y).sum())
+        return all_rows, all_rows
+    row_by_sequence = x.with_sequences * y.with_sequences  # (n, B)
+    between = _between_sequences(x) * _between_sequences(y)  # (B, B)
+    return float(row_by_sequence.sum()), float(between.sum())
+
+
+def _between_sequences(x: Sample) -> torch.Tensor:
+    return x.with_sequences.unflatten(0, (x.sequences, x.positions)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Where steps and tensors come from; one module per format implements `Source`."""
+"""Sources of steps and tensors: runs, and series of models on disk or on the hub."""
 
 from __future__ import annotations
 

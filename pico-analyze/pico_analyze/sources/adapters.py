@@ -1,5 +1,7 @@
-"""Low-rank adapters as PEFT saves them: W is changed by scale * B @ A, with the scale of
-adapter_config.json."""
+"""Low-rank adapters as PEFT saves them, which change W by scale * B @ A.
+
+The scale follows from adapter_config.json.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
 
 
 def module_name(tensor: str) -> str:
-    """The name of an adapter's tensor in the model that it adapts."""
+    """Translate the name of an adapter's tensor to that in the adapted model."""
     return _ADAPTER_NAME.sub(r".\1.weight", tensor.removeprefix(_PREFIX))
 
 
@@ -31,10 +33,10 @@ def check(place: str, config: Mapping[str, Any]) -> None:
         raise UnsupportedError(
             f"{place} has no {ADAPTER_CONFIG}, which says the scale of its low-rank updates"
         )
-    kind = config.get("peft_type", "LORA")
-    if str(kind).upper() != "LORA":
+    peft_type = config.get("peft_type", "LORA")
+    if str(peft_type).upper() != "LORA":
         raise UnsupportedError(
-            f'{place} is an adapter of type "{kind}"; those of type LORA are read'
+            f'{place} is an adapter of type "{peft_type}"; those of type LORA are read'
         )
     if config.get("use_dora"):
         raise UnsupportedError(
@@ -44,23 +46,19 @@ def check(place: str, config: Mapping[str, Any]) -> None:
 
 
 def scale(place: str, module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The factor of B @ A for a module: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA.
+    """Return the factor of B @ A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
     Args:
         module: its name in the adapted model.
-        rank: rows of its A.
+        rank: the number of rows of its A.
 
     Raises:
-        DamagedError: adapter_config.json lacks a number, or says another rank.
+        DamagedError: adapter_config.json lacks a number, or gives another rank.
     """
-    r = _chosen(config, "rank_pattern", "r", module)
-    alpha = _chosen(config, "alpha_pattern", "lora_alpha", module)
+    r = _value_for(module, config, "rank_pattern", "r")
+    alpha = _value_for(module, config, "alpha_pattern", "lora_alpha")
     for key, value in (("r", r), ("lora_alpha", alpha)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not _is_finite_number(value):
             raise DamagedError(
                 f"{place}/{ADAPTER_CONFIG} should give a number for {key} but gives {value!r}"
             )
@@ -71,11 +69,18 @@ def scale(place: str, module: str, rank: int, config: Mapping[str, Any]) -> floa
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _chosen(config: Mapping[str, Any], pattern: str, key: str, module: str) -> Any:
-    """The value of a key, or that of the first of its patterns that a module's name ends with, as
-    PEFT has it."""
-    patterns = config.get(pattern) or {}
-    found = (
-        value for one, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{one})", module)
-    )
-    return next(found, config.get(key))
+def _is_finite_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
+
+
+def _value_for(module: str, config: Mapping[str, Any], patterns_key: str, key: str) -> Any:
+    """Return the value for a module: of the first matching pattern, or else of `key`.
+
+    As in PEFT, a pattern matches the end of a module's name, from a dot on.
+    """
+    for pattern, value in (config.get(patterns_key) or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+            return value
+    return config.get(key)

@@ -1,11 +1,10 @@
-"""The files of one model: what lies there, their headers, single tensors of them, and what
-identifies their content."""
+"""The files of one model: their names, headers, tensors, and an identity of their content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,19 +17,18 @@ from pico_contract.errors import DamagedError
 
 from pico_analyze.sources.formats import is_pointer, pointer_sentence
 
-_OPEN_FILES = 64
+_OPEN_FILES = 64  # an open file is one memory map and one descriptor
 _POINTER_BYTES = 1024  # a pointer of Git LFS is shorter
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a model: the file that holds it, its name there, its shape and dtype as
-    safetensors writes them."""
+    """A stored tensor of a model, as described in the header of its file."""
 
     file: str
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # as safetensors writes it
 
 
 class Files(Protocol):
@@ -38,29 +36,29 @@ class Files(Protocol):
 
     @property
     def place(self) -> str:
-        """Where they lie, for messages."""
+        """The folder or address of the files, for messages."""
 
     def names(self) -> Collection[str]:
-        """Names of the files beside one another, without those in folders."""
+        """List the names of the files, without those in subfolders."""
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a small file; DamagedError if it holds none."""
+        """Read the JSON object in a small file; DamagedError if it contains none."""
 
     def header(self, name: str) -> Sequence[TensorInfo]:
-        """What a file in safetensors holds; DamagedError if it is not one."""
+        """List the tensors of a file in safetensors; DamagedError if it is not one."""
 
     def read(self, stored: TensorInfo) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU."""
+        """Read one tensor in its stored dtype, to the CPU."""
 
     def content_id(self, names: Sequence[str]) -> str:
-        """A text that is equal for two models if the bytes of these files are."""
+        """Return a text that is equal for two models if the bytes of these files are equal."""
 
     def size(self, names: Sequence[str]) -> int:
-        """Bytes of these files."""
+        """Return the bytes of these files."""
 
 
 class OpenFiles:
-    """The files that were read last, kept open. A copy in another process begins with none."""
+    """The most recently read files, kept open. A copy in another process begins with none."""
 
     def __init__(self) -> None:
         self.get = lru_cache(_OPEN_FILES)(TensorFile)
@@ -70,7 +68,7 @@ class OpenFiles:
 
 
 class CheckedReads:
-    """Files that are read only while their bytes are those that were hashed.
+    """A guard of files, so that they are read only while they have the bytes that were hashed.
 
     Hashing and comparing are both cheap after the first time: a file is hashed again only if the
     file system says that it has changed.
@@ -80,12 +78,15 @@ class CheckedReads:
         self._expected: dict[Path, str] = {}
 
     def sha256(self, path: Path) -> str:
-        """Hash a file and expect these bytes from now on; DamagedError if it cannot be read or has
-        changed since."""
-        found = _sha256(path)
-        if self._expected.setdefault(path, found) != found:
+        """Hash a file, and expect these bytes from now on.
+
+        Raises:
+            DamagedError: it cannot be read, or has changed since it was first hashed.
+        """
+        sha256 = _sha256(path)
+        if self._expected.setdefault(path, sha256) != sha256:
             raise DamagedError(f"{path} was altered while it was being measured")
-        return found
+        return sha256
 
     def check(self, path: Path) -> None:
         """Raise DamagedError if a file that was hashed no longer has the same bytes."""
@@ -110,31 +111,27 @@ class LocalFiles:
         self._checked = CheckedReads()
 
     def names(self) -> list[str]:
-        """Of the files in the folder, in order."""
+        """List the names of the files in the folder, sorted."""
         return sorted(path.name for path in self.path.iterdir() if not path.is_dir())
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file."""
+        """Read the JSON object in a file; DamagedError if it contains none."""
         return read_object(self.path / name)
 
     def header(self, name: str) -> list[TensorInfo]:
-        """Each tensor of a file, from its header alone."""
+        """List the tensors of a file, from its header alone."""
         path = self.path / name
-        if (
-            path.is_file()
-            and path.stat().st_size < _POINTER_BYTES
-            and is_pointer(path.read_bytes())
-        ):
+        is_small = path.is_file() and path.stat().st_size < _POINTER_BYTES
+        if is_small and is_pointer(path.read_bytes()):
             raise DamagedError(pointer_sentence(path))
-        opened = self._open.get(path)
+        file = self._open.get(path)
         return [
-            TensorInfo(name, tensor, opened.shape(tensor), opened.dtype(tensor))
-            for tensor in opened.names
+            TensorInfo(name, tensor, file.shape(tensor), file.dtype(tensor))
+            for tensor in file.names
         ]
 
     def read(self, stored: TensorInfo) -> torch.Tensor:
-        """One tensor, from the one file that holds it; DamagedError if the file has changed since
-        it was hashed."""
+        """Read one tensor; DamagedError if its file has changed since it was hashed."""
         path = self.path / stored.file
         self._checked.check(path)
         tensor = self._open.get(path).get(stored.name)
@@ -142,21 +139,21 @@ class LocalFiles:
         return tensor
 
     def content_id(self, names: Sequence[str]) -> str:
-        """Of names and bytes. Tensors are read from these bytes alone from now on."""
+        """Hash the names and bytes of files; from now on tensors are read only from these bytes."""
         return digest([name, self._checked.sha256(self.path / name)] for name in names)
 
     def size(self, names: Sequence[str]) -> int:
-        """Bytes of these files."""
+        """Return the bytes of these files."""
         return sum((self.path / name).stat().st_size for name in names)
 
 
-def digest(of: Any) -> str:
-    """sha256 of what can be written as JSON."""
-    return hashlib.sha256(json.dumps(list(of)).encode()).hexdigest()
+def digest(items: Iterable[Any]) -> str:
+    """Return the sha256 of a list that can be written as JSON."""
+    return hashlib.sha256(json.dumps(list(items)).encode()).hexdigest()
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; DamagedError if it holds none."""
+    """Read the JSON object in a file; DamagedError if it contains none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,5 +1,4 @@
-"""Which files of a model folder hold its weights, and why a folder in another format is not
-read."""
+"""Formats of weights: the files to read in a model folder, and remedies for unsupported formats."""
 
 from __future__ import annotations
 
@@ -31,68 +30,69 @@ _OTHERS = {
 _STATE = re.compile(
     r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state).*"
 )
-"""Pickles beside a model that hold no weights."""
+"""Pickles beside a model that contain no weights."""
 WEIGHT_SUFFIXES = (SAFETENSORS, *_PICKLES, *_OTHERS)
 
 
 class UnsupportedError(DamagedError):
-    """A model whose weights are intact but in a form that is not read; the sentence names the
-    remedy."""
+    """A model whose weights are intact but in an unsupported form; the message names the remedy."""
 
 
 def is_model(names: Collection[str]) -> bool:
-    """Whether files of these names look like a model, in whatever format."""
+    """Return whether files of these names look like a model, in any format."""
     return MODEL_CONFIG in names or any(_holds_weights(name) for name in names)
 
 
 def weight_files(
     place: str, names: Collection[str], read_json: Callable[[str], Mapping[str, Any]]
 ) -> list[str]:
-    """Choose the files in safetensors that hold a model's weights.
+    """List the files in safetensors that contain a model's weights.
 
     Args:
-        place: where the model lies, for messages.
-        names: of the files that lie there.
+        place: the folder or address of the model, for messages.
+        names: the names of its files.
         read_json: reads one of them.
 
     Raises:
-        UnsupportedError: the weights are there in another format only.
+        UnsupportedError: the weights are there only in another format.
         DamagedError: shards are missing, or there are no weights at all.
     """
     if MODEL_WEIGHTS in names:
         return [MODEL_WEIGHTS]
     if INDEX in names:
-        return _of_index(place, names, read_json)
+        return _indexed_shards(place, names, read_json)
     if ADAPTER in names:
         return [ADAPTER]
-    found = sorted(name for name in names if name.endswith(SAFETENSORS))
-    if found and _SHARD.fullmatch(found[0]):
-        return _of_shards(place, found)
-    if len(found) == 1:
-        return found
-    if found:
+    files = sorted(name for name in names if name.endswith(SAFETENSORS))
+    if not files:
+        raise _other_format(place, names)
+    if _SHARD.fullmatch(files[0]):
+        return _shards_without_index(place, files)
+    if len(files) > 1:
         raise DamagedError(
-            f"{place} has several files of weights and no index that says which: {_listed(found)}"
+            f"{place} has several files of weights and no index that says which: {_listed(files)}"
         )
-    raise _other_format(place, names)
+    return files
 
 
 def shards_of_index(place: str, index: Mapping[str, Any]) -> list[str]:
-    """The files that an index of shards names; DamagedError if it names none, or files
-    elsewhere."""
-    named = index.get("weight_map")
-    if not (
-        isinstance(named, dict) and named and all(isinstance(file, str) for file in named.values())
-    ):
+    """List the files that an index of shards names.
+
+    Raises:
+        DamagedError: it names none, or one that is not beside it.
+    """
+    weight_map = index.get("weight_map")
+    values = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not values or not all(isinstance(file, str) for file in values):
         raise DamagedError(f"{place} has no weight_map of tensors to files")
-    files = sorted(set(named.values()))
+    files = sorted(set(values))
     for file in files:
         if PurePath(file).name != file:
             raise DamagedError(f'{place} names "{file}", which is not a file beside it')
     return files
 
 
-def _of_index(
+def _indexed_shards(
     place: str, names: Collection[str], read_json: Callable[[str], Mapping[str, Any]]
 ) -> list[str]:
     files = shards_of_index(f"{place}/{INDEX}", read_json(INDEX))
@@ -104,22 +104,29 @@ def _of_index(
     return files
 
 
-def _of_shards(place: str, found: list[str]) -> list[str]:
-    """Shards without their index, which is not needed if all are there."""
-    shards = [match for name in found if (match := _SHARD.fullmatch(name))]
-    first, count = shards[0], int(shards[0]["count"])
-    wanted = [
-        f"{first['stem']}-{number:0{len(first['number'])}}-of-{first['count']}{SAFETENSORS}"
-        for number in range(1, count + 1)
-    ]
-    absent = [file for file in wanted if file not in found]
+def _shards_without_index(place: str, files: list[str]) -> list[str]:
+    """Check that files, the first of which is a shard, are one complete set of shards.
+
+    Their index is not needed then.
+    """
+    wanted = _complete_set(files[0])
+    absent = [file for file in wanted if file not in files]
     if absent:
         raise DamagedError(f"{place}/{absent[0]} does not exist: {_count(absent, wanted)}")
-    if len(found) != count:
+    if len(files) != len(wanted):
         raise DamagedError(
-            f"{place} has files of weights that are not of one set of shards: {_listed(found)}"
+            f"{place} has files of weights that are not of one set of shards: {_listed(files)}"
         )
     return wanted
+
+
+def _complete_set(shard: str) -> list[str]:
+    """List the names of all shards in the set of one."""
+    match = _SHARD.fullmatch(shard)
+    assert match is not None
+    stem, width, count = match["stem"], len(match["number"]), match["count"]
+    numbers = range(1, int(count) + 1)
+    return [f"{stem}-{number:0{width}}-of-{count}{SAFETENSORS}" for number in numbers]
 
 
 def _count(absent: Collection[str], files: Collection[str]) -> str:
@@ -127,6 +134,7 @@ def _count(absent: Collection[str], files: Collection[str]) -> str:
 
 
 def _other_format(place: str, names: Collection[str]) -> DamagedError:
+    """Return the error of a model without files in safetensors, with the remedy if there is one."""
     pickles = sorted(name for name in names if name.endswith(_PICKLES) and _holds_weights(name))
     if pickles:
         return UnsupportedError(
@@ -139,8 +147,8 @@ def _other_format(place: str, names: Collection[str]) -> DamagedError:
             return UnsupportedError(
                 f"{place} has {name}, which is {what} and is not read; save it as safetensors: {remedy}"
             )
-    held = f"it has {_listed(sorted(names))}" if names else "it has no files"
-    return DamagedError(f"{place} has neither {MODEL_WEIGHTS} nor an index of shards; {held}")
+    files = f"it has {_listed(sorted(names))}" if names else "it has no files"
+    return DamagedError(f"{place} has neither {MODEL_WEIGHTS} nor an index of shards; {files}")
 
 
 def _holds_weights(name: str) -> bool:
@@ -152,11 +160,10 @@ def _listed(names: list[str]) -> str:
 
 
 def is_pointer(first: bytes) -> bool:
-    """Whether a file that begins with these bytes is a pointer of Git LFS in place of the file
-    itself."""
+    """Return whether a file that begins with these bytes is only a pointer of Git LFS."""
     return first.startswith(b"version https://git-lfs")
 
 
 def pointer_sentence(path: object) -> str:
-    """What to say of a pointer of Git LFS."""
+    """Say in one sentence that a file is a pointer of Git LFS, and how to fetch the file."""
     return f"{path} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`"

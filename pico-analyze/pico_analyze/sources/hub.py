@@ -1,8 +1,8 @@
 """A series of steps of one model on the Hugging Face hub.
 
 The steps are branches or tags (`hub:NAME@step*`), commits of one branch that earlier Pico code made
-(`hub:NAME@BRANCH`), or folders `checkpoints/step_N` of a revision. Which files and tensors a step
-has is read from the hub's listing and from the first bytes of files. Revisions are pinned to the
+(`hub:NAME@BRANCH`), or folders `checkpoints/step_N` of a revision. The files and tensors of a step
+are read from the hub's listing and from the first bytes of files. Revisions are pinned to the
 commits that they name when the series is opened.
 """
 
@@ -22,6 +22,7 @@ from pico_analyze.sources.model import Model
 from pico_analyze.sources.published import (
     Dynamics,
     PublishedRun,
+    SavedCommits,
     dynamics_of,
     saved_commits,
     step_folders,
@@ -39,7 +40,7 @@ DISK_GIB = 20.0
 
 @dataclass(frozen=True)
 class Address:
-    """What `hub:REPO/FOLDER@PATTERN` names; folder and pattern may be empty."""
+    """The parts of `hub:REPO/FOLDER@PATTERN`; folder and pattern may be empty."""
 
     repo: str
     folder: str
@@ -47,7 +48,7 @@ class Address:
 
     @classmethod
     def parse(cls, name: str) -> Address:
-        """Read it; UserError if it names no repository."""
+        """Parse `hub:REPO/FOLDER@PATTERN`; UserError if it names no repository."""
         place, _, pattern = name.removeprefix(PREFIX).partition("@")
         owner, *rest = place.strip("/").split("/")
         if not owner:
@@ -56,22 +57,23 @@ class Address:
 
     def __str__(self) -> str:
         folder = f"/{self.folder}" if self.folder else ""
-        return f"{PREFIX}{self.repo}{folder}" + (f"@{self.pattern}" if self.pattern else "")
+        pattern = f"@{self.pattern}" if self.pattern else ""
+        return f"{PREFIX}{self.repo}{folder}{pattern}"
 
 
 def open_hub(
     name: str, disk_gib: float = DISK_GIB, cache: Path | None = None, endpoint: str | None = None
 ) -> HubSeries:
-    """The steps of a model on the hub as a series.
+    """Open the steps of a model on the hub as a series.
 
     Args:
         name: `hub:NAME@PATTERN`. PATTERN is a glob over branches and tags, by default all whose
             names say a step; or one branch whose commits are steps. `hub:NAME/FOLDER@BRANCH` is a
             run in a folder of the repository.
         disk_gib: GiB that downloaded files may take.
-        cache: where they are kept, `pico-analyze/` in the hub's own cache by default; a later call
-            finds them there.
-        endpoint: of the hub; that of `huggingface_hub` (HF_ENDPOINT) by default.
+        cache: the folder for them, by default `pico-analyze/` in the hub's own cache; a later call
+            uses them again.
+        endpoint: the URL of the hub, by default that of `huggingface_hub` (HF_ENDPOINT).
 
     Raises:
         UserError: huggingface_hub is not installed, no such model or revision, no access, no
@@ -80,11 +82,10 @@ def open_hub(
     address = Address.parse(name)
     store = Store(address.repo, disk_gib, cache, endpoint)
     commits = store.revisions()
-    chosen = [
-        revision for revision in commits if fnmatch.fnmatchcase(revision, address.pattern or "*")
-    ]
-    named = {revision for revision in chosen if read_name(revision) is not None}
-    branch = _one_branch(address, chosen, named)
+    pattern = address.pattern or "*"
+    chosen = [revision for revision in commits if fnmatch.fnmatchcase(revision, pattern)]
+    with_step = [revision for revision in chosen if read_name(revision) is not None]
+    branch = _one_branch(address, chosen, with_step)
     if branch is not None:
         series = _steps_of_branch(store, address, branch, commits[branch])
         if series is not None:
@@ -93,57 +94,69 @@ def open_hub(
         raise UserError(
             f'{address.repo} has no folder "{address.folder}" with checkpoints/step_N in it'
         )
-    if not named:
+    if not with_step:
         return _without_steps(store, address, commits, chosen, branch)
-    series = _of_revisions(
-        store, address, commits, steps_by_name([one for one in chosen if one in named])
-    )
+    series = _series_of_revisions(store, address, commits, steps_by_name(with_step))
     if address.pattern:
-        series.notes += [f"left out: {no_step_in(one)}" for one in chosen if one not in named]
+        without = [revision for revision in chosen if revision not in with_step]
+        series.notes += [f"left out: {no_step_in(revision)}" for revision in without]
     return series
 
 
-def _one_branch(address: Address, chosen: Sequence[str], named: set[str]) -> str | None:
-    """The one branch that is named, or `main` if nothing is named and no revision says a step."""
+def _one_branch(address: Address, chosen: Sequence[str], with_step: Sequence[str]) -> str | None:
+    """Return the only branch that the address names, or `main` if it names none.
+
+    Without a name, revisions that say a step come before `main`, unless a folder is given.
+    """
     if address.pattern:
         return chosen[0] if len(chosen) == 1 else None
-    return "main" if "main" in chosen and (address.folder or not named) else None
+    if with_step and not address.folder:
+        return None
+    return "main" if "main" in chosen else None
 
 
 def _steps_of_branch(store: Store, address: Address, branch: str, commit: str) -> HubSeries | None:
-    """The steps that lie within one branch, as commits or in folders; None if there are none."""
-    if not address.folder and (saved := saved_commits(store.commits(branch))):
-        weights = {
-            step: Model(HubFiles(store, id_, f"{branch} (step {step})"))
-            for step, id_ in saved.weights.items()
-        }
-        dynamics = dynamics_of({key: (id_, "") for key, id_ in saved.dynamics.items()}, store)
-        series = _published(store, address, branch, weights, dynamics)
-        series.notes += saved.notes
-        return series
+    """Open the steps that lie within one branch, as commits or in folders; None without any."""
+    if not address.folder:
+        saved = saved_commits(store.commits(branch))
+        if saved:
+            return _series_of_commits(store, address, branch, saved)
     folders = step_folders(store.tree(commit), address.folder)
     if not folders:
         return None
     if len(folders) > 1:
-        listed = ", ".join(
-            f"{PREFIX}{address.repo}/{name}@{branch}" for name in sorted(folders)[:8]
-        )
+        first = [f"{PREFIX}{address.repo}/{name}@{branch}" for name in sorted(folders)[:8]]
         raise UserError(
-            f"{address.repo}@{branch} holds several runs in folders; name one of them: {listed}"
+            f"{address.repo}@{branch} holds several runs in folders; name one of them: {', '.join(first)}"
         )
     ((name, steps),) = folders.items()
-    weights = {
-        step: Model(HubFiles(store, commit, branch, folder)) for step, folder in steps.items()
-    }
-    places = {(step, split): (commit, folder) for step, folder in steps.items() for split in SPLITS}
+    weights: dict[int, Model] = {}
+    places: dict[tuple[int, str], tuple[str, str]] = {}
+    for step, folder in steps.items():
+        weights[step] = Model(HubFiles(store, commit, branch, folder))
+        places.update({(step, split): (commit, folder) for split in SPLITS})
     return _published(store, address, name or branch, weights, dynamics_of(places, store))
+
+
+def _series_of_commits(
+    store: Store, address: Address, branch: str, saved: SavedCommits
+) -> PublishedRun:
+    weights = {
+        step: Model(HubFiles(store, commit, f"{branch} (step {step})"))
+        for step, commit in saved.weights.items()
+    }
+    places = {key: (commit, "") for key, commit in saved.dynamics.items()}
+    series = _published(store, address, branch, weights, dynamics_of(places, store))
+    series.notes += saved.notes
+    return series
 
 
 def _published(
     store: Store, address: Address, name: str, weights: Mapping[int, Model], dynamics: Dynamics
 ) -> PublishedRun:
-    called = address.repo.rpartition("/")[2] if name == "main" else name.rpartition("/")[2]
-    series = PublishedRun(called, store, weights, dynamics, str(address))
+    full_name = address.repo if name == "main" else name
+    short_name = full_name.rpartition("/")[2]
+    series = PublishedRun(short_name, store, weights, dynamics, str(address))
     series.check_listing()
     return series
 
@@ -155,34 +168,33 @@ def _without_steps(
     chosen: Sequence[str],
     branch: str | None,
 ) -> HubSeries:
-    """One revision that says no step is step 0 of a series of one; anything else is refused with
-    what there is."""
-    if address.pattern and branch is not None:
+    """Open one named revision that says no step as step 0; UserError if there is not exactly one."""
+    hint = did_you_mean(address.pattern, commits)
+    if not address.pattern:
+        raise UserError(
+            f"{address.repo} has no revision whose name says a step{hint}; if the commits of a branch are steps, "
+            "name that branch: hub:NAME@BRANCH"
+        )
+    if branch is not None:
         only = {0: StepName(branch, 0, "updates", None, "", "*")}
-        series = _of_revisions(store, address, commits, only)
+        series = _series_of_revisions(store, address, commits, only)
         series.notes.append(f"{address} is one model whose name says no step: it is step 0")
         return series
-    if address.pattern and chosen:
+    if chosen:
         raise UserError(
             f"{no_step_in(chosen[0])}; if the commits of a branch are steps, name that branch alone"
         )
-    there = did_you_mean(address.pattern, commits)
-    what = f'revision "{address.pattern}"' if address.pattern else "revision whose name says a step"
-    hint = (
-        ""
-        if address.pattern
-        else "; if the commits of a branch are steps, name that branch: hub:NAME@BRANCH"
-    )
-    raise UserError(f"{address.repo} has no {what}{there}{hint}")
+    raise UserError(f'{address.repo} has no revision "{address.pattern}"{hint}')
 
 
-def _of_revisions(
+def _series_of_revisions(
     store: Store, address: Address, commits: Mapping[str, str], steps: Mapping[int, StepName]
 ) -> HubSeries:
-    models = {
-        step: Model(HubFiles(store, commits[one.name], one.name)) for step, one in steps.items()
-    }
-    tokens = {step: one.tokens for step, one in steps.items()}
+    models: dict[int, Model] = {}
+    tokens: dict[int, int | None] = {}
+    for step, revision in steps.items():
+        models[step] = Model(HubFiles(store, commits[revision.name], revision.name))
+        tokens[step] = revision.tokens
     series = HubSeries(address.repo.rpartition("/")[2], store, models, tokens, str(address))
     series.notes += unit_note(steps.values())
     series.check_listing()

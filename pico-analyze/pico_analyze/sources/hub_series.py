@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +35,36 @@ class HubFiles:
 
     @property
     def place(self) -> str:
-        """Where they lie, for messages."""
-        return f"{PREFIX}{self.store.repo}@{self.revision}" + (
-            f"/{self.folder}" if self.folder else ""
-        )
+        """The address of the folder, for messages."""
+        folder = f"/{self.folder}" if self.folder else ""
+        return f"{PREFIX}{self.store.repo}@{self.revision}{folder}"
 
     def names(self) -> list[str]:
-        """Of the files in the folder."""
-        inside = (
-            path.removeprefix(self._prefix) for path in self._tree if path.startswith(self._prefix)
-        )
-        return [name for name in inside if "/" not in name]
+        """List the names of the files in the folder, without those in subfolders."""
+        inside = [path for path in self._tree if path.startswith(self._prefix)]
+        relative = [path.removeprefix(self._prefix) for path in inside]
+        return [name for name in relative if "/" not in name]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a small file, which is downloaded and kept."""
+        """Read the JSON object in a small file, which is downloaded and never deleted."""
         return read_object(self.store.small_file(self.commit, self._prefix + name))
 
     def header(self, name: str) -> list[TensorInfo]:
-        """Each tensor of a file, which is not downloaded for it."""
+        """List the tensors of a file, which is not downloaded for it."""
         stored = self.store.header(self.commit, self._prefix + name)
-        return [TensorInfo(name, one.name, one.shape, one.dtype) for one in stored]
+        return [replace(tensor, file=name) for tensor in stored]
 
     def read(self, stored: TensorInfo) -> torch.Tensor:
-        """One tensor, after downloading the file that holds it if it is not there."""
+        """Read one tensor, after downloading its file unless that is on disk."""
         get = partial(_tensor, name=stored.name)
         return self.store.read(self.commit, self._prefix + stored.file, get)
 
     def content_id(self, names: Sequence[str]) -> str:
-        """From the hashes that the hub lists; nothing is downloaded."""
+        """Identify the bytes of files by the hashes that the hub lists; nothing is downloaded."""
         return digest([name, self._tree[self._prefix + name].identity] for name in names)
 
     def size(self, names: Sequence[str]) -> int:
-        """Bytes of these files, as the hub lists them."""
+        """Return the bytes of these files, as the hub lists them."""
         return sum(self._tree[self._prefix + name].size for name in names)
 
     @property
@@ -78,8 +77,7 @@ def _tensor(path: Path, name: str) -> torch.Tensor:
 
 
 class HubSeries(Series):
-    """Steps on the hub; files of `at_once` of them fit into the budget, beside those of a
-    reference."""
+    """A series of steps on the hub."""
 
     def __init__(
         self,
@@ -94,29 +92,34 @@ class HubSeries(Series):
 
     @property
     def at_once(self) -> int:
-        """By the largest step."""
-        return max(1, min(self.store.fitting(self.size(step)) for step in self.steps) - 1)
+        """The number of steps whose files fit into the budget, beside those of a reference step."""
+        largest = max(self.size(step) for step in self.steps)
+        return max(1, self.store.fitting(largest) - 1)
 
     def size(self, step: int) -> int:
-        """Bytes of the files of a step, as the hub lists them."""
+        """Return the bytes of the files of a step, as the hub lists them."""
         return self.models[step].size()
 
     def check_listing(self) -> None:
-        """Leave out steps whose weights the listing shows to be in another format, and note steps
-        that are equal."""
-        equal: dict[str, list[int]] = {}
+        """Leave out steps in an unsupported format, by the hub's listing, and note equal steps.
+
+        Raises:
+            UserError: no step can be read.
+        """
+        steps_of: dict[str, list[int]] = {}  # identity of the weights -> steps
         for step in list(self.models):
             try:
-                equal.setdefault(self.content_id(step), []).append(step)
+                steps_of.setdefault(self.content_id(step), []).append(step)
             except UnsupportedError as error:
                 self._leave_out(step, str(error))
             except DamagedError as error:
                 self.damaged[step] = [str(error)]
         if not self.steps:
-            why = [sentence for found in self.damaged.values() for sentence in found] or self.notes
-            raise UserError(f"no step of {self.name} can be read: {why[0]}")
-        repeated = [", ".join(map(str, steps)) for steps in equal.values() if len(steps) > 1]
-        self.notes += [f"steps {steps} hold the same files" for steps in repeated]
+            reasons = [*chain.from_iterable(self.damaged.values()), *self.notes]
+            raise UserError(f"no step of {self.name} can be read: {reasons[0]}")
+        for steps in steps_of.values():
+            if len(steps) > 1:
+                self.notes.append(f"steps {', '.join(map(str, steps))} hold the same files")
 
     def _leave_out(self, step: int, sentence: str) -> None:
         del self.models[step]

@@ -1,5 +1,4 @@
-"""One observed step whose tensors are in memory: what training hands to an observer, as a
-source."""
+"""A source of one observed step in memory, as training passes it to an observer."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from pico_analyze.sources.tensor_names import is_tied, modules_of, stored_name
 
 
 class ObservedStep:
-    """An `Observation` with the face of a `Source` of one step; names and errors are those of a run
-    on disk."""
+    """An `Observation` as a `Source` of one step, with the names and errors of a run on disk."""
 
     damaged: Mapping[int, Sequence[str]] = {}
 
@@ -26,20 +24,20 @@ class ObservedStep:
         self._observation = observation
 
     def tokens(self, step: int) -> int:
-        """Of the step that was observed, which is the only one."""
+        """Return the training tokens consumed up to the observed step, which is the only one."""
         return self._observation.tokens
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """Splits of which `kind` was observed; [None] for weights, [] where it was not."""
+        """List the splits of which `kind` was observed: [None] for weights, [] if there are none."""
         check_kind(kind)
-        return [split for held, split in self._observation.tensors if held == kind]
+        return [split for observed, split in self._observation.tensors if observed == kind]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """Modules of which a tensor of `kind` was observed; errors as `tensor`."""
+        """List the modules of which a tensor of `kind` was observed; errors as for `tensor`."""
         return modules_of(self._stored(step, kind, split), is_tied(self.model, kind))
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """The tensor as it was observed, which nobody changes; UserError where there is none."""
+        """Return the observed tensor, which must not be changed; UserError if there is none."""
         stored = self._stored(step, kind, split)
         name = stored_name(module, stored, is_tied(self.model, kind))
         if name is None:
@@ -47,21 +45,19 @@ class ObservedStep:
         return stored[name]
 
     def n_tokens(self, step: int, split: str | None) -> Sequence[int]:
-        """Of the loss, in each micro-batch; () where their gradients were not observed."""
-        return (
-            self._observation.terms
-            if (MICROBATCH_GRADIENTS, split) in self._observation.tensors
-            else ()
-        )
+        """Return the terms of the loss in each micro-batch; () without their gradients."""
+        if (MICROBATCH_GRADIENTS, split) not in self._observation.tensors:
+            return ()
+        return self._observation.terms
 
     def _stored(self, step: int, kind: str, split: str | None) -> Mapping[str, torch.Tensor]:
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)
         splits = self.splits(step, kind)
-        chosen = [one for one in splits if split in (None, one)]
+        chosen = [known for known in splits if split in (None, known)]
         if len(chosen) != 1:
-            there = ", ".join(str(one) for one in splits) or "none"
+            available = ", ".join(map(str, splits)) or "none"
             raise UserError(
-                f"step {step} of {self.name} has {kind} of these splits: {there}; choose one of them"
+                f"step {step} of {self.name} has {kind} of these splits: {available}; choose one of them"
             )
         return self._observation.tensors[kind, chosen[0]]

@@ -1,8 +1,8 @@
-"""The model of one step: which of its tensors are matrices of modules, and how each is read."""
+"""The model of one step: its modules, and how the matrix of each is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,67 +21,67 @@ _LORA_SCALE = ".lora_scale"
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Where the matrix of a module is stored, and its scales if it is quantised."""
+    """The stored tensors of a module: its matrix, and its scales if it is quantised."""
 
     weight: TensorInfo
     scale: TensorInfo | None = None
 
 
 class Model:
-    """One model. Modules are the names of its floating-point matrices without `.weight`."""
+    """One model, whose modules are the names of its floating-point matrices without `.weight`."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
         self.place = files.place
 
     def config(self) -> Mapping[str, Any]:
-        """config.json, {} if there is none; DamagedError if it does not parse."""
+        """Read config.json; {} if there is none, DamagedError if it does not parse."""
         return self.files.read_json(MODEL_CONFIG) if MODEL_CONFIG in self.files.names() else {}
 
     def weight_files(self) -> list[str]:
-        """The files that hold its weights; errors as `formats.weight_files`."""
+        """List the files that contain its weights; errors as for `formats.weight_files`."""
         return formats.weight_files(self.place, self.files.names(), self.files.read_json)
 
     @cached_property
     def modules(self) -> dict[str, StoredMatrix]:
-        """Module -> where its matrix is, from headers alone.
+        """Module -> its stored matrix, from headers alone.
 
         Raises:
             UnsupportedError: the weights are in a form that is not read.
-            DamagedError: a header cannot be read, two tensors are of one module, or there is no
+            DamagedError: a header cannot be read, two tensors belong to one module, or there is no
                 matrix.
         """
-        stored = self._stored
-        found: dict[str, StoredMatrix] = {}
-        dtypes = {name: one.dtype for name, one in stored.items()}
-        for name, one in stored.items():
-            if (
-                len(one.shape) != 2
-                or 0 in one.shape
-                or one.dtype not in _FLOATS
-                or quantised.is_scale(name, dtypes)
-            ):
+        modules: dict[str, StoredMatrix] = {}
+        dtypes = {name: tensor.dtype for name, tensor in self._stored.items()}
+        for name, tensor in self._stored.items():
+            if not _is_float_matrix(tensor) or quantised.is_scale(name, dtypes):
                 continue
-            module = names.canonical(
-                adapters.module_name(name) if self._is_adapter else name
-            ).removesuffix(".weight")
-            if module in found:
+            module = self._module_of(name)
+            if module in modules:
                 raise DamagedError(f'{self.place} names the module "{module}" twice')
-            scale = quantised.scale_name(name, stored) if one.dtype in quantised.FLOAT8 else None
-            found[module] = StoredMatrix(one, stored[scale] if scale else None)
-        if not found:
+            modules[module] = StoredMatrix(tensor, self._scale_of(tensor))
+        if not modules:
             raise DamagedError(f"{self.place} holds no floating-point matrix")
-        return found
+        return modules
+
+    def _module_of(self, tensor: str) -> str:
+        name = adapters.module_name(tensor) if self._is_adapter else tensor
+        return names.canonical(name).removesuffix(".weight")
+
+    def _scale_of(self, weight: TensorInfo) -> TensorInfo | None:
+        if weight.dtype not in quantised.FLOAT8:
+            return None
+        name = quantised.scale_name(weight.name, self._stored)
+        return self._stored[name] if name else None
 
     def stored(self) -> list[TensorInfo]:
-        """Every tensor, also those that are not offered as modules; errors as `modules`."""
+        """List every tensor, modules or not; errors as for `modules`."""
         return list(self._stored.values())
 
     def read(self, module: str) -> torch.Tensor | None:
-        """The matrix of a module in its stored dtype, float8 dequantised to float32; None if there
-        is none.
+        """Read the matrix of a module in its stored dtype, or float8 dequantised to float32.
 
-        Of an adapter's module `X` also `X.lora_scale`, (1,).
+        None if there is none. An adapter's module `X` also has `X.lora_scale`, (1,).
         """
         if self._is_adapter and module.endswith(_LORA_SCALE):
             return self._adapter_scale(module.removesuffix(_LORA_SCALE))
@@ -89,35 +89,35 @@ class Model:
         if matrix is None:
             return None
         weight = self.files.read(matrix.weight)
+        if matrix.weight.dtype not in quantised.FLOAT8:
+            return weight
         if matrix.scale is None:
-            return weight.float() if matrix.weight.dtype in quantised.FLOAT8 else weight
+            return weight.float()
+        scale = self.files.read(matrix.scale)
         place = f'{self.place}: "{matrix.scale.name}"'
-        return quantised.dequantise(place, weight, self.files.read(matrix.scale), self.config())
+        return quantised.dequantise(place, weight, scale, self.config())
 
     def content_id(self) -> str:
-        """Equal for two models if the bytes of their weight files are."""
+        """Return a text that is equal for two models if the bytes of their weight files are."""
         return self.files.content_id(self.weight_files())
 
     def fingerprint(self) -> str:
-        """Changes whenever anything does that the matrices depend on: weights, and configurations
-        beside them."""
-        beside = (MODEL_CONFIG, formats.ADAPTER_CONFIG)
+        """Identify the bytes that the matrices depend on: weights, and the configurations."""
         present = self.files.names()
-        return self.files.content_id(
-            [*self.weight_files(), *(name for name in beside if name in present)]
-        )
+        configurations = (MODEL_CONFIG, formats.ADAPTER_CONFIG)
+        files = self.weight_files() + [name for name in configurations if name in present]
+        return self.files.content_id(files)
 
     def size(self) -> int:
-        """Bytes of the files that hold its weights."""
+        """Return the bytes of the files that contain its weights."""
         return self.files.size(self.weight_files())
 
     @cached_property
     def _stored(self) -> dict[str, TensorInfo]:
-        stored: Sequence[TensorInfo] = [
-            one for file in self.weight_files() for one in self.files.header(file)
-        ]
-        by_name = {one.name: one for one in stored}
-        dtypes = {name: one.dtype for name, one in by_name.items()}
+        by_name: dict[str, TensorInfo] = {}
+        for file in self.weight_files():
+            by_name.update({tensor.name: tensor for tensor in self.files.header(file)})
+        dtypes = {name: tensor.dtype for name, tensor in by_name.items()}
         quantised.refuse_packed(self.place, dtypes, self.config)
         if self._is_adapter:
             adapters.check(self.place, self._adapter_config)
@@ -136,6 +136,9 @@ class Model:
         factor = self.modules.get(names.lora_A(module).removesuffix(".weight"))
         if factor is None:
             return None
-        return torch.tensor(
-            [adapters.scale(self.place, module, factor.weight.shape[0], self._adapter_config)]
-        )
+        rank = factor.weight.shape[0]
+        return torch.tensor([adapters.scale(self.place, module, rank, self._adapter_config)])
+
+
+def _is_float_matrix(tensor: TensorInfo) -> bool:
+    return len(tensor.shape) == 2 and 0 not in tensor.shape and tensor.dtype in _FLOATS

@@ -1,8 +1,8 @@
 """A series of models, one folder (or hub revision) a step: weights of any architecture.
 
-Which step a model is, its name says: see `pico_analyze.sources.step_names`. A module is the name of
-a two-dimensional floating-point tensor without `.weight`; names of Hugging Face's Llama and of
-earlier Pico code become the former. Other tensors (norms, biases, masks) are not offered.
+The step of a model is read from its name: see `pico_analyze.sources.step_names`. A module is the
+name of a two-dimensional floating-point tensor without `.weight`; names of earlier Pico code are
+translated to those of Hugging Face's Llama. Other tensors (norms, biases, masks) are not offered.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,27 @@ _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 
 
 def step_of(name: str) -> int | None:
-    """The step that the name of a folder or revision says; None if it says none."""
-    found = read_name(name)
-    return None if found is None else found.step
+    """Read the step from the name of a folder or revision; None if it says none."""
+    step_name = read_name(name)
+    return None if step_name is None else step_name.step
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder looks like a model: it has a configuration, or weights in whatever
-    format."""
-    return folder.is_dir() and formats.is_model(
-        [path.name for path in folder.iterdir() if path.is_file()]
-    )
+    """Return whether a folder has a configuration, or weights in any format."""
+    if not folder.is_dir():
+        return False
+    return formats.is_model([path.name for path in folder.iterdir() if path.is_file()])
 
 
 def step_folders(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Split models by whether their names say a step: those that do, by name, and a note on each
-    that does not."""
-    models = sorted(path for path in paths if is_model(path))
-    steps = [path for path in models if read_name(path.name) is not None]
-    return steps, [f"left out: {no_step_in(str(path))}" for path in models if path not in steps]
+    """List the models whose names say a step, by name, and a note on each other model."""
+    steps, notes = [], []
+    for path in sorted(path for path in paths if is_model(path)):
+        if read_name(path.name) is not None:
+            steps.append(path)
+        else:
+            notes.append(f"left out: {no_step_in(str(path))}")
+    return steps, notes
 
 
 def open_folders(
@@ -63,20 +66,19 @@ def open_folders(
     origin: str | None = None,
     notes: Sequence[str] = (),
 ) -> Series:
-    """A series of local model folders; its name is that of the directory around the first, unless
-    given.
+    """Open local model folders as a series.
 
-    One folder alone may have any name, and is step 0 if that says none. Headers are read now, so
-    that `damaged` says which steps cannot be read, and `notes` which are in a format that is not
-    read.
+    Headers are read now: then `damaged` says which steps cannot be read, and `notes` says which are
+    in an unsupported format.
 
     Args:
-        origin: what the series was opened from; the folders by default.
-        notes: what to say of the series beside what is found here.
+        name: the name of the series; by default that of the directory around the first folder.
+        origin: what the series was opened from; by default the folders.
+        notes: further notes on the series.
 
     Raises:
-        UserError: no folder, one that is not there, one whose name says no step, or two of the same
-            step.
+        UserError: no folder, one that does not exist, one whose name says no step, or two of the
+            same step.
     """
     if not folders:
         raise UserError("a series of models needs at least one folder")
@@ -88,20 +90,20 @@ def open_folders(
 
 
 def open_one(folder: Path, notes: Sequence[str] = ()) -> Series:
-    """A series of one model: the step that the folder's name says, else step 0 under the folder's
-    own name."""
+    """Open one model as a series, as step 0 if the name of the folder says no step."""
     absolute = os.path.abspath(folder)  # "." has no name
     if read_name(Path(absolute).name) is not None:
         return open_folders([absolute], notes=notes)
     only = StepName(absolute, 0, "updates", None, "", "*")
-    said = f"{folder} is one model whose name says no step: it is step 0"
-    return _opened({0: only}, folder.resolve().name, _origin([folder]), [*notes, said])
+    note = f"{folder} is one model whose name says no step: it is step 0"
+    return _opened({0: only}, folder.resolve().name, _origin([folder]), [*notes, note])
 
 
 def _opened(steps: Mapping[int, StepName], name: str, origin: str, notes: Sequence[str]) -> Series:
     files = OpenFiles()
-    models = {step: Model(LocalFiles(Path(one.name), files)) for step, one in steps.items()}
-    series = Series(name, models, {step: one.tokens for step, one in steps.items()}, origin)
+    models = {step: Model(LocalFiles(Path(path.name), files)) for step, path in steps.items()}
+    tokens = {step: path.tokens for step, path in steps.items()}
+    series = Series(name, models, tokens, origin)
     series.notes += [*notes, *unit_note(steps.values())]
     series.check()
     return series
@@ -116,12 +118,11 @@ def _origin(folders: Sequence[str | Path]) -> str:
 
 
 class Series:
-    """Weights of several models as the steps of one run.
+    """The weights of several models as the steps of one run.
 
     Attributes:
-        steps: ascending, without those that are known to be damaged.
-        damaged: step -> sentences; grows where a step is first read late, as one of the hub is.
-        origin: what the series was opened from, which tells it from another of the same name.
+        damaged: step -> sentences. It grows while steps of the hub are read for the first time.
+        origin: what the series was opened from, which distinguishes it from another of one name.
         notes: sentences on what was left out, and why.
     """
 
@@ -141,13 +142,15 @@ class Series:
 
     @property
     def steps(self) -> list[int]:
-        """Steps that are not known to be damaged, ascending."""
+        """The steps that are not known to be damaged, ascending."""
         return [step for step in self.models if step not in self.damaged]
 
     @cached_property
     def model(self) -> Mapping[str, Any]:
-        """Geometry by the last config.json that can be read; {} where there is none, and then no
-        circuits."""
+        """The geometry by the last config.json that can be read.
+
+        It is {} if there is none; then the series has no circuits.
+        """
         damages: list[DamagedError] = []
         for model in reversed(self.models.values()):
             try:
@@ -160,80 +163,84 @@ class Series:
         return {}
 
     def model_at(self, step: int) -> Mapping[str, Any]:
-        """Geometry by the config.json of one step; that of the series where the step has none that
-        can be read."""
+        """Return the geometry by the config.json of one step, or else that of the series."""
         with contextlib.suppress(DamagedError, KeyError):
             return geometry(self.models[step].config()) or self.model
         return self.model
 
     def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Every stored tensor of `step` with its shape, also those that are not offered as
-        modules."""
+        """Return the shape of every stored tensor of `step`, modules or not."""
         return {names.canonical(stored.name): stored.shape for stored in self.models[step].stored()}
 
     def check(self) -> None:
-        """Read the headers of every step now. Those that cannot be read are damaged; other formats
-        are left out."""
-        unread: list[str] = []
+        """Read the headers of every step now.
+
+        Unreadable steps become `damaged`; steps in an unsupported format are removed and noted.
+
+        Raises:
+            UserError: no step can be read.
+        """
+        unsupported: list[str] = []
         for step in list(self.models):
             try:
                 self._modules(step)
             except UnsupportedError as error:
-                unread.append(str(error))
+                unsupported.append(str(error))
                 del self.models[step]
             except DamagedError as error:
                 self.damaged[step] = [str(error)]
         if not self.steps:
-            why = (
-                next((sentence for found in self.damaged.values() for sentence in found), None)
-                or unread[0]
-            )
-            raise UserError(f"no step of {self.name} can be read: {why}")
-        self.notes += [f"left out: {sentence}" for sentence in unread]
+            reasons = [*chain.from_iterable(self.damaged.values()), *unsupported]
+            raise UserError(f"no step of {self.name} can be read: {reasons[0]}")
+        self.notes += [f"left out: {reason}" for reason in unsupported]
 
     def tokens(self, step: int) -> int | None:
-        """Training tokens as the name of the step says them; None if it does not."""
+        """Return the training tokens, read from the name of the step; None if it says none."""
         return self._tokens.get(step)
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """[None] for weights, which is all that a model holds."""
+        """List the splits of `kind`: [None] for weights, the only kind of a model, else []."""
         check_kind(kind)
         return [None] if kind == "weights" and step in self.steps else []
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """Modules of which `step` holds a matrix; errors as `tensor`."""
+        """List the modules of which `step` has a matrix; errors as for `tensor`."""
         self._check(step, kind)
         modules = list(self._modules(step))
-        if self.model.get("tie_word_embeddings") and _EMBEDDING in modules and _HEAD not in modules:
+        if self._is_tied and _EMBEDDING in modules and _HEAD not in modules:
             modules.append(_HEAD)
         return modules
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """The weight matrix of a module as it is stored, (out, in) wherever the architecture uses
-        linear layers.
+        """Read the weight matrix of a module as it is stored, (out, in) for linear layers.
 
         Raises:
-            UserError: the step, kind or module is not there; names the nearest that is.
+            UserError: the step, kind or module is absent; names the nearest one.
             DamagedError: the file is not readable.
         """
         self._check(step, kind)
-        available = self._modules(step)
+        model, available = self.models[step], self._modules(step)
         name = names.canonical(module).removesuffix(".weight")
-        if name == _HEAD and _HEAD not in available and self.model.get("tie_word_embeddings"):
+        if name == _HEAD and _HEAD not in available and self._is_tied:
             name = _EMBEDDING
-        tensor = self.models[step].read(name)
+        tensor = model.read(name)
         if tensor is None:
-            raise no_module(self.models[step].place, kind, name, available)
+            raise no_module(model.place, kind, name, available)
         return tensor
 
+    @property
+    def _is_tied(self) -> bool:
+        return bool(self.model.get("tie_word_embeddings"))
+
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """Changes whenever the weights of `step` do; errors as `tensor`."""
+        """Identify the weights of `step` by their bytes; errors as for `tensor`."""
         self._check(step, kind)
         return self.models[step].fingerprint()
 
     def content_id(self, step: int) -> str:
-        """Equal for two steps if the bytes of their weights are; a series of the hub downloads
-        nothing for it.
+        """Return a text that is equal for two steps if the bytes of their weights are equal.
+
+        A series of the hub downloads nothing for it.
 
         Raises:
             DamagedError: the step has no weights that can be read.
@@ -241,6 +248,7 @@ class Series:
         return self.models[step].content_id()
 
     def _check(self, step: int, kind: str) -> None:
+        """Raise UserError unless the step is there and the kind is weights."""
         check_kind(kind)
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)

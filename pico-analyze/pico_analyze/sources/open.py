@@ -1,5 +1,4 @@
-"""One place that decides what a path is: a run of ours, one of pico-train 1.x, or a series of
-models."""
+"""Opening a path as a run of pico-train, a run of pico-train 1.x, or a series of models."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from pico_analyze.sources.run import open_run
 
 
 def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_GIB) -> Source:
-    """Open whatever holds observed steps.
+    """Open a source of observed steps.
 
     Args:
         path: a run directory of pico-train, or of pico-train 1.x; a directory of model folders in
@@ -29,12 +28,12 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
             Hugging Face hub.
         disk_gib: GiB that files downloaded from the hub may take.
 
-    Which step a model folder is, its name says: see `pico_analyze.sources.step_names`. Directories
-    and globs leave out models whose names say no step, and `notes` of the source says so; in a list
-    that is an error. One model folder alone is step 0 if its name says none.
+    The step of a model folder is read from its name: see `pico_analyze.sources.step_names`.
+    Directories and globs leave out models whose names say no step, with a note in `notes` of the
+    source; in a list that is an error. One model folder alone is step 0 if its name says none.
 
     Raises:
-        UserError: none of these; names what is nearest.
+        UserError: none of these; names the nearest.
         DamagedError: a run whose manifest or configuration cannot be read.
     """
     if not isinstance(path, str | Path):
@@ -44,30 +43,31 @@ def open_source(path: str | Path | Sequence[str | Path], disk_gib: float = DISK_
     folder = Path(path)
     if folder.is_file():
         raise UserError(f"{folder} is a file: name the folder that it lies in")
-    if RunLayout(folder).manifest.is_file() or not (folder.is_dir() or glob.has_magic(str(path))):
+    if RunLayout(folder).manifest.is_file():
         return open_run(folder)
-    if is_legacy(folder):
-        return open_legacy(folder)
     if folder.is_dir():
-        return _open_directory(folder)
-    models, notes = step_folders(Path(name) for name in glob.glob(str(path)))
+        return open_legacy(folder) if is_legacy(folder) else _open_directory(folder)
+    if glob.has_magic(str(path)):
+        return _open_glob(str(path))
+    return open_run(folder)  # raises, and names the nearest run
+
+
+def _open_glob(pattern: str) -> Source:
+    models, notes = step_folders(Path(name) for name in glob.glob(pattern))
     if not models:
         raise UserError(
-            f'no folder that fits "{path}" is a model with a step in its name{_first(notes)}'
+            f'no folder that fits "{pattern}" is a model with a step in its name{_first(notes)}'
         )
-    return open_folders(models, origin=os.path.abspath(path), notes=notes)
+    return open_folders(models, origin=os.path.abspath(pattern), notes=notes)
 
 
 def _open_directory(folder: Path) -> Source:
-    """A directory of models, or one model."""
+    """Open a directory of models, or one model."""
     steps, notes = step_folders(folder.iterdir())
     if steps:
-        own = (
-            [f"left out: the model in {folder} itself, whose name says no step"]
-            if is_model(folder)
-            else []
-        )
-        return open_folders(steps, folder.resolve().name, str(folder.resolve()), [*notes, *own])
+        if is_model(folder):
+            notes.append(f"left out: the model in {folder} itself, whose name says no step")
+        return open_folders(steps, folder.resolve().name, str(folder.resolve()), notes)
     if is_model(folder):
         return open_one(folder)
     raise UserError(

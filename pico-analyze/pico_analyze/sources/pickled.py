@@ -1,11 +1,14 @@
-"""Tensors by module name in files that earlier Pico code wrote with torch.save; opened with
-`weights_only=True`."""
+"""Files of tensors by module name that earlier Pico code wrote with torch.save.
+
+They are pickles, so they are opened with `weights_only=True`, which runs no code from the file.
+"""
 
 from __future__ import annotations
 
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from pico_contract import names
@@ -17,49 +20,53 @@ _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Module -> tensor, mapped from the file if its format allows that.
+    """Read the tensors of a file, module -> tensor, memory-mapped if its format allows that.
 
     Raises:
-        DamagedError: not readable, or it holds something else than matrices and vectors of numbers
-            by name.
+        DamagedError: it is not readable, or contains anything but matrices and vectors of
+            floating-point numbers by name.
     """
-    try:
-        loaded = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except FileNotFoundError:
-        raise DamagedError(f"{path} does not exist") from None
-    except Exception as error:  # bytes that are no pickle fail in many ways, KeyError among them
-        raise DamagedError(_why(path, str(error))) from None
-    if not isinstance(loaded, dict):
-        raise DamagedError(
-            f"{path} is refused: it holds a {type(loaded).__name__} and not tensors by module name"
-        )
-    found: dict[str, torch.Tensor] = {}
-    for key, tensor in loaded.items():
+    by_module: dict[str, torch.Tensor] = {}
+    for key, tensor in _load(path).items():
         if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
             raise DamagedError(
                 f'{path} is refused: its entry "{key}" is a {type(tensor).__name__} and not a tensor'
             )
-        if (
-            tensor.layout != torch.strided
-            or not tensor.is_floating_point()
-            or tensor.dim() == 0
-            or tensor.numel() == 0
-        ):
+        if not _is_float_array(tensor):
             raise DamagedError(
                 f'{path} is refused: its tensor "{key}" is not an array of floating-point numbers'
             )
         module = names.canonical(key).removesuffix(".weight")
-        if module in found:
+        if module in by_module:
             raise DamagedError(f'{path} is refused: it names the module "{module}" twice')
-        found[module] = tensor
-    return found
+        by_module[module] = tensor
+    return by_module
 
 
-def _why(path: Path, message: str) -> str:
-    if (found := _GLOBAL.search(message)) is not None:
-        return f"{path} is refused: it holds {found[1]}, and a file of tensors may hold nothing that runs code"
+def _load(path: Path) -> dict[Any, Any]:
+    try:
+        is_zip = zipfile.is_zipfile(path)  # only this format can be memory-mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except FileNotFoundError:
+        raise DamagedError(f"{path} does not exist") from None
+    except Exception as error:  # bytes that are not a pickle fail in many ways, even by KeyError
+        raise DamagedError(_explain(path, str(error))) from None
+    if not isinstance(loaded, dict):
+        raise DamagedError(
+            f"{path} is refused: it holds a {type(loaded).__name__} and not tensors by module name"
+        )
+    return loaded
+
+
+def _is_float_array(tensor: torch.Tensor) -> bool:
+    is_array = tensor.layout == torch.strided and tensor.dim() > 0 and tensor.numel() > 0
+    return is_array and tensor.is_floating_point()
+
+
+def _explain(path: Path, message: str) -> str:
+    """Say in one sentence why torch cannot load a file, from the message of its error."""
+    if (refused := _GLOBAL.search(message)) is not None:
+        return f"{path} is refused: it holds {refused[1]}, and a file of tensors may hold nothing that runs code"
     with path.open("rb") as file:
         if is_pointer(file.read(64)):
             return pointer_sentence(path)

@@ -1,9 +1,8 @@
-"""A run of the earlier pico-train 1.x: `checkpoints/step_<n>/learning_dynamics/<split>_<kind>.pt`
-and its YAML.
+"""A run of the earlier pico-train 1.x, with tensors in pickles and a configuration in YAML.
 
-The pickles are opened with `torch.load(weights_only=True)` and mapped into memory, so that one
-tensor is read at a time. A file that holds anything but tensors by name is refused by name, and the
-rest of the run is still read.
+The tensors are `checkpoints/step_<n>/learning_dynamics/<split>_<kind>.pt`. The pickles are opened
+with `torch.load(weights_only=True)` and mapped into memory, so that one tensor is read at a time. A
+file that contains anything but tensors by name is refused by name; the rest of the run is read.
 """
 
 from __future__ import annotations
@@ -27,17 +26,16 @@ from pico_analyze.sources.model_config import geometry
 _STEP = re.compile(r"step_(\d+)")
 _OPEN_FILES = 64
 _WEIGHT_SPLITS = ("val", "train")
-"""Either file holds the weights of theta_t; where both are there, the first is read."""
+"""Both files contain the weights of a step; the first that exists is read."""
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether `path` is the directory of such a run."""
+    """Return whether `path` is the directory of a run of pico-train 1.x."""
     return any(path.glob("checkpoints/step_*/learning_dynamics/*.pt"))
 
 
 def open_legacy(path: str | Path) -> LegacyRun:
-    """Open the run directory `path`; every file of tensors is checked now, tensors are read when
-    they are asked for.
+    """Open a run directory: every file of tensors is checked now, tensors are read on request.
 
     Raises:
         UserError: no such directory, or nothing in it was written by pico-train 1.x.
@@ -51,88 +49,101 @@ def open_legacy(path: str | Path) -> LegacyRun:
 
 
 class LegacyRun:
-    """The observed steps of one run. Files that cannot be read are left out and listed in
-    `damaged`.
+    """The observed steps of one run of pico-train 1.x.
 
-    Values are what that version stored: its validation gradients are sums over sub-batches, not
-    means, and on one device its activation rows are permuted within a batch, in the same way at
-    every step.
+    Files that cannot be read are left out and listed in `damaged`. Values are as that version
+    stored them: its validation gradients are sums over sub-batches, not means, and on one device
+    its activation rows are permuted within a batch, in the same way at every step.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.name = root.resolve().name
+        self.name, self.origin = root.resolve().name, str(root.resolve())
         self.model = _geometry(root / "training_config.yaml")
         self.damaged: dict[int, list[str]] = {}
         self._file = lru_cache(_OPEN_FILES)(pickled.tensors)
         self._checked = CheckedReads()
-        self.origin = str(root.resolve())
         self._stored: dict[tuple[int, str, str], list[str]] = {}  # (step, kind, split) -> modules
-        for directory in root.glob("checkpoints/step_*"):
-            matched = _STEP.fullmatch(directory.name)
-            if matched and directory == self._directory(int(matched[1])):
-                self._list(int(matched[1]))
+        for step in self._listed_steps():
+            self._read_modules(step)
         self.steps = sorted({step for step, _, _ in self._stored})
 
     def tokens(self, step: int) -> int | None:
-        """0 at step 0, else None: these runs do not record it."""
+        """Return 0 at step 0, else None: these runs do not record it."""
         return 0 if step == 0 else None
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """Splits (train, val) of which `step` holds `kind`; [None] for weights, [] where it holds
-        none."""
+        """List the splits (train, val) that `step` has of `kind`.
+
+        The list is [None] for weights, and [] if there are none.
+        """
         check_kind(kind)
-        available: list[str | None] = [
-            split for split in SPLITS if (step, kind, split) in self._stored
-        ]
-        return [None] if kind == "weights" and available else available
+        available = self._splits_on_disk(step, kind)
+        return [None] if kind == "weights" and available else [*available]
+
+    def _splits_on_disk(self, step: int, kind: str) -> list[str]:
+        return [split for split in SPLITS if (step, kind, split) in self._stored]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """Modules of which `step` holds a tensor of `kind`, by Hugging Face name; errors as
-        `tensor`."""
+        """List the modules with a tensor of `kind`, by Hugging Face name; errors as for `tensor`."""
         return self._stored[step, kind, self._split(step, kind, split)]
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU: weights and gradients (out, in), activations
-        (rows, out).
+        """Read one tensor in its stored dtype, to the CPU.
 
-        `module` may be a Hugging Face name or an earlier one. `split` may be left out where only
-        one is there.
+        Weights and gradients are (out, in), activations (rows, out).
+
+        Args:
+            module: its Hugging Face name, or an earlier one.
+            split: may be left out if there is only one.
 
         Raises:
-            UserError: the step, kind, split or module is not there; names the nearest that is.
+            UserError: the step, kind, split or module is absent; names the nearest one.
             DamagedError: the file is no longer readable.
         """
-        path = self._path(step, kind, self._split(step, kind, split))
+        chosen_split = self._split(step, kind, split)
+        path = self._path(step, kind, chosen_split)
         stored = self._file(path)
         name = names.canonical(module).removesuffix(".weight")
         if name not in stored:
             raise no_module(path, kind, name, stored)
+        # Mapped memory shows later changes of the file, so it is copied between two checks.
         self._checked.check(path)
         tensor = stored[name].detach().clone()
         self._checked.check(path)
         return tensor
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """sha256 of the file that holds `kind` of `step`; errors as `tensor`."""
+        """Return the sha256 of the file with `kind` of `step`; errors as for `tensor`."""
         return self._checked.sha256(self._path(step, kind, self._split(step, kind, split)))
 
     def is_lost(self, step: int, kind: str) -> bool:
-        """Whether a file of `kind` of a step is there, whatever can be read of it."""
+        """Return whether a file of `kind` of a step exists, readable or not."""
         return any(self._path(step, kind, split).is_file() for split in SPLITS)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; files are opened again by their paths."""
+        """Return the state for another process, which opens the files again by their paths."""
         return {name: value for name, value in vars(self).items() if name != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._file = lru_cache(_OPEN_FILES)(pickled.tensors)
 
-    def _list(self, step: int) -> None:
+    def _listed_steps(self) -> list[int]:
+        """List the steps whose directories are named as pico-train 1.x names them."""
+        steps = []
+        for directory in self.root.glob("checkpoints/step_*"):
+            match = _STEP.fullmatch(directory.name)
+            if match and directory == self._directory(int(match[1])):  # not `step_007`
+                steps.append(int(match[1]))
+        return steps
+
+    def _read_modules(self, step: int) -> None:
+        """Read the modules of every file of a step; unreadable files are noted in `damaged`."""
         for kind in KINDS:
             for split in _WEIGHT_SPLITS if kind == "weights" else SPLITS:
                 path = self._path(step, kind, split)
+                # The second file of weights repeats the first.
                 if not path.is_file() or (kind == "weights" and self.splits(step, kind)):
                     continue
                 try:
@@ -141,23 +152,23 @@ class LegacyRun:
                     self.damaged.setdefault(step, []).append(str(error))
 
     def _split(self, step: int, kind: str, split: str | None) -> str:
-        """The split in the name of the file that holds what is asked for."""
+        """Return the split in the name of the file with `kind`; UserError if there is none."""
         if step not in self.steps:
             raise no_step(self.root, step, self.steps, self.damaged)
-        available = self.splits(step, kind)
+        check_kind(kind)
+        available = self._splits_on_disk(step, kind)
         if kind == "weights" and available:
-            return next(given for given in _WEIGHT_SPLITS if (step, kind, given) in self._stored)
-        chosen = [given for given in available if given is not None and split in (None, given)]
+            return available[0]  # only one of the two files is read
+        chosen = [known for known in available if split in (None, known)]
         if len(chosen) == 1:
             return chosen[0]
+        place = f"step {step} of {self.root}"
         if chosen:
-            raise UserError(
-                f"step {step} of {self.root} has {kind} of several splits: say split train or val"
-            )
-        there = ", ".join(f"{k} of {s}" for at, k, s in self._stored if at == step)
-        raise UserError(
-            f"step {step} of {self.root} has no {kind}{f' of split {split}' if split else ''}; it has {there}"
-        )
+            raise UserError(f"{place} has {kind} of several splits: say split train or val")
+        where = f" of split {split}" if split else ""
+        keys = [key for key in self._stored if key[0] == step]
+        stored = ", ".join(f"{known} of {its_split}" for _, known, its_split in keys)
+        raise UserError(f"{place} has no {kind}{where}; it has {stored}")
 
     def _directory(self, step: int) -> Path:
         return self.root / "checkpoints" / f"step_{step}"
@@ -167,8 +178,10 @@ class LegacyRun:
 
 
 def _geometry(path: Path) -> Mapping[str, Any]:
-    """Of the section `model` of training_config.yaml; {} where there is no such file, and then no
-    circuits."""
+    """Read the geometry from the section `model` of training_config.yaml.
+
+    It is {} if there is no such file; then the run has no circuits.
+    """
     if not path.is_file():
         return {}
     try:

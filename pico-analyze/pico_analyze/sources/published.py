@@ -1,15 +1,14 @@
-"""A run that earlier Pico code published on the hub: models, and beside them what it observed, as
-files of tensors.
+"""A run that earlier Pico code published on the hub: models, and files of observed tensors.
 
 Its steps are commits of one branch, titled `Saving HF Model -- Step N` and `Saving Learning
-Dynamics Data (train|val) -- Step N`, or folders `NAME/checkpoints/step_N/`. A commit also holds
-what the commits before it wrote, so that of each only the files that its title names are read.
+Dynamics Data (train|val) -- Step N`, or folders `NAME/checkpoints/step_N/`. A commit also contains
+the files of earlier commits, so only the files that its title names are read from it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -30,17 +29,17 @@ _DYNAMICS = "learning_dynamics"
 _TITLE = re.compile(r"Saving (?:HF Model|Learning Dynamics Data \((train|val)\)) -- Step (\d+)")
 _FOLDER = re.compile(r"(?P<run>.*?)/?checkpoints/step_(?P<step>\d+)")
 _WEIGHT_SPLITS = ("val", "train")
-"""Either file holds the weights of a step; if both are there, the first is read."""
+"""Both files contain the weights of a step; the first that exists is read."""
 
 
 @dataclass
 class SavedCommits:
-    """Which commit holds what, by the titles of commits.
+    """The commits that saved each step, by their titles.
 
     Attributes:
         weights: step -> commit.
         dynamics: (step, split) -> commit.
-        notes: a sentence on steps that were saved more than once.
+        notes: a sentence on the steps that were saved more than once.
     """
 
     weights: dict[int, str] = field(default_factory=dict)
@@ -52,41 +51,43 @@ class SavedCommits:
 
 
 def saved_commits(commits: Iterable[Commit]) -> SavedCommits:
-    """Read the steps from titles of commits, the newest first; of a step saved twice the newer
-    commit counts."""
+    """Read the steps from the titles of commits, given the newest first.
+
+    If a step was saved more than once, its newest commit counts.
+    """
     saved = SavedCommits()
-    again: set[int] = set()
+    repeated: set[int] = set()
     for commit in commits:
         title = _TITLE.fullmatch(commit.title.strip())
         if title is None:
             continue
         split, step = title[1], int(title[2])
-        known = step in saved.weights if split is None else (step, split) in saved.dynamics
-        if known:
-            again.add(step)
-        elif split is None:
-            saved.weights[step] = commit.id
+        if split is None:
+            newest = saved.weights.setdefault(step, commit.id)
         else:
-            saved.dynamics[step, split] = commit.id
-    if again:
-        saved.notes.append(
-            f"saved more than once, of which the last counts: step {', '.join(map(str, sorted(again)))}"
-        )
+            newest = saved.dynamics.setdefault((step, split), commit.id)
+        if newest != commit.id:
+            repeated.add(step)
+    if repeated:
+        steps = ", ".join(map(str, sorted(repeated)))
+        saved.notes.append(f"saved more than once, of which the last counts: step {steps}")
     return saved
 
 
 def step_folders(paths: Iterable[str], inside: str = "") -> dict[str, dict[int, str]]:
-    """Run -> step -> folder, for each folder `RUN/checkpoints/step_N` that holds files.
+    """Return run -> step -> folder for each folder `RUN/checkpoints/step_N` with files.
 
     Args:
-        inside: a run, or a folder around runs; all of them by default.
+        paths: the files of the repository.
+        inside: a run, or a folder around runs; by default all runs.
     """
-    found: dict[str, dict[int, str]] = {}
-    for folder in {str(parent) for path in paths for parent in PurePosixPath(path).parents}:
+    runs: dict[str, dict[int, str]] = {}
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    for folder in folders:
         match = _FOLDER.fullmatch(folder)
         if match and (not inside or f"{match['run']}/".startswith(f"{inside}/")):
-            found.setdefault(match["run"], {})[int(match["step"])] = folder
-    return found
+            runs.setdefault(match["run"], {})[int(match["step"])] = folder
+    return runs
 
 
 @dataclass(frozen=True)
@@ -99,62 +100,63 @@ class DynamicsFile:
 
     @property
     def place(self) -> str:
-        """Where it lies, for messages."""
+        """The address of the file, for messages."""
         return f"{PREFIX}{self.store.repo}@{self.commit}/{self.path}"
 
     @property
     def identity(self) -> str:
-        """Equal for two files if their bytes are; nothing is downloaded."""
+        """A text that is equal for two files if their bytes are; nothing is downloaded."""
         return self.store.tree(self.commit)[self.path].identity
 
     @property
     def size(self) -> int:
-        """Bytes, as the hub lists them."""
+        """The size in bytes, as the hub lists it."""
         return self.store.tree(self.commit)[self.path].size
 
     def modules(self) -> list[str]:
-        """Names of its modules, after downloading it if it is not there."""
+        """List its modules, after downloading it unless it is on disk."""
         return self.store.read(self.commit, self.path, lambda path: list(pickled.tensors(path)))
 
     def tensor(self, module: str) -> torch.Tensor | None:
-        """The tensor of a module, after downloading the file if it is not there; None if there is
-        none."""
-        return self.store.read(self.commit, self.path, lambda path: _one(path, module))
+        """Read the tensor of a module, after downloading the file unless it is on disk.
+
+        None if there is none.
+        """
+        return self.store.read(self.commit, self.path, lambda path: _tensor(path, module))
 
 
-def _one(path: Path, module: str) -> torch.Tensor | None:
-    found = pickled.tensors(path).get(module)
-    return None if found is None else found.detach().clone()
+def _tensor(path: Path, module: str) -> torch.Tensor | None:
+    tensor = pickled.tensors(path).get(module)
+    # A copy, since the original may be mapped from a file that is deleted later.
+    return None if tensor is None else tensor.detach().clone()
 
 
 Dynamics = Mapping[tuple[int, str], Mapping[str, DynamicsFile]]
-"""(step, split) -> kind -> the file that holds it."""
+"""(step, split) -> kind -> the file that contains it."""
 
 
 def dynamics_of(places: Mapping[tuple[int, str], tuple[str, str]], store: Store) -> Dynamics:
-    """The files of tensors that are there, at (commit, folder) for each step and split."""
-    found = {}
+    """List the files of observed tensors.
+
+    Args:
+        places: (step, split) -> (commit, folder).
+    """
+    dynamics: dict[tuple[int, str], dict[str, DynamicsFile]] = {}
     for (step, split), (commit, folder) in places.items():
-        paths = {
-            kind: str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt")) for kind in _KINDS
-        }
-        held = {
-            kind: DynamicsFile(store, commit, p)
-            for kind, p in paths.items()
-            if p in store.tree(commit)
-        }
-        if held:
-            found[step, split] = held
-    return found
+        for kind in _KINDS:
+            path = str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt"))
+            if path in store.tree(commit):
+                dynamics.setdefault((step, split), {})[kind] = DynamicsFile(store, commit, path)
+    return dynamics
 
 
 class PublishedRun(HubSeries):
-    """Weights of models, and gradients, activations and weights of what was observed.
+    """A run with the weights of its models, and with observed gradients, activations and weights.
 
-    Values are what that version stored: its validation gradients are sums over sub-batches, not
+    Values are as that version stored them: its validation gradients are sums over sub-batches, not
     means, and on one device its activation rows are permuted within a batch, in the same way at
-    every step. The modules of a kind are those of the first file of it that is read, since its
-    configuration observes the same ones at every step.
+    every step. The modules of a kind are read from the first file that is opened, since that
+    version observes the same modules at every step.
     """
 
     def __init__(
@@ -166,36 +168,38 @@ class PublishedRun(HubSeries):
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a model or with something observed, ascending."""
+        """The steps with a model or with observed tensors, ascending."""
         return sorted({*super().steps, *(step for step, _ in self._dynamics)})
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """Splits of which `step` holds `kind`; [None] for weights, [] if it holds none."""
+        """List the splits that `step` has of `kind`: [None] for weights, [] if there are none."""
         check_kind(kind)
         if kind == "weights":
             return [None] if step in self.models or self._file(step, kind, None) else []
         return [split for split in SPLITS if kind in self._dynamics.get((step, split), {})]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """Modules of which `step` holds a tensor of `kind`; errors as `tensor`."""
+        """List the modules with a tensor of `kind` at `step`; errors as for `tensor`."""
         if kind == "weights" and step in self.models:
             return super().modules(step, kind)
-        file, of = self._chosen(step, kind, split)
-        if (kind, of) not in self._observed:
-            self._observed[kind, of] = file.modules()
-        return list(self._observed[kind, of])
+        file, chosen_split = self._choose(step, kind, split)
+        key = (kind, chosen_split)
+        if key not in self._observed:
+            self._observed[key] = file.modules()
+        return list(self._observed[key])
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU: weights and gradients (out, in), activations
-        (rows, out).
+        """Read one tensor in its stored dtype, to the CPU.
+
+        Weights and gradients are (out, in), activations (rows, out).
 
         Raises:
-            UserError: the step, kind, split or module is not there; names the nearest that is.
-            DamagedError: the file is not readable, or is refused since it holds more than tensors.
+            UserError: the step, kind, split or module is absent; names the nearest one.
+            DamagedError: the file is not readable, or contains more than tensors.
         """
         if kind == "weights" and step in self.models:
             return super().tensor(step, kind, module)
-        file, _ = self._chosen(step, kind, split)
+        file, _ = self._choose(step, kind, split)
         name = names.canonical(module).removesuffix(".weight")
         tensor = file.tensor(name)
         if tensor is None:
@@ -203,59 +207,57 @@ class PublishedRun(HubSeries):
         return tensor
 
     def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Every stored tensor of `step` with its shape; of what was observed the names alone are
-        known."""
-        return (
-            super().tensors(step)
-            if step in self.models
-            else dict.fromkeys(self.modules(step, "weights"), ())
-        )
+        """Return the shape of every stored tensor of `step`; () for observed tensors."""
+        if step in self.models:
+            return super().tensors(step)
+        # Only the names are known without loading a whole pickle.
+        return dict.fromkeys(self.modules(step, "weights"), ())
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
-        """Changes whenever the file that holds `kind` of `step` does; errors as `tensor`."""
+        """Identify the bytes of the file with `kind` of `step`; errors as for `tensor`."""
         if kind == "weights" and step in self.models:
             return super().fingerprint(step, kind)
-        return self._chosen(step, kind, split)[0].identity
+        return self._choose(step, kind, split)[0].identity
 
     def content_id(self, step: int) -> str:
-        """Equal for two steps if the bytes of their weights are; nothing is downloaded."""
+        """Return a text that is equal for two steps if the bytes of their weights are equal."""
         if step in self.models:
             return super().content_id(step)
-        return digest([self._chosen(step, "weights", None)[0].identity])
+        return digest([self._choose(step, "weights", None)[0].identity])
 
     def size(self, step: int) -> int:
-        """Bytes of the files of a step, as the hub lists them."""
-        files = [
-            file for split in SPLITS for file in self._dynamics.get((step, split), {}).values()
-        ]
-        return sum(file.size for file in files) + (
-            self.models[step].size() if step in self.models else 0
-        )
+        """Return the bytes of the files of a step, as the hub lists them."""
+        size = self.models[step].size() if step in self.models else 0
+        for split in SPLITS:
+            size += sum(file.size for file in self._dynamics.get((step, split), {}).values())
+        return size
 
     def _leave_out(self, step: int, sentence: str) -> None:
-        """Without its model a step still has what was observed, often weights as well."""
         del self.models[step]
+        # Without its model a step still has its observed tensors, often including weights.
         if step not in self.steps:
             self.notes.append(f"left out: {sentence}")
 
     def _file(self, step: int, kind: str, split: str | None) -> DynamicsFile | None:
-        order: Sequence[str] = _WEIGHT_SPLITS if kind == "weights" else [split] if split else []
-        held = (self._dynamics.get((step, one), {}).get(kind) for one in order)
-        return next((file for file in held if file is not None), None)
+        """Find the observed file with `kind` of a split; None if there is none."""
+        one_split = [known for known in SPLITS if known == split]
+        for candidate in _WEIGHT_SPLITS if kind == "weights" else one_split:
+            file = self._dynamics.get((step, candidate), {}).get(kind)
+            if file is not None:
+                return file
+        return None
 
-    def _chosen(self, step: int, kind: str, split: str | None) -> tuple[DynamicsFile, str]:
-        """The file that holds what is asked for, and its split."""
+    def _choose(self, step: int, kind: str, split: str | None) -> tuple[DynamicsFile, str]:
+        """Return the file with `kind` of a split, and that split; UserError if there is none."""
         check_kind(kind)
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)
-        held = [one for one in self.splits(step, kind) if one is not None]
-        if kind != "weights" and split is None and len(held) > 1:
-            raise UserError(
-                f"step {step} of {self.name} has {kind} of several splits: say split train or val"
-            )
-        file = self._file(step, kind, split or next(iter(held), None))
+        place = f"step {step} of {self.name}"
+        available = [known for known in self.splits(step, kind) if known is not None]
+        if kind != "weights" and split is None and len(available) > 1:
+            raise UserError(f"{place} has {kind} of several splits: say split train or val")
+        file = self._file(step, kind, split or next(iter(available), None))
         if file is None:
-            raise UserError(
-                f"step {step} of {self.name} has no {kind}{f' of split {split}' if split else ''}"
-            )
+            where = f" of split {split}" if split else ""
+            raise UserError(f"{place} has no {kind}{where}")
         return file, PurePosixPath(file.path).name.partition("_")[0]

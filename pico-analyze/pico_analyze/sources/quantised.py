@@ -1,5 +1,4 @@
-"""Quantised weights: float8 matrices are multiplied by their scales; packed and integer ones are
-refused by name."""
+"""Quantised weights: float8 matrices are multiplied by their scales, integer ones are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from pico_analyze.sources.formats import UnsupportedError
 FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FN", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _WEIGHT = ".weight"
 _SCALES = ("_scale_inv", "_scale")
-"""Endings that the scale of `X.weight` has behind that name."""
+"""The endings of the name of the scale of `X.weight`, behind that name."""
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F4", "F8_E8M0")
 _PACKED = {  # ending of a tensor's name -> the method that writes it
     ".qweight": "GPTQ or AWQ",
@@ -33,24 +32,23 @@ _PACKED = {  # ending of a tensor's name -> the method that writes it
 
 
 def scale_name(weight: str, stored: Mapping[str, Any]) -> str | None:
-    """The name of the tensor that holds the scales of a float8 weight, or None if it has none."""
+    """Return the name of the tensor with the scales of a float8 weight; None if it has none."""
     return next((weight + ending for ending in _SCALES if weight + ending in stored), None)
 
 
 def is_scale(name: str, stored: Mapping[str, Any]) -> bool:
-    """Whether a tensor holds the scales of a weight (or of its inputs) and is not a matrix of the
-    model."""
+    """Return whether a tensor holds the scales of a float8 weight or of its inputs."""
     for ending in (*_SCALES, ".input_scale", ".activation_scale"):
         if name.endswith(ending):
             weight = name.removesuffix(ending)
-            return any(stored.get(one) in FLOAT8 for one in (weight, weight + _WEIGHT))
+            return stored.get(weight) in FLOAT8 or stored.get(weight + _WEIGHT) in FLOAT8
     return False
 
 
 def refuse_packed(
     place: str, stored: Mapping[str, str], config: Callable[[], Mapping[str, Any]]
 ) -> None:
-    """Refuse a model of which matrices are stored as integers.
+    """Refuse a model with matrices that are stored as integers.
 
     Args:
         stored: name of each tensor -> its dtype as safetensors writes it.
@@ -60,7 +58,8 @@ def refuse_packed(
         UnsupportedError: names the quantisation and the remedy.
     """
     for name, dtype in stored.items():
-        packed = next((method for ending, method in _PACKED.items() if name.endswith(ending)), None)
+        packed = _packing(name)
+        # A module may be called so by chance; packed weights consist of integers.
         if packed is not None and not _is_of_integers(name, dtype, stored):
             packed = None
         if packed or (name.endswith(_WEIGHT) and dtype in _INTEGERS):
@@ -72,30 +71,36 @@ def refuse_packed(
             )
 
 
+def _packing(name: str) -> str | None:
+    return next((method for ending, method in _PACKED.items() if name.endswith(ending)), None)
+
+
 def _is_of_integers(name: str, dtype: str, stored: Mapping[str, str]) -> bool:
-    """Whether the tensor, or the weight that it is a part of, is stored as integers."""
+    """Return whether the tensor, or the weight that it is a part of, is stored as integers."""
     owner = name.rpartition(".SCB")[0] or name.partition(_WEIGHT)[0]
     return dtype in _INTEGERS or stored.get(owner + _WEIGHT) in _INTEGERS
 
 
 def _method(config: Mapping[str, Any]) -> str | None:
-    found = config.get("quantization_config")
-    method = found.get("quant_method") if isinstance(found, dict) else None
+    method = _settings(config).get("quant_method")
     return method if isinstance(method, str) else None
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = config.get("quantization_config")
+    return settings if isinstance(settings, dict) else {}
 
 
 def dequantise(
     place: str, weight: torch.Tensor, scale: torch.Tensor, config: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Multiply a float8 matrix (m, n) by its scales: one, one a row (m, 1) or (m,), or one a block
-    (p, q).
+    """Multiply a float8 matrix (m, n) by its scales, and return it in float32.
 
-    Blocks are of the size that `quantization_config.weight_block_size` says. Without it they are
-    128 long, as in DeepSeek-V3, or else of the least power of two that gives as many blocks. The
-    last ones may be smaller.
-
-    Returns:
-        float32, (m, n).
+    Args:
+        scale: one for the matrix, one for each row, (m,) or (m, 1), or one for each block, (p, q).
+            Blocks have the size `quantization_config.weight_block_size` if that is given, else 128,
+            as in DeepSeek-V3, or else the least power of two that gives p and q blocks. The last
+            blocks may be smaller.
 
     Raises:
         DamagedError: the scales do not fit the matrix.
@@ -106,25 +111,30 @@ def dequantise(
         return values * scale.reshape(())
     if tuple(scale.shape) in ((m,), (m, 1)):
         return values * scale.reshape(m, 1)
-    sizes = (
-        [_block(config, axis, weight.shape, scale.shape) for axis in (0, 1)]
-        if scale.dim() == 2
-        else [0, 0]
+    if scale.dim() == 2:
+        rows = _block_size(m, scale.shape[0], _given_block_size(config, 0))
+        columns = _block_size(n, scale.shape[1], _given_block_size(config, 1))
+        if rows and columns:
+            by_row = scale.repeat_interleave(rows, 0)[:m]
+            return values * by_row.repeat_interleave(columns, 1)[:, :n]
+    raise DamagedError(
+        f"{place} has scales of shape {tuple(scale.shape)}, which do not fit {m} x {n}"
     )
-    if not all(sizes):
-        raise DamagedError(
-            f"{place} has scales of shape {tuple(scale.shape)}, which do not fit {m} x {n}"
-        )
-    return values * scale.repeat_interleave(sizes[0], 0)[:m].repeat_interleave(sizes[1], 1)[:, :n]
 
 
-def _block(config: Mapping[str, Any], axis: int, shape: torch.Size, blocks: torch.Size) -> int:
-    """The size of a block along one axis; 0 if none gives as many blocks as there are scales."""
-    length, count = shape[axis], blocks[axis]
-    found = config.get("quantization_config")
-    said = found.get("weight_block_size") if isinstance(found, dict) else None
-    powers = [2**power for power in range(1 + math.ceil(math.log2(length)))]
-    sizes = [128, *powers, -(-length // count)]
-    if isinstance(said, list) and len(said) == 2 and isinstance(said[axis], int) and said[axis] > 0:
-        sizes = [said[axis]]
-    return next((size for size in sizes if math.ceil(length / size) == count), 0)
+def _block_size(length: int, blocks: int, given: int | None) -> int:
+    """Choose the size that divides `length` into this number of blocks; 0 if none does."""
+    if given is not None:
+        candidates = [given]
+    else:
+        powers = [2**power for power in range(1 + math.ceil(math.log2(length)))]
+        candidates = [128, *powers, math.ceil(length / blocks)]
+    return next((size for size in candidates if math.ceil(length / size) == blocks), 0)
+
+
+def _given_block_size(config: Mapping[str, Any], axis: int) -> int | None:
+    sizes = _settings(config).get("weight_block_size")
+    if not isinstance(sizes, list) or len(sizes) != 2:
+        return None
+    size = sizes[axis]
+    return size if isinstance(size, int) and size > 0 else None

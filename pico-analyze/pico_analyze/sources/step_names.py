@@ -1,18 +1,19 @@
-"""The step that the name of a model folder or of a hub revision says.
+"""Steps read from the names of model folders and of hub revisions.
 
-A number counts only behind a word that says what it counts: updates (`step1000`, `checkpoint-500`,
-`iter_20k`), tokens (`tokens-2B`), checkpoints (`ckpt_357`) or epochs. A whole name that is one
-integer is a step as well, and so is a last integer that is padded with zeros (`run-000500`).
+A number is a step only behind a word that says what it counts: updates (`step1000`,
+`checkpoint-500`, `iter_20k`), tokens (`tokens-2B`), checkpoints (`ckpt_357`) or epochs. A name that
+is one integer is also a step, and so is a last integer that is padded with zeros (`run-000500`).
 Everything else says no step: a date, a commit hash, the number of a seed or the size of a model.
-Suffixes k, M, B and T stand for thousands, millions, billions and trillions.
+The suffixes k, M, B and T stand for thousands, millions, billions and trillions.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 
 from pico_contract.errors import UserError
@@ -20,11 +21,11 @@ from pico_contract.errors import UserError
 UPDATES, TOKENS, CHECKPOINTS, EPOCHS = "updates", "tokens", "saved checkpoints", "epochs"
 _LARGEST = 2**63 - 1
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-# A number ends where neither a letter, nor a digit, nor another number follows: `step_2024-05` says
-# no step 2024.
+# A number may not be followed by a letter, a digit or another number: `step_2024-05` is not step
+# 2024.
 _END = r"(?:(?=[-_]?tokens?(?![a-z]))|(?![a-z0-9]|[-_.:,]\d))"
 _NUMBER = rf"(\d+(?:\.\d+)?)([kmbgt])?{_END}"
-_WORDS = {  # unit -> what stands before its number; of several the first counts
+_WORDS = {  # unit -> patterns of a word and its number, in order of precedence
     UPDATES: (
         rf"steps?[-_=]*{_NUMBER}",
         rf"(?:iterations?|iters?|updates?|checkpoint|(?<![a-z])batch|(?<![a-z])ba)[-_=]*{_NUMBER}",
@@ -43,22 +44,21 @@ _DATE = re.compile(rf"(?<!\d)(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])[-_.][0-3]\d{_TI
 _DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 _PADDED = re.compile(r"(?<=[-_])(0\d{3,})$")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# What Lightning writes beside the step: the version of a repeated file, and the values of what it
-# monitors.
+# Lightning also writes the version of a repeated file and the values of the monitored metrics.
 _MONITORED = r"[-_]?[a-z_]*(?:loss|acc|accuracy|ppl|perplexity)[a-z_]*=\d+(?:\.\d+)?"
 _ASIDE = re.compile(rf"-v\d+(?=\.|$)|\.ckpt$|{_MONITORED}", _FLAGS)
 
 
 @dataclass(frozen=True)
 class StepName:
-    """What a name says.
+    """A name and the step that it says.
 
     Attributes:
         step: the number that orders the series.
-        unit: what that number counts.
-        tokens: training tokens, or None if the name does not say them.
+        unit: the thing that this number counts.
+        tokens: the training tokens, or None if the name does not say them.
         arm: the rest of the name, which is the same for all steps of one series.
-        pattern: a glob that all steps of the series fit.
+        pattern: a glob that all steps of the series match.
     """
 
     name: str
@@ -70,7 +70,7 @@ class StepName:
 
 
 def read_name(name: str) -> StepName | None:
-    """Read the step from the name of a folder or revision; None if it says none.
+    """Read the step from the name of a folder or revision; None if the name says none.
 
     Raises:
         UserError: the number is not an integer, or larger than the table can hold.
@@ -78,30 +78,27 @@ def read_name(name: str) -> StepName | None:
     if name.isascii() and name.isdigit() and not (_HASH.fullmatch(name) or _DAY.fullmatch(name)):
         return StepName(name, _value(name, name, ""), UPDATES, None, "", "*")
     rest = _ASIDE.sub("", _DATE.sub("", name))
-    numbers, spans = {}, []
+    numbers: dict[str, int] = {}  # unit -> value, in the order of _FIELDS
+    spans: list[tuple[int, int]] = []
     for unit, words in _FIELDS.items():
         by_word = [list(word.finditer(rest)) for word in words]
-        match = next((found[-1] for found in by_word if found), None)
-        if match is not None:
-            numbers[unit] = _value(name, match[1], match[2] or "")
-            spans += [one.span() for found in by_word for one in found]
+        matches = next(filter(None, by_word), None)
+        if matches is not None:
+            last = matches[-1]
+            numbers[unit] = _value(name, last[1], last[2] or "")
+            spans += [match.span() for match in chain.from_iterable(by_word)]
     if not numbers and (padded := _PADDED.search(rest)) and not _DAY.fullmatch(padded[1]):
         numbers[UPDATES] = _value(name, padded[1], "")
         spans.append(padded.span())
-    counted = next((unit for unit in _FIELDS if unit in numbers), None)
-    if counted is None:
+    if not numbers:
         return None
-    return StepName(
-        name,
-        numbers[counted],
-        counted,
-        numbers.get(TOKENS),
-        _without(rest, spans),
-        _pattern(name, rest, spans),
-    )
+    unit, step = next(iter(numbers.items()))
+    arm, pattern = _without(rest, spans), _pattern(name, rest, spans)
+    return StepName(name, step, unit, numbers.get(TOKENS), arm, pattern)
 
 
 def _value(name: str, digits: str, suffix: str) -> int:
+    """Compute the integer that digits and a suffix stand for; UserError if it is not one."""
     value = Decimal(digits) * _SUFFIXES.get(suffix.lower(), 1)
     if value != value.to_integral_value():
         raise UserError(f'"{name}" says step {digits}{suffix}, which is not an integer')
@@ -113,45 +110,52 @@ def _value(name: str, digits: str, suffix: str) -> int:
 
 
 def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    kept = "".join(
-        "\0" if any(start <= i < stop for start, stop in spans) else c for i, c in enumerate(text)
-    )
-    return re.sub(r"[\0\s=._-]+", "-", kept).strip("-")
+    """Return a text without the spans, and with one hyphen for each run of separators."""
+    characters = list(text)
+    for start, stop in spans:
+        characters[start:stop] = "\0" * (stop - start)
+    return re.sub(r"[\0\s=._-]+", "-", "".join(characters)).strip("-")
 
 
 def _pattern(name: str, rest: str, spans: list[tuple[int, int]]) -> str:
-    """The name with a star for each number that was read, and around it if parts of it were left
-    aside."""
-    pieces, place = [], 0
+    """Return the name with a star for each number, and around it if `rest` lacks parts of it."""
+    pattern, position = "", 0
     for start, stop in sorted(spans):
-        if start >= place:
-            pieces += [rest[place:start], re.sub(r"\d.*", "*", rest[start:stop])]
-            place = stop
-    pattern = "".join([*pieces, rest[place:]])
-    return re.sub(r"\*+", "*", pattern if rest == name else f"*{pattern}*")
+        if start >= position:  # spans of different words may overlap
+            number = re.sub(r"\d.*", "*", rest[start:stop])
+            pattern += rest[position:start] + number
+            position = stop
+    pattern += rest[position:]
+    if rest != name:
+        pattern = f"*{pattern}*"
+    return re.sub(r"\*+", "*", pattern)
 
 
 def steps_by_name(named: Iterable[str]) -> dict[int, StepName]:
-    """The steps of one series, ascending; the names may be paths, of which the last part is read.
+    """Read the steps of one series, ascending.
+
+    Args:
+        named: names, or paths, whose last part is read.
 
     Raises:
-        UserError: a name that says no step, names that count different things or are of different
-            arms, or two that give the same step.
+        UserError: a name that says no step, names that count different things or belong to
+            different arms, or two that give the same step.
     """
-    found: dict[int, StepName] = {}
+    steps: dict[int, StepName] = {}
     first: StepName | None = None
     for path in named:
-        one = read_name(Path(path).name)
-        if one is None:
+        step_name = read_name(Path(path).name)
+        if step_name is None:
             raise UserError(no_step_in(path))
-        first = first or one
-        _check_same_series(first, one)
-        if one.step in found:
+        first = first or step_name
+        _check_same_series(first, step_name)
+        step = step_name.step
+        if step in steps:
             raise UserError(
-                f'"{found[one.step].name}" and "{path}" both give step {one.step}: leave one of them out'
+                f'"{steps[step].name}" and "{path}" both give step {step}: leave one of them out'
             )
-        found[one.step] = StepName(path, one.step, one.unit, one.tokens, one.arm, one.pattern)
-    return dict(sorted(found.items()))
+        steps[step] = replace(step_name, name=path)
+    return dict(sorted(steps.items()))
 
 
 def _check_same_series(first: StepName, other: StepName) -> None:
@@ -170,16 +174,17 @@ def _check_same_series(first: StepName, other: StepName) -> None:
 def no_step_in(path: str) -> str:
     """Explain in one sentence why a name says no step, and how to name a folder that does."""
     name = Path(path).name
-    why = "says no step"
     if _HASH.fullmatch(name):
         why = "is a commit hash, which says no step"
     elif _DATE.search(name) or _DAY.fullmatch(name):
         why = "is a date, which says no step"
+    else:
+        why = "says no step"
     return f'"{path}" {why}: the name of a folder or revision should hold one, as in step1000 or tokens-2B'
 
 
 def unit_note(names: Iterable[StepName]) -> list[str]:
-    """A sentence if the numbers of a series count something else than updates."""
+    """Return a note on the series if its numbers count something other than updates, or none."""
     first = next(iter(names), None)
     if first is None or first.unit == UPDATES:
         return []

@@ -1,5 +1,4 @@
-"""Names of stored tensors and the modules that they are of, in runs of ours on disk and in
-memory."""
+"""Names of stored tensors and of their modules, in runs of pico-train on disk and in memory."""
 
 from __future__ import annotations
 
@@ -11,18 +10,19 @@ from pico_contract import names
 _SUFFIX = ".weight"
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 _FACTORS = ("lora_A", "lora_B")
-"""Parts of a low-rank module that count as modules themselves; the others are read by name
-alone."""
+"""The parts of a low-rank module that are listed as modules; others are read only by name."""
 
 
 def is_tied(model: Mapping[str, Any], kind: str) -> bool:
-    """Whether the embedding's tensor of `kind` is the head's as well: with tied embeddings all are
-    but outputs."""
+    """Return whether the embedding's tensor of `kind` is also that of the head.
+
+    With tied embeddings it is, except for activations: the outputs of the two modules differ.
+    """
     return kind != "activations" and bool(model.get("tie_word_embeddings"))
 
 
 def modules_of(stored: Iterable[str], tied: bool) -> list[str]:
-    """The modules that have a tensor among `stored`, by Hugging Face name."""
+    """List the modules that have a tensor among `stored`, by Hugging Face name."""
     modules = [name.removesuffix(_SUFFIX) for name in stored if _is_module(name)]
     if tied and _EMBEDDING in modules and _HEAD not in modules:
         modules.append(_HEAD)
@@ -35,8 +35,10 @@ def _is_module(tensor: str) -> bool:
 
 
 def stored_name(module: str, stored: Iterable[str], tied: bool) -> str | None:
-    """The name in `stored` of the tensor of a module, which may be given by an alias; None where
-    there is none."""
+    """Return the name of a module's tensor in `stored`; None if there is none.
+
+    The module may be given by an alias.
+    """
     known = set(stored)
     module = names.canonical(module).removesuffix(_SUFFIX)
     if tied and module == _HEAD and f"{_HEAD}{_SUFFIX}" not in known:
