@@ -1,4 +1,4 @@
-"""The commands beside training: list, prune, show rows, evaluate, generate."""
+"""The commands besides training: list, prune, show rows, evaluate, generate."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _HOMES = {
     "run_layout": "pico_train.checkpoint.load",
     "run_table": "pico_train.commands.runs",
 }
-"""Public name -> its module, imported when the name is first asked for: other commands need none of
-them."""
+"""Public name -> its module.
+
+A module is imported when one of its names is first used, because most of them import torch.
+"""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,4 @@
-"""The commands that look at a data directory: what it is, and whether its bytes are those that were
-written."""
+"""The commands that look at a data directory: describe it, and verify its bytes."""
 
 from __future__ import annotations
 
@@ -24,10 +23,11 @@ def is_data_directory(path: Path) -> bool:
 
 
 def describe_data(path: Path, overrides: Sequence[str], rows: int) -> Iterator[str]:
-    """Say what the data directory `path` is, and show the first `rows` rows of its training split.
+    """Describe the data directory `path`, and show the first `rows` rows of its training split.
 
     Raises:
-        UserError: an override, which data that are made do not take; DamagedError: a damaged file.
+        UserError: `overrides` are given; a data directory takes none.
+        DamagedError: a file is damaged.
     """
     if overrides:
         raise UserError(
@@ -35,32 +35,44 @@ def describe_data(path: Path, overrides: Sequence[str], rows: int) -> Iterator[s
         )
     data = PackedData.open(path)
     manifest = data.manifest
-    special = (
-        ", ".join(f"{role} {token}" for role, token in manifest.special_tokens.items()) or "none"
-    )
+    special = ", ".join(f"{role} {token}" for role, token in manifest.special_tokens.items())
     yield f"{path}: data of {manifest.source} (licence: {manifest.licence}), made {manifest.created}"
     yield f"fingerprint   {manifest.fingerprint}"
-    yield f"vocabulary    {manifest.vocab_size:,} ids, stored as {manifest.dtype}; special tokens: {special}"
+    yield f"vocabulary    {manifest.vocab_size:,} ids, stored as {manifest.dtype}; special tokens: {special or 'none'}"
     yield f"tokenizer     {data.tokenizer_path or 'none'}"
-    for name, info in manifest.splits.items():
-        size = in_units(data.split(name).size)
-        counts = f"{info.rows:,} rows of {manifest.seq_len + 1}, {info.tokens:,} tokens, {info.documents:,} documents"
-        yield f"{name:<13} {counts}, {size}"
+    yield from _split_lines(data)
     for file in manifest.source_files or ():
         yield f"made of       {file.path} ({in_units(file.size)}, sha256 {file.sha256[:12]})"
     yield f"verify with   pico-train data verify {path}"
-    for row, ids, text in show(data, np.arange(min(rows, data.split("train").n_rows))):
-        yield f"\nrow {row}: {' '.join(map(str, ids))}"
+    shown = min(rows, data.split("train").n_rows)
+    yield from describe_rows(data, np.arange(shown))
+
+
+def _split_lines(data: PackedData) -> Iterator[str]:
+    """Name the counts and the size of each split."""
+    row_length = data.manifest.seq_len + 1
+    for name, info in data.manifest.splits.items():
+        size = in_units(data.split(name).size)
+        rows = f"{info.rows:,} rows of {row_length}"
+        yield f"{name:<13} {rows}, {info.tokens:,} tokens, {info.documents:,} documents, {size}"
+
+
+def describe_rows(
+    data: PackedData, row_ids: np.ndarray, seq_len: int | None = None
+) -> Iterator[str]:
+    """Show rows of the training split: row id and token ids, then the text."""
+    for row, ids, text in show(data, row_ids, seq_len):
+        token_ids = " ".join(map(str, ids))
+        yield f"\nrow {row}: {token_ids}"
         yield text
 
 
 def verify_all(path: Path) -> Iterator[str]:
-    """Compare every byte of the data directory `path` with data.json; one line for each part that
-    is as it should be.
+    """Compare every byte of the data directory `path` with data.json, and name what was compared.
 
     Raises:
         UserError: `path` is not a data directory.
-        DamagedError: names every fault.
+        DamagedError: there are faults; the message names every one.
     """
     if not is_data_directory(path):
         raise UserError(
@@ -68,10 +80,11 @@ def verify_all(path: Path) -> Iterator[str]:
         )
     checked = verify_data(path)
     faults, shards = list(checked.faults), ""
+    # Tokenizer and shards are found through data.json, so they wait until it is known to be right.
     if not faults:
         faults += _tokenizer_faults(path)
-        shards, damaged = _shards(path)
-        faults += damaged
+        shards, shard_faults = _verify_shards(path)
+        faults += shard_faults
     if faults:
         raise DamagedError("; ".join(faults))
     yield f"{path}: {checked.stated} compared, {in_units(checked.bytes_total)}{shards}: as data.json says"
@@ -79,6 +92,7 @@ def verify_all(path: Path) -> Iterator[str]:
 
 
 def _tokenizer_faults(path: Path) -> Iterator[str]:
+    """Report a tokenizer with ids beyond the stated vocabulary; a model has no embedding for them."""
     data = PackedData.open(path)
     if data.tokenizer_path is None:
         return
@@ -87,12 +101,13 @@ def _tokenizer_faults(path: Path) -> Iterator[str]:
         yield f"{data.tokenizer_path} has {size} ids, more than the {data.manifest.vocab_size} that data.json states"
 
 
-def _shards(path: Path) -> tuple[str, list[str]]:
-    """(a phrase on the shards that were compared, what is wrong with any)."""
+def _verify_shards(path: Path) -> tuple[str, list[str]]:
+    """Compare the shards of streamed rows: (how many were compared, their faults)."""
     data = PackedData.open(path)
     for name in data.manifest.splits:
         rows = data.split(name)
         if isinstance(rows, StreamedRows):
-            found, faults = rows.verify()
-            return f", and {found:,} shards of {len(rows.blocks):,} (those on this machine)", faults
+            compared, faults = rows.verify()
+            total = len(rows.blocks)
+            return f", and {compared:,} shards of {total:,} (those on this machine)", faults
     return "", []

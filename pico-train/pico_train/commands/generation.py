@@ -1,4 +1,4 @@
-"""Text that a decoder makes of a prompt."""
+"""The part of the command `generate` that runs and model directories share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pico_train.model.generate import generate
 
 @dataclass(frozen=True)
 class Sampling:
-    """How new tokens are drawn: temperature 0 is greedy; `top_k` and `top_p` keep all where they
-    are None."""
+    """Settings of the draw of new tokens: temperature 0 is greedy, None keeps all tokens."""
 
     tokens: int
     temperature: float = 0.8
@@ -26,6 +25,7 @@ class Sampling:
 
 def require_utf8(prompt: str) -> None:
     """Refuse a prompt with bytes that the terminal could not decode."""
+    # Python passes such bytes on as lone surrogates (PEP 383), which tokenizers cannot encode.
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UserError("the prompt is not UTF-8")
 
@@ -38,18 +38,18 @@ def continue_ids(
     eos: int | list[int] | None,
     where: str,
 ) -> str:
-    """Draw tokens that follow `ids`, up to `eos` (any of several), and `decode` all of them.
+    """Draw tokens that follow `ids` until one is in `eos`, and `decode` all of them.
 
     Raises:
-        UserError: there is no id to begin with, or prompt and new tokens exceed the positions;
-            names `where`.
+        UserError: there is no id to begin with, or prompt and new tokens exceed the model's
+            positions; the message names `where`.
     """
     if not ids:
         raise UserError(
             f"{where}: the prompt is empty, and no token is named that a text begins with: give a prompt"
         )
     try:
-        made = generate(
+        continued = generate(
             decoder,
             torch.tensor([list(ids)]),
             sampling.tokens,
@@ -61,4 +61,4 @@ def continue_ids(
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    return decode(made[0].tolist())
+    return decode(continued[0].tolist())

@@ -1,18 +1,19 @@
-"""The commands `evaluate` and `generate` for a Hugging Face model directory, which no run of ours
-has made."""
+"""The commands `evaluate` and `generate` for a run, or for any Hugging Face model directory."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from pico_contract.digests import session_sha256
 from pico_contract.errors import UserError
-from pico_contract.layout import MANIFEST, MODEL_CONFIG, TOKENIZER, RunLayout, parse_step
+from pico_contract.layout import MANIFEST, MODEL_CONFIG, RunLayout, parse_step
 from pydantic import Field
 
 from pico_train.checkpoint.model_folder import load_model, read_token_ids, start_token
+from pico_train.commands.evaluation import evaluate_in_one_line, stored_vocabulary
 from pico_train.commands.generation import Sampling, continue_ids, require_utf8
 from pico_train.commands.runs import evaluate_run, generate_text
 from pico_train.config import Section, load
@@ -27,52 +28,46 @@ from pico_train.evaluate.tasks import (
     EvaluatedModel,
     ResultLocation,
     default_tasks,
-    evaluate,
-    in_one_line,
 )
-from pico_train.model.decoder import Decoder
 
 
 class ModelDataConfig(Section):
     """Packed rows on which a model is evaluated."""
 
     path: Path | None = None
-    """A data directory whose validation rows were made with the model's own tokenizer; null leaves
-    out perplexity on rows."""
+    """Data directory whose validation rows were made with the model's tokenizer; null skips
+    perplexity on rows."""
     stream: StreamConfig = StreamConfig()
-    """Where shards of the hub are kept."""
+    """Settings of the shards that are downloaded from the hub."""
 
 
 class ModelEvaluationConfig(Section):
     """How a Hugging Face model directory is evaluated."""
 
     out: Path | None = None
-    """Where results go; null is a directory `NAME-evaluation` beside the model."""
+    """Directory of the results; null is `NAME-evaluation` beside the model."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Evaluation, as in the configuration of a run."""
+    """Tasks and their settings, as in the configuration of a run."""
     data: ModelDataConfig = ModelDataConfig()
-    """Rows."""
+    """Rows for the task `perplexity`."""
     device: Device = Field("auto")
-    """Device."""
+    """Device that computes; auto takes an accelerator if there is one."""
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether `path` is a model directory, and neither a run nor a checkpoint inside of one."""
-    return (
-        (path / MODEL_CONFIG).is_file()
-        and not RunLayout(path).manifest.is_file()
-        and run_of(path) is None
-    )
+    """Whether `path` is a model directory, but neither a run nor a checkpoint inside a run."""
+    is_model = (path / MODEL_CONFIG).is_file()
+    is_run = RunLayout(path).manifest.is_file()
+    return is_model and not is_run and run_of(path) is None
 
 
 def run_of(path: Path) -> tuple[Path, int] | None:
-    """(run directory, step) where `path` is a checkpoint inside a run; None elsewhere."""
+    """Return (run directory, step) if `path` is a checkpoint inside a run, else None."""
     absolute = path.absolute()
     step, root = parse_step(absolute.name), absolute.parent.parent
-    is_checkpoint = (
-        step is not None and (path / MANIFEST).is_file() and RunLayout(root).manifest.is_file()
-    )
-    return (root, step) if is_checkpoint and step is not None else None
+    if step is None or not (path / MANIFEST).is_file():
+        return None
+    return (root, step) if RunLayout(root).manifest.is_file() else None
 
 
 def evaluate_any(
@@ -85,8 +80,10 @@ def evaluate_any(
     trust: bool = False,
     progress: ShowProgress = hidden,
 ) -> str:
-    """Evaluate a run, a checkpoint inside a run, or a model directory; errors as `evaluate_run`,
-    `evaluate_folder`."""
+    """Evaluate a run, a checkpoint inside a run, or a model directory.
+
+    Raises as `evaluate_run` or `evaluate_folder`.
+    """
     run, step = _run_and_step(path, step)
     if run is not None:
         return evaluate_run(
@@ -100,17 +97,14 @@ def generate_any(path: Path, step: int | None, prompt: str, sampling: Sampling) 
     run, step = _run_and_step(path, step)
     if run is None:
         return generate_from_folder(path, prompt, sampling)
-    how = sampling
-    return generate_text(
-        run, prompt, step, how.tokens, how.temperature, how.top_k, how.top_p, how.seed
-    )
+    return generate_text(run, prompt, step, **dataclasses.asdict(sampling))
 
 
 def _run_and_step(path: Path, step: int | None) -> tuple[Path | None, int | None]:
-    """The run that `path` is, or lies in, and its step; no run where `path` is a model directory.
+    """Find the run that `path` is or lies in, and the step; (None, None) for a model directory.
 
     Raises:
-        UserError: `path` is none of these, or a step is asked of something that has only one.
+        UserError: `path` is none of these, or `step` is given for a path that has only one.
     """
     inside = run_of(path)
     if inside is None and not is_model_folder(path):
@@ -133,55 +127,43 @@ def evaluate_folder(
     again: bool = False,
     progress: ShowProgress = hidden,
 ) -> str:
-    """Evaluate the model in `folder`; results are written beside it, or to `out`.
+    """Evaluate the model in `folder`, and store the results beside it or in `out`.
 
-    A result that is there under the same settings, of the same bytes, is read back unless measured
-    `again`.
+    A stored result of the same model bytes under the same settings is read back, unless `again` is
+    set.
 
     Raises:
-        UserError: a model that this decoder cannot compute, an unknown key, rows of another
-            tokenizer, no task.
+        UserError: this decoder cannot compute the model, a key is unknown, the rows were made with
+            another tokenizer, or there is no task.
     """
     config = load(ModelEvaluationConfig, None, expand_short_forms(overrides, {}))
     decoder = load_model(folder).to(Runtime(config.device).device)
-    vocabulary = _vocabulary(folder, decoder)
-    data = _data(config, vocabulary) if config.data.path is not None else None
+    vocabulary = stored_vocabulary(folder, decoder)
+    data = None
+    if config.data.path is not None:
+        data = _open_rows(config.data.path, config.data.stream, vocabulary)
     wanted = tasks if tasks is not None else default_tasks(data, config.evaluate)
     if not wanted:
         raise UserError(
             f"there is nothing to evaluate {folder} on: set data.path, evaluate.text_perplexity.sources,"
             " evaluate.paloma.path or evaluate.blimp.path"
         )
-    out = config.out or folder.absolute().with_name(f"{folder.absolute().name}-evaluation")
+    absolute = folder.absolute()
+    out = config.out or absolute.with_name(f"{absolute.name}-evaluation")
+    # A model directory has no steps: its results lie where those of step 0 of a run would.
     location = ResultLocation(
-        RunLayout(out), folder.absolute().name, 0, model_sha256=_model_sha256(folder)
+        RunLayout(out), absolute.name, step=0, model_sha256=_model_sha256(folder)
     )
     evaluated = EvaluatedModel(decoder, vocabulary, decoder.config.max_position_embeddings, data)
-    known: list[str] = []
-    read_back = None if again else known.append
-    results = evaluate(
-        evaluated, config.evaluate, location, wanted, read_back=read_back, show=progress
+    results = evaluate_in_one_line(
+        evaluated, config.evaluate, location, wanted, again=again, progress=progress
     )
-    note = (
-        f" (measured before under the same settings: {', '.join(known)}; --again repeats)"
-        if known
-        else ""
-    )
-    return f"{in_one_line(results)}{note}\nresults in {location.layout.evaluations_at(0)}"
+    return f"{results}\nresults in {location.layout.evaluations_at(0)}"
 
 
-def _vocabulary(folder: Path, decoder: Decoder) -> Vocabulary:
-    """The model's own tokenizer and tokens; texts begin after its bos where it has one, else after
-    its eos."""
-    (name, start), tokenizer = start_token(read_token_ids(folder)), folder / TOKENIZER
-    known = tokenizer if tokenizer.is_file() else None
-    return Vocabulary(folder, known, start, decoder.config.vocab_size, start_name=name)
-
-
-def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
-    """The rows to evaluate on; UserError where they are not made of this model's ids."""
-    assert config.data.path is not None
-    data = PackedData.open(config.data.path, config.data.stream)
+def _open_rows(path: Path, stream: StreamConfig, vocabulary: Vocabulary) -> PackedData:
+    """Open the rows to evaluate on, and refuse rows of another vocabulary than the model's."""
+    data = PackedData.open(path, stream)
     data.verify_at_start()
     if data.manifest.vocab_size > vocabulary.size:
         raise UserError(
@@ -190,10 +172,9 @@ def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
         )
     if data.tokenizer_path is None or vocabulary.tokenizer is None:
         return data
-    words, others = (
-        load_tokenizer(path).get_vocab() for path in (data.tokenizer_path, vocabulary.tokenizer)
-    )
-    if words != others:
+    ids_of_rows = load_tokenizer(data.tokenizer_path).get_vocab()
+    ids_of_model = load_tokenizer(vocabulary.tokenizer).get_vocab()
+    if ids_of_rows != ids_of_model:
         raise UserError(
             f"the rows of {data.path} were made with another tokenizer than that of {vocabulary.origin}: prepare them"
             f" with tokenizer.path={vocabulary.origin}"
@@ -202,22 +183,27 @@ def _data(config: ModelEvaluationConfig, vocabulary: Vocabulary) -> PackedData:
 
 
 def _model_sha256(folder: Path) -> str:
-    """sha256 over the names and bytes of what the model consists of."""
+    """Hash the names and bytes of the model's configuration and weights."""
     files = sorted({folder / MODEL_CONFIG, *folder.glob("*.safetensors")})
     lines = [f"{path.name} {session_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def generate_from_folder(folder: Path, prompt: str, sampling: Sampling) -> str:
-    """Continue `prompt` with the model in `folder`, after the special tokens that its
-    tokenizer.json puts before it.
+    """Continue `prompt` with the model in `folder`.
+
+    The prompt follows the special tokens that tokenizer.json puts before a text.
 
     Raises:
-        UserError: there is no tokenizer.json, the prompt is not text or exceeds the positions with
-            the new tokens.
+        UserError: there is no tokenizer.json, the prompt is not text, or prompt and new tokens
+            exceed the model's positions.
     """
     require_utf8(prompt)
-    tokenizer, ids = load_tokenizer(folder), read_token_ids(folder)
-    start, end = start_token(ids)[1], ids.get("eos")
-    fed = tokenizer.encode(prompt).ids or ([] if start is None else [start])
-    return continue_ids(load_model(folder), tokenizer.decode, fed, sampling, end, str(folder))
+    tokenizer = load_tokenizer(folder)
+    token_ids = read_token_ids(folder)
+    _, start = start_token(token_ids)
+    ids = tokenizer.encode(prompt).ids
+    if not ids and start is not None:
+        ids = [start]
+    decoder, eos = load_model(folder), token_ids.get("eos")
+    return continue_ids(decoder, tokenizer.decode, ids, sampling, eos, str(folder))

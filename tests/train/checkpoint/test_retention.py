@@ -144,7 +144,7 @@ def test_prune_of_a_run_that_is_being_written_or_is_none_is_refused(whole: RunLa
     assert sorted(whole.root.rglob("*")) == tree
     with pytest.raises(UserError, match=r'unknown key "checkpoint\.keep\.lst".*did you mean "last"'):
         list(prune(whole.root, ["keep.lst=1"]))
-    with pytest.raises(UserError, match=r'"train\.steps=3" is no keep policy'):
+    with pytest.raises(UserError, match=r'"train\.steps=3" is not a keep policy'):
         list(prune(whole.root, ["train.steps=3"]))
     with pytest.raises(UserError, match="is not a run directory"):
         list(prune(whole.checkpoints, ["keep.last=1"]))
