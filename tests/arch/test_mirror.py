@@ -42,9 +42,9 @@ WITHOUT_TEST_OF_THEIR_NAME = {
         "evaluate/results",
         "log/metrics",
         "method/relora/config",
+        "observe/observed",
         "run/architecture",
         "run/build",
-        "run/job",
         "run/train_config",
     },
 }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from pico_contract.errors import UserError
-from tokenizers import Tokenizer
 
 from pico_train.data.byte_lengths import token_byte_lengths, written_byte_lengths
 from pico_train.data.tokenizer import Vocabulary, encode, load_tokenizer, pieces
@@ -17,6 +16,9 @@ from pico_train.errors import NonFiniteError
 from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 StartToken = Literal["eos", "none"]
 """The token before a text.
