@@ -119,13 +119,17 @@ class Rotary:
     def _compute(self, length: int, device: torch.device) -> None:
         # Tables made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
+            # Pair i turns by theta^(-2 i / d) a position: fast pairs tell neighbours apart, slow
+            # ones distant tokens.
             even = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
-            frequencies = 1.0 / self.theta ** (even / self.head_dim)  # (d / 2,)
+            exponents = even / self.head_dim
+            frequencies = 1.0 / self.theta**exponents  # (d / 2,)
             positions = torch.arange(length, device=device, dtype=torch.float32)
             angles = torch.outer(positions, frequencies)  # (T, d / 2)
             # Dimensions i and i + d / 2 are one pair and turn by the same angle.
             angles = torch.cat((angles, angles), dim=-1)  # (T, d)
-            self._cos, self._sin = angles.cos(), angles.sin()
+            self._cos = angles.cos()
+            self._sin = angles.sin()
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -156,10 +160,13 @@ class KVCache:
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new keys and values to `layer`; return all of them, each (B, K, T so far, d)."""
-        old_key, old_value = self.keys[layer], self.values[layer]
+        old_key = self.keys[layer]
+        old_value = self.values[layer]
         if old_key is not None and old_value is not None:
-            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
-        self.keys[layer], self.values[layer] = key, value
+            key = torch.cat((old_key, key), dim=2)
+            value = torch.cat((old_value, value), dim=2)
+        self.keys[layer] = key
+        self.values[layer] = value
         return key, value
 
 
@@ -168,13 +175,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
+        # Sharing keys and values among `groups` query heads makes the cache that much smaller.
         self.groups = config.num_attention_heads // config.num_key_value_heads
+        width = config.hidden_size
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None
@@ -224,6 +234,7 @@ class MLP(nn.Module):
         self.act_fn = SwiGLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # silu(gate) decides for each of F features how much of `up` passes.
         activated = self.act_fn(self.gate_proj(x), self.up_proj(x))  # (B, T, F)
         return self.down_proj(activated)
 
@@ -262,7 +273,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
-        self.layer_forward = layer_forward
+        self.layer_forward = layer_forward  # set by execution.py for training
 
     def forward(
         self, input_ids: torch.Tensor, cache: KVCache | None = None, *, eager: bool = False
@@ -288,6 +299,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Tied: one parameter with two names, which trains by both its uses.
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -339,5 +351,5 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def token_nll(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each label in nats, (B, T) float32; 0 where it is -100."""
-        hidden = self.hidden_states(input_ids).flatten(0, 1)
+        hidden = self.hidden_states(input_ids).flatten(0, 1)  # (B * T, D)
         return token_nll(hidden, self.lm_head.weight, labels.flatten()).view_as(labels)

@@ -1,5 +1,4 @@
-"""Hugging Face's files: config.json and its kin, written for transformers 4 and 5, and read
-back."""
+"""Hugging Face's files: config.json and its kin, written for transformers 4 and 5, read back."""
 
 from __future__ import annotations
 
@@ -126,6 +125,7 @@ def config_from_hf(raw: Any) -> DecoderConfig:
     """
     if not isinstance(raw, Mapping):
         raise ValueError(f"it holds a {type(raw).__name__} where an object is expected")
+    # A key that is null means what its absence means.
     raw = {key: value for key, value in raw.items() if value is not None}
     if raw.get("model_type") not in ("llama", OWN_MODEL_TYPE):
         raise ValueError(f'model_type is "{raw.get("model_type")}"; only "llama" is supported')
@@ -136,6 +136,7 @@ def config_from_hf(raw: Any) -> DecoderConfig:
         )
     _refuse_unsupported(raw)
     _refuse_wrong_types(raw)
+    # transformers 5 moved rope_theta below rope_parameters; 4 has it at the top.
     rope = raw.get("rope_parameters") or {}
     try:
         config = DecoderConfig(

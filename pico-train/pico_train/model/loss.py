@@ -52,6 +52,7 @@ def fused_loss_sum(
         hidden = hidden.to(torch.get_autocast_dtype(device))
     if not torch.is_grad_enabled():  # without this the gradient would be computed in vain
         hidden, weight = hidden.detach(), weight.detach()
+    # The function chooses its own dtypes: products in that of `hidden`, sums in float32 or wider.
     with torch.autocast(device, enabled=False):
         return _FusedLossSum.apply(hidden, weight, labels)
 
@@ -69,6 +70,7 @@ class _FusedLossSum(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         chunks = _chunks(hidden, compute)
+        # One buffer for the logits of all chunks: allocating a new one each time costs a pass.
         buffer = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0])
         for rows in chunks:
             states, chunk = hidden[rows], labels[rows]

@@ -78,13 +78,13 @@ def _unpack(kept: torch.Tensor | _Recomputed) -> torch.Tensor:
 
 @contextmanager
 def recompute_in_backward(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Keep no output of `modules` that is computed in this block; recompute it in the backward
-    pass.
+    """Recompute in the backward pass the outputs that `modules` compute in this block.
 
-    Gradients are the same to the last bit. `modules` are pure functions of their inputs. Those with
-    hooks are left out, since a hook may have changed inputs or output. Nothing that the block
-    computes with may be changed in place before the backward pass, since autograd does not notice;
-    and hooks on saved tensors that are set around the block see nothing of it.
+    Autograd keeps none of them. Gradients are the same to the last bit. `modules` are pure
+    functions of their inputs. Those with hooks are left out, since a hook may have changed inputs
+    or output. Nothing that the block computes with may be changed in place before the backward
+    pass, since autograd does not notice; and hooks on saved tensors that are set around the block
+    see nothing of it.
     """
     outputs: dict[int, _Output] = {}
 

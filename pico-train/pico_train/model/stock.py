@@ -38,8 +38,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The class that computes a model: a stock one, or ours with its source's hash and
-    departure."""
+    """The class that computes a model: a stock one, or ours with its source hash and departure."""
 
     name: str = STOCK_CLASS
     source_sha256: str = ""
@@ -152,8 +151,10 @@ def stock_logits(
     x = embedding[input_ids]  # (B, T, D)
     for i in range(config.num_hidden_layers):
         layer = _below(tensors, f"model.layers.{i}.")
-        x = x + _attention(config, layer, _norm(config, x, layer["input_layernorm.weight"]))
-        x = x + _mlp(layer, _norm(config, x, layer["post_attention_layernorm.weight"]))
+        normed = _norm(config, x, layer["input_layernorm.weight"])
+        x = x + _attention(config, layer, normed)
+        normed = _norm(config, x, layer["post_attention_layernorm.weight"])
+        x = x + _mlp(layer, normed)
     return _norm(config, x, tensors["model.norm.weight"]) @ head.T
 
 
@@ -232,15 +233,18 @@ def _departure_of_logits(config: DecoderConfig) -> str | None:
 @torch.no_grad()
 def _largest_difference(config: DecoderConfig, tokens: int) -> float:
     draws = torch.Generator().manual_seed(0)
+    # On CPU, whatever the default device is.
     with torch.device("cpu"):
         decoder = Decoder(config).double().eval()
+        # Weights of order one: with the small ones of initialisation a departure would hide.
         for parameter in decoder.parameters():
             mean = 1.0 if parameter.dim() < 2 else 0.0  # a norm's weights lie around one
             noise = torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
             parameter.copy_(mean + 0.3 * noise)
         ids = torch.randint(config.vocab_size, (1, tokens), generator=draws)
         expected = stock_logits(config, dict(decoder.named_parameters()), ids)
-        return float((decoder(ids) - expected).abs().max() / expected.abs().max())
+        largest = (decoder(ids) - expected).abs().max()
+        return float(largest / expected.abs().max())
 
 
 def _source_sha256(decoder: Decoder) -> str:

@@ -77,10 +77,10 @@ class Observers:
 
     @contextmanager
     def _apart(self, name: str, step: int, say: Say) -> Iterator[None]:
-        """Isolate an observer: its errors, and its use of torch's generator, threads and
-        gradients."""
+        """Keep an observer's errors, and what it does to torch's global state, from training."""
         threads = torch.get_num_threads()
         try:
+            # CPU's generator alone: an observer sees CPU tensors only.
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 yield
         except Exception as error:  # another package's code may raise anything

@@ -65,6 +65,7 @@ def choose_probe(data: PackedData, probe_rows: int, seq_len: int) -> Probe:
         seed=0,
         shuffle=True,
     )
+    # The first batch of a shuffled order: rows from all over the validation split.
     row_ids = order.rows(1)
     tokens = rows.take(row_ids)[:, : seq_len + 1]
     return Probe(torch.from_numpy(row_ids), torch.from_numpy(tokens))

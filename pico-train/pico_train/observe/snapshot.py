@@ -69,6 +69,7 @@ class SnapshotConfig(Section):
         if self.every == 0:
             return False
         regular = step % self.every == 0 or step == last
+        # step & (step - 1) is 0 for powers of two, and for 0.
         return regular or (self.early and step < self.every and step & (step - 1) == 0)
 
     def steps(self, last: int) -> list[int]:
@@ -114,8 +115,7 @@ def _weighted(model: Decoder) -> list[str]:
 
 @dataclass(frozen=True)
 class Due:
-    """The purposes of observing theta_t: a snapshot, a measurement by other packages, or
-    neither."""
+    """The purposes of observing theta_t: a snapshot, a measurement by other packages, neither."""
 
     store: bool = True
     """Write a snapshot."""
@@ -181,6 +181,7 @@ class Observer:
         decoder = state.plain_decoder()
         extra_tensors = state.method.extra_tensors(state.model)
         extra = full_tensors(observed_extra(extra_tensors, decoder, self.modules))
+        # In a sharded run only the main process has the whole decoder.
         if next(decoder.parameters()).is_meta:
             return _Contributing(self, state)
         gradients, activations = self._probe_pass(decoder)
@@ -246,6 +247,7 @@ class Observer:
             for rows in self.probe.tokens.split(self.micro_batch):
                 rows = rows.to(device)
                 loss_sum = decoder(rows[:, :-1], labels=rows[:, 1:])
+                # Backward for each part: the gradient adds up, and one part's activations are kept.
                 if wants_gradients:
                     (loss_sum / predicted).backward()
         gradients = {
@@ -358,14 +360,16 @@ class _Recording(Observing):
 
     def _snapshot(self, sets: Sequence[ObservedSet], update: Computed | None) -> Snapshot:
         files = {each.about.file: each.tensors for each in sets}
-        # No checkpoint holds a method's extra tensors.
-        weights = self.extra if self.due.in_checkpoint else {**self.weights, **self.extra}
-        if weights:
-            files[SNAPSHOT_WEIGHTS] = weights
-        if update is not None and any(each.about.split == "train" for each in sets):
+        # A checkpoint has the weights, but no method's extra tensors.
+        weights = {} if self.due.in_checkpoint else self.weights
+        if weights or self.extra:
+            files[SNAPSHOT_WEIGHTS] = {**weights, **self.extra}
+        has_train = any(each.about.split == "train" for each in sets)
+        if update is not None and has_train:
             files[TRAIN_BATCH] = update.batch()
+        manifest = self._manifest(sets, is_last=update is None)
         directory = self.observer.layout.snapshot(self.step)
-        return Snapshot(directory, files, self._manifest(sets, is_last=update is None))
+        return Snapshot(directory, files, manifest)
 
     def _manifest(self, sets: Sequence[ObservedSet], *, is_last: bool) -> SnapshotManifest:
         observer = self.observer

@@ -55,6 +55,7 @@ def fit(session: Session) -> SessionResult:
         stopping = session.asked_to_stop() if step < last else None
         due = _due(session, step, stopping is not None)
 
+        # Nothing may be saved or shown before it is known to be finite.
         if due.anything:
             _read_back(session, unread)
         if due.saving:
@@ -68,7 +69,7 @@ def fit(session: Session) -> SessionResult:
         if step == last:
             session.record(observing.finish(None))
             return session.end("finished")
-        session.beat()
+        session.beat()  # LockHeldError if another process took the run over
 
         # The update: theta_step -> theta_(step + 1).
         defer = (
@@ -84,6 +85,7 @@ def fit(session: Session) -> SessionResult:
         if not defer or session.is_logged(update.step):
             _read_back(session, unread)
             session.log(_row(state, update, config.optimizer.lr * factor))
+        # A declared boundary of the method, such as a change of ranks.
         if state.method.rebuild_at(update.step):
             _read_back(session, unread)
             session.rebuild()
@@ -104,7 +106,8 @@ class _Due:
 
 
 def _due(session: Session, step: int, stopping: bool) -> _Due:
-    job, config, last = session.job, session.job.config, session.job.config.train.steps
+    job, config = session.job, session.job.config
+    last = config.train.steps
     # Where a session resumes, the checkpoint exists; the observation may have been cut off.
     resumed = step == session.resumed_at
     regular = is_due(config.checkpoint.every, step)
@@ -162,7 +165,7 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
 def _guarded(
     session: Session, unread: list[Update], update: Update, *, defer: bool
 ) -> torch.Tensor:
-    """Return the gradient norm, on the device; from here on no step is taken that is not finite."""
+    """Return the gradient norm, on the device; after this a non-finite update is never stepped."""
     update.norm_on_device = gradient_norm(session.state.parameters)
     unread.append(update)
     if defer:

@@ -68,10 +68,7 @@ def check_identity(job: Job) -> None:
     raw = read_yaml(job.layout.config)
     _check_method(job, raw.get("method"))
     old = validate(RunConfig, raw, str(job.layout.config))
-    before, now = identity(old), identity(job.config)
-    changed = [
-        f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key]
-    ]
+    changed = _changed_keys(identity(old), identity(job.config))
     manifest = codec.read_manifest(job.layout.manifest, RunManifest)
     if changed_architecture := _changed_architecture(job, manifest):
         changed.append(changed_architecture)
@@ -80,6 +77,11 @@ def check_identity(job: Job) -> None:
         changed.append(f"the data's fingerprint ({str(recorded)[:12]} -> {fingerprint[:12]})")
     if changed:
         raise _another_run(job, ", ".join(changed))
+
+
+def _changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    differing = [key for key in now if before.get(key) != now[key]]
+    return [f"{key} ({before.get(key)} -> {now[key]})" for key in differing]
 
 
 def _check_method(job: Job, method: Any) -> None:
@@ -115,6 +117,7 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
     continue from.
     """
     found = []
+    # run.json carries its own digest; it holds those of config.yaml and the probe.
     try:
         codec.read_manifest(layout.manifest, RunManifest, digest=True)
     except DamagedError as error:
@@ -123,6 +126,7 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
         digest = manifest.digests.get(path.name)
         if digest is not None and path.is_file() and codec.sha256_file(path) != digest:
             found.append(f"{path} {EDITED_SINCE_RECORDED}")
+    # metrics.jsonl grows; a checkpoint records the digest of the part before it.
     if newest is not None:
         checkpoint = layout.checkpoint(newest) / MANIFEST
         entry = codec.read_manifest(checkpoint, CheckpointManifest).metrics
@@ -136,13 +140,22 @@ def edited_files(layout: RunLayout, manifest: RunManifest, newest: int | None) -
 
 def _changed_architecture(job: Job, manifest: RunManifest) -> str | None:
     """Say how the decoder differs from the one that the run began with."""
-    now, recorded = job.metadata.architecture, manifest.architecture
-    fields = [field.name for field in dataclasses.fields(now)]
-    known = {name: str(recorded.get(name, "")) for name in fields}
-    before = Architecture(**known) if known["name"] else STOCK
-    if (before.name, before.source_sha256) == (now.name, now.source_sha256):
+    now = job.metadata.architecture
+    before = _recorded_architecture(manifest)
+    # The departure is prose about the difference; name and source identify the decoder.
+    same_class = before.name == now.name
+    if same_class and before.source_sha256 == now.source_sha256:
         return None
     return f"the decoder ({before} -> {now}; {now.departure or before.departure})"
+
+
+def _recorded_architecture(manifest: RunManifest) -> Architecture:
+    recorded = manifest.architecture
+    # A run of a version that recorded none was a stock Llama.
+    if not recorded.get("name"):
+        return STOCK
+    fields = [field.name for field in dataclasses.fields(Architecture)]
+    return Architecture(**{name: str(recorded.get(name, "")) for name in fields})
 
 
 def session_record(job: Job, from_step: int) -> dict[str, Any]:
@@ -209,15 +222,16 @@ def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     earlier version did not record is not compared.
     """
     lines = []
-    if before.get("commit") != now["commit"]:
-        commits = f"{_short(before.get('commit'))} -> {_short(now['commit'])}"
-        lines.append(f"the code's commit changed: {commits}")
+    old_commit, commit = before.get("commit"), now["commit"]
+    if old_commit != commit:
+        lines.append(f"the code's commit changed: {_short(old_commit)} -> {_short(commit)}")
     if "dirty" in before and before.get("difference") != now["difference"]:
         lines.append(f"the code's working tree changed: {_tree(before)} -> {_tree(now)}")
     if "modules" in before:
         modules = _differing(before["modules"], now["modules"])
         lines += [f"your module {line}" for line in modules]
-    packages = _differing(before.get("packages", {}), now["packages"])
+    old_packages = before.get("packages", {})
+    packages = _differing(old_packages, now["packages"])
     lines += [f"the package {line}" for line in packages]
     return lines
 
@@ -241,6 +255,7 @@ def _short(text: str | None) -> str:
 
 def kept_micro_batch(job: Job, sessions: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the micro-batch of the newest session on as many processes of the same device."""
+    # Memory decides the size, and with it the device and the share of each process.
     here = {"processes": job.runtime.processes, "device": _device_name(job.runtime.device)}
     alike = (session for session in reversed(sessions) if here.items() <= session.items())
     return next((session["micro_batch"] for session in alike), None)

@@ -1,7 +1,7 @@
 """Never step on a non-finite loss or gradient, and explain the first one.
 
-By default the host checks before each step. On CUDA, fused AdamW skips such a step by itself, so
-the host checks later and does not stall.
+By default the host checks before each step. On CUDA, fused AdamW skips such a step by itself: the
+host checks later and does not stall.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def _first_bad_output(decoder: Decoder, tokens: torch.Tensor) -> str | None:
 
         return decoder.get_submodule(name).register_forward_hook(hook)
 
+    # A module with children only passes on what they compute.
     leaves = [name for name, module in decoder.named_modules() if not list(module.children())]
     handles = [watch(name) for name in leaves]
     device = next(decoder.parameters()).device
@@ -151,6 +152,7 @@ def skip_step_if_nonfinite(state: TrainState, update: Update, runtime: Runtime) 
     assert update.norm_on_device is not None
     finite = torch.isfinite(update.losses).all() & torch.isfinite(update.norm_on_device)
     skips = runtime.largest((~finite).float())
+    # The largest of all flags so far: once one step is skipped, all that follow are.
     skipped = getattr(state.optimizer, "found_inf", None)
     found_inf = skips if skipped is None else torch.maximum(skipped, skips)
     state.optimizer.found_inf = found_inf  # type: ignore[attr-defined]

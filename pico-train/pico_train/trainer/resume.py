@@ -57,9 +57,11 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | SessionRes
     require_processes(job.config.train.sharding, job.runtime.processes)
     stop = StopRequest(_deadline(job))
     with _locked(job) as lock, handle_signals(stop), _computing_with(job.config.train.threads):
+        # The main process looks at the files, and all begin with what it found.
         point = job.runtime.on_main(lambda: _find_resume_point(job))
         manifest = RunManifest.from_json(point["manifest"], job.layout.manifest)
         newest: int | None = point["newest"]
+        # A finished run may still have checkpoints to push.
         if newest is not None and _is_finished(manifest, newest):
             yield _finished(job, manifest, newest)
             return
@@ -72,7 +74,7 @@ def open_session(job: Job, quiet: bool = False) -> Iterator[Session | SessionRes
             with explain_disk_full(job.layout.root, lambda: remaining(job, session.published)):
                 job.runtime.on_main(lambda: job.observers.resume(newest or 0))
                 yield session
-                session.writer.flush()
+                session.writer.flush()  # an error of the writer is an error of the session
         except BaseException as error:
             session.fail(error)
             raise
@@ -188,6 +190,7 @@ def _start_session(
         eager = replace(job, compiled=False)
         job, notice = _resolve_micro_batch(job, manifest, lambda: build_state(eager))
     state = build_state(job)
+    # After the micro-batch is known, which the record states.
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     counters, quiet = state.counters, quiet or not job.runtime.is_main
@@ -215,6 +218,7 @@ def _resolve_micro_batch(
 def _open_files(session: Session, start: int) -> None:
     job, layout = session.job, session.job.layout
     _write_inputs(session)
+    # Rows beyond the checkpoint belong to updates that are about to be repeated: they are cut.
     session.metrics = MetricsFile(layout, start)
     session.write_manifest()
     session.pusher = open_pusher(layout, job.config.hub, session.manifest, session.reporter.say)

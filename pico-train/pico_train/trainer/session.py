@@ -57,8 +57,7 @@ class Session:
     pusher: Pusher | None = None
     writer: Writer = field(default_factory=Writer)
     published: int = 0
-    """The newest step whose checkpoint is on disk; set by the writer's thread, in the main
-    process."""
+    """The newest step whose checkpoint is on disk, set by the main process's writer thread."""
     saved_at: int | None = None
     """The newest step whose checkpoint is on disk, or is queued before any write to come."""
 
@@ -72,8 +71,7 @@ class Session:
 
     @property
     def flops_available(self) -> float | None:
-        """The floating-point operations a second of all devices, if this session measured its
-        own."""
+        """The floating-point operations a second of all devices, if this session measured one."""
         rate = self.manifest.sessions[-1]["matmul_rate"]
         return None if rate is None else rate * self.job.runtime.processes
 
@@ -90,11 +88,13 @@ class Session:
         The writer syncs the metrics so far before it, and prunes checkpoints after it.
         """
         with self.reporter.paused():
+            # Sharded tensors are put together here, by all processes.
             saved = self.state.capture()
 
             def on_main() -> None:
                 self.writer.wait_for_slot()
                 copied = saved.copied()
+                # A resume cuts metrics.jsonl back to the rows that this checkpoint has seen.
                 rows = self.metrics.entry if self.metrics is not None else None
                 self.writer.submit(lambda: self._publish(copied, rows))
 
@@ -105,6 +105,7 @@ class Session:
         self._sync_metrics()
         save_checkpoint(self.job.layout, saved, self.job.metadata, rows)
         self.published = int(saved.counters["step"])
+        # Pushing reads files: from here on the checkpoint is complete.
         if self.pusher is not None:
             self.pusher.wake()
         keep, last = self.job.config.checkpoint.keep, self.manifest.total_steps
@@ -161,6 +162,7 @@ class Session:
         if not self.job.runtime.is_main:
             return
         self.writer.check()
+        # `published` moves in the writer's thread; run.json follows here, in this one.
         if self.lock.beat() or self.published != self.manifest.step:
             self.write_manifest()
 

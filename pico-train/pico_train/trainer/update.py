@@ -99,7 +99,7 @@ def compute_gradients(
     observing.end_passes()
     job.runtime.sum_gradients(state.parameters)
     all_tokens, *totals = job.runtime.sums([own_tokens, *sums.values()])
-    scale = 1.0 / max(all_tokens, 1)
+    scale = 1.0 / max(all_tokens, 1)  # a batch may consist of ignored tokens alone
     torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
     update.losses, update.scale = torch.stack(losses), scale
     # Where several processes computed the same, each term is in the sum that many times.
@@ -112,6 +112,7 @@ def compute_gradients(
 
 def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | None, int]:
     """Return this process's part of the batch, and how many processes compute the same part."""
+    # A method brings its own rows, needs none, or takes the next ones in the data's order.
     reads = state.method.begin_step(update.step)
     if reads is None or isinstance(reads, torch.Tensor):
         return job.runtime.share(reads)
@@ -121,11 +122,10 @@ def _read(job: Job, state: TrainState, update: Update) -> tuple[torch.Tensor | N
 
 
 def apply_update(state: TrainState, update: Update, factor: float) -> None:
-    """Step the optimizer at `factor` times its peak learning rates, count, and let the method
-    act."""
+    """Step the optimizer at `factor` times its peak rates, count, and let the method act."""
     set_learning_rates(state.optimizer, factor)
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)  # frees the memory until the next update
     counters = state.counters
     counters.step = update.step
     counters.tokens += update.n_tokens
