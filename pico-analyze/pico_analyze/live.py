@@ -158,6 +158,7 @@ class LiveAnalysis:
             kinds=list(dict.fromkeys(kind for kind, _ in self._measured)),
             splits=self._config.splits,
         )
+        # On disk first: a kill after this line loses nothing.
         table.write_part(frame, self._layout.part(observation.step))
         self._waiting.add(observation.step)
         if _SHARE * len(self._waiting) >= len(self._table_steps):

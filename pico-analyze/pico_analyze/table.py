@@ -115,6 +115,7 @@ def write_part(frame: pd.DataFrame, path: Path) -> None:
 def with_steps_of(frame: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Replace or add the steps of `parts`, which share none, and sort by step."""
     replaced = {step for part in parts for step in part["step"]}
+    # A resumed run measures steps again that the table already has.
     others = frame[~frame["step"].isin(replaced)]
     filled = [rows for rows in (others, *parts) if len(rows)]
     whole = pd.concat(filled) if filled else frame

@@ -215,14 +215,19 @@ def divided(fused: torch.Tensor, division: Division, heads: Heads) -> dict[Role,
             f"{rows} rows are not those of {heads.queries} heads and {heads.groups} key-value heads"
         )
     head_dim = rows // total
+    query_rows = heads.queries // blocks * head_dim
+    group_rows = heads.groups // blocks * head_dim
     sizes: dict[Role, int] = {
-        "query": heads.queries // blocks * head_dim,
-        "key": heads.groups // blocks * head_dim,
-        "value": heads.groups // blocks * head_dim,
+        "query": query_rows,
+        "key": group_rows,
+        "value": group_rows,
     }
     by_block = fused.unflatten(0, (blocks, -1))
     parts = by_block.split([sizes[role] for role in division.order], dim=1)
-    return {role: part.flatten(0, 1) for role, part in zip(division.order, parts, strict=True)}
+    divided_rows = {}
+    for role, part in zip(division.order, parts, strict=True):
+        divided_rows[role] = part.flatten(0, 1)
+    return divided_rows
 
 
 def is_transposed(model: Mapping[str, Any], owner: str, weight: torch.Tensor) -> bool:

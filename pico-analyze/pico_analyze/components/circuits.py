@@ -75,6 +75,7 @@ def ov_circuit(
     heads = zip(outputs, values, strict=True)
     if kind == "weights":
         return [FactoredMatrix(o, v) for o, v in heads]
+    # Rows of activations are stored as columns here, see `Attention.rows`.
     return [FactoredMatrix(v.T, o.T) for o, v in heads]
 
 
@@ -215,6 +216,7 @@ def _output_and_value(
     group = _group(attention, output.shape[1], value.shape[0])
     heads = attention.heads.queries
     head_dim = output.shape[1] // heads
+    # With grouped queries several query heads read one key-value head.
     values = value.split(head_dim)
     return list(output.split(head_dim, dim=1)), [values[h // group] for h in range(heads)]
 

@@ -71,8 +71,9 @@ def cumulative_lora_update(source: Source, module: str, start: int, end: int) ->
             merged.append(product)
     before = _running(source, module, start)
     after = _running(source, module, end)
-    base = source.tensor(start, "weights", names.base(module))
-    last_base = source.tensor(end, "weights", names.base(module))
+    name = names.base(module)
+    base = source.tensor(start, "weights", name)
+    last_base = source.tensor(end, "weights", name)
     # The base changes by merges alone, so a change beyond them shows a restart that is not stored.
     if not explains(merged, base, last_base):
         between = f"between step {start} and step {end}"
@@ -120,12 +121,15 @@ def explains(merged: Sequence[FactoredMatrix], old: torch.Tensor, new: torch.Ten
     sum, or cannot be seen in the base.
     """
     rest = new.to(REAL) - old.to(REAL)
+    sizes = 0.0
     for product in merged:
         rest -= product.dense()
-    sizes = sum(linalg.norm(product) for product in merged)
+        sizes += linalg.norm(product)
     base_size = max(linalg.norm(old), linalg.norm(new))
-    eps = torch.finfo(linalg.coarser(old.dtype, new.dtype)).eps
-    rounding = (len(merged) + 1) * eps * (base_size + sizes)
+    dtype = linalg.coarser(old.dtype, new.dtype)
+    eps = torch.finfo(dtype).eps
+    n_roundings = len(merged) + 1
+    rounding = n_roundings * eps * (base_size + sizes)
     tolerance = rounding + MERGED_AS_SUMMED * sizes
     is_larger = linalg.norm(rest) > tolerance
     # A rest of NaN passes: it is reported as non-finite when it is measured.

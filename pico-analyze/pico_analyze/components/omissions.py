@@ -57,6 +57,7 @@ def report_omissions(
     sentences = omitted_circuits(circuits, modules, run.model)
     if empty and sentences:
         raise UserError(f'nothing to measure in run "{run.name}": {"; ".join(sentences)}')
+    # The level is the distance to the caller of `measure`.
     for sentence in sentences:
         warnings.warn(sentence, OmittedWarning, stacklevel=4)
 

@@ -100,6 +100,7 @@ def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Ten
     down = source.tensor(step, kind, f"{module}.{layout.names['down']}")
     if _is_transposed(source, module, layout.names["up"], step):
         up, down = up.T, down.T
+    # Some families use the same name for a matrix that is not fused: its width tells.
     if layout.half is not None and up.shape[0] == 2 * down.shape[1]:
         up = up.chunk(2)[layout.half]
     return up, down

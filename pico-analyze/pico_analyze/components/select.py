@@ -116,6 +116,7 @@ def plan_units(
     Keys name the stack of layers if two stacks of the model share a component:
     `encoder.self_attn.q_proj`.
     """
+    # Sources list modules in any order; rows of the table follow the forward pass.
     modules = sorted(modules, key=_sort_key)
     prefixes = names.stack_prefixes(modules)
     chosen = set(layer_matrices(modules)) if components is None else set()
@@ -129,9 +130,9 @@ def plan_units(
     units = [_module_unit(name, prefixes) for name in modules if name in chosen]
     for circuit, patterns in circuits.items():
         owners, _ = available(circuit, kind, modules, model)
-        matching = {
-            owner for pattern in patterns for owner in matching_modules(pattern, owners, prefixes)
-        }
+        matching: set[str] = set()
+        for pattern in patterns:
+            matching.update(matching_modules(pattern, owners, prefixes))
         chosen_owners = [owner for owner in owners if owner in matching]
         units += _circuit_units(circuit, chosen_owners, owners, model, prefixes)
     return units
@@ -169,6 +170,7 @@ def available(
             having.append(owner)
         else:
             reasons.append(reason)
+    # Activations are those of chosen modules, so a projection without partners is normal.
     unknown = [] if kind == "activations" else unrecognised(modules, owners)
     reasons += [f"the layout of {component_of(name)} is not known" for name in unknown]
     if not owners and not unknown:

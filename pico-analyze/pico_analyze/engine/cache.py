@@ -138,6 +138,7 @@ class ResultCache:
         """
         if metric.arity == 1 and work.kind != UPDATES:
             return own
+        # The start of a window is part of an update as a reference is of a similarity.
         base = work.base.get(cell.step)
         reference = Reference(base) if base is not None else cell.reference
         if reference is None:
@@ -147,6 +148,7 @@ class ResultCache:
         other = work.other or work.source
         content = f"{own} {self._content(other, work, reference.step) or _ALONE}"
         if work.unit.is_of_window:
+            # Restarts within the window count too.
             inside = [step for step in work.source.steps if reference.step < step < cell.step]
             contents = [self._content(work.source, work, step) for step in inside]
             content += f" {_digest(contents)}"
@@ -168,6 +170,7 @@ class ResultCache:
         """Hash the files of a step that the unit is read from; None if the step lacks the unit."""
         kinds = work.unit.reads(work.kind)
         about = (source is work.source, kinds, work.split, step)
+        # Fingerprints read manifests, and every metric of a step asks for the same one.
         if about not in self._contents:
             self._contents[about] = _fingerprint(source, kinds, work.split, step)
         return self._contents[about]
@@ -283,6 +286,7 @@ def _file_of(fn: Callable[..., Any]) -> str | None:
     module = inspect.getmodule(fn)
     if module is None or not inspect.isfunction(fn):
         return None
+    # A closure or a decorated function is not what its module defines by this name.
     if getattr(module, fn.__qualname__, None) is not fn:
         return None
     digests = module_digests([module.__name__])
@@ -304,13 +308,15 @@ def pending_parts(
         if step.alone or step.pairs:
             pairs = step.pairs or pairs_beside.get(step.alone, ())
             groups.setdefault((*step.alone, *pairs), []).append(number)
-    references = {
-        number: tuple(step.references) for number, step in lacking.items() if step.references
-    }
+    references = {}
+    for number, step in lacking.items():
+        if step.references:
+            references[number] = tuple(step.references)
     parts = []
     for names, steps in groups.items():
         part = replace(work, steps=tuple(steps), references=references)
-        parts.append((part, {name: metrics[name] for name in names}))
+        lacking_metrics = {name: metrics[name] for name in names}
+        parts.append((part, lacking_metrics))
     return parts
 
 

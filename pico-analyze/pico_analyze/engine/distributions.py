@@ -97,6 +97,7 @@ def _entries(source: Source, module: str, step: int, kind: str, split: str | Non
 def _density(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute centres of bins that cover all entries, one of them 0, and the density in each."""
     reach = max(_LEAST_REACH, float(np.abs(standardised).max()))
+    # An odd number of bins, so that one of them is centred on 0.
     half = math.ceil(reach / BIN)
     edges = (np.arange(-half, half + 2) - 0.5) * BIN
     counts, _ = np.histogram(standardised, bins=edges)

@@ -182,6 +182,7 @@ def _measure_step(
                 if measured_so_far is None or partner_key is None:
                     continue
                 partner = references.get(reference, {}).get(partner_key)
+                # A hash, computed only if there is a null to be seeded.
                 seed = partial(_seed, work, step, key, reference)
                 measured = _measure(metric, given, partner, work.draws, seed)
                 measured_so_far.append(measured)
@@ -207,22 +208,33 @@ def table_rows(
     for step in work.steps:
         references = work.references.get(step, ())
         pairs = {reference: work.pairs(reference) for reference in (None, *references)}
-        by_key: dict[tuple[Reference | None, str], dict[ComponentKey, Measurement]] = {}
-        for reference, partners in pairs.items():
-            for name, numbers in at.get(Cell(step, reference), {}).items():
-                by_key[reference, name] = dict(zip(partners, numbers or (), strict=False))
+        numbers = {
+            reference: _by_key(partners, at.get(Cell(step, reference), {}))
+            for reference, partners in pairs.items()
+        }
         for key in work.unit.keys:
             for name, metric in applied.items():
                 for reference in _references_of(metric, references):
                     partner = pairs[reference].get(key)
                     if partner is None:
-                        continue
-                    measured = by_key.get((reference, name), {}).get(key, _MISSING)
+                        continue  # the first layers have no layer so far before them
+                    measured = numbers[reference].get((name, key), _MISSING)
                     if measured.status == "missing" and damage.concerns(work, step, reference):
                         measured = measured._replace(status=DAMAGED)
                     row = _about(work, step, key, name, metric)
                     row |= _compared_with(work, step, reference, partner)
                     yield row | measured._asdict()
+
+
+def _by_key(
+    keys: Iterable[ComponentKey], numbers: Numbers
+) -> dict[tuple[str, ComponentKey], Measurement]:
+    """Address the numbers of one place by their metric and key instead of by their order."""
+    addressed = {}
+    for name, in_order in numbers.items():
+        for key, measured in zip(keys, in_order or (), strict=False):
+            addressed[name, key] = measured
+    return addressed
 
 
 def _applied(
@@ -293,6 +305,7 @@ def _outcome_of(metric: Metric, given: MetricInputs, reference: MetricInputs | N
         return Outcome(None, "non_finite")
     if metric.arity == 1:
         return _outcome(metric, _value(metric, getattr(given, metric.needs)))
+    # Shapes differ between runs of different models, or if the probe changed.
     if reference is None or not _comparable(metric, given, reference):
         return Outcome(None, "missing")
     if not reference.finite:

@@ -34,6 +34,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     took 200 ms on 2 threads and 2.5 ms on one. Several at a time use the cores instead.
     """
     threads = torch.get_num_threads()
+    # The calling thread would otherwise start more threads than there are cores.
     torch.set_num_threads(1)
     executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -96,13 +97,17 @@ def _turns(todo: list[PendingItem], at_once: int | None) -> list[list[PendingIte
     steps: set[int] = set()
     for pending_part in todo:
         steps.update(pending_part.part.steps)
-    turn_of = {step: rank // at_once for rank, step in enumerate(sorted(steps))}
-    turns: dict[int, list[PendingItem]] = {turn: [] for turn in turn_of.values()}
-    for index, part, metrics in todo:
+    turn_of = {}
+    for rank, step in enumerate(sorted(steps)):
+        turn_of[step] = rank // at_once
+    turns: dict[int, list[PendingItem]] = {}
+    for turn in turn_of.values():
+        turns[turn] = []
+    for position, part, metrics in todo:
         # Steps ascend, so those of one turn are neighbours.
         for turn, steps_of_turn in groupby(part.steps, turn_of.__getitem__):
             smaller = replace(part, steps=tuple(steps_of_turn))
-            turns[turn].append(PendingItem(index, smaller, metrics))
+            turns[turn].append(PendingItem(position, smaller, metrics))
     return list(turns.values())
 
 
@@ -116,9 +121,11 @@ def _results(
             futures[workers.submit(_with_one_thread, item, lacking)] = (index, item)
         try:
             for future in as_completed(futures):
+                # Popped, so that a result is freed when the caller is done with it.
                 index, item = futures.pop(future)
                 yield index, item, future.result()
         finally:
+            # After an error or an interruption, what has not begun never begins.
             for future in futures:
                 future.cancel()
 

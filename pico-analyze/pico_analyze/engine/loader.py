@@ -90,6 +90,7 @@ class Loader:
     def _stored_at(self, step: int) -> list[MetricInputs]:
         matrices = self._read(step)
         merged = self._merged_in(step) if matrices else []
+        # Effective weights carry the rounding of their merge beside that of their own storage.
         if merged:
             return [
                 MetricInputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged))
@@ -136,6 +137,7 @@ class Loader:
         try:
             yield
         except DamagedError as error:
+            # A gap is no fault of a file: its numbers are missing, not damaged.
             noted = self.gaps if isinstance(error, NotObservedError) else self.damages
             noted[step] = f"step {step} is left out in part: {error}"
         except UserError:
@@ -167,6 +169,7 @@ class ReferenceLoader:
         self._is_same_run = work.other is None
         self._loader = loader
         if work.other is not None:
+            # References need no spectra, so their storage errors are not computed either.
             self._loader = Loader(replace(work, source=work.other), spectral=False)
         self._remaining_uses: Counter[int] = Counter()
         for step in work.steps:
@@ -187,6 +190,7 @@ class ReferenceLoader:
         if not self._is_same_run:
             return
         for step, inputs in batch.items():
+            # Copied, since the caller takes matrices out of its own dictionary as it goes.
             if self._remaining_uses[step] and self.cache.get(step) is None:
                 self.cache.put(step, dict(inputs))
 

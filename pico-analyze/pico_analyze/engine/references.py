@@ -83,6 +83,7 @@ class Comparison:
         stored = available if self.other is None else _steps_with(other, kind, split)
         if self.reference == "same":
             return {step: (Reference(step),) for step in steps if asked or step in stored}
+        # A number may name any step of the run, also one that lacks this kind: then it is missing.
         base = choose_base("reference", self.reference, steps, stored, other.steps)
         return {step: (Reference(base[step]) if step in base else None,) for step in steps}
 
@@ -105,6 +106,7 @@ def comparison(choice: ReferenceChoice) -> Comparison:
     """
     if choice is None:
         return Comparison("last")
+    # Any object with the methods of a source may be one, so names and numbers are recognised first.
     if isinstance(choice, str | int):
         return Comparison(_checked_step(choice))
     other, step = choice if isinstance(choice, tuple) else (choice, "same")
@@ -146,6 +148,7 @@ def check_comparison(items: Sequence[WorkItem], metrics: Mapping[str, Metric]) -
     This is also the case if its activations are those of other tokens.
     """
     other = next((item.other for item in items if item.other is not None), None)
+    # Metrics of one matrix have no use for another run, and no reason to refuse it.
     if other is None or all(metric.arity == 1 for metric in metrics.values()):
         return
     run = items[0].source
@@ -170,6 +173,7 @@ def _differing_tokens(run: Source, step: int, other: Source, reference: int) -> 
     if not (isinstance(run, Probed) and isinstance(other, Probed)):
         return None
     texts, other_texts = run.probe(step), other.probe(reference)
+    # What only one of the two recorded proves nothing.
     for name, text in texts.items():
         if other_texts.get(name, text) != text:
             return name

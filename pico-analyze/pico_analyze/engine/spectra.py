@@ -38,6 +38,7 @@ def spectra(
     if components is not None:
         check_components(components, modules)
     units = plan_units(components, "weights", modules, source.model)
+    # One layer by default: spectra of all layers would fill many figures.
     wanted = middle_layer(modules) if layers is None else layers
     chosen_steps = spread(available) if steps is None else steps
     frames = []

@@ -40,10 +40,12 @@ def _range(steps: Mapping[str, Any], known: Sequence[int]) -> tuple[int, ...]:
     stride = steps.get("step")
     if stride is not None and stride < 1:
         raise UserError(f"steps: step should be at least 1 but is {stride}")
-    candidates = steps.get("among", known)
-    wanted = [step for step in candidates if step in known and start <= step <= end]
-    if stride is not None:
-        wanted = [step for step in wanted if (step - start) % stride == 0]
+    wanted = []
+    for step in steps.get("among", known):
+        is_in_range = step in known and start <= step <= end
+        is_on_stride = stride is None or (step - start) % stride == 0
+        if is_in_range and is_on_stride:
+            wanted.append(step)
     if not wanted:
         raise UserError(f"no observed step lies in {dict(steps)}; the run has {_listed(known)}")
     return tuple(sorted(set(wanted)))
@@ -76,7 +78,7 @@ def choose_base(
     if base not in ("first", "last", "previous"):
         raise UserError(f'{what} should be "first", "last", "previous" or a step but is "{base}"')
     if not available:
-        return {}
+        return {}  # nothing to compare with, which is no mistake of the request
     if base == "first":
         return dict.fromkeys(steps, available[0])
     if base == "last":
