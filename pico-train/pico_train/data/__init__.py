@@ -1,1 +1,1 @@
-"""Data: sources, tokenizers, packed rows, and the order in which they are read."""
+"""Data: sources, tokenizers, packed rows, and the order in which training reads them."""

@@ -1,8 +1,7 @@
-"""Files of a data set on the hub: listed, their Parquet footers read, downloaded into a bounded
-cache.
+"""Files of a data set on the hub: listed, read in part, downloaded into a bounded cache.
 
-What passes (a busy or failing server, a dropped connection) is tried again with growing pauses, by
-the hub's own client as far as it goes. What does not (no access, no such file) ends in one
+Errors that pass (a busy or failing server, a dropped connection) are retried with growing pauses,
+by the hub's own client if it can. Errors that do not pass (no access, no such file) end in one
 sentence.
 """
 
@@ -36,27 +35,40 @@ from pico_contract.errors import UserError, did_you_mean
 from pico_train.data.shards import Shard, alteration
 
 _TRIES = 8
-_LONGEST_PAUSE = 60.0  # seconds; eight tries last about four minutes
+"""Tries of a request; eight last about four minutes."""
+_LONGEST_PAUSE = 60.0  # seconds
 _TIMEOUT = 60.0  # seconds without an answer
 _BLOCK = 1 << 20
 _FOOTER = 1 << 16  # most footers are shorter, so that one request serves
 _BUSY = (408, 429, 500, 502, 503, 504)
+"""HTTP statuses of errors that pass."""
+
+_REMEDIES = {
+    401: ": log in with `hf auth login`",
+    403: ": ask for access on the hub",
+    404: ": it is not there",
+}
+"""Ends of messages about HTTP statuses that refuse a request."""
 _PATIENT: dict[str, Any] = {
     "max_retries": _TRIES,
     "max_wait_time": _LONGEST_PAUSE,
     "timeout": _TIMEOUT,
 }
-_ABANDONED = 24 * 3600  # seconds after which a half-written file is nobody's
+"""Arguments of the hub's client that set its retries."""
+_ABANDONED = 24 * 3600  # seconds after which no process still writes a file
 
 
 class HubRepo:
     """A data set at one commit."""
 
     def __init__(self, repo: str, revision: str | None) -> None:
-        """Ask which commit `revision` (a branch, tag or commit; None is the default branch) names.
+        """Ask the hub for the commit that `revision` names.
+
+        `revision` is a branch, tag or commit; None is the default branch.
 
         Raises:
-            UserError: no such data set or revision, or no access; ConnectionError: no answer.
+            UserError: no such data set or revision, or no access.
+            ConnectionError: no answer.
         """
         self.repo = repo
         with _sentences(f"the data set {repo}"):
@@ -65,28 +77,36 @@ class HubRepo:
             )
 
     def shards(self, pattern: str) -> list[tuple[str, int, str]]:
-        """(file, bytes, sha256) of the files that the glob `pattern` matches, by name."""
+        """Return (file, bytes, sha256) of the files that the glob `pattern` matches, by name."""
+        files = self._files()
+        names = sorted(fnmatch.filter(files, pattern))
+        if not names:
+            raise UserError(f'{self.repo} has no file "{pattern}"{did_you_mean(pattern, files)}')
+        shards = []
+        for name in names:
+            file = files[name]
+            if file.lfs is None:  # the hub hashes only large files
+                raise UserError(
+                    f"{self.repo} lists no sha256 of {name}: download it, and fetch from that directory"
+                )
+            shards.append((name, file.size, file.lfs.sha256))
+        return shards
+
+    def _files(self) -> dict[str, RepoFile]:
         with _sentences(f"the data set {self.repo}"):
             tree = hub.HfApi().list_repo_tree(
                 self.repo, recursive=True, revision=self.commit, repo_type="dataset"
             )
-            files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        chosen = sorted(fnmatch.filter(files, pattern))
-        if not chosen:
-            raise UserError(f'{self.repo} has no file "{pattern}"{did_you_mean(pattern, files)}')
-        hashes = {file: lfs.sha256 for file in chosen if (lfs := files[file].lfs) is not None}
-        if unhashed := [file for file in chosen if file not in hashes]:
-            raise UserError(
-                f"{self.repo} lists no sha256 of {unhashed[0]}: download it, and fetch from that directory"
-            )
-        return [(file, files[file].size, hashes[file]) for file in chosen]
+            return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
     def footer(self, file: str, size: int) -> Any:
-        """The Parquet metadata of a file, of which only the end is read."""
+        """Return the Parquet metadata of a file, of which only the end is read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        # One request serves for most footers.
         end = self._bytes(file, max(size - _FOOTER, 0), size)
+        # A Parquet file ends in its footer, the footer's length (4 bytes) and "PAR1".
         length = int.from_bytes(end[-8:-4], "little") + 8
         if length > len(end):
             end = self._bytes(file, max(size - length, 0), size)
@@ -107,10 +127,10 @@ class HubRepo:
 
 
 class HubFiles:
-    """Shards of one commit, downloaded when they are announced or asked for.
+    """The shards of one commit, downloaded when they are announced or requested.
 
-    Processes of one machine may share the cache: a lock on each file lets one of them download it.
-    No state is kept but the files: their times of change say when they were last used.
+    Processes of one machine may share the cache: a lock on each file lets one of them download
+    it. The files are the only state: their modification times say when they were last used.
     """
 
     def __init__(self, repo: str, commit: str, cache: Path, cache_gib: float, largest: int) -> None:
@@ -123,49 +143,52 @@ class HubFiles:
                 f" {repo}: one being read, one downloaded, one that a batch began in"
             )
         self._lock = threading.Lock()
-        self._asked: dict[str, Future[Path]] = {}
-        self._coming: dict[str, int] = {}  # bytes of the files that are being downloaded
+        self._requested: dict[str, Future[Path]] = {}
+        self._downloading: dict[str, int] = {}  # file -> bytes
 
     def path(self, shard: Shard) -> Path:
-        """The shard in the cache, intact."""
+        """Return the path of the shard in the cache, intact; waits for its download."""
         while True:
-            path = self._ask(shard).result()
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # released since, here or by another process
-                os.utime(
-                    path, ns=(time.time_ns(),) * 2
-                )  # the kernel's own clock here is one of milliseconds
+            path = self._request(shard).result()
+            # The file may have been deleted since, here or by another process: then try again.
+            with contextlib.suppress(FileNotFoundError):
+                now = time.time_ns()
+                # The kernel would set a time in milliseconds, too coarse for the order of use.
+                os.utime(path, ns=(now, now))
                 return path
-            self._asked.pop(shard.file, None)
+            self._requested.pop(shard.file, None)
 
     def prefetch(self, shard: Shard) -> None:
-        """Begin to download it."""
-        self._ask(shard)
+        """Begin to download the shard."""
+        self._request(shard)
 
     def path_of(self, shard: Shard) -> Path:
-        """Its path in the cache."""
+        """Return the shard's path in the cache."""
         return self._root / shard.file
 
-    def _ask(self, shard: Shard) -> Future[Path]:
+    def _request(self, shard: Shard) -> Future[Path]:
+        """Return the download of a shard, begun now unless it runs or has succeeded."""
         with self._lock:
-            asked = self._asked.get(shard.file)
-            if asked is None or (asked.done() and asked.exception() is not None):
-                asked = self._asked[shard.file] = Future()
-                # Of the kind that the end of the process does not wait for.
-                threading.Thread(target=self._fulfil, args=(asked, shard), daemon=True).start()
-            return asked
+            request = self._requested.get(shard.file)
+            has_failed = request is not None and request.done() and request.exception() is not None
+            if request is None or has_failed:
+                request = self._requested[shard.file] = Future()
+                # A daemon thread, because the end of the process must not wait for a download.
+                threading.Thread(target=self._fulfil, args=(request, shard), daemon=True).start()
+            return request
 
-    def _fulfil(self, asked: Future[Path], shard: Shard) -> None:
+    def _fulfil(self, request: Future[Path], shard: Shard) -> None:
         try:
-            asked.set_result(self._have(shard))
-        except BaseException as error:
-            asked.set_exception(error)
+            request.set_result(self._ensure(shard))
+        except BaseException as error:  # raised in the thread that asks for the file
+            request.set_exception(error)
 
-    def _have(self, shard: Shard) -> Path:
+    def _ensure(self, shard: Shard) -> Path:
+        """Return the shard's path; download it if it is absent or altered."""
         path = self._root / shard.file
         path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(path.with_name(f".{path.name}.lock")):
+            # Checked within the lock: another process may have downloaded it meanwhile.
             if not path.is_file() or alteration(path, shard) is not None:
                 path.unlink(missing_ok=True)
                 self._reserve(shard)
@@ -173,25 +196,26 @@ class HubFiles:
                     self._download(shard, path)
                 finally:
                     with self._lock:
-                        del self._coming[shard.file]
+                        del self._downloading[shard.file]
         return path
 
     def _reserve(self, shard: Shard) -> None:
-        """Delete files, the least recently used first, until this one has its place within the
-        budget."""
+        """Delete files, the least recently used first, until this one fits into the budget."""
         with self._lock:
-            self._coming[shard.file] = shard.size
-            kept = sorted(self._kept(), key=lambda entry: entry[1].st_mtime_ns)
-            used = sum(stat.st_size for _, stat in kept) + sum(self._coming.values())
-            for path, stat in kept:
+            self._downloading[shard.file] = shard.size
+            files = sorted(self._cached(), key=lambda file: file[1].st_mtime_ns)
+            # Running downloads count in full, since they will take that much.
+            used = sum(stat.st_size for _, stat in files) + sum(self._downloading.values())
+            for path, stat in files:
                 if used <= self._budget:
                     return
                 path.unlink(missing_ok=True)
-                self._asked.pop(path.relative_to(self._root).as_posix(), None)
+                # A later request for the deleted file must download it again.
+                self._requested.pop(path.relative_to(self._root).as_posix(), None)
                 used -= stat.st_size
 
-    def _kept(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """The downloaded files; what was half written and given up is deleted on the way."""
+    def _cached(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the downloaded files, and delete abandoned downloads on the way."""
         for path in self._root.rglob("*"):
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
@@ -201,14 +225,16 @@ class HubFiles:
                     path.unlink()
 
     def _download(self, shard: Shard, path: Path) -> None:
-        what, pause = f"{self._repo}: {shard.file}", 1.0
+        """Download a shard to `path`, again if the connection breaks."""
+        name, pause = f"{self._repo}: {shard.file}", 1.0
         for tries_left in reversed(range(_TRIES)):
             try:
-                with _sentences(what), codec.replacing(path) as draft:
+                with _sentences(name), codec.replacing(path) as draft:
+                    # The file gets its name only if it is whole.
                     problem = self._stream(shard, draft)
                     if problem is None:
                         return
-                    raise ConnectionError(f"{what} arrived {problem}")
+                    raise ConnectionError(f"{name} arrived {problem}")
             except ConnectionError:
                 if tries_left == 0:
                     raise
@@ -216,11 +242,10 @@ class HubFiles:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _stream(self, shard: Shard, draft: Path) -> str | None:
-        """Write the file's bytes to `draft`; in which way they are not those listed, or None."""
+        """Write the file's bytes to `draft`; describe how they differ from the listing, or None."""
         url = hub.hf_hub_url(self._repo, shard.file, repo_type="dataset", revision=self._commit)
         digest, size = hashlib.sha256(), 0
-        # An error in the middle of the body is for the caller: the client could not begin the body
-        # anew.
+        # An error within the body is left to the caller: the client cannot restart the body.
         with (
             http_stream_backoff(
                 "GET", url, headers=build_hf_headers(), retry_on_exceptions=(), **_PATIENT
@@ -238,28 +263,28 @@ class HubFiles:
 
 
 @contextlib.contextmanager
-def _sentences(what: str) -> Iterator[None]:
-    """Errors of the hub in one sentence: UserError for what no patience mends, ConnectionError for
-    the rest."""
+def _sentences(name: str) -> Iterator[None]:
+    """Turn errors of the hub into one sentence about `name`.
+
+    Raises:
+        UserError: an error that waiting does not mend.
+        ConnectionError: any other.
+    """
     try:
         yield
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in _BUSY:
-            raise ConnectionError(f"{what} cannot be had from the hub (HTTP {status})") from None
-        remedy = {
-            401: ": log in with `hf auth login`",
-            403: ": ask for access on the hub",
-            404: ": it is not there",
-        }
-        raise UserError(f"the hub refuses {what} (HTTP {status}){remedy.get(status, '')}") from None
+            raise ConnectionError(f"{name} cannot be had from the hub (HTTP {status})") from None
+        remedy = _REMEDIES.get(status, "")
+        raise UserError(f"the hub refuses {name} (HTTP {status}){remedy}") from None
     except errors.OfflineModeIsEnabled:
         raise UserError(
-            f"{what} is on the hub, which HF_HUB_OFFLINE keeps from being asked"
+            f"{name} is on the hub, which HF_HUB_OFFLINE keeps from being asked"
         ) from None
     except errors.HFValidationError as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from None
     except errors.HTTPError as error:
         raise ConnectionError(
-            f"{what} cannot be had from the hub ({' '.join(str(error).split())})"
+            f"{name} cannot be had from the hub ({' '.join(str(error).split())})"
         ) from None

@@ -1,8 +1,8 @@
-"""The order of rows, which is part of the format on disk: `pico_contract.order` has it, for the
-audit as well."""
+"""The order of rows, re-exported: it is part of the on-disk format, so the contract defines it."""
 
 from __future__ import annotations
 
+# The audit of pico-analyze computes the same order without pico-train.
 from pico_contract.order import RowOrder, chain_hash, permute
 
 __all__ = ["RowOrder", "chain_hash", "permute"]

@@ -25,12 +25,12 @@ from pico_train.data.shards import DirectoryFiles, Files, Listing, StreamConfig,
 from pico_train.data.tokenizer import Vocabulary, load_tokenizer
 
 _START_BYTES = 16 * BLOCK_BYTES
-"""Bytes of each split's rows that are compared with data.json when a run begins: 1 GiB, about a
-second."""
+"""Bytes of each split that are compared with data.json when a run begins.
+They are 1 GiB, about a second."""
 
 
 def smallest_dtype(vocab_size: int) -> str:
-    """The name of the smallest stored type that holds every token id."""
+    """Return the name of the smallest stored type that holds every token id."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
@@ -49,12 +49,12 @@ class PackedRows:
         self.size = self._ids.nbytes
         """Bytes of all rows as they are stored."""
         self.blocks: tuple[int, ...] = ()
-        """Rows that are best read together; none, since any row is read as fast as any other."""
+        """Rows that are best read together: none, because any row is read equally fast."""
         self.documents = np.memmap(layout.documents(split), dtype="<i8", mode="r")
         """Offsets (int64, in tokens of the split's stream) at which documents begin."""
 
     def take(self, row_ids: np.ndarray) -> np.ndarray:
-        """Token ids (len(row_ids), seq_len + 1) int64.
+        """Return token ids (len(row_ids), seq_len + 1) int64.
 
         Raises:
             IndexError: a row id that is not below n_rows.
@@ -62,18 +62,23 @@ class PackedRows:
         """
         ids = self._ids[row_ids].astype(np.int64)
         if ids.size and ids.max() >= self._vocab_size:
-            place = int(np.argmax(ids.max(axis=1) >= self._vocab_size))
-            raise DamagedError(
-                f"{self._path}, row {row_ids[place]} holds the id {ids[place].max()}, outside the vocabulary of"
-                f" {self._vocab_size}: its bytes were altered; prepare the data again"
-            )
+            raise self._altered(row_ids, ids.max(axis=1))
         return ids
 
     def prefetch(self, row_ids: np.ndarray) -> None:
-        """They are here already."""
+        """Do nothing: the rows are on this machine."""
+
+    def _altered(self, row_ids: np.ndarray, largest: np.ndarray) -> DamagedError:
+        """Name the first row whose largest id, (len(row_ids),), lies outside the vocabulary."""
+        first = int(np.argmax(largest >= self._vocab_size))
+        return DamagedError(
+            f"{self._path}, row {row_ids[first]} holds the id {largest[first]}, outside the vocabulary of"
+            f" {self._vocab_size}: its bytes were altered; prepare the data again"
+        )
 
 
 Rows = PackedRows | StreamedRows
+"""The rows of a split, wherever they are stored; both classes have the same methods."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,17 @@ class PackedData:
     path: Path
     manifest: DataManifest
     stream: StreamConfig = field(default_factory=StreamConfig)
+    """The cache for shards that have to be downloaded."""
 
     @classmethod
     def open(cls, path: Path, stream: StreamConfig | None = None) -> PackedData:
-        """Open and check sizes; `stream` says where shards are kept that have to be downloaded.
+        """Open a data directory and check the sizes of its files.
+
+        `stream` sets up the cache for shards that have to be downloaded.
 
         Raises:
-            UserError: `path` is no data directory; DamagedError: a file of it is missing or was
-                cut, by name.
+            UserError: `path` is not a data directory.
+            DamagedError: a file of it is missing or was cut, by name.
         """
         layout = DataLayout(path)
         if not layout.manifest.is_file():
@@ -98,6 +106,7 @@ class PackedData:
                 f"{path} is not a data directory (it has no {layout.manifest.name}): make one with"
                 " `pico-train data prepare`"
             )
+        # Sizes only: hashes of a large data set would delay every start.
         problem = codec.verify_directory(path, DataManifest, name=layout.manifest.name)
         if problem is not None:
             raise DamagedError(problem)
@@ -108,23 +117,21 @@ class PackedData:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The tokenizer's file, where the data came with one."""
+        """The tokenizer's file, or None if the data came without one."""
         path = DataLayout(self.path).tokenizer
         return path if path.is_file() else None
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The ids that its rows are made of."""
+        """The vocabulary of the rows' ids."""
         eos = self.manifest.special_tokens.get("eos")
         return Vocabulary(self.path, self.tokenizer_path, eos, self.manifest.vocab_size)
 
     def token_byte_lengths(self) -> np.ndarray | None:
-        """Bytes of text that each id of the rows stands for, (vocab,) int64; None where the ids do
-        not tell.
+        """Return the bytes of text that each id stands for, (vocab,) int64; None if unknown.
 
-        Preparing data compares the sum of these with the bytes of each document. Without such a
-        comparison (ids that others made, data of earlier versions) the kind of the tokenizer
-        decides.
+        Preparing data compares the sum of these with the bytes of each document. Without that
+        comparison (ids made by others, data of earlier versions) the kind of the tokenizer decides.
         """
         if self.tokenizer_path is None or self.manifest.token_bytes == "not exact":
             return None
@@ -133,7 +140,11 @@ class PackedData:
         return written_byte_lengths(tokenizer) if is_compared else token_byte_lengths(tokenizer)
 
     def split(self, name: str) -> Rows:
-        """The rows of split `name` (train, validation); UserError names those that exist."""
+        """Return the rows of split `name` (train, validation).
+
+        Raises:
+            UserError: no such split; the message names those that exist.
+        """
         if name not in self.manifest.splits:
             raise UserError(
                 f'{self.path} has no split "{name}"{did_you_mean(name, self.manifest.splits)}'
@@ -147,8 +158,7 @@ class PackedData:
         )
 
     def verify_at_start(self) -> str | None:
-        """Compare the bytes with data.json, as a run does when it begins; a notice where only a
-        part was compared.
+        """Compare the bytes with data.json when a run begins; return a notice if only a part was.
 
         Raises:
             DamagedError: a file was altered, by name.
@@ -166,18 +176,22 @@ class PackedData:
         )
 
     def _files(self, listing: Listing) -> Files:
+        """Return the place that the shards of a listing are read from."""
         if listing.repo is None:
             return DirectoryFiles(Path(str(listing.directory)))
-        from pico_train.data.hub_files import HubFiles
+        from pico_train.data.hub_files import HubFiles  # only streamed data need the hub's client
 
         cache = self.stream.cache or DataLayout(self.path).cache
+        # The cache must have space for several of the largest shard.
         largest = max(shard.size for shard in listing.shards)
         return HubFiles(listing.repo, str(listing.revision), cache, self.stream.cache_gib, largest)
 
 
 class PackedWriter:
-    """Streams documents into rows of one split; holds less than one row in memory. Leaving its
-    context closes files."""
+    """A writer that packs documents into rows of one split, with less than one row in memory.
+
+    Leaving its context closes the files.
+    """
 
     def __init__(self, layout: DataLayout, split: str, seq_len: int, dtype: str) -> None:
         self._dtype, self._row = DTYPES[dtype], seq_len + 1
@@ -199,19 +213,22 @@ class PackedWriter:
         self._documents.write(np.array([self.tokens], dtype="<i8").tobytes())
         self._n_documents += 1
         self.tokens += len(ids)
+        # Rows ignore the ends of documents; the rest waits for the next one.
         stream = np.concatenate((self._rest, ids.astype(self._dtype)))
-        whole = len(stream) // self._row
-        data = stream[: whole * self._row].tobytes()
+        n_whole = len(stream) // self._row
+        end = n_whole * self._row
+        data = stream[:end].tobytes()
         self._rows.write(data)
         self._hash.update(data)
         self._blocks.update(data)
-        self._n_rows += whole
-        self._rest = stream[whole * self._row :]
+        self._n_rows += n_whole
+        self._rest = stream[end:]
 
     def close(self) -> tuple[SplitInfo, str]:
-        """(counts, sha256 of the stream of ids with the tail that filled no row)."""
+        """Return (counts, sha256 of the stream of ids)."""
         self._rows.close()
         self._documents.close()
+        # The last tokens fill no row. The hash covers them, so that it identifies the documents.
         tail = self._rest.tobytes()
         self._hash.update(tail)
         info = SplitInfo(

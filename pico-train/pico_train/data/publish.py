@@ -1,5 +1,4 @@
-"""A data directory as it appears: whole or not at all, once, and from sources that have not changed
-since."""
+"""Publishing a data directory: it appears whole or not at all, once, and knows its sources."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ from pico_contract.schema import SourceFile
 from pico_train.data.packed import PackedData
 
 Say = Callable[[str], None]
+"""A function that shows one line to the user."""
 
 
 def is_made(out: Path, settings: dict[str, Any], sources: Sequence[Path] | None) -> str | None:
-    """Compare a data directory `out` that is there with `settings` and `sources`; a phrase says
-    how, None if it is not.
+    """Return how the existing data directory `out` was compared; None if it does not exist.
 
-    `sources` are the files of this machine that making it would read; None where these are no
-    longer there.
+    `settings` are those that making it would use; `sources` are the local files that it would read,
+    or None if these no longer exist.
 
     Raises:
         UserError: something else lies there; other settings, by name; a source that changed, by
@@ -43,24 +42,36 @@ def is_made(out: Path, settings: dict[str, Any], sources: Sequence[Path] | None)
             raise UserError(f"{out} exists and is not a data directory: choose another `out`")
         return None
     manifest = PackedData.open(out).manifest
-    if differing := _differences(manifest.settings, settings):
+    differences = _differences(manifest.settings, settings)
+    if differences:
         raise UserError(
-            f"{out} was made with other settings ({', '.join(differing)}): choose another `out`, or delete it"
+            f"{out} was made with other settings ({', '.join(differences)}): choose another `out`, or delete it"
         )
-    if changed := _changed_source(manifest.source_files or [], sources):
+    # Equal settings with other files would give other rows.
+    change = _source_change(manifest.source_files or [], sources)
+    if change is not None:
         raise UserError(
-            f"{out} was made before {changed}: delete {out} to make it of what is there now, or choose another `out`"
+            f"{out} was made before {change}: delete {out} to make it of what is there now, or choose another `out`"
         )
-    return _compared(manifest.source_files, sources)
+    return _comparison(manifest.source_files, sources)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = dict(_leaves(before)), dict(_leaves(now))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"{key} {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in changed]
+    """Return `key old -> new` for every setting that differs."""
+    old = dict(_leaves(before))
+    new = dict(_leaves(now))
+    differences = []
+    for key in {**old, **new}:
+        old_value, new_value = old.get(key), new.get(key)
+        if old_value == new_value:
+            continue
+        change = f"{json.dumps(old_value)} -> {json.dumps(new_value)}"
+        differences.append(f"{key} {change}")
+    return differences
 
 
 def _leaves(raw: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested mappings."""
     if not isinstance(raw, dict):
         yield key, raw
         return
@@ -69,7 +80,7 @@ def _leaves(raw: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def source_records(files: Sequence[Path]) -> list[SourceFile]:
-    """Path, size, time of change and sha256 of each of `files`, as data.json keeps them."""
+    """Return path, size, modification time and sha256 of each existing file, as in data.json."""
     return [_record(path) for path in files if path.is_file()]
 
 
@@ -80,30 +91,37 @@ def _record(path: Path) -> SourceFile:
     )
 
 
-def _changed_source(recorded: list[SourceFile], present: Sequence[Path] | None) -> str | None:
-    """What became of the sources since: "FILE changed", or None. Files that are gone are not looked
-    for."""
-    known = {record.path for record in recorded}
-    added = [path for path in present or () if recorded and str(path) not in known]
-    if added:
-        return f"{added[0]} was there"
-    if present is not None:
-        gone = sorted(known - set(map(str, present)))
+def _source_change(recorded: list[SourceFile], present: Sequence[Path] | None) -> str | None:
+    """Describe the first change of the sources, such as "FILE changed"; None if there is none.
+
+    If the sources cannot be listed (`present` is None), only recorded files that exist count.
+    """
+    if present is not None and recorded:
+        # A directory source may have gained or lost files.
+        known, current = {record.path for record in recorded}, [str(path) for path in present]
+        for path in current:
+            if path not in known:
+                return f"{path} was there"
+        gone = sorted(known - set(current))
         if gone:
             return f"{gone[0]} went"
     for record in recorded:
-        path = Path(record.path)
-        if not path.is_file():
-            continue
-        stat = path.stat()
-        if stat.st_size == record.size and stat.st_mtime_ns == record.mtime_ns:
-            continue
-        if stat.st_size != record.size or session_sha256(path) != record.sha256:
-            return f"{path} changed"
+        if Path(record.path).is_file() and _is_changed(record):
+            return f"{record.path} changed"
     return None
 
 
-def _compared(recorded: list[SourceFile] | None, present: Sequence[Path] | None) -> str:
+def _is_changed(record: SourceFile) -> bool:
+    """Return whether a file's content differs; equal size and time count as equal content."""
+    path = Path(record.path)
+    stat = path.stat()
+    if stat.st_size != record.size:
+        return True
+    return stat.st_mtime_ns != record.mtime_ns and session_sha256(path) != record.sha256
+
+
+def _comparison(recorded: list[SourceFile] | None, present: Sequence[Path] | None) -> str:
+    """Say how the sources were compared with those of the data directory."""
     if recorded is None:
         return "an earlier version made it, so that its source is not compared"
     if not recorded:
@@ -117,40 +135,46 @@ def _compared(recorded: list[SourceFile] | None, present: Sequence[Path] | None)
 def publish_data(out: Path, say: Say) -> Iterator[Path]:
     """Write a data directory so that it appears whole or not at all, as `codec.publish` does.
 
-    What an interrupted preparation of this name left is removed first, unless a process still
-    writes it. SIGTERM ends the program after what was written has been removed.
+    Leftovers of an interrupted preparation of the same name are removed first, unless a process
+    still writes them. SIGTERM ends the program after the unfinished directory was removed.
     """
     _remove_leftovers(out, say)
     with _terminating_in_order(), codec.publish(out) as draft, _claimed(draft):
+        # SIGTERM within this block removes the draft.
         yield draft
 
 
 def _remove_leftovers(out: Path, say: Say) -> None:
     for path in sorted(out.parent.iterdir()) if out.parent.is_dir() else ():
-        tag = path.name.rpartition("-")[2]
-        if (
-            path.name != temporary(out, tag).name
-            or not re.fullmatch("[0-9a-f]{8}", tag)
-            or not path.is_dir()
-        ):
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path)
-            say(f"removed {path}, which an interrupted preparation left")
-        except OSError:  # locked, or a file system without locks
-            say(
-                f"{path} is another preparation of {out}, or what one left: delete it when none is running"
-            )
-        finally:
-            os.close(descriptor)
+        if path.is_dir() and _is_draft_of(out, path):
+            _remove_unless_locked(out, path, say)
+
+
+def _is_draft_of(out: Path, path: Path) -> bool:
+    """Return whether `path` has the name of an unfinished `out`."""
+    # codec.publish names its drafts NAME-TAG with eight hex digits.
+    tag = path.name.rpartition("-")[2]
+    return path.name == temporary(out, tag).name and re.fullmatch("[0-9a-f]{8}", tag) is not None
+
+
+def _remove_unless_locked(out: Path, path: Path, say: Say) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+        say(f"removed {path}, which an interrupted preparation left")
+    except OSError:  # locked, or a file system without locks
+        say(
+            f"{path} is another preparation of {out}, or what one left: delete it when none is running"
+        )
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _claimed(draft: Path) -> Iterator[None]:
-    """Lock a directory while it is written, so that no other preparation takes it for a
-    leftover."""
+    """Lock a directory while it is written, so that other preparations do not remove it."""
+    # The kernel drops the lock when the process ends, however it ends.
     descriptor = os.open(draft, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -162,11 +186,12 @@ def _claimed(draft: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminating_in_order() -> Iterator[None]:
-    """Let SIGTERM end the program as an exception, with the exit code that a shell gives it."""
+    """Let SIGTERM end the program as an exception, with the exit code that a shell expects."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -18,7 +18,7 @@ from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 StartToken = Literal["eos", "none"]
 """The token before a text.
@@ -40,12 +40,12 @@ class TextEncoder:
             )
         self._start = [vocabulary.eos] if start_token == "eos" else []
         self._vocabulary = vocabulary
-        self._tokenizer: Tokenizer | None = None
+        path = vocabulary.tokenizer
+        self._tokenizer = load_tokenizer(path) if path is not None else None
         # Bytes of each id as the vocabulary writes it, and as text if ids alone determine them.
         self._written_bytes: np.ndarray | None = None
         self._text_bytes: np.ndarray | None = None
-        if vocabulary.tokenizer is not None:
-            self._tokenizer = load_tokenizer(vocabulary.tokenizer)
+        if self._tokenizer is not None:
             self._written_bytes = written_byte_lengths(self._tokenizer)
             self._text_bytes = token_byte_lengths(self._tokenizer)
 
@@ -133,6 +133,7 @@ def sequence_nll(
         ids_on_device = torch.from_numpy(ids).to(device)
         labels_on_device = torch.from_numpy(labels).to(device)
         nll = model.token_nll(ids_on_device, labels_on_device)  # (B, T)
+        # Padding has loss 0, so the sum is over the sequence alone.
         totals[members] = nll.cpu().double().sum(1).numpy()
         advance(len(members))
     if not np.isfinite(totals).all():
@@ -149,8 +150,10 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[np.ndarray]:
     """
     batch: list[int] = []
     for i in np.argsort(lengths, kind="stable"):
+        # A single id predicts nothing.
         if lengths[i] < 2:
             continue
+        # Shortest first: the sequence at hand is the longest, and sets the padding.
         if batch and (len(batch) + 1) * (lengths[i] - 1) > batch_tokens:
             yield np.array(batch)
             batch = []
@@ -164,9 +167,14 @@ def _padded(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
     Causal attention keeps earlier positions from seeing the padding.
     """
-    shape = len(sequences), max(map(len, sequences)) - 1
-    ids, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence) - 1] = sequence[:-1]
-        labels[row, : len(sequence) - 1] = sequence[1:]
-    return ids, labels
+    inputs = [sequence[:-1] for sequence in sequences]
+    labels = [sequence[1:] for sequence in sequences]
+    return _padded_rows(inputs, 0), _padded_rows(labels, IGNORE)
+
+
+def _padded_rows(rows: list[np.ndarray], padding: int) -> np.ndarray:
+    longest = max(len(row) for row in rows)
+    padded = np.full((len(rows), longest), padding, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded

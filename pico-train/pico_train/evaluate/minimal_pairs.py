@@ -108,21 +108,31 @@ def minimal_pairs(
         UserError: a sentence has more tokens than the model has positions.
     """
     nll = sentence_nll(model, pairs, encoder, batch_tokens, advance)
-    # (phenomenon, paradigm) -> whether the model is right, for each pair
-    is_right: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)
+    answers: defaultdict[_Paradigm, list[bool]] = defaultdict(list)
     for pair in pairs:
-        is_right[pair.phenomenon, pair.paradigm].append(nll[pair.good] < nll[pair.bad])
+        is_right = nll[pair.good] < nll[pair.bad]
+        answers[pair.phenomenon, pair.paradigm].append(is_right)
+    return _accuracies(answers)
 
-    by_phenomenon: defaultdict[str, list[list[bool]]] = defaultdict(list)
-    for (phenomenon, _), answers in is_right.items():
-        by_phenomenon[phenomenon].append(answers)
 
-    metrics = {"accuracy": _mean(list(is_right.values()))}
-    for phenomenon, paradigms in sorted(by_phenomenon.items()):
+_Paradigm = tuple[str, str]
+"""(phenomenon, paradigm): paradigms of different phenomena may share a name."""
+
+
+def _accuracies(answers: dict[_Paradigm, list[bool]]) -> dict[str, Measurement]:
+    metrics = {"accuracy": _mean(list(answers.values()))}
+    for phenomenon, paradigms in sorted(_by_phenomenon(answers).items()):
         metrics[f"accuracy/phenomenon/{phenomenon}"] = _mean(paradigms)
-    for (_, paradigm), answers in sorted(is_right.items()):
-        metrics[f"accuracy/paradigm/{paradigm}"] = _mean([answers])
+    for (_, paradigm), right in sorted(answers.items()):
+        metrics[f"accuracy/paradigm/{paradigm}"] = _mean([right])
     return metrics
+
+
+def _by_phenomenon(answers: dict[_Paradigm, list[bool]]) -> dict[str, list[list[bool]]]:
+    phenomena: defaultdict[str, list[list[bool]]] = defaultdict(list)
+    for (phenomenon, _), right in answers.items():
+        phenomena[phenomenon].append(right)
+    return phenomena
 
 
 def distinct_sentences(pairs: list[MinimalPair]) -> list[str]:
@@ -144,6 +154,7 @@ def sentence_nll(
     """
     sentences = distinct_sentences(pairs)
     ids = [encoder(sentence, f'the sentence "{sentence}"') for sentence in sentences]
+    # Checked for all sentences before the first forward pass.
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     positions, needed = model.config.max_position_embeddings, len(ids[longest]) - 1
     if needed > positions:
@@ -167,6 +178,7 @@ def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:
 
 def _mean(paradigms: list[list[bool]]) -> Measurement:
     """Return the mean accuracy over paradigms."""
+    # Each paradigm counts once, however many pairs it has.
     accuracies = [np.mean(answers) for answers in paradigms]
     n_pairs = sum(len(answers) for answers in paradigms)
     return Measurement(value=float(np.mean(accuracies)), unit="1", n=n_pairs)

@@ -5,6 +5,9 @@ Shapes: N predicted tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 from pico_contract import codec
 from pico_contract.layout import RunLayout
@@ -25,7 +28,8 @@ def unigram_entropy(labels: np.ndarray) -> float:
     """
     counts = np.unique(labels, return_counts=True)[1]
     p = counts / counts.sum()
-    return float(-(p * np.log(p)).sum())
+    entropy = -(p * np.log(p)).sum()
+    return float(entropy)
 
 
 class Bigram:
@@ -39,18 +43,21 @@ class Bigram:
     def __init__(self, first: np.ndarray, second: np.ndarray, vocab_size: int) -> None:
         """Fit on pairs (first[i], second[i]), int64 (N,)."""
         self.vocab_size = vocab_size
-        # A pair (v, w) as one number, so that np.unique counts pairs: c(v, w).
-        pairs = first * vocab_size + second
-        self._codes, self._counts = np.unique(pairs, return_counts=True)
+        count_tokens = partial(np.bincount, minlength=vocab_size)
+        pairs = self._pair_codes(first, second)
+        self._codes, self._counts = np.unique(pairs, return_counts=True)  # c(v, w)
         history, word = np.divmod(self._codes, vocab_size)
-        # c(v) and T(v).
-        self._totals = np.bincount(history, weights=self._counts, minlength=vocab_size)
-        self._followers = np.bincount(history, minlength=vocab_size)
-        self._lower = self._continuation(word)  # (V,): q(w)
+        self._totals = count_tokens(history, weights=self._counts)  # (V,): c(v)
+        self._followers = count_tokens(history)  # (V,): T(v)
+        preceding = count_tokens(word)  # (V,): B(w)
+        self._lower = self._continuation(preceding)  # (V,): q(w)
 
-    def _continuation(self, word: np.ndarray) -> np.ndarray:
-        """Return q(w), float64 (V,), from the second word of every distinct pair."""
-        preceding = np.bincount(word, minlength=self.vocab_size)  # (V,): B(w)
+    def _pair_codes(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return each pair (v, w) as one number, int64 (N,)."""
+        return first * self.vocab_size + second
+
+    def _continuation(self, preceding: np.ndarray) -> np.ndarray:
+        """Return q(w) for the numbers B(w) of types that precede w, float64 (V,)."""
         discounted = np.maximum(preceding - DISCOUNT, 0.0)
         uniform = DISCOUNT * np.count_nonzero(preceding) / self.vocab_size
         return (discounted + uniform) / preceding.sum()
@@ -60,15 +67,18 @@ class Bigram:
         count = self._pair_counts(first, second)
         total = self._totals[first]
         is_seen = total > 0
+        # After an unseen token the first term is 0 and q(w) has all the weight.
         divisor = np.where(is_seen, total, 1.0)
-        discounted = np.maximum(count - DISCOUNT, 0.0) / divisor
-        freed = DISCOUNT * self._followers[first] / divisor
-        backoff = np.where(is_seen, freed, 1.0)
-        return discounted + backoff * self._lower[second]
+        discounted = np.maximum(count - DISCOUNT, 0.0)
+        freed = DISCOUNT * self._followers[first]
+        backoff = np.where(is_seen, freed / divisor, 1.0)
+        lower = self._lower[second]
+        return discounted / divisor + backoff * lower
 
     def _pair_counts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return c(first[i], second[i]), (N,); 0 for a pair that was never seen."""
-        pairs = first * self.vocab_size + second
+        pairs = self._pair_codes(first, second)
+        # The codes are sorted; an unseen pair may fall behind the last one.
         index = np.searchsorted(self._codes, pairs).clip(max=len(self._codes) - 1)
         is_known = self._codes[index] == pairs
         return np.where(is_known, self._counts[index], 0)
@@ -82,6 +92,7 @@ def ngram_reference(data: PackedData) -> dict[str, Measurement]:
     """
     vocab_size = data.manifest.vocab_size
     train, validation = _pairs(data.split("train")), _pairs(data.split("validation"))
+    # The first id of a row is never predicted.
     labels = validation[1]
     # Add one to every count, so that no token has probability zero.
     counts = np.bincount(train[1], minlength=vocab_size) + 1.0
@@ -121,7 +132,11 @@ def write_reference(data: PackedData, layout: RunLayout, run: str) -> dict[str, 
 
 def _pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Return (context, label) of every predicted token, int64 (N,) each."""
-    starts = range(0, rows.n_rows, _BLOCK)
-    blocks = [rows.take(np.arange(start, min(start + _BLOCK, rows.n_rows))) for start in starts]
-    ids = np.concatenate(blocks)
+    ids = np.concatenate(list(_blocks(rows)))
     return ids[:, :-1].ravel(), ids[:, 1:].ravel()
+
+
+def _blocks(rows: Rows) -> Iterator[np.ndarray]:
+    for start in range(0, rows.n_rows, _BLOCK):
+        stop = min(start + _BLOCK, rows.n_rows)
+        yield rows.take(np.arange(start, stop))

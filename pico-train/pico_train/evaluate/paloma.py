@@ -58,6 +58,7 @@ class PalomaConfig(TextsConfig):
             raise UserError(
                 f"evaluate.paloma.path: there is no directory {folder}{did_you_mean(folder.name, siblings)}"
             )
+        # Paloma's files lie in one directory a source, split below it.
         sources = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
         files_by_source = {
             name: _json_files(source / self.split) or _json_files(source)
@@ -75,7 +76,10 @@ class PalomaConfig(TextsConfig):
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("[!.]*") if is_json_lines(p)) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    visible = folder.glob("[!.]*")
+    return sorted(path for path in visible if is_json_lines(path))
 
 
 def _documents(files: list[Path]) -> Iterator[Document]:

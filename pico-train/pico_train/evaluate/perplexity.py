@@ -73,11 +73,13 @@ def perplexity(
         ids = rows.take(row_ids)[:, : seq_len + 1]
         batch = torch.from_numpy(ids).to(device)
         nll = model.token_nll(batch[:, :-1], batch[:, 1:])  # (rows, T)
+        # Float32 sums over millions of tokens would lose digits.
         total += nll.cpu().double().sum().item()
         tokens += nll.numel()
         if byte_lengths is not None:
             n_bytes += int(byte_lengths[ids[:, 1:]].sum())
         advance(len(ids))
+    # One check at the end: a loss that is not finite stays so in the sum.
     if not math.isfinite(total):
         raise NonFiniteError(
             f"the loss on the validation rows is {total}: the model's outputs are no longer finite"
@@ -95,8 +97,9 @@ def token_metrics(nll: float, tokens: int, n_bytes: int) -> dict[str, Measuremen
     loss = nll / tokens
     result = {"loss": Measurement(value=loss, unit="nats/token", n=tokens)}
     if loss < LARGEST_LOSS:
-        result["perplexity"] = Measurement(value=math.exp(loss), unit="1", n=tokens)
+        perplexity = math.exp(loss)
+        result["perplexity"] = Measurement(value=perplexity, unit="1", n=tokens)
     if n_bytes:
-        bits = nll / math.log(2)
-        result["bits_per_byte"] = Measurement(value=bits / n_bytes, unit="bits/byte", n=n_bytes)
+        bits_per_byte = nll / math.log(2) / n_bytes
+        result["bits_per_byte"] = Measurement(value=bits_per_byte, unit="bits/byte", n=n_bytes)
     return result

@@ -57,6 +57,7 @@ class EvaluateConfig(Section):
 
     def steps(self, last: int) -> list[int]:
         """Return the evaluated steps of a run of `last` updates: never step 0, always the last."""
+        # theta_0 is untrained: its loss is that of the initial weights.
         regular = range(self.every, last, self.every) if self.every else ()
         return [*regular, last]
 
@@ -265,6 +266,7 @@ def evaluate(
     results = {}
     for task in tasks:
         try:
+            # Preparing reads the data, so its errors belong to the task.
             prepared = TASKS[task](evaluated, config)
             settings = location.settings(prepared)
             known = stored(location, task, settings) if read_back is not None else None
@@ -298,6 +300,7 @@ def stored(
     path = location.layout.evaluation(location.step, task, settings)
     try:
         result = codec.read_manifest(path, EvaluationManifest)
+        # A foreign model has no checkpoint of ours; its hash is among the settings.
         oldest = "" if location.model_sha256 is not None else _checkpoint(location).created
     except DamagedError:
         return None

@@ -31,6 +31,9 @@ _PASSES = 16
 """Forward passes whose windows are sorted by length together."""
 
 
+_METRICS = ("loss", "perplexity", "bits_per_byte", "mean_text_perplexity")
+"""Metrics of a source whose means over sources are reported."""
+
 Sources = Mapping[str, Callable[[], Iterator[Document]]]
 """Name of a source -> a function that reads its documents from the first."""
 
@@ -86,8 +89,11 @@ class Losses:
         with published Pico numbers. Outliers dominate it: one short or strange text of a huge
         perplexity outweighs all others.
         """
-        metrics = token_metrics(float(self.nll.sum()), int(self.tokens.sum()), self.bytes)
-        return metrics | _mean_perplexity("mean_text_perplexity", self.nll / self.tokens)
+        total_nll = float(self.nll.sum())
+        n_tokens = int(self.tokens.sum())
+        text_losses = self.nll / self.tokens
+        metrics = token_metrics(total_nll, n_tokens, self.bytes)
+        return metrics | _mean_perplexity("mean_text_perplexity", text_losses)
 
 
 def texts_settings(sources: Sources, config: TextsConfig, window: int) -> dict[str, Any]:
@@ -160,29 +166,36 @@ def _encoded(encoder: TextEncoder, texts: Iterator[Document], source: str) -> It
 def _losses(
     model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int, advance: Advance
 ) -> Losses:
-    nll: list[np.ndarray] = [np.zeros(0)]
-    tokens: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    nll: list[float] = []
+    n_tokens: list[int] = []
     n_bytes: list[int | None] = []
     for lot in _lots(sequences, _PASSES * batch_tokens):
         texts = [ids for ids, _ in lot]
-        nll.append(_text_nll(model, texts, batch_tokens, window))
-        tokens.append(np.array([len(ids) - 1 for ids in texts], dtype=np.int64))
-        n_bytes += [text_bytes for _, text_bytes in lot]
+        nll.extend(_text_nll(model, texts, batch_tokens, window))
+        n_tokens.extend(len(ids) - 1 for ids in texts)
+        n_bytes.extend(count for _, count in lot)
         advance(len(lot))
-    known_bytes = [count for count in n_bytes if count is not None]
-    is_known = len(known_bytes) == len(n_bytes)
-    return Losses(np.concatenate(nll), np.concatenate(tokens), sum(known_bytes) if is_known else 0)
+    # A sum over only some of the texts would be another number.
+    total_bytes = 0 if None in n_bytes else sum(filter(None, n_bytes))
+    return Losses(
+        nll=np.array(nll, dtype=np.float64),
+        tokens=np.array(n_tokens, dtype=np.int64),
+        bytes=total_bytes,
+    )
 
 
 def _text_nll(
     model: Decoder, texts: list[np.ndarray], batch_tokens: int, window: int
 ) -> np.ndarray:
     """Return the negative log-likelihood of each text, summed over its windows."""
-    windows = [list(_windows(ids, window)) for ids in texts]
-    n_windows = [len(text_windows) for text_windows in windows]
-    owner = np.repeat(np.arange(len(texts)), n_windows)
-    totals = sequence_nll(model, list(itertools.chain.from_iterable(windows)), batch_tokens)
-    return np.bincount(owner, weights=totals, minlength=len(texts))
+    windows: list[np.ndarray] = []
+    owners: list[int] = []
+    for number, ids in enumerate(texts):
+        for window_ids in _windows(ids, window):
+            windows.append(window_ids)
+            owners.append(number)
+    totals = sequence_nll(model, windows, batch_tokens)
+    return np.bincount(owners, weights=totals, minlength=len(texts))
 
 
 def _lots(sequences: Iterator[_Encoded], size: int) -> Iterator[list[_Encoded]]:
@@ -203,30 +216,37 @@ def _lots(sequences: Iterator[_Encoded], size: int) -> Iterator[list[_Encoded]]:
 
 def _windows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(ids) - 1, size):
+        # One id more: the last token before the window is its context.
         yield ids[start : start + size + 1]
 
 
 def _summary(losses: dict[str, Losses]) -> dict[str, Measurement]:
-    """Return the macro means, then the metrics of each source."""
+    """Return the means over sources, the pooled mean, and the metrics of each source."""
     by_source = {name: source.metrics() for name, source in losses.items()}
-    metrics = {}
-    for metric in ("loss", "perplexity", "bits_per_byte", "mean_text_perplexity"):
-        measured = [results[metric] for results in by_source.values() if metric in results]
-        # A mean over only some of the sources would be another number.
-        if len(measured) == len(losses):
-            metrics[metric] = _macro_mean(measured)
-    text_losses = [source.nll / source.tokens for source in losses.values()]
-    metrics |= _mean_perplexity("pooled_text_perplexity", np.concatenate(text_losses))
+    metrics = _macro_means(list(by_source.values())) | _pooled(list(losses.values()))
     for name, results in by_source.items():
-        metrics |= {f"{metric}/{name}": result for metric, result in results.items()}
+        for metric, result in results.items():
+            metrics[f"{metric}/{name}"] = result
     return metrics
 
 
-def _macro_mean(measured: list[Measurement]) -> Measurement:
-    """Return the mean over sources; n counts what all sources count together."""
-    mean = float(np.mean([result.value for result in measured]))
-    count = sum(result.n for result in measured)
-    return Measurement(value=mean, unit=measured[0].unit, n=count)
+def _pooled(sources: list[Losses]) -> dict[str, Measurement]:
+    text_losses = [source.nll / source.tokens for source in sources]
+    return _mean_perplexity("pooled_text_perplexity", np.concatenate(text_losses))
+
+
+def _macro_means(sources: list[dict[str, Measurement]]) -> dict[str, Measurement]:
+    """Return the means over sources; n counts what all sources count together."""
+    means = {}
+    for metric in _METRICS:
+        measured = [results[metric] for results in sources if metric in results]
+        # A mean over only some of the sources would be another number.
+        if len(measured) < len(sources):
+            continue
+        mean = float(np.mean([result.value for result in measured]))
+        count = sum(result.n for result in measured)
+        means[metric] = Measurement(value=mean, unit=measured[0].unit, n=count)
+    return means
 
 
 def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measurement]:
@@ -234,6 +254,7 @@ def _mean_perplexity(name: str, losses: np.ndarray) -> dict[str, Measurement]:
     if losses.max() >= LARGEST_LOSS:
         return {}
     value = float(np.mean(np.exp(losses)))
+    # The sum may overflow even if each term fits.
     if not math.isfinite(value):
         return {}
     return {name: Measurement(value=value, unit="1", n=len(losses))}

@@ -189,7 +189,7 @@ def test_a_character_cut_at_the_end_is_named(tmp_path: Path) -> None:
         (b'{"text": 5}', "line 2: the field holds a int where text or a list of token ids is expected"),
         (b'{"input_ids": [1, "a"]}', "line 2: the field holds a list where text or a list of token ids is expected"),
         (b'{"input_ids": [1, true]}', "line 2: the field holds a list where text or a list of token ids is expected"),
-        (b'{"input_ids": [1, 36893488147419103232]}', "line 2: 36893488147419103232 is no token id"),
+        (b'{"input_ids": [1, 36893488147419103232]}', "line 2: 36893488147419103232 is not a token id"),
         (b'{"text": "a \\ud800 b"}', "line 2: the text holds \\ud800, one half of a character, at 2"),
     ],
 )

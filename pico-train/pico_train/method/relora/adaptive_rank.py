@@ -17,8 +17,11 @@ def singular_values(B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     With B = Q_B R_B and A^T = Q_A R_A they are those of the small R_B R_A^T, since orthogonal maps
     on either side do not change a spectrum.
     """
-    B, A = B.detach().to("cpu", torch.float64), A.detach().to("cpu", torch.float64)
-    return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.T).R.T)
+    B = B.detach().to("cpu", torch.float64)
+    A = A.detach().to("cpu", torch.float64)
+    R_B = torch.linalg.qr(B).R
+    R_A = torch.linalg.qr(A.T).R
+    return torch.linalg.svdvals(R_B @ R_A.T)
 
 
 def effective_rank(values: torch.Tensor) -> float:
@@ -27,6 +30,7 @@ def effective_rank(values: torch.Tensor) -> float:
     if total == 0:
         return 0.0
     share = values / total
+    # xlogy gives 0 for a share of 0.
     return math.exp(-torch.special.xlogy(share, share).sum().item())
 
 
@@ -41,6 +45,11 @@ def energy_rank(values: torch.Tensor, energy: float) -> float:
     reached = squares.cumsum(0) / squares.sum()
     # The tolerance keeps rounding of the running sum from asking for one value more.
     return float((reached < energy - 1e-12).sum().item() + 1)
+
+
+def total_cost(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
+    """Return the sum of rank * cost over all modules."""
+    return sum(rank * costs[name] for name, rank in ranks.items())
 
 
 def share_out(
@@ -63,23 +72,22 @@ def share_out(
         floors = {name: math.floor(factor * demand) for name, demand in wanted.items()}
         return {name: min(max(rank, least), most[name]) for name, rank in floors.items()}
 
-    def total_cost(ranks: Mapping[str, int]) -> int:
-        return sum(rank * costs[name] for name, rank in ranks.items())
-
     smallest_demand = min(demand for demand in wanted.values() if demand > 0)
     low, high = 0.0, max(most.values()) / smallest_demand
-    if total_cost(ranks_at(high)) <= budget:
+    # No larger factor would change any rank.
+    if total_cost(ranks_at(high), costs) <= budget:
         return ranks_at(high)
     for _ in range(100):  # enough halvings that no float lies between the two factors
         middle = (low + high) / 2
-        if total_cost(ranks_at(middle)) <= budget:
+        if total_cost(ranks_at(middle), costs) <= budget:
             low = middle
         else:
             high = middle
 
+    # `low` is now the largest factor that the budget allows.
     ranks = ranks_at(low)
     for name in sorted(wanted, key=lambda name: ranks[name] - low * wanted[name]):
-        is_affordable = total_cost(ranks) + costs[name] <= budget
+        is_affordable = total_cost(ranks, costs) + costs[name] <= budget
         if ranks[name] < most[name] and is_affordable:
             ranks[name] += 1
     return ranks

@@ -43,6 +43,7 @@ class LowRankLinear(nn.Module):
         self.base.weight = nn.Parameter(weight.detach().to(base_dtype), requires_grad=False)
         self.lora_A.weight = nn.Parameter(torch.zeros(rank, inputs, device=weight.device))
         self.lora_B.weight = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
+        # A gain of one and a B of zero: the layer begins as the plain one.
         self.lora_gain = nn.Parameter(torch.ones(1, device=weight.device)) if gain else None
         self.rank, self.ratio, self.dropout = rank, alpha / rank, dropout
 
@@ -59,6 +60,7 @@ class LowRankLinear(nn.Module):
 
     def _base_for(self, x: torch.Tensor) -> torch.Tensor:
         """Return W in the type of `x`, unless autocast converts both anyway."""
+        # Autocast narrows both operands; without it their types must agree.
         weight = self.base.weight
         return weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
 
@@ -88,6 +90,7 @@ class LowRankLinear(nn.Module):
     @torch.no_grad()
     def draw_A(self, generator: torch.Generator) -> None:
         """Draw A from U(-1 / sqrt(n), 1 / sqrt(n)), on CPU in float32."""
+        # On CPU, so that every device and sharding gets the same numbers.
         drawn = torch.empty(self.lora_A.weight.shape, dtype=torch.float32, device="cpu")
         # Kaiming with a = sqrt(5) has this range; it is the initialisation of LoRA's own code.
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
@@ -107,6 +110,7 @@ def effective_weights(model: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
     Low-rank layers give merged copies.
     """
     layers = dict(low_rank_layers(model))
+    # Parameters within a low-rank layer are replaced by its merged weight.
     inside = tuple(f"{name}." for name in layers)
     for name, parameter in model.named_parameters():
         if not name.startswith(inside):

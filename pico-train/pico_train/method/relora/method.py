@@ -22,6 +22,7 @@ from pico_train.method.relora.adaptive_rank import (
     energy_rank,
     share_out,
     singular_values,
+    total_cost,
 )
 from pico_train.method.relora.config import AdaptiveConfig, ReLoRAConfig
 from pico_train.method.relora.lora import LowRankLinear, effective_weights
@@ -97,7 +98,8 @@ class ReLoRA(Method):
                 left to train.
         """
         self.seed = seed
-        chosen = self._freeze_and_choose(model)
+        candidates, frozen = self._candidates(model), self._freeze(model)
+        chosen = [name for name in candidates if name not in frozen]
         if self.begun:
             if not self.history:
                 self.history.append((self.since, self._first_ranks(model, chosen)))
@@ -105,6 +107,7 @@ class ReLoRA(Method):
                 self._replace(model, name, rank)
             self.saved = {}
         parameters = dict(model.named_parameters())
+        # Low-rank layers hold their W frozen.
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         if not trained:
             raise UserError(
@@ -126,6 +129,7 @@ class ReLoRA(Method):
         inputs, labels = batch[:, :-1], batch[:, 1:]
         with self._masks(step, batch.device):
             loss_sum = model(inputs, labels=labels)
+        # Each micro-batch of an update gets its own masks.
         self.parts += 1
         return loss_sum, labels.numel(), self._scalars()
 
@@ -145,13 +149,14 @@ class ReLoRA(Method):
         self.since = step
         for name, layer in self.layers.items():
             self._restart(name, layer)
-        reset(options.reset, options.pruning_ratio, optimizer, self._factors(), self.seed, step)
+        reset(options.reset, options.pruning_ratio, optimizer, self._all_factors(), self.seed, step)
         if options.adaptive is not None:
             self._adapt(options.adaptive)
 
     def _restart(self, name: str, layer: LowRankLinear) -> None:
         """Merge the factors of a layer into its weight, and begin with new ones."""
         is_scaled = self.config.merge_scale != "none"
+        # Snapshots store the factors that go, since the merged W does not show them.
         merged_B = layer.scaled_B() if is_scaled else layer.lora_B.weight.detach().clone()
         self.merged[names.merged_A(name)] = layer.lora_A.weight.detach().clone()
         self.merged[names.merged_B(name)] = merged_B
@@ -161,6 +166,7 @@ class ReLoRA(Method):
     def rebuild_at(self, step: int) -> bool:
         """Return whether the warm start ends here, or a restart has changed a rank."""
         if not self.begun and step == self.config.warm_start_steps:
+            # The rebuilt instance makes the layers low-rank in `prepare`.
             self.begun, self.since, self.changed = True, step, True
         return self.changed
 
@@ -175,7 +181,7 @@ class ReLoRA(Method):
             names.lora_scale(name): torch.as_tensor(layer.scale).reshape(1)
             for name, layer in self.layers.items()
         }
-        return {**bases, **self._factors(), **scales, **self.merged}
+        return {**bases, **self._all_factors(), **scales, **self.merged}
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return W, A, B and gains, which merged weights do not tell apart, and the ranks so far."""
@@ -185,14 +191,13 @@ class ReLoRA(Method):
         return tensors, {"begun": self.begun, "since": self.since, "ranks": self.history}
 
     def _layer_state(self, name: str, layer: LowRankLinear) -> dict[str, torch.Tensor]:
-        tensors = {names.base(name): layer.base.weight.detach()}
+        tensors: dict[str, torch.Tensor] = {names.base(name): layer.base.weight}
         if layer.lora_gain is not None:
-            tensors[names.lora_gain(name)] = layer.lora_gain.detach()
+            tensors[names.lora_gain(name)] = layer.lora_gain
         # If the rank changes, the factors are left out: a resume draws them as the restart would.
         if layer.rank == self.ranks[name]:
-            tensors[names.lora_A(name)] = layer.lora_A.weight.detach()
-            tensors[names.lora_B(name)] = layer.lora_B.weight.detach()
-        return tensors
+            tensors |= _factors(name, layer)
+        return {key: tensor.detach() for key, tensor in tensors.items()}
 
     def load_state_dict(
         self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]
@@ -200,6 +205,7 @@ class ReLoRA(Method):
         """Take back what `state_dict` returned; `prepare` builds the layers from it."""
         self.begun, self.since = scalars["begun"], scalars["since"]
         self.history = [(step, ranks) for step, ranks in scalars["ranks"]]
+        # A snapshot of this step may still be due after a resume.
         self.merged = {name: tensor for name, tensor in tensors.items() if _is_merged(name)}
         self.saved = tensors
 
@@ -208,17 +214,21 @@ class ReLoRA(Method):
         """The current rank of every low-rank module; empty before the end of a warm start."""
         return self.history[-1][1] if self.history else {}
 
-    def _freeze_and_choose(self, model: Decoder) -> list[str]:
-        """Freeze modules as the options say, and return those that are or become low-rank."""
+    def _candidates(self, model: Decoder) -> list[str]:
+        """Return the linear layers that become low-rank unless they are frozen."""
         modules = model.model.named_modules(prefix="model")
         linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         chosen = names.match(self.config.modules, linear)
-        spared = set(names.match(self.config.full, chosen))
+        full_rank = names.match(self.config.full, chosen)
+        return [name for name in chosen if name not in full_rank]
+
+    def _freeze(self, model: Decoder) -> list[str]:
+        """Freeze modules as the options say, and return their names."""
         weighted = [name.removesuffix(".weight") for name, _ in model.named_parameters()]
-        for name in names.match(self.config.frozen, weighted):
+        frozen = names.match(self.config.frozen, weighted)
+        for name in frozen:
             model.get_submodule(name).requires_grad_(False)
-            spared.add(name)
-        return [name for name in chosen if name not in spared]
+        return frozen
 
     def _first_ranks(self, model: Decoder, chosen: list[str]) -> Ranks:
         """Return the configured rank of every chosen module."""
@@ -239,7 +249,9 @@ class ReLoRA(Method):
     def _replace(self, model: Decoder, name: str, rank: int) -> None:
         """Put a low-rank layer around the weight of the plain one, or restore the saved layer."""
         options = self.config
+        # The effective weight, unless a saved W replaces it below.
         plain = model.get_parameter(f"{name}.weight")
+        # W may have been saved in another type than the plain weight's.
         layer = LowRankLinear(
             self._saved_as(names.base(name), plain).to(_device(model)),
             rank,
@@ -255,14 +267,18 @@ class ReLoRA(Method):
     @torch.no_grad()
     def _fill(self, name: str, layer: LowRankLinear) -> None:
         """Give a new layer its saved factors and gain, or draw A."""
-        if layer.lora_gain is not None and names.lora_gain(name) in self.saved:
-            layer.lora_gain.copy_(self._saved_as(names.lora_gain(name), layer.lora_gain))
+        if layer.lora_gain is not None:
+            self._restore(names.lora_gain(name), layer.lora_gain)
         is_first_cycle = self.since <= self.config.warm_start_steps
-        if names.lora_A(name) in self.saved:
-            layer.lora_A.weight.copy_(self._saved_as(names.lora_A(name), layer.lora_A.weight))
-            layer.lora_B.weight.copy_(self._saved_as(names.lora_B(name), layer.lora_B.weight))
+        is_saved = names.lora_A(name) in self.saved
+        if is_saved:
+            for key, factor in _factors(name, layer).items():
+                self._restore(key, factor)
         elif self.config.init != "zeros" or not is_first_cycle:
             layer.draw_A(self._draws(name))
+
+    def _restore(self, key: str, parameter: torch.Tensor) -> None:
+        parameter.copy_(self._saved_as(key, parameter))
 
     def _saved_as(self, key: str, like: torch.Tensor) -> torch.Tensor:
         """Return the saved tensor `key`, or `like` if none is saved.
@@ -279,25 +295,26 @@ class ReLoRA(Method):
     def _draws(self, name: str) -> torch.Generator:
         return generator(self.seed, "lora_A", name, self.since)
 
-    def _factors(self) -> dict[str, torch.Tensor]:
-        """Return A and B of every low-rank module by their stored names."""
+    def _all_factors(self) -> dict[str, torch.Tensor]:
         factors: dict[str, torch.Tensor] = {}
         for name, layer in self.layers.items():
-            factors[names.lora_A(name)] = layer.lora_A.weight
-            factors[names.lora_B(name)] = layer.lora_B.weight
+            factors |= _factors(name, layer)
         return factors
 
     def _adapt(self, config: AdaptiveConfig) -> None:
         """Choose ranks from the spectra of the updates that this restart merged."""
-        demands, costs, most = {}, {}, {}
+        demands: dict[str, float] = {}
+        costs: dict[str, int] = {}
+        most: dict[str, int] = {}
         for name, layer in self.layers.items():
-            outputs, inputs = layer.base.weight.shape
+            shape = layer.base.weight.shape
+            smaller_side = min(shape)
             demands[name] = self._demand(config, name)
-            costs[name] = outputs + inputs
-            most[name] = min(outputs, inputs, config.max_rank or min(outputs, inputs))
+            costs[name] = sum(shape)
+            most[name] = min(smaller_side, config.max_rank or smaller_side)
         # The parameters of the first, uniform ranks are the budget of all later ones.
         _, first_ranks = self.history[0]
-        budget = sum(rank * costs[name] for name, rank in first_ranks.items())
+        budget = total_cost(first_ranks, costs)
         ranks = share_out(demands, costs, most, config.min_rank, budget)
         if ranks != self.ranks:
             self.history.append((self.since, ranks))
@@ -339,6 +356,14 @@ class ReLoRA(Method):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", step, process, self.parts))
             yield
+
+
+def _factors(name: str, layer: LowRankLinear) -> dict[str, torch.Tensor]:
+    """Return A and B of a layer by their stored names."""
+    return {
+        names.lora_A(name): layer.lora_A.weight,
+        names.lora_B(name): layer.lora_B.weight,
+    }
 
 
 def _is_merged(tensor: str) -> bool:

@@ -43,6 +43,7 @@ def reset(
         draws = generator(seed, "prune", name, step)
         if how == "all":
             for tensor in state.values():
+                # Moments and step counter alike.
                 tensor.zero_()
         elif how == "independent_pruning":
             for moment in MOMENTS:
