@@ -1,7 +1,9 @@
-"""The command `pico-train`, and `python -m pico_train` for launchers such as torchrun."""
+"""The entry point of `pico-train`, and of `python -m pico_train` for launchers such as torchrun."""
 
 from __future__ import annotations
 
+import faulthandler
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +27,15 @@ ADVICE = {
     "data show": READS,
     "data verify": READS,
 }
-"""Command -> what an interruption leaves, and how to go on."""
+"""Command -> the state after an interruption, and how to continue."""
 
 
 def main() -> None:
-    """Run the command line; the interface itself is imported once signals are handled."""
+    """Run the command line; its interface is imported only after signals are handled."""
+    # A crash in native code (CUDA, a data loader's library) would end the process without a word.
+    # With this, it prints the Python stack of every thread. A closed stderr has no place for it.
+    if sys.stderr is not None:
+        faulthandler.enable()
     Program("pico-train", ADVICE).run(_interface)
 
 
