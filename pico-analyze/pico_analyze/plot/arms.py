@@ -38,6 +38,24 @@ ALPHA = 0.05
 """Level of the max-t test whose cells are marked on a map."""
 _DASHES = ("-", "--", "-.", ":")  # and on paper without colours
 
+OVERLAY_HOW_TO_READ = (
+    "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest run. Bands "
+    "show the runs there are and are no intervals: whether they overlap decides nothing, least of all where runs are "
+    "paired by seeds."
+)
+_DIFFERENCES_HOW_TO_READ = (
+    "Layers upwards, steps to the right: red where the arm lies above the baseline, "
+    "blue where below."
+)
+_DOTS = (
+    "A dot: the difference is not 0 by a max-t test at 0.05 that is adjusted for all cells of this map and keeps runs "
+    "whole. If nothing differed, a map would have any dot in at most 5% of experiments."
+)
+_NO_DOTS = (
+    "No cell is marked: a test adjusted for all cells needs 6 pairs, or 4 runs in each arm, to reach 0.05. Colours are "
+    "sizes of differences, which seeds alone give too."
+)
+
 
 def overlay(shown: PlotData, columns: int = COLUMNS) -> Figure:
     """A line for each arm over steps, the mean over its runs and over layers, with a band from
@@ -82,6 +100,12 @@ def difference_map(shown: PlotData, columns: int = COLUMNS) -> Figure:
     figure.supylabel("layer")
     label_below(figure, "observed step", shown.rows)
     return figure
+
+
+def difference_caption(shown: PlotData) -> str:
+    """Say how a map of differences is read, and what its dots are or why it has none."""
+    reachable = shown.rows["p_max_t"].notna().any()
+    return f"{_DIFFERENCES_HOW_TO_READ} {_DOTS if reachable else _NO_DOTS}"
 
 
 def _legend(figure: Figure, arms: list[str]) -> None:

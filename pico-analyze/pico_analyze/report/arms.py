@@ -101,7 +101,7 @@ def by_step(differences: pd.DataFrame, arm: str) -> pd.DataFrame:
 
 def _part(shown: PlotData, differences: pd.DataFrame) -> ReportPart:
     title = f"{shown.quantity}: {shown.object}"
-    caption = glossary.how_to_read("overlay", shown.metric)
+    caption = glossary.caption(plot_arms.OVERLAY_HOW_TO_READ, shown.metric)
     pictures = [
         picture(
             f"{shown.stem}_overlay", "Arms over steps", plot_arms.overlay(shown, COLUMNS), caption
@@ -113,8 +113,7 @@ def _part(shown: PlotData, differences: pd.DataFrame) -> ReportPart:
         if at_steps.rows.empty:
             continue  # the arm was not measured so
         figure = plot_arms.difference_map(at_steps, COLUMNS)
-        dots = glossary.marks(bool(at_steps.rows["p_max_t"].notna().any()))
-        caption = f"{glossary.how_to_read('differences')} {dots}"
+        caption = plot_arms.difference_caption(at_steps)
         pictures.append(
             picture(f"{shown.stem}_difference_{index}", f"Difference of {arm}", figure, caption)
         )

@@ -1,4 +1,4 @@
-"""The words of a report: what a status means, what a metric says, how a figure is read."""
+"""The words of a report: the meaning of a status, of a metric's values, and of a component."""
 
 from __future__ import annotations
 
@@ -87,41 +87,6 @@ _COMPONENTS = {
     "observed, or where the projection was not low-rank at both ends",
 }
 
-_FIGURES = {
-    "overview": "A few telling quantities over steps, each line the mean over the plain modules of one layer: lines "
-    "that bend together say that the layers learn at the same time, a bend in one panel before another which came "
-    "first.",
-    "lines": "One panel a component, one line a layer, dark for the first. The axis of steps is linear up to the first "
-    "observed step and logarithmic from there, since most happens early; a gap is a step without a value.",
-    "map": "The same numbers as colours, layers upwards and steps to the right: a vertical edge is a moment when all "
-    "layers change, a horizontal one a layer that differs from its neighbours. Hatched: no value.",
-    "layers": "The same against depth, one line for each of a few steps, dark for the first: what the layers have in "
-    "common at the start and how they part. Dots are single heads at the last step.",
-    "convergence": "From which observed step on the similarity to the last step stays at 0.9 or above: layers with "
-    "smaller numbers settled earlier. The steps observed decide how fine this can be. Grey: a value is lacking.",
-    "between_steps": "Each cell compares a step (upwards) with another (to the right), all panels in the same "
-    "colours: a block of one colour beside the slope is a phase in which little changes, an edge a step that left what "
-    "was before. White: a step with itself, or, where the order matters, with a later one. Hatched: no value.",
-    "between_layers": "Each cell compares a layer (upwards) with another (to the right), all panels in the same "
-    "colours, at a few steps from left to right: a block of one colour beside the slope is layers in a row that say "
-    "much the same. White: a layer with itself, or, where the order matters, with a later one. Hatched: no value.",
-    "overlay": "A line for each arm, the mean over its runs and over layers, with a band from the least to the largest "
-    "run. Bands show the runs there are and are no intervals: whether they overlap decides nothing, least of all where "
-    "runs are paired by seeds.",
-    "differences": "Layers upwards, steps to the right: red where the arm lies above the baseline, blue where below.",
-    "heads": "The same, head by head: a row that differs within a layer is a head of its own kind.",
-}
-
-
-_DOTS = (
-    "A dot: the difference is not 0 by a max-t test at 0.05 that is adjusted for all cells of this map and keeps runs "
-    "whole. If nothing differed, a map would have any dot in at most 5% of experiments."
-)
-_NO_DOTS = (
-    "No cell is marked: a test adjusted for all cells needs 6 pairs, or 4 runs in each arm, to reach 0.05. Colours are "
-    "sizes of differences, which seeds alone give too."
-)
-
 
 def meaning(status: str) -> str:
     """What a status means; a user's own stands for itself."""
@@ -138,13 +103,7 @@ def component(name: str) -> str:
     return _COMPONENTS.get(name.rpartition(".")[2], "")
 
 
-def marks(reachable: bool) -> str:
-    """Say what the dots of a map of differences are, or why it has none; `reachable` if its test
-    can reach 0.05."""
-    return _DOTS if reachable else _NO_DOTS
-
-
-def how_to_read(form: str, metric: str | None = None) -> str:
-    """How a figure of `form` (overview, lines, map, ...) is read, and what its metric says."""
+def caption(how_to_read: str, metric: str | None) -> str:
+    """Join how a figure is read with what a high or low value of its metric says."""
     clause = reading(metric) if metric else ""
-    return f"{_FIGURES[form]} {clause[:1].upper()}{clause[1:]}{'.' if clause else ''}".rstrip()
+    return f"{how_to_read} {clause[:1].upper()}{clause[1:]}." if clause else how_to_read

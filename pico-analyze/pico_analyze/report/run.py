@@ -30,15 +30,6 @@ from pico_analyze.sources.model_config import describe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMS = {
-    "lines": "over steps",
-    "map": "as a map",
-    "heads": "head by head",
-    "layers": "over layers",
-    "convergence": "when it settled",
-    "between_steps": "as matrices",
-    "between_layers": "as matrices",
-}
 _UNLIKELY = 0.05
 COLUMNS = 2  # panels side by side: legible on a phone and on a printed page
 _WIDEST = 12  # metrics side by side that a page of paper and a desktop's window show
@@ -267,13 +258,11 @@ def _parts(metrics: Sequence[str]) -> list[Sequence[str]]:
 
 
 def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) -> Iterator[Picture]:
-    """The figures, one at a time, each with its title and how it is read."""
-    for one in draw_figures(frame, metrics, heads, COLUMNS):
-        of = one.subject
-        title = f"{of.quantity}: {of.object}, {_FORMS[one.form]}" if of else "Overview"
-        yield picture(
-            one.stem, title, one.figure, glossary.how_to_read(one.form, of.metric if of else None)
-        )
+    """Yield the figures, one at a time, each with its title and caption."""
+    for drawn in draw_figures(frame, metrics, heads, COLUMNS):
+        metric = drawn.subject.metric if drawn.subject else None
+        caption = glossary.caption(drawn.how_to_read, metric)
+        yield picture(drawn.stem, drawn.title, drawn.figure, caption)
 
 
 def picture(anchor: str, title: str, figure: Figure, caption: str) -> Picture:
