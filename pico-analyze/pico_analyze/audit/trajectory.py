@@ -1,8 +1,7 @@
-"""The path of the weights from step to step: steps that are bit-identical, and steps out of line
-with the others.
+"""The path of the weights from step to step: steps that are bit-identical, and steps out of line.
 
-Tensor by tensor, three steps of one at a time, so that memory does not grow with the model or the
-run.
+Tensors are read one by one, with at most three steps of one in memory, so that memory does not grow
+with the model or the run.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from pico_contract.errors import DamagedError
 from pico_contract.names import low_rank_part
 
 ASIDE = 3.0
-"""A step lies aside when it is this many times farther from both neighbours than they are from each
-other."""
+"""A step lies aside if it is this many times farther from both neighbours than they are apart."""
 JUMP = 10.0
-"""A move is a jump when it is this many times longer than the longest of up to two moves on either
-side, where moves over fewer steps count as if they had gone on at their pace."""
+"""A move is a jump if it is this many times longer than up to two moves on either side.
+
+Moves over fewer steps are first stretched to the same number of steps.
+"""
 LEAST = 0.05
 """Moves shorter than this share of the tensor's norm are never reported."""
 
@@ -35,9 +35,9 @@ Digests = dict[int, dict[str, bytes]]
 def walk(
     paths: Mapping[int, Path], still: set[int], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Fault]:
-    """(check, step, sentence) of what is wrong with the weights in `paths` (step -> file).
+    """Yield (check, step, sentence) for each fault of the weights in `paths` (step -> file).
 
-    `still` are updates that leave the weights as they are: steps with only such ones between them
+    `still` are updates that leave the weights unchanged: steps with only such updates between them
     may be equal. Of low-rank modules the effective weights alone count: base and factors are merged
     and reset by design.
     """
@@ -67,103 +67,124 @@ def walk(
             progress(done, len(names))
     for first, step in duplicates(digests, still):
         yield "duplicate", step, f"its weights are bit-identical to those of step {first}"
-    for step, found in sorted(odd.items()):
-        name, sentence = next(iter(found.items()))
-        yield (
-            "discontinuity",
-            step,
-            f"{len(found)} of {len(digests[step])} tensors are out of line: {name} {sentence}",
-        )
+    for step, sentences in sorted(odd.items()):
+        # One sentence a step: it describes the first tensor and counts the others.
+        name, sentence = next(iter(sentences.items()))
+        share = f"{len(sentences)} of {len(digests[step])} tensors"
+        yield "discontinuity", step, f"{share} are out of line: {name} {sentence}"
 
 
 def duplicates(digests: Digests, still: set[int]) -> Iterator[tuple[int, int]]:
-    """(first, later) steps whose common tensors are all bit-identical; a later step once, with the
-    first it equals."""
-    found: set[int] = set()
-    for (first, one), (step, other) in combinations(digests.items(), 2):
-        common = one.keys() & other.keys()
-        if step in found or not common or any(one[name] != other[name] for name in common):
+    """Yield (first, later) steps whose common tensors are all bit-identical.
+
+    A later step is yielded once, with the first step that it equals.
+    """
+    repeated: set[int] = set()
+    for (first, earlier), (step, later) in combinations(digests.items(), 2):
+        if step in repeated or not _are_equal(earlier, later):
             continue
-        if not set(range(first + 1, step + 1)) <= still:
-            found.add(step)
+        updates = range(first + 1, step + 1)
+        if not still.issuperset(updates):
+            repeated.add(step)
             yield first, step
 
 
+def _are_equal(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> bool:
+    """Whether two steps have tensors in common, and all of these are equal."""
+    common = one.keys() & other.keys()
+    return bool(common) and all(one[name] == other[name] for name in common)
+
+
 class Moves:
-    """How far one tensor moves between the steps that hold it; steps must be added in ascending
-    order."""
+    """The distances of one tensor between steps; steps must be added in ascending order."""
 
     def __init__(self) -> None:
         self.broken: list[int] = []
-        self._last: list[tuple[int, torch.Tensor]] = []
+        self._last: list[torch.Tensor] = []  # of the last two steps
         self._steps: list[int] = []
         self._norms: list[float] = []
         self._near: list[float] = []  # from each step to the next
         self._over: list[float] = []  # from each step to the next but one
 
     def add(self, step: int, tensor: torch.Tensor) -> bytes:
-        """Note the tensor of a step; the sha256 of its bytes."""
-        digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).digest()
+        """Measure the tensor of a step, and return the sha256 of its bytes."""
+        digest = _sha256(tensor)
         values = tensor.float()
         norm = float(torch.linalg.vector_norm(values))
         if not math.isfinite(norm):
+            # The step is a finding already: its neighbours are compared with each other instead.
             self.broken.append(step)
             return digest
-        far = [float(torch.linalg.vector_norm(values - earlier)) for _, earlier in self._last]
-        self._near += far[-1:]
-        self._over += far[:-1]
+        distances = [_distance(values, earlier) for earlier in self._last]
+        self._near += distances[-1:]
+        self._over += distances[:-1]
         self._steps.append(step)
         self._norms.append(norm)
-        self._last = [*self._last[-1:], (step, values)]
+        self._last = [*self._last[-1:], values]
         return digest
 
     def odd(self) -> dict[int, str]:
-        """Steps that lie aside of their neighbours, or that a jump leads to, with a sentence."""
-        found = dict(self._aside())
-        kept = [place for place, step in enumerate(self._steps) if step not in found]
-        moves = [self._move(start, end) for start, end in pairwise(kept)]
-        for place, (start, end) in enumerate(pairwise(kept)):
-            gap, move = self._steps[end] - self._steps[start], moves[place]
-            around = [
-                moves[other]
-                * max(1.0, gap / (self._steps[kept[other + 1]] - self._steps[kept[other]]))
-                for other in range(max(place - 2, 0), min(place + 3, len(moves)))
-                if other != place and not math.isnan(moves[other])
-            ]
-            if (
-                len(around) >= 2
-                and move > JUMP * max(around)
-                and move > LEAST * self._size((start, end))
-            ):
-                found[self._steps[end]] = (
+        """Describe each step that lies aside of its neighbours, or that a jump leads to."""
+        sentences = dict(self._aside())
+        # A step aside is left out here: the ways to it and back would hide jumps around it.
+        kept = [index for index, step in enumerate(self._steps) if step not in sentences]
+        ends = list(pairwise(kept))
+        moves = [self._move(start, end) for start, end in ends]
+        spans = [self._steps[end] - self._steps[start] for start, end in ends]
+        for index, (start, end) in enumerate(ends):
+            around = _moves_around(index, moves, spans)
+            if len(around) < 2:
+                continue
+            move, longest = moves[index], max(around)
+            if move > JUMP * longest and move > LEAST * self._size(start, end):
+                sentences[self._steps[end]] = (
                     f"moves by {self._share(move, start)} of its norm from step {self._steps[start]}, "
-                    f"{_times(move, max(around))} the moves around it"
+                    f"{_times(move, longest)} the moves around it"
                 )
-        return found
+        return sentences
 
     def _aside(self) -> Iterator[tuple[int, str]]:
-        for place in range(1, len(self._steps) - 1):
-            before, after, past = self._near[place - 1], self._near[place], self._over[place - 1]
-            nearer = min(before, after)
-            if nearer > ASIDE * past and nearer > LEAST * self._size((place - 1, place, place + 1)):
-                either = f"{self._steps[place - 1]} and {self._steps[place + 1]}"
-                away, apart = self._share(nearer, place - 1), self._share(past, place - 1)
-                yield (
-                    self._steps[place],
-                    f"is {away} of its norm away from steps {either}, which are {apart} apart",
-                )
+        """Yield (step, sentence) for each step that is far from two neighbours close together."""
+        for index in range(1, len(self._steps) - 1):
+            before, step, after = self._steps[index - 1 : index + 2]
+            apart = self._over[index - 1]
+            away = min(self._near[index - 1], self._near[index])
+            size = self._size(index - 1, index, index + 1)
+            if away > ASIDE * apart and away > LEAST * size:
+                away_share = self._share(away, index - 1)
+                apart_share = self._share(apart, index - 1)
+                place = f"{away_share} of its norm away from steps {before} and {after}"
+                yield step, f"is {place}, which are {apart_share} apart"
 
     def _move(self, start: int, end: int) -> float:
-        """Between two steps that are neighbours, or have one step that lies aside between them."""
+        """Return the distance of two steps that are neighbours or have one step between them."""
         if end - start > 2:
-            return math.nan  # several in a row lie aside: nothing is said of the move across them
+            return math.nan  # several steps in a row lie aside: the move across them is not judged
         return self._near[start] if end - start == 1 else self._over[start]
 
-    def _size(self, places: Iterable[int]) -> float:
-        return max(self._norms[place] for place in places)
+    def _size(self, *indices: int) -> float:
+        return max(self._norms[index] for index in indices)
 
-    def _share(self, distance: float, place: int) -> str:
-        return f"{distance / self._norms[place]:.2g}" if self._norms[place] else "all"
+    def _share(self, distance: float, index: int) -> str:
+        return f"{distance / self._norms[index]:.2g}" if self._norms[index] else "all"
+
+
+def _sha256(tensor: torch.Tensor) -> bytes:
+    flat = tensor.reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).digest()
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(one - other))
+
+
+def _moves_around(index: int, moves: Sequence[float], spans: Sequence[int]) -> list[float]:
+    """Collect up to two known moves on either side, stretched to the span of the move between."""
+    stretched = []
+    for other in range(max(index - 2, 0), min(index + 3, len(moves))):
+        if other != index and not math.isnan(moves[other]):
+            stretched.append(moves[other] * max(1.0, spans[index] / spans[other]))
+    return stretched
 
 
 def _times(move: float, others: float) -> str:
