@@ -41,12 +41,15 @@ def singular_values(batch: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
         stored: the dtype in which the matrices were stored.
     """
     # LAPACK takes half the time on the tall one of A and A^T.
-    tall = batch if batch.shape[1] >= batch.shape[2] else batch.mT
+    _, rows, columns = batch.shape
+    tall = batch if rows >= columns else batch.mT
     if stored == REAL:
         return torch.linalg.svdvals(tall)
-    squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(1)
+    gram = tall.mT @ tall
+    squares = torch.linalg.eigvalsh(gram).flip(1)
     values = squares.clamp(min=0).sqrt()
-    is_doubtful = squares[:, -1] <= _least_square(tall, squares[:, 0])  # also for zero matrices
+    least = _least_square(tall, squares[:, 0])
+    is_doubtful = squares[:, -1] <= least  # also for zero matrices
     if is_doubtful.any():
         values[is_doubtful] = torch.linalg.svdvals(tall[is_doubtful])
     return values
@@ -66,21 +69,27 @@ def basis(x: torch.Tensor, gram: torch.Tensor, stored: torch.dtype, noise: float
         if from_gram is not None:
             return from_gram
     left, values, right = torch.linalg.svd(x, full_matrices=False)
-    rank = int((values > _floor(x, float(values[0]), noise)).sum())
+    largest = float(values[0])
+    floor = _floor(x, largest, noise)
+    rank = int((values > floor).sum())  # below the floor a direction may be rounding alone
     return Basis(left[:, :rank], values[:rank], right[:rank])
 
 
 def _basis_from_gram(x: torch.Tensor, gram: torch.Tensor, noise: float) -> Basis | None:
     """Compute the basis from eigenvectors; None if a direction is neither accurate nor noise."""
     squares, vectors = torch.linalg.eigh(gram)
-    least = _least_square(x, squares[-1])
-    floor = _floor(x, float(squares[-1].clamp(min=0).sqrt()), noise)
+    largest = squares[-1]
+    least = _least_square(x, largest)
+    largest_value = float(largest.clamp(min=0).sqrt())
+    floor = _floor(x, largest_value, noise)
     is_kept = squares > floor**2
     may_be_kept = squares > floor**2 - 2 * GRAM_ERROR * least
+    # Directions below the floor are dropped, so that their accuracy does not matter.
     is_doubtful = (squares <= least) & may_be_kept
     if not is_kept.any() or is_doubtful.any():
         return None
-    eigenvectors = vectors[:, is_kept].flip(1)
+    kept = vectors[:, is_kept]
+    eigenvectors = kept.flip(1)  # descending
     # The eigenvectors are the directions of one side; x maps them to those of the other side.
     if len(gram) == x.shape[1]:
         left, values = _normalized_columns(x @ eigenvectors)
@@ -95,11 +104,17 @@ def _normalized_columns(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def left_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute left singular vectors (m, k) and singular values (k,), descending, of (m, n) float64."""
+    """Compute the left singular vectors (m, k) and singular values (k,) of (m, n) float64.
+
+    Both are in descending order of the values.
+    """
     rows, columns = matrix.shape
+    # With more rows than columns the Gram matrix of the rows is singular and cannot serve.
     if rows <= columns:
-        squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
-        if squares[0] > _least_square(matrix, squares[-1]):
+        gram = matrix @ matrix.T
+        squares, vectors = torch.linalg.eigh(gram)
+        least = _least_square(matrix, squares[-1])
+        if squares[0] > least:
             left = vectors.flip(1)
             values = torch.linalg.vector_norm(left.T @ matrix, dim=1)
             return left, values

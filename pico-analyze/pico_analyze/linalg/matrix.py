@@ -40,7 +40,7 @@ _SAFE_FOR_NORMS = 1000
 
 
 def coarser(*dtypes: torch.dtype) -> torch.dtype:
-    """Return the floating-point dtype with the largest eps, which limits what is computed of all."""
+    """Return the dtype with the largest eps, which limits the precision of a combination."""
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
@@ -55,17 +55,19 @@ class FactoredMatrix:
     right: torch.Tensor  # (r, n)
     scale: float = 1.0
     terms: tuple[FactoredMatrix, ...] = ()
-    """The products that this matrix is the sum of; their factors are what was stored and rounded."""
+    """The products that this matrix is the sum of; their factors were stored, and rounded."""
 
     @classmethod
     def sum_of(cls, *terms: FactoredMatrix) -> FactoredMatrix:
         """Add products of one shape by placing their factors side by side."""
+        # The rank grows to the sum of the ranks, but no (m, n) matrix is computed.
         left = torch.cat([term.scale * term.left.to(REAL) for term in terms], dim=1)
         right = torch.cat([term.right.to(REAL) for term in terms])
         return cls(left, right, terms=terms)
 
     def times(self, factor: float) -> FactoredMatrix:
         """Multiply by a scalar."""
+        # The terms are scaled too: `storage_error` reads them alone.
         terms = tuple(term.times(factor) for term in self.terms)
         return FactoredMatrix(self.left, self.right, factor * self.scale, terms)
 
@@ -147,6 +149,7 @@ class Spectrum:
 
     @property
     def _decomposition_error(self) -> float:
+        # The backward error of the SVD (Golub & Van Loan, sec. 8.6)
         return max(self.shape) * torch.finfo(REAL).eps * self.spectral_norm
 
     def in_unit_of_entries(self, value: float) -> float:
@@ -166,6 +169,7 @@ class Spectrum:
     @cached_property
     def power_law(self) -> PowerLaw | None:
         """The power law fitted to the eigenvalues s^2 of `nonzero`; None if they are all equal."""
+        # In units of the largest value, whose square could leave the range of float64
         law = fit(2 * (self.nonzero / self.spectral_norm).log())
         if law is None:
             return None
@@ -181,18 +185,26 @@ def spectra(matrices: Sequence[Matrix]) -> list[Spectrum]:
     """
     batches: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        rank = matrix.left.shape[1] if isinstance(matrix, FactoredMatrix) else None
-        batches[tuple(matrix.shape), rank, matrix.dtype].append(index)
+        key = _batch_key(matrix)
+        batches[key].append(index)
     by_index: dict[int, Spectrum] = {}
     for indices in batches.values():
         batch = [matrices[index] for index in indices]
-        by_index.update(zip(indices, _decompose(batch), strict=True))
-    return [by_index[index] for index in range(len(matrices))]
+        decomposed = _decompose(batch)
+        by_index.update(zip(indices, decomposed, strict=True))
+    order = range(len(matrices))
+    return [by_index[index] for index in order]
+
+
+def _batch_key(matrix: Matrix) -> object:
+    inner_dimension = matrix.left.shape[1] if isinstance(matrix, FactoredMatrix) else None
+    return tuple(matrix.shape), inner_dimension, matrix.dtype
 
 
 def _decompose(matrices: Sequence[Matrix]) -> list[Spectrum]:
     """Compute the spectra of matrices that have one shape, inner dimension and dtype."""
     scaled, exponents = zip(*map(normalized, matrices), strict=True)
+    # One call for a batch of small matrices is much faster than one for each.
     values = singular_values(_cores(scaled), matrices[0].dtype)
     return [
         _spectrum(matrix, row, exponent)
@@ -204,6 +216,7 @@ def _spectrum(matrix: Matrix, values: torch.Tensor, exponent: int) -> Spectrum:
     """Build a spectrum from singular values in units of 2^exponent."""
     magnitude = math.frexp(float(values[0]))[1] + exponent
     if exponent and abs(magnitude) < _SAFE_FOR_NORMS:
+        # Usually the values fit into float64 without the exponent, and readers need not know of it.
         values, exponent = times_powers(values, exponent), 0
     rounding = storage_error(matrix, unit=exponent) if isinstance(matrix, FactoredMatrix) else None
     return Spectrum(values, (matrix.shape[0], matrix.shape[1]), matrix.dtype, rounding, exponent)
@@ -216,14 +229,23 @@ def _cores(matrices: Sequence[Matrix]) -> torch.Tensor:
     are of one type and shape.
     """
     products = [matrix for matrix in matrices if isinstance(matrix, FactoredMatrix)]
-    if not products:
-        return torch.stack([m for m in matrices if isinstance(m, torch.Tensor)]).to(REAL)
-    left = torch.stack([product.left for product in products]).to(REAL)  # (b, m, r)
-    right = torch.stack([product.right for product in products]).to(REAL)  # (b, r, n)
-    left_triangle = torch.linalg.qr(left, mode="r").R  # (b, <= r, r)
-    right_triangle = torch.linalg.qr(right.mT, mode="r").R  # (b, <= r, r)
+    if products:
+        return _cores_of_products(products)
+    plain = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor)]
+    return torch.stack(plain).to(REAL)
+
+
+def _cores_of_products(products: Sequence[FactoredMatrix]) -> torch.Tensor:
+    left = torch.stack([product.left for product in products])  # (b, m, r)
+    right = torch.stack([product.right for product in products])  # (b, r, n)
     scales = torch.tensor([product.scale for product in products], dtype=REAL)
-    return scales[:, None, None] * (left_triangle @ right_triangle.mT)
+    core = _triangle(left) @ _triangle(right.mT).mT
+    return scales[:, None, None] * core
+
+
+def _triangle(factors: torch.Tensor) -> torch.Tensor:
+    """Return R of the QR decomposition of each factor: (b, <= r, r)."""
+    return torch.linalg.qr(factors.to(REAL), mode="r").R
 
 
 def storage_error(matrix: Matrix, *merged: torch.dtype, unit: int = 0) -> float:
@@ -278,6 +300,7 @@ def _entry_error(
     `size` is ||W||_F; it and the result are in units of 2^exponent.
     """
     unit_roundoff = max(torch.finfo(dtype).eps for dtype in dtypes) / 2
+    # It matters for float16 and float8, in which small entries round to 0.
     least_subnormal = times_power(max(map(_least_subnormal, dtypes)), -exponent)
     return unit_roundoff * size + math.sqrt(math.prod(shape)) / 2 * least_subnormal
 
@@ -302,6 +325,7 @@ def normalized(matrix: Matrix) -> tuple[Matrix, int]:
 def difference(new: Matrix, old: Matrix) -> Matrix:
     """Compute new - old in float64; for products, as one product (m, 2r) by (2r, n)."""
     if isinstance(new, FactoredMatrix) and isinstance(old, FactoredMatrix):
+        # The sum remembers its terms, since their rounding is what `storage_error` bounds.
         return FactoredMatrix.sum_of(new, old.times(-1))
     if isinstance(new, FactoredMatrix) or isinstance(old, FactoredMatrix):
         raise TypeError("a product and a plain matrix have no difference here")
@@ -309,15 +333,19 @@ def difference(new: Matrix, old: Matrix) -> Matrix:
 
 
 def inner(a: Matrix, b: Matrix) -> float:
-    """Sum the products of corresponding entries of two matrices, or of two products, of one shape."""
+    """Sum the products of corresponding entries of two matrices (or products) of one shape."""
     if isinstance(a, FactoredMatrix) and isinstance(b, FactoredMatrix):
-        # tr((L R)^T (L' R')) = sum of (L^T L') * (R R'^T), both (r, r)
-        left = a.left.to(REAL).T @ b.left.to(REAL)
-        right = a.right.to(REAL) @ b.right.to(REAL).T
-        return a.scale * b.scale * float((left * right).sum())
+        return _inner_of_products(a, b)
     if isinstance(a, FactoredMatrix) or isinstance(b, FactoredMatrix):
         raise TypeError("a product and a plain matrix have no inner product here")
     return float((a.to(REAL) * b.to(REAL)).sum())
+
+
+def _inner_of_products(a: FactoredMatrix, b: FactoredMatrix) -> float:
+    # tr((L R)^T (L' R')) is the sum of (L^T L') * (R R'^T), entry by entry, both (r, r).
+    left = a.left.to(REAL).T @ b.left.to(REAL)
+    right = a.right.to(REAL) @ b.right.to(REAL).T
+    return a.scale * b.scale * float((left * right).sum())
 
 
 def norm(matrix: Matrix) -> float:
@@ -332,6 +360,7 @@ def norm_ratio(a: Matrix, b: Matrix) -> float | None:
     a, a_exponent = normalized(a)
     b, b_exponent = normalized(b)
     b_norm = norm(b)
+    # Each norm may leave the range of float64 although the ratio does not.
     return times_power(norm(a) / b_norm, a_exponent - b_exponent) if b_norm > 0 else None
 
 

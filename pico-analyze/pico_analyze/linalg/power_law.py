@@ -38,6 +38,7 @@ def fit(logs: torch.Tensor) -> PowerLaw | None:
     n = len(logs)
     if n == 0:
         return None
+    # counts[m - 1] is the number of values in the tail that ends at index m - 1.
     counts = torch.arange(1, n + 1, dtype=torch.float64)
     excess = logs.cumsum(0) - counts * logs  # sum ln(x_i / x_m)
     ends = _tail_ends(logs, counts, excess)
@@ -65,6 +66,7 @@ def _best_of(
     longest = int(ends[-1]) + 1
     x, rank = logs[:longest], counts[:longest]  # (longest,)
     x_min, tail = logs[ends, None], counts[ends, None]  # (ends, 1)
+    # The slope is the exponent of the share above x, one less than that of the density.
     slopes = counts[ends] / excess[ends]
     fitted = torch.exp(slopes[:, None] * (x_min - x))  # (ends, longest): share above x
     # The empirical share jumps at each value, from (rank - 1) / tail to rank / tail.

@@ -20,6 +20,8 @@ from pico_analyze.linalg.matrix import FactoredMatrix, Matrix, normalized, stora
 def _centred(x: torch.Tensor) -> torch.Tensor:
     """Subtract the mean of each column; columns that vary only by its rounding become exactly 0."""
     centred = x - x.mean(dim=0)
+    # Of a constant column only the rounding of its mean is left, which a comparison that ignores
+    # scale would take for a direction.
     rounding = x.shape[0] * torch.finfo(REAL).eps * x.abs().amax(dim=0)
     return centred.mul_(centred.abs().amax(dim=0) > rounding)
 
@@ -92,6 +94,7 @@ class Sample:
     @cached_property
     def core(self) -> torch.Tensor:
         """The sample up to a rotation of its columns, as narrow as possible, (rows, k)."""
+        # Gram matrices, distances and angles do not depend on a rotation of the columns.
         return self._factors[0] if isinstance(self.matrix, FactoredMatrix) else self.x
 
     @cached_property
@@ -121,11 +124,12 @@ class Sample:
     @cached_property
     def self_cross(self) -> float:
         """tr(K K), the squared norm of the Gram matrix."""
+        # ||x x^T||_F = ||x^T x||_F
         return float(self._smaller_gram.square().sum())
 
     @property
     def rounding(self) -> float:
-        """The tolerance of a sum with terms as large as `self_cross`: up to it the sum counts as 0."""
+        """The value up to which a sum of terms as large as `self_cross` counts as zero."""
         return max(self.matrix.shape) * torch.finfo(REAL).eps * self.self_cross
 
     @cached_property
@@ -143,6 +147,7 @@ class Sample:
         The directions are those of the basis, orthonormal up to rounding in float64.
         """
         left, values, right = self.basis
+        # Directions from a Gram matrix are orthogonal only up to GRAM_ERROR; QR restores them.
         directions, triangle = torch.linalg.qr(left)
         return directions, triangle @ (values[:, None] * right)
 
@@ -171,6 +176,7 @@ class Sample:
 
         They do not if directions k and k + 1 are equally large, so that either could be the k-th.
         """
+        # Compared as squares, since those are what an eigendecomposition rounds.
         squares = self.basis.values.square()
         rounding = 8 * math.sqrt(max(self.core.shape)) * torch.finfo(REAL).eps * squares[0]
         return k == len(squares) or bool(squares[k - 1] - squares[k] > rounding)
@@ -187,6 +193,7 @@ class Sample:
         """The median of the distances between different rows; 0 for fewer than two rows."""
         pairs = torch.triu_indices(self.rows, self.rows, 1)
         distances = self.squared_distances[pairs[0], pairs[1]].sqrt()
+        # torch.median would take the lower of two middle values; numpy averages them.
         return float(np.median(distances.numpy())) if len(distances) else 0.0
 
     def rbf(self, bandwidth: float) -> torch.Tensor:
@@ -197,9 +204,12 @@ class Sample:
         key = ("rbf", bandwidth)
         if key not in self._matrices:
             width = bandwidth * self.median_distance
-            kernel = torch.exp(self.squared_distances / (-2 * width**2))
+            exponent = self.squared_distances / (-2 * width**2)
+            kernel = torch.exp(exponent)
             means = kernel.mean(dim=0)
-            self._matrices[key] = kernel - means - means[:, None] + means.mean()
+            # H K H, without the centring matrix H
+            centred = kernel - means - means[:, None] + means.mean()
+            self._matrices[key] = centred
         return self._matrices[key]
 
     def once(self, name: str, make: Callable[[Sample], float]) -> float:
@@ -220,13 +230,16 @@ class Sample:
         return self._matrices[key]
 
     def _nearest(self, k: int) -> torch.Tensor:
+        # A row is not its own neighbour.
         others = self.squared_distances.clone().fill_diagonal_(torch.inf)
         last = others.kthvalue(k, dim=1, keepdim=True).values
         resolution = self._distance_resolution
+        # Distances that differ by less than rounding have no order.
         nearer = others < last - resolution
         tied = (others - last).abs() <= resolution
         places_left = k - nearer.sum(dim=1)
-        share = places_left.to(REAL) / tied.sum(dim=1)
+        candidates = tied.sum(dim=1)
+        share = places_left.to(REAL) / candidates
         return nearer.to(REAL) + tied * share[:, None]
 
     @property
@@ -237,7 +250,8 @@ class Sample:
 
     @cached_property
     def classes(self) -> torch.Tensor:
-        """A number for each row, the same for rows that are stored with equal values, (rows,) int64."""
+        """A number for each row, equal for rows with equal stored values, (rows,) int64."""
+        # Rows of a product are equal if the rows of its left factor are.
         matrix = self.matrix.left if isinstance(self.matrix, FactoredMatrix) else self.matrix
         return torch.unique(matrix.to(REAL), dim=0, return_inverse=True)[1]
 
@@ -252,17 +266,18 @@ def distinct_rows(a: Sample, b: Sample) -> int:
 
     n distinct pairs of centred rows span at most n - 1 dimensions.
     """
+    # A pair of class numbers as one integer
     return len(torch.unique(a.classes * a.rows + b.classes))
 
 
 def fills_all_rows(directions: int, a: Sample, b: Sample) -> bool:
-    """Return whether this many directions are all that the distinct rows of two samples can span."""
+    """Return whether this many directions are all that the rows of two samples can span."""
     at_least = max(a.distinct, b.distinct)  # cheap and cached: there are at least as many pairs
     return directions >= at_least - 1 and directions >= distinct_rows(a, b) - 1
 
 
 def cross(a: Sample, b: Sample) -> float:
-    """Compute tr(K L) = ||a^T b||_F^2 for K = a a^T and L = b b^T, in the cheaper of the two forms."""
+    """Compute tr(K L) = ||a^T b||_F^2 for K = a a^T and L = b b^T, by the cheaper form."""
     if a is b:
         return a.self_cross
     if _is_wide(a) or _is_wide(b):

@@ -32,15 +32,17 @@ def gradient_noise_scale(stack: GradientStack) -> Outcome:
     """Compute the noise scale B_simple = tr(S) / |G*|^2 of one parameter from unbiased estimates.
 
     In [0, inf), tokens. It is the batch at which noise and signal are equally large: far below it a
-    larger batch improves a step almost in proportion, far above it hardly at all. For a whole model,
-    average `gradient_covariance_trace` and `gradient_norm_squared` over nearby steps, sum each over
-    the parameters, and divide; a mean of ratios is not the noise scale. None (no_signal) if the
-    estimate of |G*|^2 is not positive, None (too_few) for a single micro-batch. Source: McCandlish
-    et al. 2018, "An empirical model of large-batch training", sec. 2.2 and appendix A.1.
+    larger batch improves a step almost in proportion, far above it hardly at all. For a whole
+    model, average `gradient_covariance_trace` and `gradient_norm_squared` over nearby steps, sum
+    each over the parameters, and divide; a mean of ratios is not the noise scale. None (no_signal)
+    if the estimate of |G*|^2 is not positive, None (too_few) for a single micro-batch.
+    Source: McCandlish et al. 2018, "An empirical model of large-batch training", sec. 2.2 and
+    appendix A.1.
     """
     estimates = _estimates(stack)
     if isinstance(estimates, Outcome):
         return estimates
+    # Noise can hide the gradient; without noise the gradient itself is zero.
     if estimates.squared <= 0:
         return Outcome(None, "no_signal" if estimates.trace > 0 else "zero")
     return Outcome(estimates.trace / estimates.squared)
@@ -78,12 +80,16 @@ def _estimates(stack: GradientStack) -> Estimates | Outcome:
     scaled, exponent = normalized_entries(stack.gradients)
     # A micro-batch without terms of the loss carries no information; it does not count in m.
     has_terms = stack.n_tokens > 0
-    n_tokens, gradients = stack.n_tokens[has_terms], scaled[has_terms].flatten(1)
+    n_tokens = stack.n_tokens[has_terms]
+    gradients = scaled[has_terms].flatten(1)
     m = len(n_tokens)
     if m < 2:
         return Outcome(None, "too_few")
-    mean = n_tokens @ gradients / n_tokens.sum()
+    total = n_tokens.sum()
+    mean = n_tokens @ gradients / total
     squared_deviations = (gradients - mean).square().sum(dim=1)
     trace = float(n_tokens @ squared_deviations) / (m - 1)
-    squared = float(mean.square().sum()) - trace / float(n_tokens.sum())
+    squared_norm = float(mean.square().sum())
+    # |G|^2 exceeds |G*|^2 by tr(S) / N on average.
+    squared = squared_norm - trace / float(total)
     return Estimates(trace, squared, 2 * exponent)

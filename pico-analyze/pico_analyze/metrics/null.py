@@ -21,7 +21,7 @@ _TIE = 1e-12
 
 
 class Null(NamedTuple):
-    """The mean and standard deviation over permutations, and the p-value of the observed similarity.
+    """The mean and standard deviation over permutations, and the p-value of a similarity.
 
     All are None if a similarity has no value.
     """
@@ -50,6 +50,7 @@ def permutation_null(
     if observed is None or y.sequences < 2:
         return Null(None, None, None)
     values = []
+    # A separate generator does not disturb the global one, and is safe in threads.
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
         sequence_order = torch.randperm(y.sequences, generator=generator)
@@ -57,6 +58,7 @@ def permutation_null(
         if value is None:
             return Null(None, None, None)
         values.append(value)
+    # An order that changes nothing gives the observed value again, up to rounding.
     as_large = sum(value >= observed - _TIE * abs(observed) for value in values)
     p = (1 + as_large) / (1 + draws)
     return Null(statistics.fmean(values), statistics.stdev(values), p)

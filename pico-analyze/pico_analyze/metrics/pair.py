@@ -50,6 +50,7 @@ def cka_debiased(x: Sample, y: Sample) -> Outcome:
     if x.sequences < FEWEST_SEQUENCES:
         return Outcome(None, "n_less_than_d")
     own_x, own_y = own_hsic(x), own_hsic(y)
+    # The sign of an estimate within rounding is unknown, and its root would amplify the noise.
     if own_x <= x.rounding or own_y <= y.rounding:
         return Outcome(None, "zero")
     return bounded(unbiased_hsic(x, y) / (own_x * own_y) ** 0.5, -1, 1)
@@ -84,6 +85,7 @@ def svcca(x: Sample, y: Sample, variance: float = 0.99) -> Outcome:
     if refused := _refused(x, y, x_count, y_count):
         return refused
     x_directions, y_directions = x.basis.left[:, :x_count], y.basis.left[:, :y_count]
+    # Rounding can lift a correlation above 1.
     correlations = torch.linalg.svdvals(x_directions.T @ y_directions).clamp(max=1)
     return bounded(float(correlations.mean()), 0, 1)
 
@@ -102,16 +104,21 @@ def pwcca(x: Sample, y: Sample) -> Outcome:
     some correlations must be 1. Source: Morcos et al. 2018, "Insights on representational
     similarity in neural networks with canonical correlation", sec. 3.1.
     """
-    if refused := _refused(x, y, len(x.basis.values), len(y.basis.values)):
+    x_rank = len(x.basis.values)
+    y_rank = len(y.basis.values)
+    if refused := _refused(x, y, x_rank, y_rank):
         return refused
     x_directions, x_loadings = x.frame
     y_directions, _ = y.frame
     rotation, correlations = left_vectors(x_directions.T @ y_directions)
-    if _some_repeat(correlations, max(x.angle_error, y.angle_error) ** 2):
+    angle_error = max(x.angle_error, y.angle_error)
+    if _some_repeat(correlations, angle_error**2):
         return Outcome(None, "not_unique")
-    weights = (rotation.T @ x_loadings).abs().sum(dim=1)
+    canonical_loadings = rotation.T @ x_loadings
+    weights = canonical_loadings.abs().sum(dim=1)
     weighted_sum = weights @ correlations.clamp(max=1)
-    return bounded(float(weighted_sum / weights.sum()), 0, 1)
+    mean = weighted_sum / weights.sum()
+    return bounded(float(mean), 0, 1)
 
 
 def _some_repeat(correlations: torch.Tensor, error: float) -> bool:
@@ -138,17 +145,21 @@ def procrustes(x: Sample, y: Sample) -> Outcome:
     x_left, x_values, _ = x.basis
     y_left, y_values, _ = y.basis
     # x^T y without the rotations on both sides, which do not change its singular values
-    core = (x_left * x_values).T @ (y_left * y_values)
-    norms = torch.linalg.vector_norm(x_values) * torch.linalg.vector_norm(y_values)
-    return bounded(float(torch.linalg.svdvals(core).sum() / norms), 0, 1)
+    x_scaled = x_left * x_values
+    y_scaled = y_left * y_values
+    core = x_scaled.T @ y_scaled
+    nuclear_norm = torch.linalg.svdvals(core).sum()
+    x_norm = torch.linalg.vector_norm(x_values)
+    y_norm = torch.linalg.vector_norm(y_values)
+    return bounded(float(nuclear_norm / (x_norm * y_norm)), 0, 1)
 
 
 def subspace_overlap(x: Sample, y: Sample, k: int = 10) -> Outcome:
-    """Compute the mean squared cosine of the angles between the leading `k` left singular subspaces.
+    """Compute the mean squared cosine of the angles between leading left singular subspaces.
 
-    In [0, 1], a similarity: ||U^T V||_F^2 / k, with U and V the directions in the n rows in which
-    centred x and y vary most; about k / (n - 1) by chance. If a sample has fewer directions, k is
-    the smaller rank. None as for `svcca`. Source: Bjorck & Golub 1973, "Numerical methods for
+    In [0, 1], a similarity: ||U^T V||_F^2 / k, with U and V the `k` directions in the n rows in
+    which centred x and y vary most; about k / (n - 1) by chance. If a sample has fewer directions,
+    k is the smaller rank. None as for `svcca`. Source: Bjorck & Golub 1973, "Numerical methods for
     computing angles between linear subspaces"; Gur-Ari et al. 2018, "Gradient descent happens in a
     tiny subspace".
     """
@@ -185,7 +196,7 @@ def _directions_holding(variance: float, sample: Sample) -> int:
 
 
 def _refused(x: Sample, y: Sample, x_count: int, y_count: int) -> Outcome | None:
-    """Return the outcome without a value if the leading directions cannot be compared, else None."""
+    """Return an outcome without a value if leading directions cannot be compared, else None."""
     if without := _without_direction(x, y):
         return without
     if fills_all_rows(max(x_count, y_count), x, y):
@@ -208,6 +219,7 @@ def cosine(x: Matrix, y: Matrix) -> Outcome:
     pull the same way. Columns are not centred. Source: Golub & Van Loan, Matrix Computations, sec.
     2.2 (the angle of two vectors).
     """
+    # The cosine does not depend on scale, but the norms could leave the range of float64.
     x, y = normalized(x)[0], normalized(y)[0]
     norms = norm(x) * norm(y)
     return Outcome(None, "zero") if norms == 0 else bounded(inner(x, y) / norms, -1, 1)

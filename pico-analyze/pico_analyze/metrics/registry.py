@@ -1,4 +1,4 @@
-"""The registry of metrics: one literal table by name, beside which users pass their own functions."""
+"""The registry of metrics: one literal table by name; users may add their own functions."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ _OF_ONE_SHAPE = "a worst case: comparable at one shape and dtype only"
 _TWO_SIDED = "two-sided distance: not comparable with the packages powerlaw and plfit"
 
 METRICS: dict[str, Metric] = {
+    # Spectrum of one matrix
     "per": Metric(single.per, 1, _ALL, "spectrum", "fraction of full rank", "[0, 1]"),
     "effective_rank": Metric(single.effective_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "condition_number": Metric(single.condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
@@ -82,6 +83,7 @@ METRICS: dict[str, Metric] = {
     "frobenius_norm": Metric(single.frobenius_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "nuclear_norm": Metric(single.nuclear_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
     "spectral_norm": Metric(single.spectral_norm, 1, _ALL, "spectrum", ENTRY, "[0, inf)"),
+    # Entries of one matrix or vector
     "max_abs": Metric(single.max_abs, 1, _ALL, "entries", ENTRY, "[0, inf)"),
     "gini": Metric(single.gini, 1, _ALL, "entries", "index", "[0, 1)"),
     "hoyer": Metric(single.hoyer, 1, _ALL, "entries", "index", "[0, 1]"),
@@ -89,14 +91,17 @@ METRICS: dict[str, Metric] = {
     "near_zero_share": Metric(
         single.near_zero_share, 1, _ALL, "entries", "share of entries", "[0, 1]", {"fraction": 0.01}
     ),
+    # One sample of activations
     "anisotropy": Metric(single.anisotropy, 1, _SAMPLES, "sample", "similarity", "[-1, 1]"),
     "intrinsic_dimension": Metric(
         single.intrinsic_dimension, 1, _SAMPLES, "sample", "dimensions", "[0, k]"
     ),
     "dead_units": Metric(single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"),
+    # One update
     "update_to_weight_ratio": Metric(
         single.update_to_weight_ratio, 1, _UPDATES, "update", "ratio", "[0, inf)"
     ),
+    # Gradients of micro-batches
     "gradient_noise_scale": Metric(
         noise.gradient_noise_scale, 1, _MICRO_BATCHES, "micro_batches", "tokens", "[0, inf)"
     ),
@@ -111,6 +116,7 @@ METRICS: dict[str, Metric] = {
     "gradient_norm_squared": Metric(
         noise.gradient_norm_squared, 1, _MICRO_BATCHES, "micro_batches", "nats^2", "(-inf, inf)"
     ),
+    # Two samples of the same rows
     "cka": Metric(pair.cka, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "cka_debiased": Metric(pair.cka_debiased, 2, _SAMPLES, "sample", "similarity", "[-1, 1]"),
     "cka_rbf": Metric(
@@ -123,6 +129,7 @@ METRICS: dict[str, Metric] = {
         pair.subspace_overlap, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}
     ),
     "mutual_knn": Metric(pair.mutual_knn, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}),
+    # Two matrices or vectors
     "cosine": Metric(pair.cosine, 2, _ALL, "matrix", "similarity", "[-1, 1]"),
     "relative_distance": Metric(pair.relative_distance, 2, _ALL, "matrix", "ratio", "[0, inf)"),
 }
@@ -142,6 +149,7 @@ def resolve(metrics: Sequence[str | Callable[..., Any]] | None) -> dict[str, Met
     chosen: dict[str, Metric] = {}
     for item in METRICS if metrics is None else metrics:
         name, metric = _resolve_one(item)
+        # The name is the key of the table, so it must identify the function.
         if chosen.get(name, metric) != metric or METRICS.get(name, metric) != metric:
             raise UserError(
                 f'two different metrics are called "{name}": give the function another name'
@@ -166,7 +174,7 @@ def _users_own(fn: Callable[..., Any]) -> Metric:
 
 
 def _load(reference: str) -> Any:
-    """Import `attribute` from `module`, which must lie on Python's path, given `module:attribute`."""
+    """Import the attribute that `module:attribute` names; the module must be importable."""
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

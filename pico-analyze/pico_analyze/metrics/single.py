@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 
 
 def bounded(value: float, low: float, high: float) -> Outcome:
-    """Clip a value to [low, high], where it lies by definition: only rounding can leave the range."""
+    """Clip a value to [low, high], where it lies by definition, apart from rounding."""
     return Outcome(min(max(value, low), high))
 
 
@@ -41,6 +41,7 @@ def effective_rank(spectrum: Spectrum) -> Outcome:
     if spectrum.spectral_norm == 0:
         return Outcome(0.0, "zero")
     p = spectrum.relative / spectrum.relative.sum()
+    # xlogy gives 0 ln 0 = 0.
     entropy = -torch.xlogy(p, p).sum()
     return bounded(float(torch.exp(entropy)), 1, spectrum.full_rank)
 
@@ -51,6 +52,7 @@ def per(spectrum: Spectrum) -> Outcome:
     In [1/k, 1], fraction of full rank; 0 for the zero matrix. Source: Diehl Martinez et al. 2024,
     "Tending towards stability".
     """
+    # An effective rank always has a value; `or` only satisfies the type checker.
     rank = effective_rank(spectrum)
     return Outcome((rank.value or 0.0) / spectrum.full_rank, rank.status)
 
@@ -142,7 +144,7 @@ def heavy_tail_exponent(spectrum: Spectrum) -> Outcome:
     the number of values fitted. It is not comparable with the packages powerlaw and plfit, which
     take the one-sided distance and cap the exponent. None (too_few) if fewer than 50 values are not
     0, or if they are all equal. Source: Clauset et al. 2009, "Power-law distributions in empirical
-    data", sec. 3; for spectra, Martin & Mahoney 2021.
+    data", sec. 3; of spectra, Martin & Mahoney 2021.
     """
     law = _tail(spectrum)
     return Outcome(law.exponent) if isinstance(law, PowerLaw) else law
@@ -219,6 +221,7 @@ def gini(x: torch.Tensor) -> Outcome:
     In [0, 1 - 1/n], an index: 0 if all magnitudes are equal, 1 - 1/n if only one entry is not zero.
     0 for the zero tensor. Source: Hurley & Rickard 2009, "Comparing measures of sparsity", table I.
     """
+    # Scaled, since the sum of extreme entries would leave the range of float64
     magnitudes = sorted_magnitudes(normalized_entries(x)[0])
     total, n = magnitudes.sum(), len(magnitudes)
     if total == 0:
@@ -238,6 +241,7 @@ def hoyer(x: torch.Tensor) -> Outcome:
     largest = x.abs().max()
     if largest == 0:
         return Outcome(0.0, "zero")
+    # For one entry the definition is 0 / 0.
     if root == 1:
         return Outcome(1.0)
     magnitudes = x.abs() / largest
@@ -257,6 +261,7 @@ def kurtosis(x: torch.Tensor) -> Outcome:
         return Outcome(None, "zero")
     x, _ = normalized_entries(x)
     centred = x - x.mean()
+    # In units of the largest deviation fourth powers stay in range.
     squares = (centred / centred.abs().max()).square()
     ratio = float(squares.square().mean() / squares.mean().square())
     return Outcome(max(ratio, 1) - 3)  # mean(y^2) >= mean(y)^2 up to rounding
@@ -286,6 +291,7 @@ def anisotropy(sample: Sample) -> Outcome:
     are left out; None (zero) if fewer than two remain. Source: Ethayarajh 2019, "How contextual are
     contextualized word representations?", sec. 3.2.
     """
+    # The metric is about rows that are not centred.
     rows = sample.x + sample.mean
     lengths = torch.linalg.vector_norm(rows, dim=1)
     has_direction = lengths > 0
@@ -319,6 +325,7 @@ def dead_units(sample: Sample) -> Outcome:
     mean. Source: Maas et al. 2013, "Rectifier nonlinearities improve neural network acoustic
     models" (units that never activate).
     """
+    # `Sample.x` sets columns that vary only by rounding to exactly 0.
     return Outcome(float((sample.x == 0).all(dim=0).double().mean()))
 
 

@@ -21,19 +21,25 @@ def unbiased_hsic(x: Sample, y: Sample) -> float:
     other, so that their products do not average out. With one row a sequence this is eq. 5 of Song
     et al. 2012, "Feature selection via dependence maximization".
     """
-    n, q = x.rows, x.positions
-    all_rows = x.self_cross if x is y else cross(x, y)  # sum of K_ij L_ij over all i, j
+    all_rows = cross(x, y)  # sum of K_ij L_ij over all i, j
     rows_by_sequences, sequences_by_sequences = _sums_over_sequences(x, y, all_rows)
     # Columns are centred, so that each row of K sums to 0: its sum over other sequences is that
     # over its own sequence, negated.
-    own_x, own_y = _sums_of_own_sequence(x), _sums_of_own_sequence(y)  # (n,)
-    square_x = own_x.unflatten(0, (-1, q)).sum(dim=1)  # (B,): |sum of a sequence's rows|^2
-    square_y = own_y.unflatten(0, (-1, q)).sum(dim=1)
+    own_x = _sums_of_own_sequence(x)  # (n,)
+    own_y = _sums_of_own_sequence(y)
+    square_x = _sum_by_sequence(x, own_x)  # (B,): |sum of its rows|^2
+    square_y = _sum_by_sequence(y, own_y)
     second = all_rows - _sum_within_sequences(x, y)
-    third = 2 * float(own_x @ own_y) - rows_by_sequences
-    fourth = float(square_x.sum() * square_y.sum()) - 6 * float(square_x @ square_y)
-    fourth += 2 * sequences_by_sequences
-    return second - 2 * third / (n - 2 * q) + fourth / ((n - 2 * q) * (n - 3 * q))
+    own = float(own_x @ own_y)
+    third = 2 * own - rows_by_sequences
+    total_x, total_y = square_x.sum(), square_y.sum()
+    product = float(total_x * total_y)
+    diagonal = float(square_x @ square_y)
+    fourth = product - 6 * diagonal + 2 * sequences_by_sequences
+    # The numbers of rows outside two and outside three sequences
+    outside_two = x.rows - 2 * x.positions
+    outside_three = x.rows - 3 * x.positions
+    return second - 2 * third / outside_two + fourth / (outside_two * outside_three)
 
 
 def own_hsic(x: Sample) -> float:
@@ -48,6 +54,7 @@ def _sums_of_own_sequence(x: Sample) -> torch.Tensor:
 
 def _sum_within_sequences(x: Sample, y: Sample) -> float:
     """Sum K_ij L_ij over all pairs of rows i, j of one sequence."""
+    # With one row a sequence the sums need no matrix beside those that CKA uses.
     if x.positions == 1:
         return float(x.diagonal @ y.diagonal)
     return float((x.within_sequences * y.within_sequences).sum())
@@ -67,4 +74,10 @@ def _sums_over_sequences(x: Sample, y: Sample, all_rows: float) -> tuple[float, 
 
 
 def _between_sequences(x: Sample) -> torch.Tensor:
-    return x.with_sequences.unflatten(0, (x.sequences, x.positions)).sum(dim=1)
+    """Sum K over the rows of each pair of sequences: (B, B)."""
+    return _sum_by_sequence(x, x.with_sequences)
+
+
+def _sum_by_sequence(x: Sample, of_rows: torch.Tensor) -> torch.Tensor:
+    """Sum (n, ...) over the rows of each sequence: (B, ...)."""
+    return of_rows.unflatten(0, (x.sequences, x.positions)).sum(dim=1)

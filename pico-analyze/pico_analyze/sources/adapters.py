@@ -70,6 +70,7 @@ def scale(place: str, module: str, rank: int, config: Mapping[str, Any]) -> floa
 
 
 def _is_finite_number(value: Any) -> bool:
+    # In Python True is an int.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value)

@@ -64,6 +64,7 @@ class OpenFiles:
         self.get = lru_cache(_OPEN_FILES)(TensorFile)
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        # Open files cannot be sent to another process.
         return OpenFiles, ()
 
 
@@ -84,6 +85,7 @@ class CheckedReads:
             DamagedError: it cannot be read, or has changed since it was first hashed.
         """
         sha256 = _sha256(path)
+        # The first hash stays, since tensors may have been read from those bytes.
         if self._expected.setdefault(path, sha256) != sha256:
             raise DamagedError(f"{path} was altered while it was being measured")
         return sha256
@@ -121,6 +123,7 @@ class LocalFiles:
     def header(self, name: str) -> list[TensorInfo]:
         """List the tensors of a file, from its header alone."""
         path = self.path / name
+        # A clone without Git LFS leaves pointers in place of large files.
         is_small = path.is_file() and path.stat().st_size < _POINTER_BYTES
         if is_small and is_pointer(path.read_bytes()):
             raise DamagedError(pointer_sentence(path))
@@ -133,6 +136,7 @@ class LocalFiles:
     def read(self, stored: TensorInfo) -> torch.Tensor:
         """Read one tensor; DamagedError if its file has changed since it was hashed."""
         path = self.path / stored.file
+        # Checked on both sides, since the file may be replaced while it is read.
         self._checked.check(path)
         tensor = self._open.get(path).get(stored.name)
         self._checked.check(path)

@@ -87,6 +87,7 @@ def shards_of_index(place: str, index: Mapping[str, Any]) -> list[str]:
         raise DamagedError(f"{place} has no weight_map of tensors to files")
     files = sorted(set(values))
     for file in files:
+        # A path such as `../other` would lead out of the model.
         if PurePath(file).name != file:
             raise DamagedError(f'{place} names "{file}", which is not a file beside it')
     return files

@@ -85,6 +85,7 @@ def open_hub(
     pattern = address.pattern or "*"
     chosen = [revision for revision in commits if fnmatch.fnmatchcase(revision, pattern)]
     with_step = [revision for revision in chosen if read_name(revision) is not None]
+    # A branch may contain steps as commits or folders, which its name does not show.
     branch = _one_branch(address, chosen, with_step)
     if branch is not None:
         series = _steps_of_branch(store, address, branch, commits[branch])
@@ -121,21 +122,24 @@ def _steps_of_branch(store: Store, address: Address, branch: str, commit: str) -
         saved = saved_commits(store.commits(branch))
         if saved:
             return _series_of_commits(store, address, branch, saved)
-    folders = step_folders(store.tree(commit), address.folder)
-    if not folders:
+    runs = step_folders(store.tree(commit), address.folder)
+    if not runs:
         return None
-    if len(folders) > 1:
-        first = [f"{PREFIX}{address.repo}/{name}@{branch}" for name in sorted(folders)[:8]]
+    if len(runs) > 1:
+        first = [f"{PREFIX}{address.repo}/{name}@{branch}" for name in sorted(runs)[:8]]
         raise UserError(
             f"{address.repo}@{branch} holds several runs in folders; name one of them: {', '.join(first)}"
         )
-    ((name, steps),) = folders.items()
+    ((name, folders),) = runs.items()
     weights: dict[int, Model] = {}
     places: dict[tuple[int, str], tuple[str, str]] = {}
-    for step, folder in steps.items():
-        weights[step] = Model(HubFiles(store, commit, branch, folder))
-        places.update({(step, split): (commit, folder) for split in SPLITS})
-    return _published(store, address, name or branch, weights, dynamics_of(places, store))
+    for step, folder in folders.items():
+        files = HubFiles(store, commit, branch, folder)
+        weights[step] = Model(files)
+        for split in SPLITS:
+            places[step, split] = (commit, folder)
+    dynamics = dynamics_of(places, store)
+    return _published(store, address, name or branch, weights, dynamics)
 
 
 def _series_of_commits(
@@ -168,7 +172,7 @@ def _without_steps(
     chosen: Sequence[str],
     branch: str | None,
 ) -> HubSeries:
-    """Open one named revision that says no step as step 0; UserError if there is not exactly one."""
+    """Open a single revision whose name says no step, as step 0; UserError if there is none."""
     hint = did_you_mean(address.pattern, commits)
     if not address.pattern:
         raise UserError(

@@ -107,6 +107,7 @@ class HubSeries(Series):
             UserError: no step can be read.
         """
         steps_of: dict[str, list[int]] = {}  # identity of the weights -> steps
+        # A copy, since steps are removed in the loop
         for step in list(self.models):
             try:
                 steps_of.setdefault(self.content_id(step), []).append(step)

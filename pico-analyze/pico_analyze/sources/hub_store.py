@@ -70,6 +70,7 @@ class Store:
         self._budget = int(disk_gib * 2**30)
         self._trees: dict[str, dict[str, Entry]] = {}  # commit -> path -> file
         self._intact: dict[Path, str] = {}  # path -> sha256 of content with the listed git hash
+        # Reentrant, since `read` calls `tree`
         self._lock = threading.RLock()
         self._hub = _library()
         root = Path(self._hub.constants.HF_HOME) / "pico-analyze" if cache is None else Path(cache)
@@ -80,6 +81,7 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
         """Copy it to another process with an empty state and a separate budget."""
+        # Locks and open sessions cannot be sent to another process.
         return Store, (self.repo, self.disk_gib, self._cache, self._endpoint)
 
     def revisions(self) -> dict[str, str]:
@@ -103,6 +105,8 @@ class Store:
 
     def _list(self, commit: str) -> dict[str, Entry]:
         with self._sentences(f"{self.repo}@{commit}"):
+            # The pages are requested while the listing is iterated: errors must occur inside of
+            # `with`.
             listed = list(self._api.list_repo_tree(self.repo, recursive=True, revision=commit))
         tree = {}
         for item in listed:
@@ -123,8 +127,10 @@ class Store:
         if is_pointer(first):
             raise DamagedError(pointer_sentence(place))
         length = int.from_bytes(first[:8], "little")
+        # The shortest header is `{}`; a huge one would be read into memory whole.
         if not 2 <= length <= _LONGEST_HEADER:
             raise DamagedError(f"{place} is not a safetensors file")
+        # A long header needs a second request.
         if 8 + length > len(first):
             first = self._first_bytes(commit, file, 8 + length)
         try:
@@ -145,6 +151,7 @@ class Store:
         with self._lock:
             path = self.root / commit / file
             if not (path.is_file() and self._is_intact(path, commit, file)):
+                # The library may take an existing copy for the file, however damaged.
                 path.unlink(missing_ok=True)
                 self._free_disk_space(self.tree(commit)[file].size, path)
                 with self._sentences(f"{self.repo}@{commit}/{file}"):
@@ -166,7 +173,7 @@ class Store:
         return self._hub.HfApi(endpoint=self._endpoint)
 
     def _is_intact(self, path: Path, commit: str, file: str) -> bool:
-        """Return whether a file on disk has the listed hash; an unchanged file is read only once."""
+        """Return whether a file on disk has the listed hash; unchanged files are read once."""
         listed, sha256 = self.tree(commit)[file], session_sha256(path)
         if listed.sha256 is not None:
             return sha256 == listed.sha256
@@ -181,6 +188,7 @@ class Store:
 
     def _free_disk_space(self, size: int, file: Path) -> None:
         """Delete the least recently used files until `size` more bytes fit into the budget."""
+        # For such a file it would not help to delete all others.
         if size > self._budget:
             raise DamagedError(
                 f"{file.name} of {self.repo} has {size / 2**30:.3g} GiB, more than the {self.disk_gib:.3g} GiB that "

@@ -28,7 +28,7 @@ class ObservedStep:
         return self._observation.tokens
 
     def splits(self, step: int, kind: str) -> list[str | None]:
-        """List the splits of which `kind` was observed: [None] for weights, [] if there are none."""
+        """List the splits of which `kind` was observed: [None] for weights, [] if none."""
         check_kind(kind)
         return [split for observed, split in self._observation.tensors if observed == kind]
 
@@ -54,6 +54,7 @@ class ObservedStep:
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)
         splits = self.splits(step, kind)
+        # Without a split the only one is meant.
         chosen = [known for known in splits if split in (None, known)]
         if len(chosen) != 1:
             available = ", ".join(map(str, splits)) or "none"

@@ -104,6 +104,7 @@ class Model:
     def fingerprint(self) -> str:
         """Identify the bytes that the matrices depend on: weights, and the configurations."""
         present = self.files.names()
+        # They give the scale of an adapter and the block size of float8 scales.
         configurations = (MODEL_CONFIG, formats.ADAPTER_CONFIG)
         files = self.weight_files() + [name for name in configurations if name in present]
         return self.files.content_id(files)
@@ -118,6 +119,7 @@ class Model:
         for file in self.weight_files():
             by_name.update({tensor.name: tensor for tensor in self.files.header(file)})
         dtypes = {name: tensor.dtype for name, tensor in by_name.items()}
+        # Packed integers look like matrices but are not the weights.
         quantised.refuse_packed(self.place, dtypes, self.config)
         if self._is_adapter:
             adapters.check(self.place, self._adapter_config)

@@ -97,6 +97,7 @@ def heads_of(model: Mapping[str, Any], module: str) -> Heads | None:
         module: the attention module, or a module in it.
     """
     shape, layer = stack_of(model, module), names.parse(f"{module}.weight").layer
+    # Without key-value heads each query head has its own.
     queries = _in_layer(shape.get("num_attention_heads"), layer)
     groups = _in_layer(shape.get("num_key_value_heads", queries), layer)
     return None if queries is None or groups is None else Heads(queries, groups)
@@ -126,6 +127,7 @@ def describe(model: Mapping[str, Any]) -> str:
 
 def _top_level(config: Mapping[str, Any]) -> dict[str, Any]:
     """Read the geometry that the configuration gives outside of nested configurations."""
+    # MPT and DBRX nest the heads in `attn_config`.
     given = {**_mapping(config.get("attn_config")), **config}
     shape: dict[str, Any] = {}
     for name, other_names in _NAMES.items():

@@ -100,9 +100,14 @@ def open_one(folder: Path, notes: Sequence[str] = ()) -> Series:
 
 
 def _opened(steps: Mapping[int, StepName], name: str, origin: str, notes: Sequence[str]) -> Series:
-    files = OpenFiles()
-    models = {step: Model(LocalFiles(Path(path.name), files)) for step, path in steps.items()}
-    tokens = {step: path.tokens for step, path in steps.items()}
+    # One pool for all steps bounds the number of open files.
+    opened = OpenFiles()
+    models: dict[int, Model] = {}
+    tokens: dict[int, int | None] = {}
+    for step, folder in steps.items():
+        files = LocalFiles(Path(folder.name), opened)
+        models[step] = Model(files)
+        tokens[step] = folder.tokens
     series = Series(name, models, tokens, origin)
     series.notes += [*notes, *unit_note(steps.values())]
     series.check()
@@ -181,6 +186,7 @@ class Series:
             UserError: no step can be read.
         """
         unsupported: list[str] = []
+        # A copy, since steps are removed in the loop
         for step in list(self.models):
             try:
                 self._modules(step)
@@ -207,6 +213,7 @@ class Series:
         """List the modules of which `step` has a matrix; errors as for `tensor`."""
         self._check(step, kind)
         modules = list(self._modules(step))
+        # A tied head is not stored, but it is a module with a matrix.
         if self._is_tied and _EMBEDDING in modules and _HEAD not in modules:
             modules.append(_HEAD)
         return modules
@@ -219,8 +226,10 @@ class Series:
             DamagedError: the file is not readable.
         """
         self._check(step, kind)
-        model, available = self.models[step], self._modules(step)
-        name = names.canonical(module).removesuffix(".weight")
+        model = self.models[step]
+        available = self._modules(step)
+        name = names.canonical(module)
+        name = name.removesuffix(".weight")
         if name == _HEAD and _HEAD not in available and self._is_tied:
             name = _EMBEDDING
         tensor = model.read(name)

@@ -58,7 +58,8 @@ class LegacyRun:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.name, self.origin = root.resolve().name, str(root.resolve())
+        self.name = root.resolve().name
+        self.origin = str(root.resolve())
         self.model = _geometry(root / "training_config.yaml")
         self.damaged: dict[int, list[str]] = {}
         self._file = lru_cache(_OPEN_FILES)(pickled.tensors)
@@ -85,7 +86,7 @@ class LegacyRun:
         return [split for split in SPLITS if (step, kind, split) in self._stored]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """List the modules with a tensor of `kind`, by Hugging Face name; errors as for `tensor`."""
+        """List the modules with a tensor of `kind`, by Hugging Face name; raises as `tensor`."""
         return self._stored[step, kind, self._split(step, kind, split)]
 
     def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:

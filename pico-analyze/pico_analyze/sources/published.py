@@ -66,6 +66,7 @@ def saved_commits(commits: Iterable[Commit]) -> SavedCommits:
             newest = saved.weights.setdefault(step, commit.id)
         else:
             newest = saved.dynamics.setdefault((step, split), commit.id)
+        # Commits come newest first, so that the first one seen of a step counts.
         if newest != commit.id:
             repeated.add(step)
     if repeated:
@@ -81,12 +82,17 @@ def step_folders(paths: Iterable[str], inside: str = "") -> dict[str, dict[int, 
         paths: the files of the repository.
         inside: a run, or a folder around runs; by default all runs.
     """
+    folders: set[str] = set()
+    for path in paths:
+        folders.update(map(str, PurePosixPath(path).parents))
     runs: dict[str, dict[int, str]] = {}
-    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
     for folder in folders:
         match = _FOLDER.fullmatch(folder)
-        if match and (not inside or f"{match['run']}/".startswith(f"{inside}/")):
-            runs.setdefault(match["run"], {})[int(match["step"])] = folder
+        if match is None:
+            continue
+        run, step = match["run"], int(match["step"])
+        if not inside or f"{run}/".startswith(f"{inside}/"):
+            runs.setdefault(run, {})[step] = folder
     return runs
 
 
@@ -143,10 +149,15 @@ def dynamics_of(places: Mapping[tuple[int, str], tuple[str, str]], store: Store)
     """
     dynamics: dict[tuple[int, str], dict[str, DynamicsFile]] = {}
     for (step, split), (commit, folder) in places.items():
+        tree = store.tree(commit)
+        files = {}
         for kind in _KINDS:
-            path = str(PurePosixPath(folder, _DYNAMICS, f"{split}_{kind}.pt"))
-            if path in store.tree(commit):
-                dynamics.setdefault((step, split), {})[kind] = DynamicsFile(store, commit, path)
+            file = f"{split}_{kind}.pt"
+            path = str(PurePosixPath(folder, _DYNAMICS, file))
+            if path in tree:
+                files[kind] = DynamicsFile(store, commit, path)
+        if files:
+            dynamics[step, split] = files
     return dynamics
 
 
@@ -162,6 +173,7 @@ class PublishedRun(HubSeries):
     def __init__(
         self, name: str, store: Store, models: Mapping[int, Model], dynamics: Dynamics, origin: str
     ) -> None:
+        # No tokens are recorded, but before the first update they are 0.
         super().__init__(name, store, models, {0: 0}, origin)
         self._dynamics = dict(dynamics)
         self._observed: dict[tuple[str, str], list[str]] = {}  # (kind, split) -> modules
@@ -180,7 +192,7 @@ class PublishedRun(HubSeries):
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
         """List the modules with a tensor of `kind` at `step`; errors as for `tensor`."""
-        if kind == "weights" and step in self.models:
+        if self._is_of_model(step, kind):
             return super().modules(step, kind)
         file, chosen_split = self._choose(step, kind, split)
         key = (kind, chosen_split)
@@ -197,10 +209,11 @@ class PublishedRun(HubSeries):
             UserError: the step, kind, split or module is absent; names the nearest one.
             DamagedError: the file is not readable, or contains more than tensors.
         """
-        if kind == "weights" and step in self.models:
+        if self._is_of_model(step, kind):
             return super().tensor(step, kind, module)
         file, _ = self._choose(step, kind, split)
-        name = names.canonical(module).removesuffix(".weight")
+        name = names.canonical(module)
+        name = name.removesuffix(".weight")
         tensor = file.tensor(name)
         if tensor is None:
             raise no_module(file.place, kind, name, self.modules(step, kind, split))
@@ -215,7 +228,7 @@ class PublishedRun(HubSeries):
 
     def fingerprint(self, step: int, kind: str, split: str | None = None) -> str:
         """Identify the bytes of the file with `kind` of `step`; errors as for `tensor`."""
-        if kind == "weights" and step in self.models:
+        if self._is_of_model(step, kind):
             return super().fingerprint(step, kind)
         return self._choose(step, kind, split)[0].identity
 
@@ -238,6 +251,9 @@ class PublishedRun(HubSeries):
         if step not in self.steps:
             self.notes.append(f"left out: {sentence}")
 
+    def _is_of_model(self, step: int, kind: str) -> bool:
+        return kind == "weights" and step in self.models
+
     def _file(self, step: int, kind: str, split: str | None) -> DynamicsFile | None:
         """Find the observed file with `kind` of a split; None if there is none."""
         one_split = [known for known in SPLITS if known == split]
@@ -253,10 +269,12 @@ class PublishedRun(HubSeries):
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)
         place = f"step {step} of {self.name}"
-        available = [known for known in self.splits(step, kind) if known is not None]
-        if kind != "weights" and split is None and len(available) > 1:
+        available = self.splits(step, kind)
+        if split is None and len(available) > 1:
             raise UserError(f"{place} has {kind} of several splits: say split train or val")
-        file = self._file(step, kind, split or next(iter(available), None))
+        if split is None and available:
+            split = available[0]
+        file = self._file(step, kind, split)
         if file is None:
             where = f" of split {split}" if split else ""
             raise UserError(f"{place} has no {kind}{where}")

@@ -40,6 +40,8 @@ def is_scale(name: str, stored: Mapping[str, Any]) -> bool:
     """Return whether a tensor holds the scales of a float8 weight or of its inputs."""
     for ending in (*_SCALES, ".input_scale", ".activation_scale"):
         if name.endswith(ending):
+            # An ordinary matrix may have the same ending; it is a scale only beside a float8
+            # weight.
             weight = name.removesuffix(ending)
             return stored.get(weight) in FLOAT8 or stored.get(weight + _WEIGHT) in FLOAT8
     return False
@@ -106,17 +108,20 @@ def dequantise(
         DamagedError: the scales do not fit the matrix.
     """
     m, n = weight.shape
+    # torch has no arithmetic in float8; float32 represents each value exactly.
     values, scale = weight.float(), scale.float()
     if scale.numel() == 1:
         return values * scale.reshape(())
     if tuple(scale.shape) in ((m,), (m, 1)):
         return values * scale.reshape(m, 1)
     if scale.dim() == 2:
-        rows = _block_size(m, scale.shape[0], _given_block_size(config, 0))
-        columns = _block_size(n, scale.shape[1], _given_block_size(config, 1))
+        p, q = scale.shape
+        rows = _block_size(m, p, _given_block_size(config, 0))
+        columns = _block_size(n, q, _given_block_size(config, 1))
         if rows and columns:
             by_row = scale.repeat_interleave(rows, 0)[:m]
-            return values * by_row.repeat_interleave(columns, 1)[:, :n]
+            by_entry = by_row.repeat_interleave(columns, 1)[:, :n]
+            return values * by_entry
     raise DamagedError(
         f"{place} has scales of shape {tuple(scale.shape)}, which do not fit {m} x {n}"
     )

@@ -79,17 +79,21 @@ class Run:
         self.layout = layout
         self.origin = str(layout.root.resolve())
         self.manifest = codec.read_manifest(layout.manifest, RunManifest)
-        self.name, self.model = self.manifest.name, self.manifest.model
+        self.name = self.manifest.name
+        self.model = self.manifest.model
         self.damaged: dict[int, list[str]] = {}
         self._checkpoints = self._read_intact(layout.checkpoints, CheckpointManifest)
         self._snapshots = self._read_intact(layout.snapshots, SnapshotManifest)
-        self.steps = sorted({*self._checkpoints, *self._snapshots})
+        intact = {*self._checkpoints, *self._snapshots}
+        self.steps = sorted(intact)
+        # A file is opened once and kept open, since each module of it is read separately.
         self._file = lru_cache(_OPEN_FILES)(codec.TensorFile)
 
     def tokens(self, step: int) -> int | None:
         """Return the tokens consumed up to and including update `step`; None if not recorded."""
         if step in self._checkpoints:
             return self._checkpoints[step].tokens
+        # Before the first update nothing is consumed, whether or not metrics say so.
         return 0 if step == 0 else self._logged_tokens.get(step)
 
     def splits(self, step: int, kind: str) -> list[str | None]:
@@ -103,7 +107,7 @@ class Run:
         return [observed.split for observed in self._observed(step) if observed.kind == kind]
 
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
-        """List the modules with a tensor of `kind`, by Hugging Face name; errors as for `tensor`."""
+        """List the modules with a tensor of `kind`, by Hugging Face name; raises as `tensor`."""
         stored: dict[str, None] = {}  # an ordered set
         for _, names in self._stored(step, kind, split):
             stored.update(dict.fromkeys(names))
@@ -124,21 +128,23 @@ class Run:
             DamagedError: the file is not readable, or its bytes are not those that its manifest was
                 sealed with.
         """
+        tied = is_tied(self.model, kind)
         for path, stored in self._stored(step, kind, split):
-            name = stored_name(module, stored, is_tied(self.model, kind))
+            name = stored_name(module, stored, tied)
             if name is not None:
                 return self._read(path, name, step)
         # An altered header may have lost the name: that is damage, not a wrong request.
         for path, _ in self._stored(step, kind, split):
             self._verify(path, step)
-        raise no_module(path, kind, module, self.modules(step, kind, split))
+        known = self.modules(step, kind, split)
+        raise no_module(path, kind, module, known)
 
     def is_lost(self, step: int, kind: str) -> bool:
         """Return whether `kind` of a step may lie in a directory that is not intact."""
         return step in self.damaged and (kind == "weights" or step not in self._snapshots)
 
     def n_tokens(self, step: int, split: str | None) -> list[int]:
-        """Return the terms of the loss in each micro-batch whose gradient `step` has; [] if none."""
+        """Return the terms of the loss in each micro-batch whose gradient is stored; [] if none."""
         for observed in self._observed(step):
             if (observed.kind, observed.split) == (MICROBATCH_GRADIENTS, split):
                 return observed.terms
@@ -153,9 +159,12 @@ class Run:
         if kind == "weights":
             files = [path.name for path in self._weights_files(step)]
         else:
-            sets = self._observed(step)
-            files = [each.file for each in sets if (each.kind, each.split) == (kind, split)]
-        hashes = [sha256 for file in files for sha256 in self._sealed(file, step)]
+            of_kind = [each for each in self._observed(step) if each.kind == kind]
+            files = [each.file for each in of_kind if each.split == split]
+        # The manifests are believed here; `tensor` compares the bytes with them.
+        hashes: list[str] = []
+        for file in files:
+            hashes += self._sealed(file, step)
         if not hashes:
             where = f" of split {split}" if split else ""
             raise UserError(f"step {step} of {self.layout.root} has no {kind}{where}")
@@ -202,6 +211,7 @@ class Run:
             if damage is None:
                 manifests[step] = codec.read_manifest(directory / MANIFEST, schema)
             else:
+                # An intact snapshot of the step can still be read beside a damaged checkpoint.
                 self.damaged.setdefault(step, []).append(damage)
         return manifests
 
@@ -233,7 +243,8 @@ class Run:
         """List the files with weights of a step, that of the effective weights first."""
         files = []
         snapshot = self._snapshots.get(step)
-        if step in self._checkpoints and (snapshot is None or snapshot.weights == "checkpoint"):
+        uses_checkpoint = snapshot is None or snapshot.weights == "checkpoint"
+        if uses_checkpoint and step in self._checkpoints:
             files.append(self.layout.checkpoint(step) / MODEL_WEIGHTS)
         # Beside a checkpoint the snapshot may have the additional tensors of low-rank modules.
         if snapshot is not None and SNAPSHOT_WEIGHTS in snapshot.files:
@@ -257,14 +268,18 @@ class Run:
 
     def _one_set(self, step: int, kind: str, split: str | None) -> TensorSet:
         """Choose the set of tensors of a kind; UserError unless there is exactly one."""
-        place, observed = f"step {step} of {self.layout.root}", self._observed(step)
-        chosen = [each for each in observed if each.kind == kind and split in (None, each.split)]
+        place = f"step {step} of {self.layout.root}"
+        observed = self._observed(step)
+        of_kind = [each for each in observed if each.kind == kind]
+        chosen = [each for each in of_kind if split in (None, each.split)]
         if len(chosen) == 1:
             return chosen[0]
         if chosen:
             raise UserError(f"{place} has {kind} of several splits: say split train or val")
         where = f" of split {split}" if split else ""
-        available = ["weights", *(f"{each.kind} of {each.split}" for each in observed)]
+        available = ["weights"]
+        for each in observed:
+            available.append(f"{each.kind} of {each.split}")
         raise UserError(f"{place} has no {kind}{where}; it has {', '.join(available)}")
 
     @cached_property
@@ -277,6 +292,7 @@ class Run:
         if sealed:
             _check_bytes(path, sealed, self.layout.manifest.name)
         tokens = codec.TensorFile(path).get("tokens").contiguous()
+        # The shape too: the same ids in rows of another length are another probe.
         shape = repr(tuple(tokens.shape)).encode()
         return hashlib.sha256(shape + tokens.numpy().tobytes()).hexdigest()
 

@@ -75,26 +75,43 @@ def read_name(name: str) -> StepName | None:
     Raises:
         UserError: the number is not an integer, or larger than the table can hold.
     """
-    if name.isascii() and name.isdigit() and not (_HASH.fullmatch(name) or _DAY.fullmatch(name)):
+    if _is_integer(name):
         return StepName(name, _value(name, name, ""), UPDATES, None, "", "*")
+    # Numbers in dates and in monitored values are not steps.
     rest = _ASIDE.sub("", _DATE.sub("", name))
     numbers: dict[str, int] = {}  # unit -> value, in the order of _FIELDS
     spans: list[tuple[int, int]] = []
     for unit, words in _FIELDS.items():
         by_word = [list(word.finditer(rest)) for word in words]
         matches = next(filter(None, by_word), None)
-        if matches is not None:
-            last = matches[-1]
-            numbers[unit] = _value(name, last[1], last[2] or "")
-            spans += [match.span() for match in chain.from_iterable(by_word)]
-    if not numbers and (padded := _PADDED.search(rest)) and not _DAY.fullmatch(padded[1]):
+        if matches is None:
+            continue
+        digits, suffix = matches[-1].groups()
+        numbers[unit] = _value(name, digits, suffix or "")
+        spans += [match.span() for match in chain.from_iterable(by_word)]
+    # A padded number counts only if no word says a step.
+    padded = _PADDED.search(rest)
+    if not numbers and padded is not None and not _DAY.fullmatch(padded[1]):
         numbers[UPDATES] = _value(name, padded[1], "")
         spans.append(padded.span())
     if not numbers:
         return None
     unit, step = next(iter(numbers.items()))
-    arm, pattern = _without(rest, spans), _pattern(name, rest, spans)
-    return StepName(name, step, unit, numbers.get(TOKENS), arm, pattern)
+    return StepName(
+        name,
+        step,
+        unit,
+        tokens=numbers.get(TOKENS),
+        arm=_without(rest, spans),
+        pattern=_pattern(name, rest, spans),
+    )
+
+
+def _is_integer(name: str) -> bool:
+    """Return whether a name is one integer, and neither a date nor a hash without letters."""
+    if not (name.isascii() and name.isdigit()):
+        return False
+    return not (_HASH.fullmatch(name) or _DAY.fullmatch(name))
 
 
 def _value(name: str, digits: str, suffix: str) -> int:
@@ -111,6 +128,7 @@ def _value(name: str, digits: str, suffix: str) -> int:
 
 def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """Return a text without the spans, and with one hyphen for each run of separators."""
+    # NUL marks the gaps, since it cannot occur in a name.
     characters = list(text)
     for start, stop in spans:
         characters[start:stop] = "\0" * (stop - start)
@@ -147,6 +165,7 @@ def steps_by_name(named: Iterable[str]) -> dict[int, StepName]:
         step_name = read_name(Path(path).name)
         if step_name is None:
             raise UserError(no_step_in(path))
+        # All names are compared with the first, whose pattern errors then suggest.
         first = first or step_name
         _check_same_series(first, step_name)
         step = step_name.step

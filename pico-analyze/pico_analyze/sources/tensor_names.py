@@ -41,6 +41,7 @@ def stored_name(module: str, stored: Iterable[str], tied: bool) -> str | None:
     """
     known = set(stored)
     module = names.canonical(module).removesuffix(_SUFFIX)
+    # A tied head may be stored nonetheless; then its own tensor is read.
     if tied and module == _HEAD and f"{_HEAD}{_SUFFIX}" not in known:
         module = _EMBEDDING
     return next((name for name in (f"{module}{_SUFFIX}", module) if name in known), None)

@@ -1,4 +1,4 @@
-"""Statistics over runs: intervals, pairing by seeds, many numbers at once, power, counts.
+"""Statistics over runs: intervals, pairing by seeds, multiple comparisons, power, counts.
 
 Pure functions of numpy arrays. A run (a seed) is the unit: arrays are (cells, runs), one row for
 each number compared, and cells are never counted as observations.

@@ -8,24 +8,32 @@ import numpy as np
 
 
 def hedges_g(x: Any, y: Any) -> Any:
-    """Compute (mean(y) - mean(x)) / s * (1 - 3 / (4 (n + m) - 9)) of each row, s being the pooled
-    standard deviation.
+    """Compute Hedges' g of each cell: (mean(y) - mean(x)) / s * (1 - 3 / (4 (n + m) - 9)).
+
+    s is the pooled standard deviation; the last factor corrects the bias of few runs.
 
     Args:
-        x: (cells, n) and y: (cells, m), one column a run.
+        x: (cells, n), one column a run.
+        y: (cells, m).
 
     Returns:
-        (cells,), NaN where an arm has one run or no run differs from another.
+        (cells,), NaN if an arm has only one run, or if all runs of each arm are equal.
 
     Source: Hedges 1981, "Distribution theory for Glass's estimator of effect size and related
     estimators", eq. 6e.
     """
-    n, m = x.shape[1], y.shape[1]
+    cells, n = x.shape
+    _, m = y.shape
     if min(n, m) < 2:
-        return np.full(len(x), np.nan)
-    pooled = np.sqrt(
-        ((n - 1) * x.var(axis=1, ddof=1) + (m - 1) * y.var(axis=1, ddof=1)) / (n + m - 2)
-    )
+        return np.full(cells, np.nan)
+    df = n + m - 2
+    squares_x = (n - 1) * x.var(axis=1, ddof=1)
+    squares_y = (m - 1) * y.var(axis=1, ddof=1)
+    variance = (squares_x + squares_y) / df
+    pooled = np.sqrt(variance)
+    mean_x = x.mean(axis=1)
+    mean_y = y.mean(axis=1)
+    correction = 1 - 3 / (4 * df - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        g = (y.mean(axis=1) - x.mean(axis=1)) / pooled * (1 - 3 / (4 * (n + m) - 9))
+        g = (mean_y - mean_x) / pooled * correction
     return np.where(pooled > 0, g, np.nan)
