@@ -125,13 +125,13 @@ def _unit_means(by_run: pd.DataFrame, unit: IndependentRuns) -> pd.Series:
 
 
 def _join_runs(series: Sequence[pd.Series]) -> pd.DataFrame:
-    """Make a column of each series, of the numbers that all of them have."""
+    """Join series as columns, keeping the numbers that all of them have."""
     return pd.concat(series, axis=1, join="inner", keys=range(len(series)))
 
 
 # Counts, such as a numerical rank, are whole numbers and agree by nature in runs that differ.
 def _are_fractional(rows: pd.DataFrame) -> pd.Series:
-    """Tell numbers of a table that are no counts, in any head."""
+    """Return for each number whether it is fractional in any head, and so not a count."""
     return _by_number(rows["value"] % 1 > 0, rows).any()
 
 

@@ -112,7 +112,7 @@ def _differences(
 
 
 def _shared_cells(baseline: ArmValues, arm: ArmValues) -> pd.DataFrame:
-    """Join the numbers of both arms that all runs have, after their means over steps.
+    """Join the numbers that all runs of both arms have, below their means over steps.
 
     Raises:
         UserError: they share none.

@@ -71,10 +71,10 @@ def overlay(data: PlotData, columns: int = COLUMNS) -> Figure:
 
 
 def difference_map(data: PlotData, columns: int = COLUMNS) -> Figure:
-    """Draw an arm's difference from the baseline by layer and step, with a dot where the max-t test
-    reaches 0.05.
+    """Draw an arm's difference from the baseline by layer and step.
 
-    The rows are those of `compare.compare`, of one arm, without the means over steps.
+    A dot marks a difference for which the max-t test reaches 0.05. The rows are those of
+    `compare.compare`, of one arm, without the means over steps.
     """
     first = data.rows.iloc[0]
     title = f"{data.quantity}: {data.object}, {first['arm']} less {first['baseline']}"

@@ -52,7 +52,7 @@ def by_depth(data: PlotData, columns: int = COLUMNS) -> Figure:
 
 
 def convergence(data: PlotData) -> Figure:
-    """Draw from which step on each component's layer stays as similar to the last as `NEAR`.
+    """Draw the step from which each layer stays at least as similar to the last step as `NEAR`.
 
     Rows are components, columns layers; a circuit counts by the mean over its heads. The reference
     of the rows must be their last step.
