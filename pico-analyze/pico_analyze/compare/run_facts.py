@@ -1,5 +1,4 @@
-"""What is recorded of how a run was trained: its resolved configuration, its sessions, what it
-began from."""
+"""The record of how a run was trained: its resolved configuration, its sessions, its start."""
 
 from __future__ import annotations
 
@@ -16,62 +15,57 @@ from pico_contract.renames import RUN
 from pico_analyze.sources.base import Source
 
 NOT_COMPARED = (
-    *(
-        "name",
-        "runs_dir",
-        "data.path",
-        "data.stream",
-        "seed",
-        "observe",
-        "checkpoint",
-        "disk",
-        "evaluate",
-        "log",
-    ),
-    *(
-        "hub",
-        "train.micro_batch_size",
-        "train.compile",
-        "train.activation_checkpointing",
-        "train.device",
-    ),
-    *(
-        "train.sharding",
-        "train.threads",
-        "train.max_hours",
-        "train.stop_margin_minutes",
-        "train.timeout_minutes",
-    ),
+    "name",
+    "runs_dir",
+    "data.path",
+    "data.stream",
+    "seed",
+    "observe",
+    "checkpoint",
+    "disk",
+    "evaluate",
+    "log",
+    "hub",
+    "train.micro_batch_size",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.device",
+    "train.sharding",
+    "train.threads",
+    "train.max_hours",
+    "train.stop_margin_minutes",
+    "train.timeout_minutes",
 )
-"""Keys of config.yaml that say how a run is carried out, not what it is (CONTRACT.md, section 3),
-and the seeds. What a session really used of them (device, precision, threads) is in run.json and is
+"""Keys of config.yaml that do not make the run (CONTRACT.md, section 3): how it is carried out, and
+its seeds. What a session really used of them (device, precision, threads) is in run.json and is
 compared from there."""
 _IDENTITY_OF_SESSION = ("precision", "modules")
 """Keys of a session that change what is computed, as the configuration does."""
+# Keys that differ in every session.
 _NOT_OF_INTEREST = ("started", "from_step", "matmul_rate")
 UNKNOWN = object()
-"""The value of what a run does not record."""
+"""Stands for a value that a run does not record; None is a value."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of one run.
+    """The facts that are known of one run.
 
     Attributes:
         name: of the run.
-        sections: top-level keys of its config.yaml; empty where it was not read.
-        configuration: dotted key -> value of what makes the run this run; its seeds are not in it.
-        surroundings: dotted key -> value of what it ran on: commit, device, packages. Several
+        sections: top-level keys of its config.yaml; empty if it was not read.
+        configuration: dotted key -> value of all that makes the run, except its seeds.
+        surroundings: dotted key -> value of its environment: commit, device, packages. Several
             sessions that differ give all their values, in their order.
-        seeds: `init`, `data`, `method`; empty where they are not recorded.
-        method: name of the training method, empty where it is not recorded.
-        parent: the pretrained model that it began from, without a step; None where it began from
-            its own seed.
-        parameters: their number, None where it is not recorded.
-        status: `finished`, `running`, `stopped` or `failed`; empty where it is not recorded.
+        seeds: `init`, `data`, `method`; empty if they are not recorded.
+        method: name of the training method; empty if it is not recorded.
+        parent: the pretrained model that it began from, without a step; None if it began from its
+            own seed.
+        parameters: their number; None if it is not recorded.
+        status: `finished`, `running`, `stopped` or `failed`; empty if it is not recorded.
         step: the newest step that was saved.
-        problem: why config.yaml could not be read, in a sentence; empty where it could or is not
-            there.
+        problem: why config.yaml could not be read, in a sentence; empty if it was read or does not
+            exist.
     """
 
     name: str
@@ -92,10 +86,14 @@ class RunFacts:
         return bool(self.sections)
 
     def value(self, key: str) -> Any:
-        """Return what is recorded under `key`: None if its section of config.yaml lacks it,
-        `UNKNOWN` elsewhere."""
+        """Return the value of a dotted key.
+
+        A key that its section of config.yaml lacks is None; a key of no known section is `UNKNOWN`.
+        """
+        if key in self.configuration:
+            return self.configuration[key]
         absent = None if key.partition(".")[0] in self.sections else UNKNOWN
-        return self.configuration.get(key, self.surroundings.get(key, absent))
+        return self.surroundings.get(key, absent)
 
 
 def read_facts(run: Source) -> RunFacts:
@@ -105,18 +103,18 @@ def read_facts(run: Source) -> RunFacts:
     if manifest is None:
         return RunFacts(run.name, configuration=geometry)
     written, problem = _configuration(run)
-    stated = RUN.current(manifest.data, run.name, "data")  # run.json has the old names for ever
+    # run.json keeps the names of keys that config.yaml has since renamed.
+    stated = RUN.current(manifest.data, run.name, "data")
     data = {f"data.{key}": value for key, value in stated.items() if key != "path"}
+    # Later ones win: what config.yaml resolved to, if it is readable.
     recorded = {**geometry, "method.name": manifest.method, **data, **dict(_leaves(written))}
+    compared = {key: value for key, value in recorded.items() if not _is_below(key, NOT_COMPARED)}
     sessions = _sessions(getattr(manifest, "sessions", []))
     used = {key: value for key, value in sessions.items() if _is_below(key, _IDENTITY_OF_SESSION)}
     return RunFacts(
         name=run.name,
         sections=frozenset(map(str, written)),
-        configuration={
-            key: value for key, value in recorded.items() if not _is_below(key, NOT_COMPARED)
-        }
-        | used,
+        configuration=compared | used,
         surroundings={key: value for key, value in sessions.items() if key not in used},
         seeds=dict(manifest.seeds),
         method=str(manifest.method),
@@ -129,7 +127,7 @@ def read_facts(run: Source) -> RunFacts:
 
 
 def _configuration(run: Source) -> tuple[Mapping[str, Any], str]:
-    """Read config.yaml; empty, with a sentence, where it is there but cannot be read."""
+    """Read config.yaml; empty if it does not exist, and with a sentence if it is unreadable."""
     layout = getattr(run, "layout", None)
     if layout is None or not layout.config.is_file():
         return {}, ""
@@ -149,28 +147,27 @@ def _leaves(section: Mapping[Any, Any], under: str = "") -> Iterator[tuple[str, 
 
 
 def _sessions(sessions: Any) -> dict[str, Any]:
-    """Map each dotted key to the value that all sessions agree on, or to their values in order."""
-    found: dict[str, list[Any]] = {}
+    """Map each dotted key to the value of all sessions, or to their values in order if several."""
+    values: dict[str, list[Any]] = {}
     for session in sessions:
-        for key, value in _leaves(session) if isinstance(session, Mapping) else ():
-            values = found.setdefault(key, [])
-            if key not in _NOT_OF_INTEREST and value not in values:
-                values.append(value)
-    return {
-        key: values[0] if len(values) == 1 else tuple(values)
-        for key, values in found.items()
-        if values
-    }
+        leaves = _leaves(session) if isinstance(session, Mapping) else ()
+        for key, value in leaves:
+            if key in _NOT_OF_INTEREST:
+                continue
+            known = values.setdefault(key, [])
+            if value not in known:
+                known.append(value)
+    return {key: known[0] if len(known) == 1 else tuple(known) for key, known in values.items()}
 
 
 def _pretrained(parent: str | None) -> str | None:
-    """Name the pretrained run or model, whichever of its steps it is and however its path is
-    written."""
+    """Name the pretrained run or model, whatever its step and however its path is written."""
     if parent is None:
         return None
-    place = re.sub(r"@\d+$", "", str(parent))
-    before, _, _ = place.replace(os.sep, "/").partition("/checkpoints/step_")
-    return os.path.realpath(before)
+    path = re.sub(r"@\d+$", "", str(parent))
+    run, _, _ = path.replace(os.sep, "/").partition("/checkpoints/step_")
+    # One model may be named by a relative path, an absolute one, or a link.
+    return os.path.realpath(run)
 
 
 def _is_below(key: str, sections: tuple[str, ...]) -> bool:

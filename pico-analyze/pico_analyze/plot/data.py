@@ -1,4 +1,4 @@
-"""What a figure shows: which rows of the measurement table, and in which words."""
+"""The data of a figure: rows of the measurement table, and the words for them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pico_contract.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-OUTSIDE = -1  # stands for the layer of a module outside the layers
+OUTSIDE = -1
+"""Stands for the layer of a module outside the layers."""
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
-# Units of what lies within [0, 1]: always linear.
+# Values in these units lie within [0, 1]: their axes are always linear.
 _BOUNDED = ("similarity", "fraction of full rank", "index", "share of entries", "share of columns")
 
 OVERVIEW = (("weights", "per"), ("activations", "cka_debiased"), ("gradients", "frobenius_norm"))
+"""(kind, metric) of the figures that are drawn if no metrics are named."""
+# Metrics whose display name is not their name with spaces.
 _NAMES = {
     "per": "PER",
     "gini": "Gini",
@@ -38,11 +41,14 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class PlotData:
-    """What a figure shows: one metric of one kind and split of one run; `rows` are those of the
-    table.
+    """One metric of one kind and split of one run, as a figure shows it.
 
-    `between` is what the numbers are compared between where each has several references: "steps" or
-    "layers".
+    Attributes:
+        rows: those of the measurement table.
+        metric: its name in the table.
+        kind: weights, gradients, activations or updates.
+        split: train or val; None if the kind has none.
+        between: "steps" or "layers" if each number has several references, else None.
     """
 
     rows: pd.DataFrame
@@ -53,146 +59,193 @@ class PlotData:
 
     @property
     def quantity(self) -> str:
-        """The metric's name and unit, for an axis."""
+        """Name the metric and its unit, for an axis."""
         unit = unit_of(self.rows)
         return f"{display_name(self.metric)} ({unit})" if unit else display_name(self.metric)
 
     @property
     def object(self) -> str:
-        """What was measured, for a title."""
-        return f"{self.kind}{f' ({self.split})' if self.split else ''}{self._compared}"
+        """Name what was measured, for a title."""
+        split = f" ({self.split})" if self.split else ""
+        return f"{self.kind}{split}{self._compared}"
 
     @property
     def _compared(self) -> str:
+        """Name the references of the numbers, for a title; "" if they have none."""
         if self.between:
             return f", between {self.between}"
         pairs = self.rows.loc[self.rows["reference_step"].notna()]
         steps = pairs["reference_step"].unique()
         if not len(steps):
             return ""
-        moving = (
-            "the same step"
-            if (pairs["reference_step"] == pairs["step"]).all()
-            else "the step before"
-        )
-        where = f"step {steps[0]}" if len(steps) == 1 else moving
-        others = list(pairs["reference_run"].dropna().unique()) if "reference_run" in pairs else []
-        of = "".join(f" of run {other}" for other in others if other != pairs["run"].iloc[0])
-        return f", {'since' if self.kind == 'updates' else 'to'} {where}{of}"
+        if len(steps) == 1:
+            reference = f"step {steps[0]}"
+        elif (pairs["reference_step"] == pairs["step"]).all():
+            reference = "the same step"
+        else:
+            reference = "the step before"
+        preposition = "since" if self.kind == "updates" else "to"
+        return f", {preposition} {reference}{_other_runs(pairs)}"
 
     @property
     def stem(self) -> str:
-        """Name of a figure's file without its ending."""
+        """The name of a figure's file without its form and ending."""
         parts = [self.kind, self.split, self.metric.replace(":", ".")]
         return "_".join(part for part in parts if part)
 
 
+def _other_runs(pairs: pd.DataFrame) -> str:
+    """Name the runs that the rows are compared with, unless it is their own run."""
+    if "reference_run" not in pairs:
+        return ""
+    run = pairs["run"].iloc[0]
+    names = pairs["reference_run"].dropna().unique()
+    return "".join(f" of run {name}" for name in names if name != run)
+
+
 def plot_data(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> PlotData:
-    """The rows of one metric of one kind and split; `split` may be left out where the table holds
-    one only.
+    """Select the rows of one metric of one kind and split.
+
+    `split` may be left out if the table holds one only.
 
     Raises:
         UserError: the table has no such rows, or they are of several splits, runs, runs compared
             with, or variants.
     """
-    rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
-    if split is not None:
-        rows = rows[rows["split"] == split]
+    rows = rows_of(frame, metric, kind, split)
     if rows.empty:
-        there = {f"{m} of {k}" for m, k in zip(frame["metric"], frame["kind"], strict=True)}
-        of = kind if split is None else f"{kind} of split {split}"
-        raise UserError(
-            f"the table has no {metric} of {of}{did_you_mean(f'{metric} of {kind}', there)}"
-        )
+        raise _no_rows(frame, metric, kind, split)
     for column in ("split", "run", "reference_run", "variant"):
-        values = sorted(map(str, rows[column].dropna().unique()))
-        if len(values) > 1:
-            raise UserError(
-                f"the table has {metric} of {kind} for several {column}s ({', '.join(values)}): choose one"
-            )
-    return PlotData(rows, metric, kind, next(iter(rows["split"].dropna()), None), between(rows))
+        # Several of them would be drawn as one line that jumps.
+        _check_single(rows, column, f"{metric} of {kind}")
+    known_split = next(iter(rows["split"].dropna()), None)
+    return PlotData(rows, metric, kind, known_split, between(rows))
+
+
+def rows_of(frame: pd.DataFrame, metric: str, kind: str, split: str | None) -> pd.DataFrame:
+    """Select the rows of a metric of a kind and of one split, or of all."""
+    rows = frame[(frame["metric"] == metric) & (frame["kind"] == kind)]
+    return rows if split is None else rows[rows["split"] == split]
+
+
+def _check_single(rows: pd.DataFrame, column: str, name: str) -> None:
+    values = sorted(map(str, rows[column].dropna().unique()))
+    if len(values) > 1:
+        listed = ", ".join(values)
+        raise UserError(f"the table has {name} for several {column}s ({listed}): choose one")
+
+
+def _no_rows(frame: pd.DataFrame, metric: str, kind: str, split: str | None) -> UserError:
+    pairs = zip(frame["metric"], frame["kind"], strict=True)
+    known = {f"{other} of {its_kind}" for other, its_kind in pairs}
+    of_split = "" if split is None else f" of split {split}"
+    hint = did_you_mean(f"{metric} of {kind}", known)
+    return UserError(f"the table has no {metric} of {kind}{of_split}{hint}")
 
 
 def between(rows: pd.DataFrame) -> str | None:
-    """Of one metric, kind and split: "layers" or "steps" where a number is compared with several,
-    else None.
+    """Return "layers" or "steps" if each number of a metric is compared with several, else None.
+
+    The rows are of one metric, kind and split.
 
     Raises:
         UserError: some are compared with other layers, some with other steps.
     """
     compared = rows[rows["reference_module"].notna()]
     across = compared["reference_module"] != compared["module"]
-    if across.any() and not across.all():
-        raise UserError(
-            f"the table has {rows['metric'].iloc[0]} between steps and between layers: choose one"
-        )
-    if across.any():
+    if not across.any():
+        return "steps" if _has_several_references(compared) else None
+    if across.all():
         return "layers"
-    references = compared.groupby(["module", "head", "step"], dropna=False)[
-        "reference_step"
-    ].nunique()
-    return "steps" if (references > 1).any() else None
+    metric = rows["metric"].iloc[0]
+    raise UserError(f"the table has {metric} between steps and between layers: choose one")
+
+
+def _has_several_references(compared: pd.DataFrame) -> bool:
+    # Weights have no head: a null key is a group, too.
+    by_number = compared.groupby(["module", "head", "step"], dropna=False)
+    counts = by_number["reference_step"].nunique()
+    return bool((counts > 1).any())
 
 
 def all_plot_data(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[PlotData]:
-    """Each of `metrics` of each kind and split in the table; by default what `OVERVIEW` names, of
-    the probe (val).
+    """Select each of `metrics` of each kind and split in the table.
+
+    By default they are those of `OVERVIEW`, of the last split: val, or train if nothing else was
+    observed.
 
     Raises:
         UserError: the table lacks one of `metrics` altogether.
     """
-    available = frame[["kind", "metric"]].drop_duplicates().itertuples(index=False, name=None)
-    pairs = [pair for pair in available if metrics is None or pair[1] in metrics]
+    _check_metrics(frame, metrics or ())
+    measured = frame[["kind", "metric"]].drop_duplicates()
+    available = list(measured.itertuples(index=False, name=None))
     if metrics is None:
-        pairs = [pair for pair in OVERVIEW if pair in pairs]
-    for metric in metrics or ():
-        if metric not in {found for _, found in pairs}:
-            raise UserError(
-                f'the table has no metric "{metric}"{did_you_mean(metric, set(frame["metric"]))}'
-            )
-    found = []
+        pairs = [pair for pair in OVERVIEW if pair in available]
+    else:
+        pairs = [(kind, metric) for kind, metric in available if metric in metrics]
+    selected = []
     for kind, metric in pairs:
-        splits = sorted(frame.loc[frame["kind"] == kind, "split"].dropna().unique()) or [None]
-        kept = (
-            splits if metrics is not None else splits[-1:]
-        )  # val, or train where nothing else was observed
-        found += [plot_data(frame, metric, kind, split) for split in kept]
-    return found
+        splits = _splits_of(frame, kind)
+        if metrics is None:
+            splits = splits[-1:]
+        selected += [plot_data(frame, metric, kind, split) for split in splits]
+    return selected
+
+
+def _check_metrics(frame: pd.DataFrame, metrics: Sequence[str]) -> None:
+    known = set(frame["metric"])
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(f'the table has no metric "{metric}"{did_you_mean(metric, known)}')
+
+
+def _splits_of(frame: pd.DataFrame, kind: str) -> list[str | None]:
+    splits = frame.loc[frame["kind"] == kind, "split"]
+    return sorted(splits.dropna().unique()) or [None]
 
 
 def unit_of(rows: pd.DataFrame) -> str:
-    """The unit of a metric's rows, to be written beside its name; "" where it is a plain number."""
+    """Return the unit of a metric's rows; "" for a plain number."""
     unit = str(next(iter(rows["unit"].dropna()), ""))
     return "" if unit == "1" else unit
 
 
 def display_name(metric: str) -> str:
-    """The metric's name in words, for a title: `effective_rank` is effective rank."""
+    """Return a metric's name in words, for a title: `effective_rank` is effective rank."""
     return _NAMES.get(metric) or metric.rpartition(":")[2].replace("_", " ")
 
 
 def heads_of(table: pd.DataFrame) -> str:
-    """How many heads a panel is the mean of, for its title."""
+    """Say how many heads a panel averages, for its title; "" for a plain module."""
     heads = table["head"].nunique() if "head" in table else 0
     return f", {heads} heads" if heads else ""
 
 
 def layers_of(rows: pd.DataFrame) -> list[int]:
-    """The layers in `rows`, ascending."""
+    """List the layers in `rows`, ascending."""
     return sorted(int(layer) for layer in rows["layer"].dropna().unique())
 
 
+def steps_of(rows: pd.DataFrame) -> list[int]:
+    """List the steps in `rows`, ascending."""
+    return sorted(int(step) for step in rows["step"].unique())
+
+
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Layer x step; the mean over what else there is (heads, modules), null where one of them is.
-    Outside: -1."""
-    keys = [table["layer"].astype("Int64").fillna(OUTSIDE).rename("layer"), table["step"]]
-    return (
-        table["value"].groupby(keys).apply(lambda values: values.mean(skipna=False)).unstack("step")
-    )
+    """Tabulate layer x step, the mean over heads and modules; null if one of them is.
+
+    Modules outside the layers are in the row `OUTSIDE`.
+    """
+    # Grouping drops missing keys, so modules outside the layers get a number.
+    layer = table["layer"].astype("Int64").fillna(OUTSIDE).rename("layer")
+    groups = table["value"].groupby([layer, table["step"]])
+    # A mean over the remaining heads would look like a change of the metric.
+    return groups.apply(lambda values: values.mean(skipna=False)).unstack("step")
 
 
 def is_wide(table: pd.DataFrame, values: pd.DataFrame) -> bool:
-    """Whether values call for a logarithmic axis: positive, unbounded, and far apart."""
-    found = values.stack()
+    """Return whether values call for a logarithmic axis: positive, unbounded, and far apart."""
+    known = values.stack()
     bounded = table["unit"].isin(_BOUNDED).any()
-    return bool(not bounded and found.min() > 0 and found.max() > _WIDE * found.min())
+    return bool(not bounded and known.min() > 0 and known.max() > _WIDE * known.min())

@@ -1,50 +1,55 @@
-"""Distributions of entries over steps, with the bell curve that they begin as."""
+"""Distributions of entries over steps, beside the normal distribution."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pico_analyze.plot.panels import COLUMNS, panels_of, step_bar, step_colours, wrap_text
+from pico_analyze.plot.data import steps_of
+from pico_analyze.plot.panels import (
+    COLUMNS,
+    one_layer_of,
+    panels_of,
+    step_bar,
+    step_colours,
+    wrap_text,
+)
 
 
 def distributions(values: pd.DataFrame, columns: int = COLUMNS) -> Figure:
-    """Densities over standard deviations, a line for each step, one panel a component; dashed: a
-    normal distribution.
+    """Draw densities over standard deviations, a line for each step, one panel a component.
 
-    The rows are those of `pico_analyze.engine.distributions.distributions`, of one layer. Empty
-    bins, which a logarithmic axis cannot show, are left out.
+    A dashed line is the normal distribution. The rows are those of
+    `pico_analyze.engine.distributions.distributions`, of one layer.
     """
-    steps = sorted(int(step) for step in values["step"].unique())
-    layer = values["layer"].dropna().unique()
-    where = f" of layer {layer[0]}" if len(layer) == 1 else ""
-    split = next(iter(values["split"].dropna()), "")
-    what = f"{values['kind'].iloc[0]}{f' ({split})' if split else ''}{where}, run {values['run'].iloc[0]}"
-    figure, panels = panels_of(f"distribution of entries: {what}", values, columns)
-    colours = step_colours(len(steps))
+    steps = steps_of(values)
+    kind, run = values["kind"].iloc[0], values["run"].iloc[0]
+    splits = "".join(f" ({split})" for split in values["split"].dropna().unique()[:1])
+    title = f"distribution of entries: {kind}{splits}{one_layer_of(values)}, run {run}"
+    figure, panels = panels_of(title, values, columns)
     for axes, table in panels:
-        bell = np.linspace(-4, 4, 81)
-        axes.plot(
-            bell,
-            np.exp(-(bell**2) / 2) / np.sqrt(2 * np.pi),
-            color="0.4",
-            linestyle="--",
-            linewidth=1,
-        )
-        for step, line in table[table["density"] > 0].groupby("step"):
-            axes.plot(
-                line["centre"],
-                line["density"],
-                color=colours(steps.index(int(str(step)))),
-                linewidth=1.2,
-            )
-        axes.set_yscale("log")
+        _draw_normal(axes)
+        _draw_densities(axes, table, steps)
     figure.supylabel("density")
-    figure.supxlabel(
-        wrap_text(
-            figure, "distance from the mean (standard deviations); dashed: a normal distribution"
-        )
-    )
+    axis = "distance from the mean (standard deviations); dashed: a normal distribution"
+    figure.supxlabel(wrap_text(figure, axis))
     step_bar(figure, steps)
     return figure
+
+
+def _draw_normal(axes: Axes) -> None:
+    x = np.linspace(-4, 4, 81)
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    axes.plot(x, density, color="0.4", linestyle="--", linewidth=1)
+
+
+def _draw_densities(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
+    colours = step_colours(len(steps))
+    # Empty bins cannot stand on a logarithmic axis.
+    filled = table[table["density"] > 0]
+    for step, line in filled.groupby("step"):
+        index = steps.index(int(str(step)))
+        axes.plot(line["centre"], line["density"], color=colours(index), linewidth=1.2)
+    axes.set_yscale("log")

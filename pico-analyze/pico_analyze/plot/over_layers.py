@@ -1,18 +1,20 @@
-"""Figures across depth: a metric over layers at a few steps, and when each layer came to stay near
-where it ended."""
+"""Figures across depth: a metric over layers, and when each layer settled near its end."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pico_analyze.plot.data import OUTSIDE, PlotData, by_layer, is_wide
+from pico_analyze.plot.data import PlotData, by_layer, is_wide, steps_of
 from pico_analyze.plot.panels import (
     COLUMNS,
     draw_no_data,
     label_below,
+    layer_name,
     new_figure,
     panels_of,
     pick_evenly,
@@ -24,106 +26,115 @@ from pico_analyze.plot.panels import (
 )
 
 NEAR = 0.9
-"""Similarity to the last step from which a layer counts as near it."""
+"""The similarity to the last step from which a layer counts as near it."""
 _MOST_STEPS = 5
-_MOST_TEXTS = 16  # cells side by side that have room for their step
-_ROW = 0.32  # of a component in the figure of convergence, inches
+# Cells side by side that are wide enough for the text of a step.
+_MOST_TEXTS = 16
+# Height of a component in the figure of convergence, in inches.
+_ROW = 0.32
 
 
-def by_depth(shown: PlotData, columns: int = COLUMNS) -> Figure:
-    """The metric over layers, one line for each of a few steps, one panel a component.
+def by_depth(data: PlotData, columns: int = COLUMNS) -> Figure:
+    """Draw the metric over layers, a line for each of a few steps, one panel a component.
 
-    Circuits: the mean over heads, and a dot for each head at the last step.
+    A circuit's line is the mean over its heads, with a dot for each head at the last step.
     """
-    steps = pick_evenly(
-        [
-            int(step)
-            for step in sorted(shown.rows.loc[shown.rows["value"].notna(), "step"].unique())
-        ],
-        _MOST_STEPS,
-    )
-    figure, panels = panels_of(title_of(shown), shown.rows, columns)
+    known = data.rows[data.rows["value"].notna()]
+    steps = pick_evenly(steps_of(known), _MOST_STEPS)
+    figure, panels = panels_of(title_of(data), data.rows, columns)
     for axes, table in panels:
         _draw_by_depth(axes, table, steps)
-    figure.supylabel(shown.quantity)
-    label_below(figure, "layer", shown.rows)
+    figure.supylabel(data.quantity)
+    label_below(figure, "layer", data.rows)
     if steps:
         step_bar(figure, steps)
     return figure
 
 
-def convergence(shown: PlotData) -> Figure:
-    """Components by layers: the first observed step from which on the similarity to the last stays
-    at `NEAR` or above.
+def convergence(data: PlotData) -> Figure:
+    """Draw the step from which each layer stays at least as similar to the last step as `NEAR`.
 
-    Circuits: of the mean over heads. The reference must be the last step of the rows.
+    Rows are components, columns layers; a circuit counts by the mean over its heads. The reference
+    of the rows must be their last step.
     """
-    components = list(shown.rows["component"].unique())
-    found = pd.DataFrame(
-        {name: _near_from(rows) for name, rows in shown.rows.groupby("component", sort=False)}
-    ).T
-    found = found.reindex(components).sort_index(axis=1)
-    steps = sorted(int(step) for step in shown.rows["step"].unique())
-    figure = new_figure(
-        1,
-        1,
-        f"{title_of(shown)}: from which step on at least {NEAR:g}",
-        _ROW * len(components) + 0.6,
-    )
+    first_near = _first_steps_near(data.rows)
+    components = list(first_near.index)
+    steps = steps_of(data.rows)
+    title = f"{title_of(data)}: from which step on at least {NEAR:g}"
+    figure = new_figure(1, 1, title, _ROW * len(components) + 0.6)
     (axes,) = figure.axes
-    places = found.map(lambda step: steps.index(int(step)) if pd.notna(step) else np.nan).to_numpy(
-        dtype=float
-    )
-    axes.grid(visible=False)
-    axes.set_facecolor("0.92")
-    axes.imshow(
-        places,
-        aspect="auto",
-        interpolation="none",
-        cmap=step_colours(len(steps)),
-        vmin=-0.5,
-        vmax=len(steps) - 0.5,
-    )
-    for (row, column), place in np.ndenumerate(
-        places if found.shape[1] <= _MOST_TEXTS else places[:, :0]
-    ):
-        dark = np.isnan(place) or place > len(steps) / 2
-        text = "" if np.isnan(place) else short(steps[int(place)])
-        axes.text(
-            column,
-            row,
-            text,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="black" if dark else "white",
-        )
+    places = _places_of(first_near, steps)
+    _draw_step_cells(axes, places, len(steps))
+    many_layers = first_near.shape[1] > _MOST_TEXTS
+    if not many_layers:
+        _write_steps(axes, places, steps)
     axes.set_yticks(range(len(components)), components)
-    columns = thin_ticks(range(found.shape[1]), most=12)
-    labels = ["-" if found.columns[i] == OUTSIDE else str(found.columns[i]) for i in columns]
-    axes.set_xticks(columns, labels)
-    label_below(figure, "layer", shown.rows)
-    if found.shape[1] > _MOST_TEXTS:
+    layers = [int(layer) for layer in first_near.columns]
+    ticks = thin_ticks(range(len(layers)), most=12)
+    axes.set_xticks(ticks, [layer_name(layers[i]) for i in ticks])
+    label_below(figure, "layer", data.rows)
+    if many_layers:
         step_bar(figure, steps)
     return figure
 
 
-def ends_at_its_reference(shown: PlotData) -> bool:
-    """Whether the rows are similarities to their own last step, so that they say when something
-    settled."""
-    of_itself = shown.rows["reference_run"].fillna(shown.rows["run"]) == shown.rows["run"]
-    reference = shown.rows.loc[of_itself, "reference_step"].dropna().unique()
-    similar = shown.rows["unit"].eq("similarity").any()
-    return bool(similar and len(reference) == 1 and reference[0] == shown.rows["step"].max())
+def ends_at_its_reference(data: PlotData) -> bool:
+    """Return whether the rows are similarities of a run to its own last step.
+
+    Only those say when something settled.
+    """
+    rows = data.rows
+    with_itself = rows["reference_run"].fillna(rows["run"]) == rows["run"]
+    references = rows.loc[with_itself, "reference_step"].dropna().unique()
+    if not rows["unit"].eq("similarity").any() or len(references) != 1:
+        return False
+    return bool(references[0] == rows["step"].max())
+
+
+def _first_steps_near(rows: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate component x layer, in the order of the rows: the first step from which all are near.
+
+    It is null if the last value is not near or a later one is lacking.
+    """
+    by_component = {}
+    for component, table in rows.groupby("component", sort=False):
+        by_component[component] = _near_from(table)
+    in_order = pd.DataFrame(by_component).T.reindex(list(rows["component"].unique()))
+    return in_order.sort_index(axis=1)
 
 
 def _near_from(rows: pd.DataFrame) -> pd.Series:
-    """Of each layer the first step of the last unbroken stretch at `NEAR` or above; null where a
-    value is lacking."""
-    values = by_layer(rows)
-    near = values.ge(NEAR)
+    """Return for each layer the first step of the last unbroken stretch at `NEAR` or above."""
+    near = by_layer(rows).ge(NEAR)
+    # A running minimum from the last step backwards: near here and at all later steps.
     since = near.iloc[:, ::-1].cummin(axis=1).iloc[:, ::-1]
     return since.idxmax(axis=1).where(since.any(axis=1))
+
+
+def _places_of(table: pd.DataFrame, steps: list[int]) -> np.ndarray:
+    """Replace each step of a table by its place among `steps`."""
+
+    def place(step: float) -> float:
+        return steps.index(int(step)) if pd.notna(step) else np.nan
+
+    return table.map(place).to_numpy(dtype=float)
+
+
+def _draw_step_cells(axes: Axes, places: np.ndarray, steps: int) -> None:
+    """Draw cells in the colours of their steps; those without one stay grey."""
+    axes.grid(visible=False)
+    axes.set_facecolor("0.92")
+    limits: Any = {"vmin": -0.5, "vmax": steps - 0.5}
+    axes.imshow(places, aspect="auto", interpolation="none", cmap=step_colours(steps), **limits)
+
+
+def _write_steps(axes: Axes, places: np.ndarray, steps: list[int]) -> None:
+    """Write into each cell its step, in black on the light colours of later steps."""
+    for (row, column), place in np.ndenumerate(places):
+        light = np.isnan(place) or place > len(steps) / 2
+        text = "" if np.isnan(place) else short(steps[int(place)])
+        colour = "black" if light else "white"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _draw_by_depth(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
@@ -133,26 +144,22 @@ def _draw_by_depth(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
     colours = step_colours(len(steps))
     layers = [int(layer) for layer in values.index]
     for index, step in enumerate(steps):
-        axes.plot(
-            layers,
-            values[step].to_numpy(),
-            color=colours(index),
-            marker="o",
-            markersize=2.5,
-            linewidth=1.2,
-        )
-    last = table[(table["step"] == steps[-1]) & table["head"].notna()]
-    axes.plot(
-        last["layer"].astype(float),
-        last["value"],
-        ".",
-        color=colours(len(steps) - 1),
-        markersize=2.5,
-        alpha=0.5,
-    )
-    ticks = thin_ticks(range(len(layers)), most=6)
-    axes.set_xticks(
-        [layers[i] for i in ticks], ["-" if layers[i] == OUTSIDE else str(layers[i]) for i in ticks]
-    )
+        means = values[step].to_numpy()
+        axes.plot(layers, means, color=colours(index), marker="o", markersize=2.5, linewidth=1.2)
+    last_step = table[table["step"] == steps[-1]]
+    _dot_heads(axes, last_step, colours(len(steps) - 1))
+    _label_depth(axes, layers)
     if is_wide(table, values):
         axes.set_yscale("log")
+
+
+def _dot_heads(axes: Axes, rows: pd.DataFrame, colour: Any) -> None:
+    heads = rows[rows["head"].notna()]
+    # A nullable integer would become an object array, which matplotlib takes for categories.
+    places = heads["layer"].astype(float)
+    axes.plot(places, heads["value"], ".", color=colour, markersize=2.5, alpha=0.5)
+
+
+def _label_depth(axes: Axes, layers: list[int]) -> None:
+    ticks = thin_ticks(range(len(layers)), most=6)
+    axes.set_xticks([layers[i] for i in ticks], [layer_name(layers[i]) for i in ticks])

@@ -1,12 +1,11 @@
-"""Figures of a measurement table: a metric over steps by layer, heat maps of layer x step; one
-panel a component.
+"""Figures over steps: lines by layer, and heat maps of layer x step, one panel a component.
 
-What has no value leaves a gap, and a line below the figure says how many there are and why.
+A missing value leaves a gap; a line below the figure says how many there are and why.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -43,102 +42,109 @@ from pico_analyze.plot.panels import (
 )
 
 _Style = Literal["-", "--", ":", "-."]
-_HEAD_HEIGHT = 0.04  # of a head's row in a map, inches
-_STYLES: tuple[_Style, ...] = (
-    "-",
-    "--",
-    ":",
-    "-.",
-)  # of the lines of one stack of layers, beside those of another
+_HEAD_HEIGHT = 0.04  # of a head's row in a map, in inches
+# Lines of one stack of layers (an encoder's) beside those of another.
+_STYLES: tuple[_Style, ...] = ("-", "--", ":", "-.")
+Cells = tuple[Axes, pd.DataFrame, pd.DataFrame]
+"""A panel, its rows of the table, and the values of its cells."""
 
 
-def lines(shown: PlotData, columns: int = COLUMNS) -> Figure:
-    """The metric over steps (step 0 included), one line a layer, one panel a component; circuits:
-    mean over heads."""
-    figure, panels = panels_of(title_of(shown), shown.rows, columns)
-    layers = layers_of(shown.rows)
+def lines(data: PlotData, columns: int = COLUMNS) -> Figure:
+    """Draw the metric over steps, a line a layer, one panel a component.
+
+    A circuit's line is the mean over its heads. Step 0 is part of the axis.
+    """
+    figure, panels = panels_of(title_of(data), data.rows, columns)
+    layers = layers_of(data.rows)
     for axes, table in panels:
         _draw_lines(axes, table, layers)
-    figure.supylabel(shown.quantity)
-    label_below(figure, STEP_AXIS, shown.rows)
+    figure.supylabel(data.quantity)
+    label_below(figure, STEP_AXIS, data.rows)
     layer_bar(figure, layers)
     return figure
 
 
-def heatmap(shown: PlotData, columns: int = COLUMNS) -> Figure:
-    """Layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
-    figure, panels = panels_of(title_of(shown), shown.rows, columns)
-    _draw_maps(figure, shown, [(axes, table, by_layer(table)) for axes, table in panels])
+def heatmap(data: PlotData, columns: int = COLUMNS) -> Figure:
+    """Draw layers (upwards) by observed steps, one panel a component; circuits: mean over heads."""
+    figure, panels = panels_of(title_of(data), data.rows, columns)
+    _draw_maps(figure, data, [(axes, table, by_layer(table)) for axes, table in panels])
     figure.supylabel("layer")
-    label_below(figure, "observed step", shown.rows)
+    label_below(figure, "observed step", data.rows)
     return figure
 
 
-def head_map(shown: PlotData) -> Figure:
-    """As `heatmap`, of the circuits alone and head by head."""
-    rows = shown.rows[shown.rows["head"].notna()]
-    height = _HEAD_HEIGHT * len(rows[["layer", "head"]].drop_duplicates())
-    figure, panels = panels_of(title_of(shown), rows, height=max(height, HEIGHT))
-    by_head = [
-        (axes, t, t.pivot(index=["layer", "head"], columns="step", values="value"))
-        for axes, t in panels
-    ]
-    _draw_maps(figure, shown, by_head)
+def head_map(data: PlotData) -> Figure:
+    """Draw every head of the circuits (upwards, by layer) by observed steps."""
+    rows = data.rows[data.rows["head"].notna()]
+    heads = len(rows[["layer", "head"]].drop_duplicates())
+    figure, panels = panels_of(title_of(data), rows, height=max(_HEAD_HEIGHT * heads, HEIGHT))
+    maps = []
+    for axes, table in panels:
+        by_head = table.pivot(index=["layer", "head"], columns="step", values="value")
+        maps.append((axes, table, by_head))
+    _draw_maps(figure, data, maps)
     figure.supylabel("layer, its heads upwards")
     label_below(figure, "observed step", rows)
     return figure
 
 
 def overview(frame: pd.DataFrame) -> Figure:
-    """One row: what `OVERVIEW` names over steps, each line the mean over the plain modules of a
-    layer.
+    """Draw what `OVERVIEW` names over steps, each line the mean over the plain modules of a layer.
 
-    Layers of several stacks (encoder and decoder) are lines of their own, each stack in its own
-    style.
+    If a model has several stacks of layers (encoder and decoder), each stack has its line style.
     """
-    shown = [one for one in all_plot_data(frame) if one.between is None]
+    shown = [data for data in all_plot_data(frame) if data.between is None]
     if not shown:
-        raise UserError(
-            f"the table has none of {', '.join(f'{metric} of {kind}' for kind, metric in OVERVIEW)}"
-        )
-    figure = new_figure(
-        1, len(shown), f"run {shown[0].rows['run'].iloc[0]}: mean over the modules of a layer"
-    )
-    in_stacks = [one.rows.assign(stack=_stacks(one.rows)) for one in shown]
-    of_modules = [rows[rows["stack"].notna() & rows["layer"].notna()] for rows in in_stacks]
-    layers = layers_of(pd.concat(of_modules))
-    stacks = list(pd.concat(of_modules)["stack"].unique()) or [""]
-    for axes, one, rows in zip(figure.axes, shown, of_modules, strict=True):
+        names = ", ".join(f"{metric} of {kind}" for kind, metric in OVERVIEW)
+        raise UserError(f"the table has none of {names}")
+    run = shown[0].rows["run"].iloc[0]
+    figure = new_figure(1, len(shown), f"run {run}: mean over the modules of a layer")
+    modules = [_plain_modules(data.rows) for data in shown]
+    everything = pd.concat(modules)
+    layers = layers_of(everything)
+    stacks = list(everything["stack"].unique()) or [""]
+    for axes, data, rows in zip(figure.axes, shown, modules, strict=True):
         for index, stack in enumerate(stacks):
-            _draw_lines(axes, rows[rows["stack"] == stack], layers, _STYLES[index % len(_STYLES)])
-        axes.set_title(one.object)
-        axes.set_ylabel(one.quantity.replace(" (", "\n("))
-    label_below(figure, STEP_AXIS, pd.concat(of_modules))
+            table = rows[rows["stack"] == stack]
+            _draw_lines(axes, table, layers, _style(index))
+        axes.set_title(data.object)
+        # Panels side by side leave no width for a name and its unit in one line.
+        axes.set_ylabel(data.quantity.replace(" (", "\n("))
+    label_below(figure, STEP_AXIS, everything)
     layer_bar(figure, layers)
     if len(stacks) > 1:
-        lines = [
-            Line2D([], [], color="0.25", linestyle=_STYLES[i % len(_STYLES)])
-            for i in range(len(stacks))
-        ]
-        figure.axes[0].legend(lines, stacks, fontsize="small")
+        _add_legend(figure.axes[0], stacks)
     return figure
 
 
-def _stacks(rows: pd.DataFrame) -> pd.Series:
-    """The name of each row's stack of layers, "" where the component bears none; null for
-    circuits."""
-    names = zip(rows["component"], rows["module"], strict=True)
-    return pd.Series(
-        [_stack(component, parse(module).component) for component, module in names], rows.index
-    )
+def _add_legend(axes: Axes, stacks: list[str]) -> None:
+    samples = [Line2D([], [], color="0.25", linestyle=_style(i)) for i in range(len(stacks))]
+    axes.legend(samples, stacks, fontsize="small")
 
 
-def _stack(component: str, own: str) -> str | None:
-    """What stands before a plain module's name within its layer. Circuits are called otherwise than
-    their module."""
-    if component == own:
+def _style(index: int) -> _Style:
+    return _STYLES[index % len(_STYLES)]
+
+
+def _plain_modules(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of plain modules within layers, with the stack of layers of each."""
+    stacks = []
+    for component, module in zip(rows["component"], rows["module"], strict=True):
+        stacks.append(_stack(component, parse(module).component))
+    rows = rows.assign(stack=pd.Series(stacks, rows.index))
+    return rows[rows["stack"].notna() & rows["layer"].notna()]
+
+
+def _stack(component: str, module: str) -> str | None:
+    """Return the stack that a component's name begins with, "" if none; None for a circuit.
+
+    A plain module's component ends in the module's name within its layer; a circuit's does not.
+    """
+    if component == module:
         return ""
-    return component.removesuffix(f".{own}") if component.endswith(f".{own}") else None
+    if component.endswith(f".{module}"):
+        return component.removesuffix(f".{module}")
+    return None
 
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Style = "-") -> None:
@@ -147,26 +153,20 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Styl
         return
     colours = colours_of(len(layers))
     steps = [int(step) for step in values.columns]
-    for layer, row in zip(values.index.tolist(), values.to_numpy(), strict=True):
+    look: Any = {"linestyle": style, "marker": "o", "markersize": 2.5, "linewidth": 1.2}
+    for layer, line in zip(values.index.tolist(), values.to_numpy(), strict=True):
         colour = "0.25" if layer == OUTSIDE else colours(layers.index(layer))
-        axes.plot(
-            steps, row, color=colour, linestyle=style, marker="o", markersize=2.5, linewidth=1.2
-        )
+        axes.plot(steps, line, color=colour, **look)
     scale_steps(axes, steps)
     if is_wide(table, values):
         axes.set_yscale("log")
 
 
-def _draw_maps(
-    figure: Figure, shown: PlotData, maps: list[tuple[Axes, pd.DataFrame, pd.DataFrame]]
-) -> None:
-    """Values (layer, or layer and head, by step) as cells in the same colours; those without a
-    value stay hatched."""
-    norm = shared_norm(
-        shown.rows,
-        pd.Series(np.concatenate([values.to_numpy(dtype=float).ravel() for _, _, values in maps])),
-    )
+def _draw_maps(figure: Figure, data: PlotData, maps: list[Cells]) -> None:
+    """Draw all maps on one scale of colours, with its bar; cells without a value stay hatched."""
+    numbers = [values.to_numpy(dtype=float).ravel() for _, _, values in maps]
+    norm = shared_norm(data.rows, pd.Series(np.concatenate(numbers)))
     for axes, table, values in maps:
         if not draw_no_data(axes, table, values):
             draw_cells(axes, values, norm=norm)
-    value_bar(figure, norm, shown.quantity)
+    value_bar(figure, norm, data.quantity)

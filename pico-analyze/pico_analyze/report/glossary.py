@@ -17,9 +17,11 @@ STATUSES = {
     "damaged": "the file that holds it is not readable, or its bytes are not those that were written",
     "non_finite": "the tensor, or the result, holds NaN or infinity",
 }
-"""Status of the measurement table -> what it means; `ok` needs no words."""
+"""Status of the measurement table -> its meaning; `ok` needs no words."""
 
+# Metric -> the meaning of a high or low value, as a clause that begins in lower case.
 _METRICS = {
+    # Spectra.
     "per": "near 1 a matrix uses all its directions equally; it falls as few directions come to hold most of it",
     "effective_rank": "how many directions a matrix uses, as if they were all of one size",
     "condition_number": "how many times larger the largest stretch is than the smallest; 1 is best conditioned",
@@ -36,6 +38,7 @@ _METRICS = {
     "heavy_tail_ks": "how far the largest eigenvalues are from a power law (two-sided distance): small where the "
     "exponent means something",
     "heavy_tail_count": "how many eigenvalues lie in the tail that the power law is fitted to",
+    # Sizes and entries.
     "frobenius_norm": "the size of the whole tensor",
     "nuclear_norm": "the sum of its singular values, which grows with size and with rank",
     "spectral_norm": "the size of its largest direction",
@@ -44,9 +47,11 @@ _METRICS = {
     "hoyer": "0 where all entries are of one magnitude, 1 where a single one is not zero",
     "kurtosis": "0 for a bell curve, above where rare entries stand far out",
     "near_zero_share": "the share of entries below a hundredth of the typical size; 0.008 for a bell curve",
+    # Samples of activations.
     "anisotropy": "near 1 all rows point the same way, near 0 they spread over all directions",
     "intrinsic_dimension": "how many directions hold most of the variance of the rows",
     "dead_units": "the share of units that say the same whatever they are shown",
+    # Updates and gradients.
     "update_to_weight_ratio": "how far the weights went since the window began, in sizes of what they were; a layer "
     "far below the others hardly learns",
     "gradient_noise_scale": "the batch, in tokens, at which noise and signal of the gradient are of one size: a larger "
@@ -54,6 +59,7 @@ _METRICS = {
     "gradient_covariance_trace": "how much the gradient differs from token to token; its sum over modules, by that of "
     "the squared norm, is the noise scale of the model",
     "gradient_norm_squared": "the size of the gradient without what noise adds to it; below 0 where noise hides it",
+    # Similarities and distances to a reference.
     "cka": "1 where two samples are alike up to rotation and scale; biased upwards where rows are few",
     "cka_debiased": "1 where two samples are alike up to rotation and scale, about 0 where they are unrelated",
     "cka_rbf": "as CKA, weighing near rows more than far ones",
@@ -66,6 +72,7 @@ _METRICS = {
     "relative_distance": "how far a tensor is from the reference, in sizes of the reference",
 }
 
+# Last part of a component's name -> what it is.
 _COMPONENTS = {
     "ov_circuit": "what a head writes to the residual stream where it attends to one position alone: O V of that head",
     "ov_circuit_joined": "the OV circuits of all heads side by side",
@@ -89,17 +96,17 @@ _COMPONENTS = {
 
 
 def meaning(status: str) -> str:
-    """What a status means; a user's own stands for itself."""
+    """Explain a status; a status that a user's metric gives is left to its definition."""
     return STATUSES.get(status, "the definition of the metric says when it gives no value")
 
 
 def reading(metric: str) -> str:
-    """What a high or low value says, as a clause; empty for a metric of the user's own."""
+    """Say what a high or low value means, as a clause; "" for a user's metric."""
     return _METRICS.get(metric, "")
 
 
 def component(name: str) -> str:
-    """What a component is that is made of several matrices; empty for a plain module."""
+    """Explain a component that is made of several matrices; "" for a plain module."""
     return _COMPONENTS.get(name.rpartition(".")[2], "")
 
 
