@@ -1,4 +1,4 @@
-"""The commands. Nothing heavy is imported before a command runs, so `--help` answers at once."""
+"""The commands of pico-train. Heavy imports wait for a command, so `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pico_contract.terminal import printable
@@ -41,28 +41,30 @@ Step = Annotated[int | None, typer.Option(help="step; the newest by default")]
 
 @app.command()
 def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
-    """Train, observe and evaluate; continues an interrupted run of that name. Exit 75: stopped,
-    worth continuing."""
+    """Train, observe and evaluate; continue an interrupted run of that name.
+
+    Exit code 75: stopped, worth continuing."""
     from pico_train.distributed import leave
     from pico_train.trainer.train import train
 
     try:
-        outcome = train(_load(config, overrides, trust), source=str(config))
+        session = train(_load(config, overrides, trust), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C
         _fail(
             "interrupted; what was saved before stays: run the same command again to continue", 130
         )
     finally:
         leave()
-    if process_of()[0] == 0:
-        _say(outcome.message or f"finished at step {outcome.step}")
-    if outcome.status == "stopped":
+    # Every process of a run on several devices arrives here.
+    if _is_main_process():
+        _say(session.message or f"finished at step {session.step}")
+    if session.status == "stopped":
         raise typer.Exit(STOPPED)
 
 
 @app.command()
 def check(config: Config, overrides: Overrides = None, trust: Trust = False) -> None:
-    """Parameters, tokens, memory and disk of a run, before its first step."""
+    """Estimate parameters, tokens, memory and disk of a run, before its first step."""
     from pico_train.run.estimate import estimate
 
     for line in estimate(_load(config, overrides, trust), str(config)):
@@ -75,7 +77,7 @@ def list_runs(
         "runs"
     ),
 ) -> None:
-    """Status, step, loss and disk of runs."""
+    """List runs with their status, step, loss and disk."""
     from pico_train.commands.runs import run_table
 
     for line in run_table(runs):
@@ -91,11 +93,10 @@ def prune(
     ] = False,
     trust: Trust = False,
 ) -> None:
-    """Apply a keep policy, the run's own or that of overrides such as keep.last=3; no observation
-    is removed."""
-    from pico_train.commands.runs import prune as pruned
+    """Apply the run's keep policy, or overrides such as keep.last=3; remove no observation."""
+    from pico_train.commands.runs import prune as prune_run
 
-    for line in pruned(run, overrides or [], dry_run, trust=trust):
+    for line in prune_run(run, overrides or [], dry_run, trust=trust):
         _say(line)
 
 
@@ -112,12 +113,14 @@ def evaluate(
     ] = False,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a checkpoint of a run, or a Hugging Face Llama: perplexity, text_perplexity, paloma,
-    blimp."""
+    """Evaluate a checkpoint of a run, or a Hugging Face Llama.
+
+    Tasks: perplexity, text_perplexity, paloma, blimp."""
     from pico_train.commands.models import evaluate_any
     from pico_train.log.progress_bars import progress_on_stderr
 
     names = tasks.split(",") if tasks else None
+    # Results go to stdout, where a script may read them.
     with progress_on_stderr() as progress:
         result = evaluate_any(
             run, step, names, overrides or [], again=again, trust=trust, progress=progress
@@ -156,8 +159,9 @@ def export(
         Path | None, typer.Option(help="directory to make; NAME-stepN[-DTYPE] here by default")
     ] = None,
 ) -> None:
-    """Copy a checkpoint of a run to a plain Hugging Face model, smaller if asked, with tokenizer
-    and model card."""
+    """Copy a checkpoint to a plain Hugging Face model, smaller if asked.
+
+    Tokenizer and model card are included."""
     from pico_train.hub.export import export_checkpoint
 
     _say(f"model in {export_checkpoint(run, step, out, dtype)}")
@@ -171,11 +175,11 @@ def push(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Push the checkpoints of a run that the Hugging Face hub lacks, and its model card."""
+    """Push the checkpoints of a run that the Hugging Face hub lacks, and the model card."""
     from pico_train.checkpoint.load import run_layout
     from pico_train.hub.push import push_run
 
-    run_layout(run)
+    run_layout(run)  # refuses a directory without a run, before its configuration is read
     overrides = [f"hub.repo={json.dumps(repo)}"] if repo is not None else []
     steps = push_run(run, _load(run, overrides, trust).hub, _say)
     _say(f"pushed: {', '.join(map(str, steps)) or 'nothing was missing'}")
@@ -190,11 +194,12 @@ def convert(
         Path | None, typer.Option(help="file, or for a checkpoint the directory, to make")
     ] = None,
 ) -> None:
-    """YAML or a checkpoint of pico-train 1.x, relora-pico or pico-maml-train to ours; says what has
-    no equivalent."""
-    from pico_train.legacy import convert as converted
+    """Convert YAML or a checkpoint of pico-train 1.x, relora-pico or pico-maml-train to ours.
 
-    text, remarks = converted(source, out)
+    Whatever has no equivalent is named."""
+    from pico_train.legacy import convert as convert_earlier
+
+    text, remarks = convert_earlier(source, out)
     _say(text.rstrip("\n"))
     for line in remarks:
         typer.echo(printable(line), err=True)
@@ -207,16 +212,22 @@ def prepare(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Text, or a hub data set, to packed rows."""
+    """Turn text, or a hub data set, into packed rows."""
     from pico_train.config import load, read_yaml
     from pico_train.data.prepare import PrepareConfig
     from pico_train.data.prepare import prepare as prepare_data
     from pico_train.data.sources import expand_short_forms
 
-    given = [item for item in [config, *(overrides or [])] if item is not None]
-    path = Path(given.pop(0)) if given and "=" not in given[0] else None
+    path: Path | None = None
+    given = list(overrides or [])
+    # The configuration is optional, so its place may hold the first override.
+    if config is not None and "=" in config:
+        given.insert(0, config)
+    elif config is not None:
+        path = Path(config)
     given = expand_short_forms(given, read_yaml(path) if path is not None else {})
-    _say(f"data in {prepare_data(load(PrepareConfig, path, given), _say)}")
+    directory = prepare_data(load(PrepareConfig, path, given), _say)
+    _say(f"data in {directory}")
 
 
 @data_app.command()
@@ -226,15 +237,21 @@ def fetch(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Tokenised rows of the hub, or of a directory of its layout, to be streamed while a run
-    trains."""
+    """Fetch tokenised rows, which a run then streams while it trains.
+
+    They come from the hub, or from a directory of its layout."""
     from pico_train.config import load
     from pico_train.data.fetch import FetchConfig
     from pico_train.data.fetch import fetch as fetch_data
 
-    path = Path(config) if config.endswith((".yaml", ".yml")) else None
-    given = [] if path else [f"source={json.dumps(config)}"]
-    _say(f"data in {fetch_data(load(FetchConfig, path, [*given, *(overrides or [])]), _say)}")
+    path: Path | None = None
+    given = list(overrides or [])
+    if config.endswith((".yaml", ".yml")):
+        path = Path(config)
+    else:
+        given.insert(0, f"source={json.dumps(config)}")
+    directory = fetch_data(load(FetchConfig, path, given), _say)
+    _say(f"data in {directory}")
 
 
 @data_app.command()
@@ -250,8 +267,9 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="how many of them")] = 4,
     trust: Trust = False,
 ) -> None:
-    """The very rows that an update reads, ids and text; of a data directory, what it is and its
-    first rows."""
+    """Show the very rows that an update reads, ids and text.
+
+    A data directory is described, and its first rows are shown."""
     from pico_train.commands.data import describe_data, is_data_directory
     from pico_train.commands.runs import rows_of_step
 
@@ -265,8 +283,7 @@ def show(
 
 @data_app.command()
 def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data directory")]) -> None:
-    """Compare every byte of a data directory, and the shards that it keeps, with what data.json
-    says."""
+    """Compare every byte of a data directory, and of its shards, with what data.json says."""
     from pico_train.commands.data import verify_all
 
     for line in verify_all(data):
@@ -274,15 +291,19 @@ def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data direc
 
 
 def main() -> None:
-    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure one sentence
-    and exit 1."""
+    """Parse the command line and run the command.
+
+    A user's mistake is one sentence on stderr and exit code 2, a failure one sentence and 1.
+    """
     from pico_contract.directories import exit_code_of
     from pico_contract.errors import UserError, sentence_of
 
-    _see_users_modules()
-    if process_of()[0]:
-        logging.getLogger("pico_train").setLevel(logging.ERROR)  # of several processes one says it
+    _allow_modules_of_working_directory()
+    if not _is_main_process():
+        # Every process of a run would repeat the same warning.
+        logging.getLogger("pico_train").setLevel(logging.ERROR)
     try:
+        # Named, because `python -m pico_train` would call itself `__main__.py`.
         app(prog_name="pico-train")
     except UserError as error:
         _fail(sentence_of(error), UserError.exit_code)
@@ -293,21 +314,21 @@ def main() -> None:
         from pico_train.distributed import is_peer_error
         from pico_train.errors import NonFiniteError
 
+        # Anything else is a mistake in the program, whose traceback is wanted.
         if not (isinstance(error, NonFiniteError) or is_peer_error(error)):
             raise
         _fail(" ".join(str(error).split()), 1)
 
 
-def _see_users_modules() -> None:
-    """Let a method named `module:attribute` lie in the directory that the command is run from.
-
-    It comes last, so that a file there never takes the place of an installed package.
-    """
+def _allow_modules_of_working_directory() -> None:
+    """Let `module:attribute` in a configuration name a file of the working directory."""
+    # Last in the path, so that a file there never replaces an installed package.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
 
 
 def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
+    """Load a run's configuration from a YAML file, or from the run directory `path`."""
     from pico_contract.errors import UserError
     from pico_contract.layout import RunLayout
 
@@ -316,13 +337,14 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     from pico_train.run.config import RunConfig
     from pico_train.run.stored_config import is_stored, load_stored
 
+    # The file config.yaml of a run stands for the run itself.
     if is_stored(path):
         return load_stored(RunLayout(path.parent), overrides or [], trust=trust)
     if not path.is_dir():
         return load(RunConfig, path, expand_short_forms(overrides or [], read_yaml(path)))
-    # The run that lies there is meant, wherever it was when it was written.
-    place = f"runs_dir={json.dumps(str(path.resolve().parent))}"
-    config = load_stored(RunLayout(path), [place, *(overrides or [])], trust=trust)
+    # The run may have been moved since its configuration was written.
+    runs_dir = f"runs_dir={json.dumps(str(path.resolve().parent))}"
+    config = load_stored(RunLayout(path), [runs_dir, *(overrides or [])], trust=trust)
     if config.layout.root.name != path.resolve().name:
         raise UserError(
             f'{path} holds the run "{config.name}": rename the directory to that to go on with it'
@@ -330,12 +352,17 @@ def _load(path: Path, overrides: list[str] | None, trust: bool) -> RunConfig:
     return config
 
 
-def _say(line: Any) -> None:
+def _is_main_process() -> bool:
+    number, _ = process_of()
+    return number == 0
+
+
+def _say(line: object) -> None:
     typer.echo(printable(str(line)))
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
     number, processes = process_of()
-    who = f" (process {number} of {processes})" if number else ""
-    typer.echo(printable(f"pico-train{who}: {sentence}"), err=True)
+    process = f" (process {number} of {processes})" if number else ""
+    typer.echo(printable(f"pico-train{process}: {sentence}"), err=True)
     sys.exit(code)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from pico_contract.data_directory import verify_data
 from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import DataLayout
+from pico_contract.schema import SourceFile
 
 from pico_train.checkpoint.disk_space import in_units
 from pico_train.data.packed import PackedData
@@ -41,8 +42,7 @@ def describe_data(path: Path, overrides: Sequence[str], rows: int) -> Iterator[s
     yield f"vocabulary    {manifest.vocab_size:,} ids, stored as {manifest.dtype}; special tokens: {special or 'none'}"
     yield f"tokenizer     {data.tokenizer_path or 'none'}"
     yield from _split_lines(data)
-    for file in manifest.source_files or ():
-        yield f"made of       {file.path} ({in_units(file.size)}, sha256 {file.sha256[:12]})"
+    yield from _source_lines(manifest.source_files or ())
     yield f"verify with   pico-train data verify {path}"
     shown = min(rows, data.split("train").n_rows)
     yield from describe_rows(data, np.arange(shown))
@@ -55,6 +55,11 @@ def _split_lines(data: PackedData) -> Iterator[str]:
         size = in_units(data.split(name).size)
         rows = f"{info.rows:,} rows of {row_length}"
         yield f"{name:<13} {rows}, {info.tokens:,} tokens, {info.documents:,} documents, {size}"
+
+
+def _source_lines(files: Iterable[SourceFile]) -> Iterator[str]:
+    for file in files:
+        yield f"made of       {file.path} ({in_units(file.size)}, sha256 {file.sha256[:12]})"
 
 
 def describe_rows(
@@ -92,7 +97,8 @@ def verify_all(path: Path) -> Iterator[str]:
 
 
 def _tokenizer_faults(path: Path) -> Iterator[str]:
-    """Report a tokenizer with ids beyond the stated vocabulary; a model has no embedding for them."""
+    """Report a tokenizer that has ids beyond the stated vocabulary."""
+    # A model that was trained on these data has no embedding for such an id.
     data = PackedData.open(path)
     if data.tokenizer_path is None:
         return

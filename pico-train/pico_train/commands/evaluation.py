@@ -20,7 +20,7 @@ from pico_train.model.decoder import Decoder
 
 
 def stored_vocabulary(folder: Path, decoder: Decoder) -> Vocabulary:
-    """Return the tokenizer and the start token that `folder` stores beside the weights of `decoder`.
+    """Return the tokenizer and the start token that lie beside the weights of `decoder`.
 
     Texts begin after the model's bos token if it has one, else after its eos token.
     """

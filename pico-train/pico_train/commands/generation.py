@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from pico_contract.errors import UserError
 
+from pico_train.checkpoint.model_folder import start_token
 from pico_train.model.decoder import Decoder
 from pico_train.model.generate import generate
+from pico_train.model.hf import SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,20 @@ def continue_ids(
     decode: Callable[[list[int]], str],
     ids: Sequence[int],
     sampling: Sampling,
-    eos: int | list[int] | None,
+    token_ids: SpecialTokens,
     where: str,
 ) -> str:
-    """Draw tokens that follow `ids` until one is in `eos`, and `decode` all of them.
+    """Draw tokens that follow `ids` until end-of-text, and `decode` all of them.
+
+    An empty prompt begins with the token that texts of this model begin after.
 
     Raises:
         UserError: there is no id to begin with, or prompt and new tokens exceed the model's
             positions; the message names `where`.
     """
+    _, start = start_token(token_ids)
+    if not ids and start is not None:
+        ids = [start]
     if not ids:
         raise UserError(
             f"{where}: the prompt is empty, and no token is named that a text begins with: give a prompt"
@@ -57,7 +64,7 @@ def continue_ids(
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            eos_token_id=eos,
+            eos_token_id=token_ids.get("eos"),
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None

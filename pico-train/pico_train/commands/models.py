@@ -12,7 +12,7 @@ from pico_contract.errors import UserError
 from pico_contract.layout import MANIFEST, MODEL_CONFIG, RunLayout, parse_step
 from pydantic import Field
 
-from pico_train.checkpoint.model_folder import load_model, read_token_ids, start_token
+from pico_train.checkpoint.model_folder import load_model, read_token_ids
 from pico_train.commands.evaluation import evaluate_in_one_line, stored_vocabulary
 from pico_train.commands.generation import Sampling, continue_ids, require_utf8
 from pico_train.commands.runs import evaluate_run, generate_text
@@ -35,8 +35,9 @@ class ModelDataConfig(Section):
     """Packed rows on which a model is evaluated."""
 
     path: Path | None = None
-    """Data directory whose validation rows were made with the model's tokenizer; null skips
-    perplexity on rows."""
+    """Data directory whose validation rows were made with the model's tokenizer.
+
+    null skips the task `perplexity`."""
     stream: StreamConfig = StreamConfig()
     """Settings of the shards that are downloaded from the hub."""
 
@@ -56,6 +57,7 @@ class ModelEvaluationConfig(Section):
 
 def is_model_folder(path: Path) -> bool:
     """Whether `path` is a model directory, but neither a run nor a checkpoint inside a run."""
+    # A checkpoint of a run holds a config.json as well.
     is_model = (path / MODEL_CONFIG).is_file()
     is_run = RunLayout(path).manifest.is_file()
     return is_model and not is_run and run_of(path) is None
@@ -184,6 +186,7 @@ def _open_rows(path: Path, stream: StreamConfig, vocabulary: Vocabulary) -> Pack
 
 def _model_sha256(folder: Path) -> str:
     """Hash the names and bytes of the model's configuration and weights."""
+    # Metadata, tokenizer and README do not change what the model computes.
     files = sorted({folder / MODEL_CONFIG, *folder.glob("*.safetensors")})
     lines = [f"{path.name} {session_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -201,9 +204,6 @@ def generate_from_folder(folder: Path, prompt: str, sampling: Sampling) -> str:
     require_utf8(prompt)
     tokenizer = load_tokenizer(folder)
     token_ids = read_token_ids(folder)
-    _, start = start_token(token_ids)
     ids = tokenizer.encode(prompt).ids
-    if not ids and start is not None:
-        ids = [start]
-    decoder, eos = load_model(folder), token_ids.get("eos")
-    return continue_ids(decoder, tokenizer.decode, ids, sampling, eos, str(folder))
+    decoder = load_model(folder)
+    return continue_ids(decoder, tokenizer.decode, ids, sampling, token_ids, str(folder))

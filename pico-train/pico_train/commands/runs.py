@@ -16,7 +16,7 @@ from pico_contract.terminal import one_line
 
 from pico_train.checkpoint.disk_space import in_units
 from pico_train.checkpoint.load import newest_intact, open_checkpoint, run_layout
-from pico_train.checkpoint.model_folder import read_token_ids, start_token
+from pico_train.checkpoint.model_folder import read_token_ids
 from pico_train.checkpoint.retention import PlannedRemoval, planned_removals, remove
 from pico_train.commands.data import describe_rows
 from pico_train.commands.evaluation import evaluate_in_one_line, stored_vocabulary
@@ -60,10 +60,11 @@ def prune(
         yield from _removal_lines(planned, "would remove")
         return
     with RunLock(layout.lock) as lock:
+        # Drafts of processes that were killed; the lock says that nobody is writing one now.
         for parent in (layout.checkpoints, layout.snapshots):
             codec.remove_leftovers(parent)
         for line in _removal_lines(remove(layout, _planned(layout, config)), "removed"):
-            lock.beat()
+            lock.beat()  # other processes treat a lock that is not renewed as abandoned
             yield line
 
 
@@ -105,24 +106,23 @@ def run_table(runs: Path) -> list[str]:
     layouts = [layout for layout in layouts if layout.manifest.is_file()]
     if not layouts:
         return [f"there is no run in {runs}"]
-    rows: list[Row] = [("run", "status", "step", "loss", "disk")]
+    rows = [["run", "status", "step", "loss", "disk"]]
     problems = []
     for layout in layouts:
         row, problem = _run_row(layout)
-        rows.append(row)
+        # A run's name may hold line breaks and control characters.
+        rows.append([one_line(cell) for cell in row])
         if problem is not None:
             problems.append(one_line(problem))
     return _aligned(rows) + problems
 
 
-def _aligned(rows: list[Row]) -> list[str]:
-    """Pad every cell to the width of its column."""
-    # Names of runs and values in damaged manifests may hold line breaks.
-    cells = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Join the cells of each row, padded to the width of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in cells:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+    for row in rows:
+        padded = map(str.ljust, row, widths)
         lines.append("  ".join(padded).rstrip())
     return lines
 
@@ -156,6 +156,7 @@ def _bytes_below(root: Path) -> int:
 
 def _status(layout: RunLayout, manifest: RunManifest) -> str:
     """Return the status of a run; a "running" run without a live lock was interrupted."""
+    # A process that was killed could not change the status in its manifest.
     holder = read_lock(layout.lock)
     if manifest.status == "running" and (holder is None or is_stale(holder)):
         return "interrupted"
@@ -187,7 +188,7 @@ def evaluate_run(
     trust: bool = False,
     progress: ShowProgress = hidden,
 ) -> str:
-    """Evaluate a checkpoint of `run` with the run's settings and `overrides`, and store the results.
+    """Evaluate a checkpoint of `run` with its settings and `overrides`, and store the results.
 
     A result under the same settings is read back, unless `again` is set. Only the task `perplexity`
     opens the packed data; all others need just the checkpoint and its tokenizer. `progress` is
@@ -229,6 +230,7 @@ def _probe_seq_len(layout: RunLayout) -> int | None:
     """Tokens that a row of the run predicts, read from its probe; None without a probe."""
     if not layout.probe.is_file():
         return None
+    # The probe has one token more than a row predicts.
     shape = codec.TensorFile(layout.probe).shape("tokens")
     if len(shape) != 2:
         raise DamagedError(f"{layout.probe}: its tokens are not rows")
@@ -271,11 +273,8 @@ def generate_text(
     directory = layout.checkpoint(chosen)
     tokenizer = load_tokenizer(directory)
     token_ids = read_token_ids(directory)
-    _, start = start_token(token_ids)
     ids = encode(tokenizer, prompt, "the prompt").tolist()
-    if not ids and start is not None:
-        ids = [start]
     sampling = Sampling(tokens, temperature, top_k, top_p, seed)
     return continue_ids(
-        decoder, tokenizer.decode, ids, sampling, token_ids.get("eos"), f"{run}, step {chosen}"
+        decoder, tokenizer.decode, ids, sampling, token_ids, f"{run}, step {chosen}"
     )

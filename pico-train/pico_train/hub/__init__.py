@@ -1,1 +1,1 @@
-"""Checkpoints for other people: model card, export, push to the Hugging Face hub."""
+"""Checkpoints for other people: model card, export, and push to the Hugging Face hub."""

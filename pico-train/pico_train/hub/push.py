@@ -1,11 +1,14 @@
-"""Checkpoints on their way to the hub: in order, each once, beside training, which never waits for
-them."""
+"""Push checkpoints to the hub beside training: in order, each once, without delaying it.
+
+`HubUploader` pushes the checkpoints that the hub lacks. `Pusher` runs it in a thread for a session;
+`push_run` runs it for the command `pico-train push`. Requests to the hub are in `repository.py`.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pico_contract import codec
@@ -13,6 +16,7 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.layout import MANIFEST, MODEL_WEIGHTS, RunLayout
 from pico_contract.schema import CheckpointManifest, RunManifest
 
+from pico_train.checkpoint.load import run_layout
 from pico_train.hub.model_card import model_readme
 from pico_train.hub.repository import (
     Branch,
@@ -25,12 +29,19 @@ from pico_train.hub.repository import (
 
 Say = Callable[[str], None]
 
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0  # seconds between attempts; doubled from one to the next
-_LOOK_EVERY = 30.0  # seconds between looks for checkpoints that nobody told of
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0
+"""Seconds before the first and at most before a later attempt; each wait doubles the one before."""
+_LOOK_EVERY = 30.0
+"""Seconds between looks for new checkpoints if nothing wakes the thread."""
 
 
 class HubUploader:
-    """What of a run's checkpoints the hub lacks, and its pushing, one after the other."""
+    """The pushing of a run's checkpoints that the hub lacks, one after the other.
+
+    Attributes:
+        closed: set by another thread to stop pushing.
+        delivered: steps pushed by this object, in their order.
+    """
 
     def __init__(
         self, layout: RunLayout, branch: Branch, config: HubConfig, last: int, say: Say
@@ -41,55 +52,54 @@ class HubUploader:
         self._seen: set[int] = set()
         self._skipped: set[int] = set()
         self.delivered: list[int] = []
-        self._looked = False
+        self._is_branch_known = False
         self._readme = ""
 
-    def note(self) -> None:
-        """Remember which checkpoints there are, so that one that goes before it was pushed is
-        missed."""
-        self._seen.update(
-            step for step in codec.listed_steps(self.layout.checkpoints) if self._is_due(step)
-        )
+    def note_checkpoints(self) -> None:
+        """Remember the checkpoints that exist now."""
+        # If the keep policy removes one before its turn, that is then reported.
+        for step in codec.listed_steps(self.layout.checkpoints):
+            if self._config.due(step, self._last):
+                self._seen.add(step)
 
     def missing(self) -> list[int]:
-        """Steps that are to be pushed and that the hub lacks as far as it was asked, ascending."""
-        return [step for step in sorted(self._seen - self._skipped) if not self._is_there(step)]
+        """List the steps to push that the hub lacks, by the last look at the branch, ascending."""
+        return [step for step in sorted(self._seen - self._skipped) if not self._is_pushed(step)]
 
     def deliver(self, patience: float) -> None:
-        """Push all that is missing, trying again with growing pauses.
+        """Push every missing checkpoint, and retry with growing pauses.
 
         Raises:
-            RefusedError: trying again would not help.
-            TimeoutError: nothing went through for `patience` seconds.
+            RefusedError: another attempt would not help.
+            TimeoutError: no request succeeded for `patience` seconds.
         """
-        progress, wait = time.monotonic(), _FIRST_WAIT
+        succeeded_at, wait = time.monotonic(), _FIRST_WAIT
         while not self.closed.is_set():
             try:
                 if not self._push_next():
                     return
-                progress, wait = time.monotonic(), _FIRST_WAIT
-            except Exception as error:  # of the library, the network and the disk, of many kinds
+                succeeded_at, wait = time.monotonic(), _FIRST_WAIT
+            except Exception as error:  # the library, the network and the disk raise many types
                 if self.closed.is_set():
-                    return  # nobody waits for it or listens any more
+                    return
                 sentence = refusal(error, self.branch.repo)
                 if sentence is not None:
                     raise RefusedError(sentence) from None
-                self._looked = (
-                    False  # whether the lost request was carried out, the branch must say
-                )
-                wait = self._pause(error, wait, progress + patience)
+                # A request whose answer was lost may have succeeded: read the branch again.
+                self._is_branch_known = False
+                wait = self._pause(error, wait, succeeded_at + patience)
 
-    def finish_readme(self) -> None:
-        """Push the model card where it says more than the one that went with the last
-        checkpoint."""
-        readme = self._written_readme()
+    def push_final_readme(self) -> None:
+        """Push the model card if it has changed since the last checkpoint was pushed."""
+        readme = self._write_readme(self.branch.pushed)
         if self.branch.pushed and readme != self._readme:
             self.branch.push_readme(readme)
             self._readme = readme
 
     def _pause(self, error: Exception, wait: float, deadline: float) -> float:
-        """Wait for `wait` seconds, or as long as the hub says; returns the next wait."""
-        if wait == _FIRST_WAIT and not self.closed.is_set():  # else nobody listens any more
+        """Wait for `wait` seconds or as long as the hub asks, and return the next wait."""
+        # Only the first of several failures is reported.
+        if wait == _FIRST_WAIT and not self.closed.is_set():
             self._say(f"the hub: {error_text(error)}; trying again")
         seconds = max(wait, retry_after(error))
         if time.monotonic() + seconds > deadline:
@@ -98,56 +108,59 @@ class HubUploader:
         return min(wait * 2, _LONGEST_WAIT)
 
     def _push_next(self) -> bool:
-        """Push the oldest checkpoint that is missing; False where none is."""
-        self.note()
-        if not self._looked:
+        """Push or skip the oldest missing checkpoint, and return whether there was one."""
+        self.note_checkpoints()
+        if not self._is_branch_known:
             self.branch.look()
-            self._looked = True
+            self._is_branch_known = True
         missing = self.missing()
         if not missing:
             return False
-        step, directory = missing[0], self.layout.checkpoint(missing[0])
+        step = missing[0]
+        directory = self.layout.checkpoint(step)
         problem = codec.verify_directory(directory, CheckpointManifest, hashes=True)
         if problem is not None:
+            # Not an error: the other checkpoints can still be pushed.
             self._skipped.add(step)
-            what = problem if directory.exists() else "it was removed before its turn came"
-            self._say(f"checkpoint {step} is not pushed: {what}")
+            # The keep policy may remove a checkpoint while the hub cannot be reached.
+            reason = problem if directory.exists() else "it was removed before its turn came"
+            self._say(f"checkpoint {step} is not pushed: {reason}")
             return True
-        self._readme = self._written_readme(step)
-        self.branch.push(
-            directory, codec.read_manifest(directory / MANIFEST, CheckpointManifest), self._readme
-        )
+        self._readme = self._write_readme({*self.branch.pushed, step})
+        self.branch.push(directory, self._manifest(step), self._readme)
         self.delivered.append(step)
         return True
 
-    def _written_readme(self, step: int | None = None) -> str:
-        steps = sorted({*self.branch.pushed, *([step] if step is not None else [])})
-        return model_readme(self.layout, self.branch.repo, {s: self.branch.tag(s) for s in steps})
+    def _write_readme(self, steps: Iterable[int]) -> str:
+        revisions = {step: self.branch.tag(step) for step in sorted(steps)}
+        return model_readme(self.layout, self.branch.repo, revisions)
 
-    def _is_due(self, step: int) -> bool:
-        return self._config.due(step, self._last)
+    def _manifest(self, step: int) -> CheckpointManifest:
+        return codec.read_manifest(self.layout.checkpoint(step) / MANIFEST, CheckpointManifest)
 
-    def _is_there(self, step: int) -> bool:
-        """Whether the hub has it; weights that were trained anew are pushed anew."""
+    def _is_pushed(self, step: int) -> bool:
+        """Whether the hub has this checkpoint; a step that was trained again counts as missing."""
         pushed = self.branch.pushed.get(step)
         try:
-            manifest = codec.read_manifest(
-                self.layout.checkpoint(step) / MANIFEST, CheckpointManifest
-            )
+            manifest = self._manifest(step)
         except DamagedError:
             return pushed is not None
         return pushed == manifest.files[MODEL_WEIGHTS].sha256
 
 
 class Pusher:
-    """Delivers in a thread of its own from `wake` to `finish`; what it cannot push it says, and
-    training goes on."""
+    """A thread that pushes the checkpoints of a session while it trains.
+
+    `wake` announces a new checkpoint, and `finish` waits for the rest. A failure is reported, and
+    training goes on.
+    """
 
     def __init__(self, uploader: HubUploader, say: Say) -> None:
         self._uploader, self._say = uploader, say
         self._problem = ""
         self._wake = threading.Event()
-        self._ending = False
+        self._is_ending = False
+        # A daemon, so that a request without an answer does not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="hub", daemon=True)
         self._thread.start()
 
@@ -157,28 +170,29 @@ class Pusher:
         return ", ".join(map(str, self._uploader.delivered))
 
     def wake(self) -> None:
-        """There may be something to push."""
-        self._uploader.note()
+        """Announce that there may be a new checkpoint to push."""
+        self._uploader.note_checkpoints()
         self._wake.set()
 
     def finish(self, seconds: float) -> None:
-        """Wait up to `seconds` for what is missing, then say what still is and why."""
-        self._uploader.note()
-        self._ending = True
+        """Wait up to `seconds` for the missing checkpoints, then report what remains and why."""
+        self._uploader.note_checkpoints()
+        self._is_ending = True
         self._wake.set()
         self._thread.join(seconds)
         self.close()
         missing = self._uploader.missing()
-        if missing or self._problem:
-            why = self._problem or "there was no time for more"
-            steps = ", ".join(map(str, missing)) or "none"
-            root = self._uploader.layout.root
-            self._say(
-                f"checkpoints not pushed: {steps}; {why}. `pico-train push {root}` pushes what is missing"
-            )
+        if not missing and not self._problem:
+            return
+        reason = self._problem or "there was no time for more"
+        steps = ", ".join(map(str, missing)) or "none"
+        root = self._uploader.layout.root
+        self._say(
+            f"checkpoints not pushed: {steps}; {reason}. `pico-train push {root}` pushes what is missing"
+        )
 
     def close(self) -> None:
-        """Push nothing more; what is under way is left to itself, and found by the next session."""
+        """Push nothing more. A request under way may still succeed; the next session sees it."""
         self._uploader.closed.set()
         self._wake.set()
 
@@ -187,14 +201,13 @@ class Pusher:
             while not self._uploader.closed.is_set():
                 self._wake.wait(_LOOK_EVERY)
                 self._wake.clear()
-                ending = (
-                    self._ending
-                )  # read before, so that nothing that was saved before it is missed
+                # Read before `deliver`: a checkpoint saved before the end is then never missed.
+                is_last_round = self._is_ending
                 self._uploader.deliver(patience=float("inf"))
-                if ending:
-                    self._uploader.finish_readme()
+                if is_last_round:
+                    self._uploader.push_final_readme()
                     return
-        except Exception as error:  # whatever it is, training goes on
+        except Exception as error:  # no failure of the hub may end training
             self._problem = refusal(error, self._uploader.branch.repo) or error_text(error)
             if not self._uploader.closed.is_set():
                 self._say(f"pushing to the hub has ended: {self._problem}; training goes on")
@@ -203,37 +216,34 @@ class Pusher:
 def open_pusher(
     layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say
 ) -> Pusher | None:
-    """The pusher of a session, already at what an earlier one left; None where `hub.repo` is
-    off."""
+    """Start the pusher of a session; None if `hub.repo` is off."""
     if config.repo is None:
         return None
     pusher = Pusher(_uploader(layout, config, manifest, say), say)
-    pusher.wake()
+    pusher.wake()  # an earlier session may have left checkpoints to push
     return pusher
 
 
 def push_run(run: Path, config: HubConfig, say: Say) -> list[int]:
-    """Push what the hub lacks of a run, and its model card; the steps that were pushed.
+    """Push the checkpoints of `run` that the hub lacks, then its model card; return their steps.
 
     Raises:
-        UserError: `run` is no run, no repository is named, or the hub refuses.
+        UserError: `run` is not a run, no repository is named, or the hub refuses.
         TimeoutError: the hub could not be reached for `hub.wait_minutes`.
     """
-    layout = RunLayout(run)
-    if not layout.manifest.is_file():
-        raise UserError(f"{run} is not a run directory (it has no {layout.manifest.name})")
+    layout = run_layout(run)
     if config.repo is None:
         raise UserError(f"{run} names no repository: give --repo user/name")
     manifest = codec.read_manifest(layout.manifest, RunManifest)
     if not manifest.stock:
-        why = manifest.architecture.get("departure", "its run.json says so")
+        reason = manifest.architecture.get("departure", "its run.json says so")
         raise UserError(
-            f"{run} cannot be pushed: no class of transformers computes its model ({why})"
+            f"{run} cannot be pushed: no class of transformers computes its model ({reason})"
         )
     uploader = _uploader(layout, config, manifest, say)
     try:
         uploader.deliver(config.wait_minutes * 60)
-        uploader.finish_readme()
+        uploader.push_final_readme()
     except RefusedError as error:
         raise UserError(str(error)) from None
     return uploader.delivered

@@ -1,17 +1,16 @@
-"""A branch of a repository on the Hugging Face hub: which checkpoints it holds, and one commit
-more.
+"""A branch of a repository on the Hugging Face hub: the checkpoints that it holds, and new commits.
 
-What was pushed is read from the branch itself, so nothing on disk can disagree with it. The commit
-of a checkpoint says the step in its title and the sha256 of the weights below; a tag
+The branch itself records what was pushed, so nothing on disk can disagree with it. The commit of a
+checkpoint states the step in its title and the sha256 of the weights in its description. A tag
 `<branch>-step<t>` names it, so that `revision=` in transformers and `hub:` in pico-analyze find it.
-Waiting for Retry-After and repeating requests within a call are huggingface_hub's; creating,
-tagging and committing it does not repeat, which `pusher` does.
+Within a call, huggingface_hub waits for Retry-After and repeats requests. It does not repeat the
+creation of branches, tags and commits; `push.py` does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +25,35 @@ from pydantic import Field, field_validator
 from pico_train.config import Section
 
 README = "README.md"
-_TITLE = re.compile(r"step (\d+)$")
-_OF_RUN = re.compile(r"^run created (\S+)$", re.MULTILINE)
+_STEP = re.compile(r"step (\d+)$")
+_CREATED = re.compile(r"^run created (\S+)$", re.MULTILINE)
 _WEIGHTS = re.compile(r"^weights sha256 ([0-9a-f]{64})$", re.MULTILINE)
-_PASSING = (408, 409, 412, 425, 429)
-"""Refusals (4xx) that may be gone the next time; 412 says that the branch was moved by another."""
+_TEMPORARY = (408, 409, 412, 425, 429)
+"""Refusals (4xx) that another attempt may overcome; 412: somebody else has moved the branch."""
 
 
 class HubConfig(Section):
-    """Where checkpoints are pushed while training. The token is huggingface_hub's: `hf auth login`,
-    or HF_TOKEN."""
+    """Settings of the pushing of checkpoints while training.
+
+    The token is huggingface_hub's: `hf auth login`, or HF_TOKEN.
+    """
 
     repo: str | None = None
     """Repository `user/name`; null is off."""
     branch: str | None = Field(None, min_length=1)
     """Branch of this run; null is the run's name."""
     private: bool = True
-    """Whether a repository that is made here is private."""
+    """Whether a repository that is created here is private."""
     every: int = Field(1, ge=1)
-    """Checkpoints of its multiples are pushed, and the last one; 1 is all of them."""
+    """Push the checkpoints of multiples of this step, and the last one; 1 pushes all of them."""
     wait_minutes: float = Field(10.0, ge=0, le=14)
-    """How long a finished run waits for what is still to be pushed."""
+    """Minutes that a finished run waits for checkpoints that are still to be pushed."""
 
     @field_validator("repo")
     @classmethod
     def _named(cls, repo: str | None) -> str | None:
         if repo is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is None:
-            raise ValueError(f'"{repo}" is no repository: write user/name')
+            raise ValueError(f'"{repo}" is not a repository: write user/name')
         return repo
 
     def due(self, step: int, last: int) -> bool:
@@ -61,18 +62,18 @@ class HubConfig(Section):
 
 
 class RefusedError(Exception):
-    """The hub refuses, and trying again would not help."""
+    """A refusal of the hub that another attempt would not overcome."""
 
 
 class Branch:
-    """The branch of one run, `created` then, in a repository.
+    """The branch of one run in a repository; `created` tells runs of one name apart.
 
     Attributes:
-        pushed: step -> sha256 of its weights, as the branch says since `look`.
+        pushed: step -> sha256 of its weights, by the last `look` and the pushes since.
     """
 
     def __init__(self, repo: str, name: str, private: bool, run: str, created: str) -> None:
-        disable_progress_bars()
+        disable_progress_bars()  # they would be drawn over the bar of training
         self.repo, self.name = repo, name
         self.pushed: dict[int, str] = {}
         self._private, self._run, self._created = private, run, created
@@ -80,15 +81,16 @@ class Branch:
         self._head: str | None = None
 
     def tag(self, step: int) -> str:
-        """The revision that names the checkpoint of `step`."""
+        """Return the revision that names the checkpoint of `step`."""
         return f"{self.name}-step{step}"
 
     def look(self) -> None:
-        """Make repository and branch where they are not there, and read what the branch holds; mend
-        missing tags.
+        """Read which checkpoints the branch holds, and create what is missing.
+
+        Missing are perhaps the repository, the branch, or the tag of a checkpoint.
 
         Raises:
-            RefusedError: another run's checkpoints are there.
+            RefusedError: the branch holds another run's checkpoints.
         """
         self._api.create_repo(self.repo, private=self._private, exist_ok=True)
         self._api.create_branch(self.repo, branch=self.name, exist_ok=True)
@@ -96,48 +98,50 @@ class Branch:
         self._head = commits[0].commit_id if commits else None
         tags = {tag.name for tag in self._api.list_repo_refs(self.repo).tags}
         self.pushed = {}
-        for commit in commits:  # the newest first
-            title, of_run, weights = (_TITLE.search(commit.title), *_said(commit.message))
-            if not (title and of_run and weights):
+        for commit in commits:
+            title = _STEP.search(commit.title)
+            created, weights = _read_description(commit.message)
+            if not (title and created and weights):
                 continue
-            if of_run != self._created:
+            if created != self._created:
                 raise RefusedError(
-                    f"branch {self.name} of {self.repo} holds another run (created {of_run}): set hub.branch to another"
+                    f"branch {self.name} of {self.repo} holds another run (created {created}):"
+                    " set hub.branch to another"
                 )
             step = int(title[1])
-            if step not in self.pushed:
-                self.pushed[step] = weights
-                if self.tag(step) not in tags:
-                    self._api.create_tag(
-                        self.repo, tag=self.tag(step), revision=commit.commit_id, exist_ok=True
-                    )
+            # The newest commit comes first; older ones of a step that was trained again are past.
+            if step in self.pushed:
+                continue
+            self.pushed[step] = weights
+            if self.tag(step) not in tags:
+                self._create_tag(step, commit.commit_id)
 
     def push(self, directory: Path, manifest: CheckpointManifest, readme: str) -> None:
         """Commit the model files of a checkpoint, without its `state/`, and tag the commit."""
-        step, weights = manifest.step, manifest.files[MODEL_WEIGHTS].sha256
-        if step in self.pushed:  # trained again from an older step, with another result
+        step = manifest.step
+        weights = manifest.files[MODEL_WEIGHTS].sha256
+        # The step was trained again from an older one, and its tag has to move.
+        if step in self.pushed:
             self._api.delete_tag(self.repo, tag=self.tag(step))
-        files: list[tuple[str, str | bytes]] = [
-            (name, str(directory / name)) for name in [*manifest.files, MANIFEST]
-        ]
-        said = f"run created {self._created}\nweights sha256 {weights}"
-        commit = self._commit(
-            [*files, (README, readme.encode())], f"{self._run}: step {step}", said
-        )
-        self._api.create_tag(self.repo, tag=self.tag(step), revision=commit, exist_ok=True)
+        files = _model_files(directory, manifest)
+        files[README] = readme.encode()
+        title = f"{self._run}: step {step}"
+        commit = self._commit(files, title, _write_description(self._created, weights))
+        self._create_tag(step, commit)
         self.pushed[step] = weights
 
     def push_readme(self, readme: str) -> None:
-        """Commit the model card alone; the library leaves out a commit that would change
-        nothing."""
-        self._commit([(README, readme.encode())], f"{self._run}: model card", "")
+        """Commit the model card alone; huggingface_hub skips a commit that changes nothing."""
+        self._commit({README: readme.encode()}, f"{self._run}: model card", "")
 
-    def _commit(
-        self, files: Iterable[tuple[str, str | bytes]], title: str, description: str
-    ) -> str:
+    def _create_tag(self, step: int, commit: str) -> None:
+        self._api.create_tag(self.repo, tag=self.tag(step), revision=commit, exist_ok=True)
+
+    def _commit(self, files: Mapping[str, str | bytes], title: str, description: str) -> str:
+        """Commit `files` (name in the repository -> path or bytes), and return the commit's id."""
         additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in files
+            for name, content in files.items()
         ]
         info = self._api.create_commit(
             self.repo,
@@ -145,25 +149,36 @@ class Branch:
             commit_message=title,
             commit_description=description,
             revision=self.name,
+            # The hub refuses the commit if somebody else has moved the branch meanwhile.
             parent_commit=self._head,
         )
         self._head = info.oid
         return info.oid
 
 
-def _said(message: str) -> tuple[str | None, str | None]:
-    """(when the run was created, sha256 of the weights), as the description of a commit says."""
-    of_run, weights = _OF_RUN.search(message), _WEIGHTS.search(message)
-    return of_run and of_run[1], weights and weights[1]
+def _model_files(directory: Path, manifest: CheckpointManifest) -> dict[str, str | bytes]:
+    """Map the names of a checkpoint's model files to their paths."""
+    return {name: str(directory / name) for name in [*manifest.files, MANIFEST]}
+
+
+def _write_description(created: str, weights: str) -> str:
+    # `_read_description` reads this text back in later sessions: it must stay readable for ever.
+    return f"run created {created}\nweights sha256 {weights}"
+
+
+def _read_description(message: str) -> tuple[str | None, str | None]:
+    """Read a commit's description: (creation time of the run, sha256 of the weights)."""
+    created, weights = _CREATED.search(message), _WEIGHTS.search(message)
+    return created and created[1], weights and weights[1]
 
 
 def refusal(error: BaseException, repo: str) -> str | None:
-    """The sentence on an answer that trying again would not change; None where it might."""
+    """Explain an error that another attempt would not overcome; None if it might."""
     if isinstance(error, RefusedError):
         return str(error)
-    answer = _answer(error)
-    status = answer.status_code if answer is not None else 0
-    if not 400 <= status < 500 or status in _PASSING:
+    response = _response(error)
+    status = response.status_code if response is not None else 0
+    if not 400 <= status < 500 or status in _TEMPORARY:
         return None
     if status == 401:
         return f"the hub does not know who pushes to {repo} (401): log in with `hf auth login`, or set HF_TOKEN"
@@ -173,22 +188,22 @@ def refusal(error: BaseException, repo: str) -> str | None:
 
 
 def retry_after(error: BaseException) -> float:
-    """Seconds that the hub asks to wait, 0 where it says nothing of it."""
-    answer = _answer(error)
-    said = answer.headers.get("Retry-After", "") if answer is not None else ""
-    return float(said) if said.isdecimal() else 0.0
+    """Return the seconds that the hub asks to wait, 0 if it does not ask."""
+    response = _response(error)
+    seconds = response.headers.get("Retry-After", "") if response is not None else ""
+    # The header may also hold a date; then the growing pauses of `push.py` apply.
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says; of a wrapped one the cause."""
-    return in_one_line(
-        error.__cause__ if error.__cause__ is not None and _answer(error) is None else error
-    )
+    """Describe an error in one line, by its cause if the hub has not answered."""
+    if error.__cause__ is not None and _response(error) is None:
+        return in_one_line(error.__cause__)
+    return in_one_line(error)
 
 
-def _answer(error: BaseException | None) -> Any:
-    """The HTTP answer of the hub behind an error, which the library may have wrapped; None without
-    one."""
+def _response(error: BaseException | None) -> Any:
+    """Find the hub's HTTP response behind an error that the library may have wrapped, or None."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return error.response

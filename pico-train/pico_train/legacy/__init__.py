@@ -1,5 +1,4 @@
-"""What earlier Pico projects (pico-train 1.x, relora-pico, pico-maml-train) left behind, turned
-into ours."""
+"""Conversion of files of earlier Pico projects: pico-train 1.x, relora-pico, pico-maml-train."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ from pico_contract.errors import UserError
 
 
 def convert(source: Path, out: Path | None) -> tuple[str, list[str]]:
-    """Convert a configuration file, or the checkpoint in a directory: (what to print, remarks).
+    """Convert a configuration file or a checkpoint's directory; return (text to print, remarks).
 
-    A configuration is written to `out` where that is given, and printed otherwise; a checkpoint
+    A configuration is written to `out` if that is given, and is the text otherwise. A checkpoint
     needs `out`.
 
     Raises:

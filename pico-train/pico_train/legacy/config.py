@@ -1,5 +1,8 @@
-"""A YAML file of an earlier project to one of ours that does what it did, and a line for all that
-does not go over."""
+"""Conversion of an earlier project's YAML file to ours, with remarks on all that differs.
+
+Each function from `_same` to `_evaluate` converts one section of the file into pieces: settings of
+ours, and remarks.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,12 @@ from pico_train.run.job import build_method
 
 DOLMA = "pico-lm/pretokenized-dolma"
 DOLMA_ROWS, DOLMA_IDS = 10_000 * 20_480, 2049
-"""Rows of it, and ids of a row."""
+"""Rows of this data set, and ids of a row."""
 PRECISIONS = {"bf16-mixed": "bf16", "32-true": "fp32", "32": "fp32"}
 ACCELERATORS = {"cuda": "auto", "gpu": "auto", "mps": "auto", "auto": "auto", "cpu": "cpu"}
 
+_DYNAMICS = "checkpointing.learning_dynamics"
+"""The section of an earlier file that says what is observed."""
 _INITIAL = (
     "note: initial weights were torch's defaults (embeddings of deviation 1) from seed 42; here all are of deviation"
     " model.initializer_range. To begin with the very weights, convert step_0 and set init_from"
@@ -41,29 +46,45 @@ _PALOMA = (
 
 
 def convert_config(path: Path) -> tuple[str, list[str]]:
-    """(our YAML with what differs from the defaults, one line for everything that did not go over
-    as it was).
+    """Return (our YAML with the settings that differ from the defaults, remarks).
 
-    Values are those that the earlier trainer trained with: its defaults where the file is silent,
-    and what it did where that differs from what it said. The result validates as a run's
-    configuration, its method left out where this version does not have it.
+    Settings are those that the earlier trainer used: its defaults for missing keys, and its actual
+    behaviour if the documentation said something else. The result is a valid configuration of a
+    run, apart from a method that this version lacks.
 
     Raises:
-        UserError: as `read_old`; the earlier trainer could not have run the file; or it asks for
-            what cannot be had.
+        UserError: as `read_old`; the earlier trainer could not have run the file; or a setting
+            cannot be reproduced.
     """
     old = read_old(path)
-    parts = (_same, _run, _data, _batch, _schedule, _snapshot, _evaluate, method_pieces)
-    pieces = [piece for part in parts for piece in part(old)]
-    settings = {key: value for key, value in pieces if key != NOTE}
-    missing = settings.get("method.name", "plain") not in METHODS
-    checked = {k: v for k, v in settings.items() if not (missing and k.startswith("method."))}
-    build_method(
-        validate(RunConfig, _nested(checked), f"{path}, converted").method, f"{path}, converted"
-    )
-    remarks = [*_left_behind(old), *(value for key, value in pieces if key == NOTE)]
-    head = f"# Converted from {path.name} ({old.project}). Its data is made by\n#   {_preparation(old, settings)}\n"
+    settings, notes = _convert(old)
+    remarks = [*_left_behind(old), *notes]
+    _check_converted(settings, f"{path}, converted")
+    command = _preparation(old, settings)
+    head = f"# Converted from {path.name} ({old.project}). Its data is made by\n#   {command}\n"
     return head + strict_yaml.dump(_nested(_differing(settings))), remarks
+
+
+def _convert(old: OldConfig) -> tuple[dict[str, Any], list[str]]:
+    """Convert all sections: (settings by our dotted keys, remarks)."""
+    settings, remarks = {}, []
+    for part in (_same, _run, _data, _batch, _schedule, _snapshot, _evaluate, method_pieces):
+        for key, value in part(old):
+            if key == NOTE:
+                remarks.append(value)
+            else:
+                # A later section may correct an earlier one, as a warm-up beyond the end does.
+                settings[key] = value
+    return settings, remarks
+
+
+def _check_converted(settings: dict[str, Any], source: str) -> None:
+    """Refuse settings that are not a valid configuration of a run."""
+    # A later version may have the method that this one lacks.
+    if settings.get("method.name", "plain") not in METHODS:
+        settings = {k: v for k, v in settings.items() if not k.startswith("method.")}
+    config = validate(RunConfig, _nested(settings), source)
+    build_method(config.method, source)
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,18 +99,19 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that are not our defaults, in the order of our sections and keys."""
-    defaults = RunConfig(name="none", data=DataConfig(path=Path())).model_dump(mode="json")
-    ours = dict(leaves(defaults))
-    kept = [
-        key
-        for key in ours
-        if key in settings and (key in ("name", "data.path") or settings[key] != ours[key])
-    ]
-    return {key: settings[key] for key in kept}
+    """Select the settings that differ from our defaults, in the order of our sections and keys."""
+    config = RunConfig(name="none", data=DataConfig(path=Path()))
+    differing = {}
+    for key, default in leaves(config.model_dump(mode="json")):
+        # Name and path have no default; those above only fill their places.
+        is_required = key in ("name", "data.path")
+        if key in settings and (is_required or settings[key] != default):
+            differing[key] = settings[key]
+    return differing
 
 
 def _left_behind(old: OldConfig) -> Iterator[str]:
+    # A key at null or false asked for nothing, so nothing is lost without it.
     for key, value in old.given.items():
         if key in UNREAD:
             yield f"{key}: {UNREAD[key]}"
@@ -100,8 +122,8 @@ def _left_behind(old: OldConfig) -> Iterator[str]:
 def _same(old: OldConfig) -> Iterator[Piece]:
     yield from ((new, old[key]) for key, new in SAME.items())
     # A run of relora-pico recorded the second name beside model.relora.
-    kinds = ("pico_decoder", "pico_relora_decoder") if old.relora else ("pico_decoder",)
-    if old["model.model_type"] not in kinds:
+    types = ("pico_decoder", "pico_relora_decoder") if old.relora else ("pico_decoder",)
+    if old["model.model_type"] not in types:
         raise old.refuse(
             "model.model_type", f'is "{old["model.model_type"]}"; only "pico_decoder" was trained'
         )
@@ -117,12 +139,12 @@ def _same(old: OldConfig) -> Iterator[Piece]:
 
 def _run(old: OldConfig) -> Iterator[Piece]:
     name = old["checkpointing.run_name"] or old.path.stem
-    ours = re.sub(r"[^A-Za-z0-9._-]+", "-", str(name)).lstrip("._-") or "converted"
-    yield "name", ours
-    if ours != name:
+    allowed = re.sub(r"[^A-Za-z0-9._-]+", "-", str(name)).lstrip("._-") or "converted"
+    yield "name", allowed
+    if allowed != name:
         yield (
             NOTE,
-            f'checkpointing.run_name: "{name}" becomes "{ours}": letters, digits, ".", "_" and "-" are allowed',
+            f'checkpointing.run_name: "{name}" becomes "{allowed}": letters, digits, ".", "_" and "-" are allowed',
         )
     yield "log.console_every", old["monitoring.logging.log_every_n_steps"]
     if not old["checkpointing.training.auto_resume"]:
@@ -160,8 +182,7 @@ def _directory(old: OldConfig) -> str:
 
 
 def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
-    """The command that makes the data directory: as many rows as the run reads, and its held-out
-    rows."""
+    """Write the command that prepares the run's data directory."""
     name = old["data.dataset.name"]
     length = DOLMA_IDS if name == DOLMA else old["model.max_seq_len"] + 1
     wanted = {
@@ -174,14 +195,12 @@ def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
     rows = settings["train.steps"] * settings["train.batch_size"]
     if name != DOLMA or rows < DOLMA_ROWS:
         wanted["max_tokens"] = rows * length
-    return shlex.join(
-        ["pico-train", "data", "prepare", *(f"{key}={value}" for key, value in wanted.items())]
-    )
+    overrides = [f"{key}={value}" for key, value in wanted.items()]
+    return shlex.join(["pico-train", "data", "prepare", *overrides])
 
 
 def _held_out(old: OldConfig, *, observed: bool) -> dict[str, Any]:
-    """Where validation rows come from: what was probed, else what was evaluated, else a share where
-    any are needed."""
+    """Choose the source of validation rows: the probe's, else the evaluation's, else a fraction."""
     probe = old["checkpointing.learning_dynamics.eval_data"]
     if observed and probe:
         return {"validation_source.path": f"hub:{probe}", "validation_source.split": "val"}
@@ -192,19 +211,17 @@ def _held_out(old: OldConfig, *, observed: bool) -> dict[str, Any]:
 
 
 def _batch(old: OldConfig) -> Iterator[Piece]:
-    """Rows of an update: rows of a pass x passes x devices, where devices read rows of their
-    own."""
+    """Convert the batch: rows of a pass x passes x devices that read different rows."""
     devices = old["training.fabric.num_nodes"] * old["training.fabric.num_devices"]
-    passes, asked = (
-        old["training.optimization.gradient_accumulation_steps"],
-        old["data.dataloader.batch_size"],
-    )
+    passes = old["training.optimization.gradient_accumulation_steps"]
+    asked = old["data.dataloader.batch_size"]
     rows = asked // (devices * passes)
     if rows == 0:
         raise old.refuse(
             "data.dataloader.batch_size",
             f"{asked} rows are fewer than {devices} devices x {passes} accumulated passes",
         )
+    # Only the shards of Dolma were split between devices.
     readers = devices if old["data.dataset.name"] == DOLMA else 1
     batch = rows * passes * readers
     yield "train.batch_size", batch
@@ -221,14 +238,12 @@ def _batch(old: OldConfig) -> Iterator[Piece]:
             NOTE,
             f"training.fabric: {devices} devices are not asked for in a run's file; {rows} rows a pass are kept",
         )
-    yield from _place(old)
+    yield from _device(old)
 
 
-def _place(old: OldConfig) -> Iterator[Piece]:
-    precision, accelerator = (
-        str(old["training.fabric.precision"]),
-        old["training.fabric.accelerator"],
-    )
+def _device(old: OldConfig) -> Iterator[Piece]:
+    precision = str(old["training.fabric.precision"])
+    accelerator = old["training.fabric.accelerator"]
     if precision not in PRECISIONS:
         yield (
             NOTE,
@@ -251,12 +266,10 @@ def _schedule(old: OldConfig) -> Iterator[Piece]:
     elif old[f"{section}.lr_scheduler"] != "linear_with_warmup":
         raise old.refuse(f"{section}.lr_scheduler", f"choose from: linear_with_warmup, {JAGGED}")
     else:
-        unread = (f"{section}.restart_warmup_steps", f"{section}.min_lr_ratio")
-        yield from (
-            (NOTE, f"{key}: linear_with_warmup did not read it")
-            for key in unread
-            if key in old.given
-        )
+        for key in (f"{section}.restart_warmup_steps", f"{section}.min_lr_ratio"):
+            if key in old.given:
+                yield NOTE, f"{key}: linear_with_warmup did not read it"
+    # A warm-up here may not outlast training, so it ends at the rate that training reached.
     if warmup > steps:
         yield "schedule.warmup_steps", steps
         yield "optimizer.lr", old[f"{section}.lr"] * steps / warmup
@@ -288,24 +301,16 @@ def _jagged(old: OldConfig) -> Iterator[Piece]:
 
 
 def _snapshot(old: OldConfig) -> Iterator[Piece]:
-    """What was stored at checkpoints: nothing by pico-maml-train, no gradients of low-rank runs."""
-    section, layers = "checkpointing.learning_dynamics", old["model.n_layers"]
-    suffixes, probe = old[f"{section}.layer_suffixes"] or [], old[f"{section}.eval_data"]
+    """Convert what was stored at checkpoints: tensors of modules, or nothing."""
+    section, layers = _DYNAMICS, old["model.n_layers"]
+    suffixes = old[f"{section}.layer_suffixes"] or []
     modules = chosen_patterns(
-        lambda name: any(s in name for s in suffixes), earlier_modules(layers), layers
+        lambda name: any(suffix in name for suffix in suffixes), earlier_modules(layers), layers
     )
-    yield (
-        "snapshot.every",
-        0 if old.maml or not modules else old["checkpointing.save_every_n_steps"],
-    )
+    is_observed = bool(modules) and not old.maml
+    yield "snapshot.every", old["checkpointing.save_every_n_steps"] if is_observed else 0
     if old.maml:
-        unused = [key for key in old.given if key.startswith(section) and key not in NOWHERE] or [
-            section
-        ]
-        nothing = (
-            "pico-maml-train stored none of it while it trained; set snapshot.every to observe"
-        )
-        yield from ((NOTE, f"{key}: {nothing}") for key in unused)
+        yield from _unobserved(old)
         return
     if suffixes and not modules:
         yield (
@@ -314,21 +319,15 @@ def _snapshot(old: OldConfig) -> Iterator[Piece]:
         )
     if not modules:
         return
-    yield "snapshot.early", False
+    yield "snapshot.early", False  # earlier trainers took no extra snapshots of the first steps
     yield "snapshot.modules", modules
-    validation = ["val.gradients", "val.activations"] if probe else []
-    kinds = [
-        kind
-        for kind in ["train.gradients", *validation]
-        if not (old.relora and kind.endswith("gradients"))
-    ]
-    yield "snapshot.kinds", kinds
+    yield "snapshot.kinds", _observed_kinds(old)
     if old.relora:
         yield (
             NOTE,
             "note: relora-pico stored no gradients; add train.gradients and val.gradients to snapshot.kinds",
         )
-    if probe:
+    if old[f"{section}.eval_data"]:
         yield (
             NOTE,
             f"{section}.eval_data: the probe is snapshot.probe_rows validation rows of the data directory",
@@ -344,9 +343,29 @@ def _snapshot(old: OldConfig) -> Iterator[Piece]:
     )
 
 
+def _unobserved(old: OldConfig) -> Iterator[Piece]:
+    """Remark on the keys of observations that pico-maml-train ignored while it trained."""
+    given = [key for key in old.given if key.startswith(_DYNAMICS) and key not in NOWHERE]
+    for key in given or [_DYNAMICS]:
+        yield (
+            NOTE,
+            f"{key}: pico-maml-train stored none of it while it trained; set snapshot.every to observe",
+        )
+
+
+def _observed_kinds(old: OldConfig) -> list[str]:
+    """List the kinds of tensors that were stored; gradients were not in low-rank runs."""
+    kinds = [] if old.relora else ["train.gradients"]
+    if old[f"{_DYNAMICS}.eval_data"]:
+        kinds += ["val.activations"] if old.relora else ["val.gradients", "val.activations"]
+    return kinds
+
+
 def _evaluate(old: OldConfig) -> Iterator[Piece]:
-    metrics, key = old["evaluation.metrics"] or [], "evaluation.metrics"
+    key = "evaluation.metrics"
+    metrics = old[key] or []
     known = {"paloma", "blimp"} if old.project == "relora-pico" else {"paloma"}
+    # The earlier trainers evaluated whenever they saved.
     yield "evaluate.every", old["checkpointing.save_every_n_steps"] if metrics else 0
     for metric in metrics:
         if metric not in known:

@@ -1,4 +1,4 @@
-"""Every key of the earlier projects' configurations: its default there, and what became of it."""
+"""Every key of the earlier projects' configurations: its default there, and its place here."""
 
 from __future__ import annotations
 
@@ -76,8 +76,9 @@ PICO: Mapping[str, Any] = {
     "checkpointing.learning_dynamics.batch_size": 8,
     "checkpointing.learning_dynamics.eval_data": "pico-lm/pretokenized-paloma-tinsy",
 }
-"""pico-train 1.x. Where a default says nothing to us (a directory of its own layout, no account),
-it is None."""
+"""Keys of pico-train 1.x and their defaults.
+
+None stands for a default without a meaning here: a directory of that layout, no account."""
 
 RELORA: Mapping[str, Any] = {
     **PICO,
@@ -121,7 +122,7 @@ NULLABLE = {
     "checkpointing.learning_dynamics.layer_suffixes",
     "checkpointing.learning_dynamics.eval_data",
 }
-"""Keys with a default that null turned off."""
+"""Keys with a default that an explicit null switched off."""
 
 UNREAD = {
     "data.dataset": "a name where a section belongs; no code read it, and the run trained on data.dataset.name",
@@ -132,7 +133,7 @@ UNREAD = {
     "training.optimization.gradient_checkpointing": "no code read it; activations were kept",
     "checkpointing.auto_resume": "no code read it; checkpointing.training.auto_resume counted",
 }
-"""Keys that stand in the projects' own files although no code read them -> what happened."""
+"""Keys of the projects' published files that no code read -> what happened instead."""
 
 SAME = {
     **{f"model.{old}": f"model.{new}" for old, new in GEOMETRY.items()},
@@ -144,7 +145,7 @@ SAME = {
     "monitoring.logging.log_every_n_steps": "log.every",
     "evaluation.paloma.batch_size": "evaluate.perplexity.batch_size",
 }
-"""Earlier key -> ours, where the value goes over as it is."""
+"""Earlier key -> our key with the same value."""
 
 _LAYOUT = "a run has one layout (shared/CONTRACT.md)"
 _TRACKER = "runs write metrics.jsonl; no tracker is configured in the file"
@@ -178,5 +179,6 @@ NOWHERE = {
     "smlmt.max_token_freq": _UNUSED,
     "smlmt.classifier_head.dropout": "it was read and never applied",
 }
-"""Keys without an equivalent -> why. Listed where the file gives them and asks for something (not
-null, false, "")."""
+"""Keys without an equivalent -> the reason.
+
+A key is reported if the file sets it to anything but null, false or ""."""

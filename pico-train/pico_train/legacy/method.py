@@ -1,9 +1,8 @@
-"""Method sections of earlier configurations: low-rank restarts and meta-learning episodes as
-options of ours.
+"""Conversion of the method sections of earlier files: low-rank restarts, meta-learning episodes.
 
-The option names are those of the studies (docs/converting.md lists them). What earlier code got
-wrong, and its published numbers rest on, becomes an option of its own that says so; without it the
-method does the right thing.
+The option names are those of the studies (docs/converting.md lists them). Published numbers rest on
+some faults of the earlier code. Each fault becomes an option that repeats it; without the option,
+the method follows its definition.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from pico_train.legacy.old import OldConfig
 from pico_train.method import METHODS
 
 NOTE = ""
-"""In place of a key of ours: what comes with it is a remark."""
+"""The key of a piece that is a remark instead of a setting."""
 Piece = tuple[str, Any]
-"""(dotted key of ours, value), or (NOTE, remark)."""
+"""A setting (our dotted key, value), or a remark (NOTE, text)."""
 
 _RELORA_FAULTS = (
     "note: merge_scale, init and reset repeat faults of relora-pico (factors merged without alpha / r; both zero"
@@ -34,13 +33,14 @@ _MAML_FAULTS = (
 
 
 def method_pieces(old: OldConfig) -> Iterator[Piece]:
-    """`method.name`, `method.options` and remarks; nothing where training was plain."""
+    """Convert the method to `method.name` and `method.options`; nothing if it was plain."""
     if old.relora:
         name, options = "relora", _relora(old)
     elif old.maml and old["smlmt.enabled"] and old["smlmt.hybrid_ratio"] > 0:
         name, options = "maml", _maml(old)
     else:
         return
+    # Options are nested below one key, so their remarks have to be separated first.
     remarks = []
     chosen: dict[str, Any] = {}
     for key, value in options:
@@ -48,7 +48,9 @@ def method_pieces(old: OldConfig) -> Iterator[Piece]:
             remarks.append((NOTE, value))
         else:
             chosen[key] = value
-    yield from (("method.name", name), ("method.options", chosen), *remarks)
+    yield "method.name", name
+    yield "method.options", chosen
+    yield from remarks
     if name not in METHODS:
         yield (
             NOTE,
@@ -58,8 +60,8 @@ def method_pieces(old: OldConfig) -> Iterator[Piece]:
 
 def _relora(old: OldConfig) -> Iterator[Piece]:
     section = "model.relora"
-    for key, kind in (("target_modules", list), ("reset_frequency", int)):
-        if not isinstance(old[f"{section}.{key}"], kind):
+    for key, wanted in (("target_modules", list), ("reset_frequency", int)):
+        if not isinstance(old[f"{section}.{key}"], wanted):
             raise old.refuse(f"{section}.{key}", "is needed for ReLoRA, as in relora-pico")
     if old[f"{section}.lora_only"]:
         raise old.refuse(
@@ -81,16 +83,15 @@ def _relora(old: OldConfig) -> Iterator[Piece]:
 
 
 def _targets(old: OldConfig) -> Iterator[Piece]:
-    """`modules` where they are not all seven of every layer; the earlier test was for a substring,
-    in any case."""
-    layers, targets = (
-        old["model.n_layers"],
-        [str(t).lower() for t in old["model.relora.target_modules"]],
-    )
+    """Convert the target modules to `modules`, unless they are all linear modules of all layers."""
+    layers = old["model.n_layers"]
+    modules = linear_modules(layers)
+    # relora-pico looked for each target as a substring of the module's name, in lower case.
+    targets = [str(target).lower() for target in old["model.relora.target_modules"]]
     patterns = chosen_patterns(
-        lambda name: any(t in name for t in targets), linear_modules(layers), layers
+        lambda name: any(target in name for target in targets), modules, layers
     )
-    every = chosen_patterns(lambda name: name.startswith("layers."), linear_modules(layers), layers)
+    every = chosen_patterns(lambda name: name.startswith("layers."), modules, layers)
     if "lm_head" in patterns:
         patterns.remove("lm_head")
         yield (
@@ -106,6 +107,7 @@ def _targets(old: OldConfig) -> Iterator[Piece]:
 
 
 def _relora_faults(old: OldConfig) -> Iterator[Piece]:
+    """Repeat the faults of relora-pico on which its published numbers rest."""
     yield "merge_scale", "none"
     if old["model.relora.keep_original_weights"]:
         yield "init", "zeros"

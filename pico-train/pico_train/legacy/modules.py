@@ -1,8 +1,8 @@
-"""Modules of the earlier decoder, and how its substrings of module names become patterns of
-ours."""
+"""Modules of the earlier decoder, and the translation of its substrings into our patterns."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from pico_contract import names
@@ -23,41 +23,29 @@ OUTSIDE = ("embedding_proj", "output_norm", "de_embedding_proj")
 
 
 def earlier_modules(layers: int) -> list[str]:
-    """Every module with a weight of an earlier decoder of that many layers, by its earlier name."""
-    inside = [
-        f"layers.{layer}.{component}" for layer in range(layers) for component in (*LINEAR, *NORMS)
-    ]
-    return [*inside, *OUTSIDE]
+    """List the earlier names of all modules with weights in a decoder of that many layers."""
+    modules = []
+    for layer in range(layers):
+        modules += [f"layers.{layer}.{component}" for component in (*LINEAR, *NORMS)]
+    return [*modules, *OUTSIDE]
 
 
 def linear_modules(layers: int) -> list[str]:
-    """Those of `earlier_modules` that are linear layers."""
-    chosen = (*LINEAR, "de_embedding_proj")
-    return [
-        module
-        for module in earlier_modules(layers)
-        if module.endswith(chosen) and module != "embedding_proj"
-    ]
+    """List the earlier names of all linear layers."""
+    modules = [name for name in earlier_modules(layers) if name.endswith(LINEAR)]
+    return [*modules, "de_embedding_proj"]
 
 
 def chosen_patterns(fits: Callable[[str], bool], modules: Iterable[str], layers: int) -> list[str]:
-    """Our patterns for exactly those of `modules` (earlier names) that `fits` takes.
+    """Write patterns that choose exactly the `modules` (earlier names) that `fits` accepts.
 
-    A component that is taken in every layer becomes one pattern (`self_attn.v_proj`); others are
-    named one by one.
+    A component that is chosen in every layer becomes one pattern (`self_attn.v_proj`); other
+    modules are named one by one.
     """
-    taken = [names.canonical(module) for module in modules if fits(module)]
-    everywhere = [
-        component for component in (*LINEAR, *NORMS) if _count(component, taken) == layers
-    ]
-    patterns = [_component(component) for component in everywhere]
-    single = [name for name in taken if names.parse(name).component not in patterns]
+    # `fits` sees the earlier names, in which the earlier code looked for its substrings.
+    chosen = [names.canonical(module) for module in modules if fits(module)]
+    counts = Counter(names.parse(name).component for name in chosen)
+    components = [names.parse(f"layers.0.{earlier}").component for earlier in (*LINEAR, *NORMS)]
+    patterns = [component for component in components if counts[component] == layers]
+    single = [name for name in chosen if names.parse(name).component not in patterns]
     return [*patterns, *single]
-
-
-def _component(earlier: str) -> str:
-    return names.parse(f"layers.0.{earlier}").component
-
-
-def _count(earlier: str, taken: list[str]) -> int:
-    return sum(names.parse(name).component == _component(earlier) for name in taken)

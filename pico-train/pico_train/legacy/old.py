@@ -1,10 +1,9 @@
-"""An earlier configuration file: whose it is, and what its trainer made of it, defaults
-included."""
+"""An earlier configuration file, read with the keys and defaults of its project."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,19 @@ _FROM_ZERO = {
     "smlmt.inner_steps",
 }
 """Whole numbers that may be 0; `sequence_idx` may be negative, the others are at least 1."""
+_TYPES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list of texts",
+}
+"""Type of a default -> the words for it in messages."""
 
 
 @dataclass(frozen=True)
 class OldConfig:
-    """Dotted keys of one file. `old[key]` is the file's value, else the default of the project that
-    it is from."""
+    """The dotted keys of one file; `old[key]` is its value, or else the default of its project."""
 
     path: Path
     project: str
@@ -39,19 +45,17 @@ class OldConfig:
 
     @property
     def relora(self) -> bool:
-        """Whether low-rank layers were trained."""
-        return any(
-            key.startswith("model.relora") and value is not None
-            for key, value in self.given.items()
-        )
+        """Whether the run trained low-rank layers."""
+        keys = [key for key, value in self.given.items() if value is not None]
+        return any(key.startswith("model.relora") for key in keys)
 
     @property
     def maml(self) -> bool:
-        """Whether it ran in the trainer of pico-maml-train, with or without episodes."""
+        """Whether the run used the trainer of pico-maml-train, with or without episodes."""
         return self.project == "pico-maml-train"
 
     def refuse(self, key: str, reason: str) -> UserError:
-        """The error that names the file and `key`."""
+        """Make the error that names the file and `key`; the caller raises it."""
         return UserError(f"{self.path}: {key}: {reason}")
 
 
@@ -59,30 +63,26 @@ def read_old(path: Path) -> OldConfig:
     """Read an earlier configuration file.
 
     Raises:
-        UserError: not YAML, a key that no earlier project knew (all of them, each with the nearest
-            that one did), or a value of another type.
+        UserError: the file is not YAML, a value has another type, or keys are unknown; the message
+            names all of them, each with the nearest known key.
     """
     raw = read_yaml(path)
     project = _project(raw)
     known = PROJECTS[project]
-    sections = {
-        key.rsplit(".", count)[0] for key in known for count in range(1, key.count(".") + 1)
-    }
-    given = {
-        key: value
-        for key, value in leaves(raw)
-        if not (key in sections - set(known) and value in (None, {}))
-    }
-    unread = {
-        key
-        for key, value in given.items()
-        if key in UNREAD and (key not in sections or isinstance(value, str))
-    }
-    unknown = [key for key in given if key not in known and key not in unread]
-    if unknown:
-        raise UserError(
-            f"{path} (read as {project}): {'; '.join(_stranger(key, known, sections) for key in unknown)}"
-        )
+    sections = _sections(known)
+    given = {}
+    for key, value in leaves(raw):
+        is_empty_section = key in sections and key not in known and value in (None, {})
+        if not is_empty_section:
+            given[key] = value
+    problems = []
+    for key, value in given.items():
+        # One of the unread keys is also the name of a section, for which its files gave a text.
+        is_unread = key in UNREAD and (key not in sections or isinstance(value, str))
+        if key not in known and not is_unread:
+            problems.append(_explain_unknown(key, known, sections))
+    if problems:
+        raise UserError(f"{path} (read as {project}): {'; '.join(problems)}")
     old = OldConfig(path, project, given)
     for key, value in given.items():
         if key in known:
@@ -90,18 +90,28 @@ def read_old(path: Path) -> OldConfig:
     return old
 
 
+def _sections(keys: Iterable[str]) -> set[str]:
+    """Collect the dotted names of all sections that hold `keys`."""
+    sections = set()
+    for key in keys:
+        while "." in key:
+            key = key.rpartition(".")[0]
+            sections.add(key)
+    return sections
+
+
 def _project(raw: Mapping[str, Any]) -> str:
-    """Whose file it is, by its shape: only pico-maml-train has `smlmt`, only relora-pico what
-    ReLoRA needs."""
+    """Tell a file's project: only pico-maml-train has `smlmt`, only relora-pico keys of ReLoRA."""
     if "smlmt" in raw:
         return "pico-maml-train"
     given = dict(leaves(raw))
-    jagged = given.get("training.optimization.lr_scheduler") == JAGGED
-    return "relora-pico" if jagged or given.keys() & (RELORA.keys() - PICO.keys()) else "pico-train"
+    is_jagged = given.get("training.optimization.lr_scheduler") == JAGGED
+    only_in_relora = RELORA.keys() - PICO.keys()
+    return "relora-pico" if is_jagged or given.keys() & only_in_relora else "pico-train"
 
 
 def leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in `raw` that is no mapping with content."""
+    """Iterate over (dotted key, value) of all values that are not mappings, or are empty ones."""
     for name, value in raw.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{name}.")
@@ -109,7 +119,7 @@ def leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _stranger(key: str, known: Mapping[str, Any], sections: set[str]) -> str:
+def _explain_unknown(key: str, known: Mapping[str, Any], sections: set[str]) -> str:
     if key in sections:
         return f'"{key}" should be a section'
     nearest = did_you_mean(key, known).removeprefix("; ").removesuffix("?")
@@ -117,28 +127,27 @@ def _stranger(key: str, known: Mapping[str, Any], sections: set[str]) -> str:
 
 
 def _check(old: OldConfig, key: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than the project's default, or a number that is too small."""
     if value is None and (default is None or key in NULLABLE):
         return
-    kinds = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list of texts",
-    }
-    kind = type(default)
-    fits = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool),
-        list: isinstance(value, list) and all(isinstance(item, str) for item in value),
-        str: isinstance(value, str)
-        or (key == "training.fabric.precision" and isinstance(value, int)),
-    }
-    if not fits.get(kind, True):
-        raise old.refuse(key, f"should be {kinds[kind]} (it is {json.dumps(value, default=str)})")
-    least = (
-        0 if key in _FROM_ZERO or (old.maml and key == "checkpointing.save_every_n_steps") else 1
-    )
-    if kind is int and not key.endswith("sequence_idx") and value < least:
+    wanted = type(default)
+    # Fabric takes `precision: 32` as well as "32".
+    is_precision = key == "training.fabric.precision" and isinstance(value, int)
+    if wanted in _TYPES and not _has_type(value, wanted) and not is_precision:
+        shown = json.dumps(value, default=str)
+        raise old.refuse(key, f"should be {_TYPES[wanted]} (it is {shown})")
+    if wanted is not int or key.endswith("sequence_idx"):
+        return
+    may_be_zero = old.maml and key == "checkpointing.save_every_n_steps"
+    least = 0 if key in _FROM_ZERO or may_be_zero else 1
+    if value < least:
         raise old.refuse(key, f"is {value}; it should be at least {least}")
+
+
+def _has_type(value: Any, wanted: type) -> bool:
+    if wanted is list:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    # In Python a bool is an int, and in YAML a float may be written as a whole number.
+    if isinstance(value, bool) and wanted is not bool:
+        return False
+    return isinstance(value, (int, float) if wanted is float else wanted)

@@ -1,10 +1,9 @@
-"""Weights of an earlier Pico checkpoint to a Hugging Face Llama directory that computes the same
-logits.
+"""Conversion of an earlier Pico checkpoint to a Hugging Face Llama that computes the same logits.
 
-Two things differ beside the names. Rotary embeddings turned neighbouring pairs (2i, 2i + 1) of a
-head; Llama's turn (i, i + d/2), so the rows of the query and key projections are put in that order,
-which no score can tell. And a ReLoRA checkpoint holds base weights and factors; Llama has one
-matrix, their sum. Nothing of the old directory is executed.
+Two things differ besides the names. Earlier rotary embeddings rotated neighbouring pairs
+(2i, 2i + 1) of a head; Llama's rotate (i, i + d/2). The rows of the query and key projections are
+reordered in the same way, which leaves every attention score unchanged. A ReLoRA checkpoint holds
+base weights and factors; Llama has one matrix, their sum. No code of the old directory is executed.
 """
 
 from __future__ import annotations
@@ -34,122 +33,128 @@ PICKLED = "pytorch_model.bin"
 FABRIC = ("fabric_state/checkpoint.pt", "checkpoint.pt")
 HEAD = "classifier_head."
 DOWN, UP, SCALE = ".A_lora.weight", ".B_lora.weight", ".s"
-"""Endings of what a ReLoRA layer holds beside its base weight."""
-
+"""Name endings of the tensors that a ReLoRA layer has besides its base weight."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 def convert_weights(source: Path, out: Path) -> list[str]:
-    """Write the checkpoint in the directory `source` to the new directory `out`; returns what is to
-    be said of it.
+    """Write the checkpoint in the directory `source` to the new directory `out`; return remarks.
 
-    `source` holds config.json (or its parent does) and the weights: model.safetensors,
-    pytorch_model.bin, or the checkpoint.pt of Fabric. The result is float32, whole or not at all.
+    `source` (or its parent) holds config.json, and `source` the weights: model.safetensors,
+    pytorch_model.bin, or the checkpoint.pt of Fabric. The result is float32, and appears whole or
+    not at all.
 
     Raises:
-        UserError: `out` exists, or `source` is no directory of an earlier Pico checkpoint.
+        UserError: `out` exists, or `source` is not the directory of an earlier Pico checkpoint.
         DamagedError: a file does not parse, or a tensor is missing, unknown, or of another shape
             than config.json says.
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out")
-    raw, place = _config(source)
-    config = _geometry(raw, place)
-    path, tensors = _stored(source)
-    heads = [name for name in tensors if name.startswith(HEAD)]
-    effective = _merged({n: t.float() for n, t in tensors.items() if n not in heads}, raw, path)
+    raw, config_path = _read_config(source)
+    config = _geometry(raw, config_path)
+    path, tensors = _read_weights(source)
+    decoder = _without_head(tensors)
+    has_head = len(decoder) < len(tensors)
+    effective = _merge_factors(decoder, raw, path)
     _check(effective, config, path)
-    tokenizer = source / TOKENIZER if (source / TOKENIZER).is_file() else None
-    special = (
-        special_tokens(load_tokenizer(tokenizer), config.vocab_size)
-        if tokenizer is not None
-        else {}
-    )
+    weights = _reorder_heads(effective, config)
+    metadata = _metadata(source, out.name, config)
     with codec.publish(out, replace=False) as draft:
-        write_model(
-            draft,
-            _reordered(effective, config),
-            ModelMetadata(out.name, config, tokenizer, special),
-        )
-    return _remarks(path, raw, bool(heads), tokenizer is None)
+        write_model(draft, weights, metadata)
+    return _remarks(path, raw, has_head, metadata.tokenizer is None)
 
 
-def _config(source: Path) -> tuple[dict[str, Any], Path]:
-    """(config.json of the checkpoint, its path)."""
-    places = [source / MODEL_CONFIG, source.parent / MODEL_CONFIG]
-    path = next((place for place in places if place.is_file()), None)
+def _without_head(tensors: Tensors) -> Tensors:
+    """Select the decoder's tensors, in float32; episodes of pico-maml-train had a head as well."""
+    return {name: t.float() for name, t in tensors.items() if not name.startswith(HEAD)}
+
+
+def _metadata(source: Path, name: str, config: DecoderConfig) -> ModelMetadata:
+    path = source / TOKENIZER
+    if not path.is_file():
+        return ModelMetadata(name, config, None, {})
+    special = special_tokens(load_tokenizer(path), config.vocab_size)
+    return ModelMetadata(name, config, path, special)
+
+
+def _read_config(source: Path) -> tuple[dict[str, Any], Path]:
+    """Read the checkpoint's config.json: (content, path)."""
+    # Fabric saved its state in a directory below the one of the configuration.
+    paths = [source / MODEL_CONFIG, source.parent / MODEL_CONFIG]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise UserError(
             f"{source} is not an earlier Pico checkpoint: there is no {MODEL_CONFIG} in it"
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(raw["model_type"])
+        model_type = str(raw["model_type"])
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{path} is not the configuration of a model") from None
-    if not kind.startswith("pico"):
-        remedy = "; init_from opens it as it is" if kind == "llama" else ""
-        raise UserError(f'{path} has model_type "{kind}", which is no earlier Pico decoder{remedy}')
+    if not model_type.startswith("pico"):
+        remedy = "; init_from opens it as it is" if model_type == "llama" else ""
+        raise UserError(
+            f'{path} has model_type "{model_type}", which is not an earlier Pico decoder{remedy}'
+        )
     return raw, path
 
 
-def _geometry(raw: Mapping[str, Any], place: Path) -> DecoderConfig:
+def _geometry(raw: Mapping[str, Any], path: Path) -> DecoderConfig:
     values: dict[str, Any] = {}
     for old, new in GEOMETRY.items():
         value = raw.get(old)
-        whole = new not in ("rope_theta", "rms_norm_eps")
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        is_real = new in ("rope_theta", "rms_norm_eps")
+        if isinstance(value, bool) or not isinstance(value, (int, float) if is_real else int):
             raise DamagedError(
-                f'{place}: the key "{old}" should be a number (it is {json.dumps(value)})'
+                f'{path}: the key "{old}" should be a number (it is {json.dumps(value)})'
             )
-        values[new] = value if whole else float(value)
+        values[new] = float(value) if is_real else value
     try:
         return DecoderConfig(**values)
     except ValueError as error:
-        raise DamagedError(f"{place}: {error}") from None
+        raise DamagedError(f"{path}: {error}") from None
 
 
-def _stored(source: Path) -> tuple[Path, Tensors]:
-    """(the file of weights, its tensors by Hugging Face's names)."""
+def _read_weights(source: Path) -> tuple[Path, Tensors]:
+    """Read the weights: (their file, tensors by Hugging Face's names)."""
     whole, pickled = source / MODEL_WEIGHTS, source / PICKLED
     fabric = next((source / name for name in FABRIC if (source / name).is_file()), None)
     if whole.is_file():
         path, tensors = whole, codec.read_tensors(whole)
     elif pickled.is_file():
-        path, tensors = pickled, _unpickled(pickled)
+        path, tensors = pickled, _unpickle(pickled)
     elif fabric is not None:
-        path, tensors = fabric, _unpickled(fabric).get("_model", {})
+        path, tensors = fabric, _unpickle(fabric).get("_model", {})
     else:
         raise UserError(
             f"{source} holds no weights: none of {MODEL_WEIGHTS}, {PICKLED}, {', '.join(FABRIC)}"
         )
-    if not (
-        isinstance(tensors, dict)
-        and tensors
-        and all(isinstance(t, torch.Tensor) for t in tensors.values())
-    ):
+    # A pickle may hold anything.
+    values = tensors.values() if isinstance(tensors, dict) else ()
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
         raise DamagedError(f"{path} does not hold tensors by name")
+    # Different earlier names may stand for one tensor here.
     renamed = {names.canonical(str(name)): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise DamagedError(f"{path} holds one tensor under two names")
     return path, renamed
 
 
-def _unpickled(path: Path) -> dict[str, Any]:
-    """The mapping in a pickle of tensors and plain values; anything that would run code is refused.
-
-    Fabric's file holds the state of numpy's generator, an array of uint32, beside the weights.
-    """
+def _unpickle(path: Path) -> dict[str, Any]:
+    """Read the mapping in a pickle of tensors and plain values; refuse anything that runs code."""
+    # Fabric's file also holds the state of numpy's generator, an array of uint32.
     rebuild: Any = np.empty(0).__reduce__()[0]
     plain = [
         rebuild,
-        (rebuild, "numpy.core.multiarray._reconstruct"),
+        (rebuild, "numpy.core.multiarray._reconstruct"),  # its name in numpy 1
         np.ndarray,
         np.dtype,
         np.dtypes.UInt32DType,
     ]
     try:
+        # `weights_only` refuses every other global, so unpickling cannot run foreign code.
         with torch.serialization.safe_globals(plain):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError):
@@ -161,37 +166,46 @@ def _unpickled(path: Path) -> dict[str, Any]:
     return content
 
 
-def _merged(tensors: Tensors, raw: Mapping[str, Any], path: Path) -> Tensors:
-    """`tensors` with low-rank factors added to their base: W + scale * B @ A, in float64, rounded
-    to float32 once.
-
-    The scale is what the forward pass of relora-pico used: tanh(s) where it was trained, else alpha
-    / r.
-    """
-    kept = {
-        name: tensor for name, tensor in tensors.items() if not name.endswith((DOWN, UP, SCALE))
-    }
-    for module in sorted(
-        {name.removesuffix(end) for name in tensors for end in (DOWN, UP) if name.endswith(end)}
-    ):
+def _merge_factors(tensors: Tensors, raw: Mapping[str, Any], path: Path) -> Tensors:
+    """Add low-rank factors to their base: W + scale * B @ A."""
+    merged = {name: t for name, t in tensors.items() if not name.endswith((DOWN, UP, SCALE))}
+    for module in _low_rank_modules(tensors):
         name = f"{module}.weight"
-        base, down, up = (
-            kept.get(name),
-            tensors.get(f"{module}{DOWN}"),
-            tensors.get(f"{module}{UP}"),
-        )
+        base = merged.get(name)
+        down = tensors.get(f"{module}{DOWN}")
+        up = tensors.get(f"{module}{UP}")
         if base is None or down is None or up is None:
             raise DamagedError(
                 f'{path}: of "{module}" the weight or one of its two low-rank factors is missing'
             )
-        if (*base.shape, up.shape[1]) != (up.shape[0], down.shape[1], down.shape[0]):
+        if not _fit(base, up, down):
             raise DamagedError(f'{path}: the low-rank factors of "{module}" do not fit its weight')
         scale = _scale(tensors.get(f"{module}{SCALE}"), raw, path)
-        kept[name] = (base.double() + scale * (up.double() @ down.double())).float()
-    return kept
+        merged[name] = _add_product(base, scale, up, down)
+    return merged
+
+
+def _low_rank_modules(tensors: Tensors) -> list[str]:
+    """List the modules that have a low-rank factor, sorted."""
+    factors = [name for name in tensors if name.endswith((DOWN, UP))]
+    return sorted({name.removesuffix(DOWN).removesuffix(UP) for name in factors})
+
+
+def _fit(base: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> bool:
+    """Whether the product of the factors exists and has the shape of the base weight."""
+    return up.shape[1] == down.shape[0] and tuple(base.shape) == (up.shape[0], down.shape[1])
+
+
+def _add_product(
+    base: torch.Tensor, scale: float, up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    # In float64, so that the sum is rounded to float32 only once.
+    product = up.double() @ down.double()
+    return (base.double() + scale * product).float()
 
 
 def _scale(trained: torch.Tensor | None, raw: Mapping[str, Any], path: Path) -> float:
+    """Return the scale in relora-pico's forward pass: tanh(s) if it was trained, else alpha / r."""
     if trained is not None:
         return math.tanh(float(trained))
     try:
@@ -203,13 +217,12 @@ def _scale(trained: torch.Tensor | None, raw: Mapping[str, Any], path: Path) -> 
 
 
 def _check(tensors: Tensors, config: DecoderConfig, path: Path) -> None:
-    """Every tensor of the geometry is there in its shape, and no other; names in the sentence are
-    the earlier ones."""
+    """Check that the tensors are exactly those of the geometry; messages use the earlier names."""
     expected = stock_tensors(dataclasses.asdict(config))
-    earlier = {
-        names.canonical(f"{m}.weight"): f"{m}.weight"
-        for m in earlier_modules(config.num_hidden_layers)
-    }
+    earlier = {}
+    for module in earlier_modules(config.num_hidden_layers):
+        name = f"{module}.weight"
+        earlier[names.canonical(name)] = name
     for name in [*expected, *tensors]:
         if name not in tensors:
             raise DamagedError(f'{path}: the tensor "{earlier[name]}" is missing')
@@ -222,35 +235,35 @@ def _check(tensors: Tensors, config: DecoderConfig, path: Path) -> None:
             raise DamagedError(f'{path}: the tensor "{earlier[name]}" has shape {shapes}')
 
 
-def _reordered(tensors: Tensors, config: DecoderConfig) -> Tensors:
+def _reorder_heads(tensors: Tensors, config: DecoderConfig) -> Tensors:
+    """Put the rows of query and key projections into the order of Llama's rotary embeddings."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    parts = {name: name.split(".")[-2] for name in tensors}
-    return {
-        name: _halves(t, heads[parts[name]]) if parts[name] in heads else t
-        for name, t in tensors.items()
-    }
+    reordered = {}
+    for name, tensor in tensors.items():
+        projection = name.split(".")[-2]
+        is_rotated = projection in heads
+        reordered[name] = _pairs_to_halves(tensor, heads[projection]) if is_rotated else tensor
+    return reordered
 
 
-def _halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (heads * d, D) of each head from pairs (2i, 2i + 1) to halves: all even rows, then all
-    odd ones."""
-    return (
-        weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-    )  # (heads, d/2, 2, D) -> (heads * d, D)
+def _pairs_to_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorder the rows of each head: all even rows first, then all odd ones."""
+    pairs = weight.unflatten(0, (heads, -1, 2))  # (heads, d/2, 2, D)
+    return pairs.transpose(1, 2).flatten(0, 2)  # (heads * d, D)
 
 
-def _remarks(path: Path, raw: Mapping[str, Any], heads: bool, no_tokenizer: bool) -> list[str]:
-    found = [
+def _remarks(path: Path, raw: Mapping[str, Any], has_head: bool, no_tokenizer: bool) -> list[str]:
+    remarks = [
         f"note: weights from {path}; rows of the query and key projections are in Llama's order"
     ]
     if raw.get("relora"):
-        found.append(
+        remarks.append(
             "note: low-rank factors were added to their base, as the forward pass did; dropout is left out"
         )
-    if heads:
-        found.append(
+    if has_head:
+        remarks.append(
             f"{HEAD}*: the head of the meta-learning episodes is no part of a language model; left out"
         )
     if no_tokenizer:
-        found.append(f"{TOKENIZER}: not found beside the weights; the result has no tokenizer")
-    return found
+        remarks.append(f"{TOKENIZER}: not found beside the weights; the result has no tokenizer")
+    return remarks

@@ -1,1 +1,1 @@
-"""Numbers on their way out: metrics.jsonl, console, trackers, model FLOPs utilisation."""
+"""The ways out for numbers: metrics.jsonl, console, trackers, model FLOPs utilisation."""

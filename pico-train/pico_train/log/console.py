@@ -1,4 +1,4 @@
-"""The console of a session, a mirror of metrics.jsonl."""
+"""The console of a session: the progress of training for a person to read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import partial
 from pico_contract.terminal import printable
 from pydantic import Field
 from rich.console import Console
+from rich.progress import Progress
 
 from pico_train.config import Section
 from pico_train.evaluate.progress import ShowProgress
@@ -22,102 +23,116 @@ from pico_train.log.trackers import TrackerName
 
 
 class LogConfig(Section):
-    """How often a run speaks."""
+    """Settings of metrics.jsonl, the console and the trackers."""
 
     every: int = Field(1, ge=1)
     """Updates between rows of metrics.jsonl."""
     console_every: int = Field(50, ge=1)
-    """Updates between lines on a console that is not a terminal, after the line of a session's
-    first update."""
+    """Updates between lines on a console that is not a terminal.
+
+    The first update of a session and the last of a run always have a line."""
     mfu: Wanted = "auto"
-    """Model FLOPs utilisation in metrics.jsonl, against the rate of matrix products that a session
-    measures first, in half a second: "auto" is on for accelerators and off on a CPU, where the work
-    of others makes the rate doubtful."""
+    """Model FLOPs utilisation in metrics.jsonl: auto, on or off.
+
+    It is relative to the rate of matrix products that each session measures in its first half
+    second. "auto" is on for accelerators and off for CPUs, where other processes distort the rate.
+    """
     trackers: tuple[TrackerName, ...] = ()
-    """Mirrors of metrics.jsonl: tensorboard (in `logs/`), wandb, trackio; [] is off."""
+    """Trackers that mirror metrics.jsonl: tensorboard (in `logs/`), wandb, trackio; [] is off."""
     project: str = "pico"
     """Project of the run in wandb and trackio."""
 
 
 class _PipeSafeConsole(Console):
-    """A console whose reader may go away (`| head`) without ending the run, as rich's own would."""
+    """A console that falls silent if its reader goes away (`| head`), so that training goes on."""
 
     def on_broken_pipe(self) -> None:
+        # rich would exit. Python's flush of stdout at exit would fail as well, hence the devnull.
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Reporter:
-    """The console of one session: a live bar on a terminal, plain lines elsewhere. It measures the
-    pace as well."""
+    """The console of one session: a live bar on a terminal, plain lines elsewhere.
+
+    It also measures the pace of training, in tokens a second.
+    """
 
     def __init__(
         self, config: LogConfig, total_steps: int, step: int, tokens: int, quiet: bool = False
     ) -> None:
-        self._config, self._total, self._start = config, total_steps, step
+        self._line_every = config.console_every
+        self._first, self._last = step + 1, total_steps
+        # A soft wrap leaves long lines whole, so that they can be searched in a log file.
         self._console = _PipeSafeConsole(
             file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True
         )
-        self._progress = (
-            make_bars(self._console) if self._console.is_terminal and not quiet else None
-        )
-        self._task = None
-        if self._progress is not None:
-            self._task = self._progress.add_task(
-                "train", total=total_steps, completed=step, info=""
-            )
-            self._progress.start()
-        self._clock, self._tokens = time.perf_counter(), tokens
-        self._began = self._clock
+        self._bars: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bars = make_bars(self._console)
+            self._bar = self._bars.add_task("train", total=total_steps, completed=step, info="")
+            self._bars.start()
+        self._began = time.perf_counter()
+        self._reported_at, self._reported_tokens = self._began, tokens
 
     def say(self, line: str) -> None:
-        """One plain line."""
+        """Print one plain line."""
+        # Without markup: brackets in names and paths are not styles.
         self._console.print(printable(line), markup=False)
 
     def is_due(self, step: int) -> bool:
-        """Whether a console without a bar has a line on update `step`: the session's first, every
-        so many, the last."""
-        return step in (self._start + 1, self._total) or step % self._config.console_every == 0
+        """Whether a console without a bar prints a line on update `step`."""
+        return step in (self._first, self._last) or step % self._line_every == 0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of the body out of the pace: it saves, observes or evaluates, and trains
-        nothing."""
+        """Leave the time of the `with` block, which does not train, out of the pace."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._clock += time.perf_counter() - began
+            # Moving the start of the measurement is as good as stopping its clock.
+            self._reported_at += time.perf_counter() - began
 
     def show_evaluation(self, step: int) -> ShowProgress:
-        """Show the evaluation of theta_`step`: a second bar on a terminal, a line for each task
-        elsewhere."""
-        return partial(show_evaluation, self.say, self._progress, f"step {step}: ")
+        """Show the evaluation of theta_`step`: as a second bar on a terminal, else as lines."""
+        return partial(show_evaluation, self.say, self._bars, f"step {step}: ")
 
     def update(self, step: int, loss: float, tokens: int) -> float:
-        """Report update `step`, with which `tokens` were consumed.
+        """Report update `step`, after which the run has consumed `tokens`.
 
         Returns:
             Tokens a second since the last call, without the time that was `paused`.
         """
         now = time.perf_counter()
-        pace = (tokens - self._tokens) / max(now - self._clock, 1e-9)
-        self._clock, self._tokens = now, tokens
-        if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task, completed=step, info=f"loss {loss:.3f}  {pace:,.0f} tokens/s"
-            )
+        pace = self._pace(tokens, now)
+        speed = f"{pace:,.0f} tokens/s"
+        if self._bars is not None:
+            info = f"loss {loss:.3f}  {speed}"
+            self._bars.update(self._bar, completed=step, info=info)
         elif self.is_due(step):
-            left = f"  {self._time_left(step, now)} left" if step < self._total else ""
-            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {pace:,.0f} tokens/s{left}")
+            left = self._time_left(step, now)
+            self.say(f"step {step}/{self._last}  loss {loss:.4f}  {speed}{left}")
         return pace
 
-    def _time_left(self, step: int, now: float) -> timedelta:
-        """The time to the end of the run at the session's mean time an update, everything
-        included."""
-        a_step = (now - self._began) / (step - self._start)
-        return timedelta(seconds=round(a_step * (self._total - step)))
+    def _pace(self, tokens: int, now: float) -> float:
+        """Return the tokens a second since the last call, and start the next measurement."""
+        seconds = max(now - self._reported_at, 1e-9)
+        pace = (tokens - self._reported_tokens) / seconds
+        self._reported_at, self._reported_tokens = now, tokens
+        return pace
+
+    def _time_left(self, step: int, now: float) -> str:
+        """Estimate the time to the end of the run; empty after the last update."""
+        if step >= self._last:
+            return ""
+        # The session's mean, unlike the pace, includes saving, observing and evaluating.
+        steps_done = step - self._first + 1
+        seconds_a_step = (now - self._began) / steps_done
+        left = timedelta(seconds=round(seconds_a_step * (self._last - step)))
+        return f"  {left} left"
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        """Remove the bar of a terminal."""
+        if self._bars is not None:
+            self._bars.stop()

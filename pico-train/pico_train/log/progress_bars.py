@@ -1,5 +1,4 @@
-"""How the progress of something long is shown: a bar on a terminal, now and then a plain line
-elsewhere."""
+"""The display of progress: a bar on a terminal, an occasional plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -22,11 +21,11 @@ from rich.progress import (
 from pico_train.evaluate.progress import Advance, Amount, ShowProgress
 
 LINE_SECONDS = 30.0
-"""Least time between two plain lines on how far something is."""
+"""Least seconds between two plain lines of one evaluation."""
 
 
 def make_bars(console: Console) -> Progress:
-    """Make bars with a description, a count, a text (the field `info`) and the time left."""
+    """Make bars with a description, a count, the text field `info` and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,12 +38,13 @@ def make_bars(console: Console) -> Progress:
 
 @contextmanager
 def progress_on_stderr() -> Iterator[ShowProgress]:
-    """Show the progress of evaluations on stderr, so that stdout holds results alone."""
+    """Show the progress of evaluations on stderr, so that stdout holds only results."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(line: str) -> None:
         console.print(printable(line), markup=False)
 
+    # In a file, the updates of a bar would be thousands of lines.
     if not console.is_terminal:
         yield partial(show_evaluation, say, None, "")
         return
@@ -56,24 +56,24 @@ def progress_on_stderr() -> Iterator[ShowProgress]:
 def show_evaluation(
     say: Callable[[str], None], bars: Progress | None, prefix: str, task: str, amount: Amount
 ) -> Iterator[Advance]:
-    """Show how far the evaluation `task` is: a bar of `bars`, or without bars lines that begin with
-    `prefix`."""
+    """Show the progress of the evaluation `task`: as a bar of `bars`, or as lines with `prefix`."""
     if bars is None:
         say(f"{prefix}evaluating {task} on {amount}")
-        yield _lines(say, f"{prefix}{task}", amount)
+        yield _line_advance(say, f"{prefix}{task}", amount)
         return
     bar = bars.add_task(f"evaluate {task}", total=amount.count, info=amount.unit)
     try:
-        yield _advance(bars, bar)
+        yield _bar_advance(bars, bar)
     finally:
+        # The bar of training, which may share the display, stays.
         bars.remove_task(bar)
 
 
-def _advance(bars: Progress, bar: TaskID) -> Advance:
-    return lambda done: bars.update(bar, advance=done)
+def _bar_advance(bars: Progress, bar: TaskID) -> Advance:
+    return lambda more: bars.update(bar, advance=more)
 
 
-def _lines(say: Callable[[str], None], name: str, amount: Amount) -> Advance:
+def _line_advance(say: Callable[[str], None], name: str, amount: Amount) -> Advance:
     """Say how much is done, at most every `LINE_SECONDS`."""
     done, said_at = 0, time.monotonic()
 

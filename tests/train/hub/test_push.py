@@ -169,7 +169,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_reported_as_skipped(hub: Hub, p
             said := []
         ).append
     )  # fmt: skip
-    uploader.note()
+    uploader.note_checkpoints()
     shutil.rmtree(layout.checkpoint(8))
     uploader.deliver(1.0)
     assert uploader.delivered == [0, 10]

@@ -29,5 +29,5 @@ def test_retry_after_is_obeyed(hub: Hub, unpushed: RunLayout, monkeypatch: pytes
 
 @pytest.mark.parametrize("repo", ["tiny", "a/b/c", "a b/c", ""])
 def test_a_repository_is_a_user_and_a_name(repo: str) -> None:
-    with pytest.raises(UserError, match=f'repo: "{repo}" is no repository: write user/name'):
+    with pytest.raises(UserError, match=f'repo: "{repo}" is not a repository: write user/name'):
         validate(HubConfig, {"repo": repo}, "test.yaml")

@@ -75,7 +75,7 @@ DAMAGE = [
     (with_tensor("embedding_proj.weight", 50, 24), r"holds one tensor under two names"),
     (with_config(d_model="24"), r'config.json: the key "d_model" should be a number \(it is "24"\)'),
     (with_config(attention_n_heads=5), r"config.json: num_attention_heads \(5\) does not divide hidden_size"),
-    (with_config(model_type="llama"), r'model_type "llama", which is no earlier Pico decoder; init_from opens it'),
+    (with_config(model_type="llama"), r'model_type "llama", which is not an earlier Pico decoder; init_from opens it'),
     (with_config(n_layers=3), r'the tensor "layers.2.attention_norm.weight" is missing'),
     (lambda place: (place / "config.json").write_text("{"), r"config.json is not the configuration of a model"),
     (lambda place: (place / "config.json").unlink(), r"there is no config.json in it"),

@@ -52,7 +52,7 @@ def test_logits_are_the_earlier_ones(old: Path, tmp_path: Path) -> None:
 def test_without_the_order_of_rows_they_would_not_be(
     old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pico_train.legacy.weights._halves", lambda weight, heads: weight)
+    monkeypatch.setattr("pico_train.legacy.weights._pairs_to_halves", lambda weight, heads: weight)
     convert_weights(old, tmp_path / "new")
     assert (logits_of(tmp_path / "new").double() - earlier_logits(drawn(), IDS)).abs().max() > 0.1
 

@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import accelerate.tracking
 import pytest
@@ -18,6 +18,7 @@ from pico_contract.layout import RunLayout
 from pico_train import train
 from pico_train.evaluate.results import evaluations_of, newest_evaluations
 from pico_train.log.metrics import read_metrics
+from pico_train.log.trackers import TRACKERS, TrackerName
 from pico_train.run import RunConfig
 
 Tiny = Callable[..., RunConfig]
@@ -183,6 +184,10 @@ def test_a_tracker_that_is_not_installed_is_refused_with_how_to_install_it(
     with pytest.raises(UserError, match=r"wandb is not installed: pip install 'pico-train\[wandb\]'"):
         train(config, quiet=True)
     assert not config.layout.root.exists()
+
+
+def test_every_name_of_a_tracker_has_an_entry() -> None:
+    assert set(TRACKERS) == set(get_args(TrackerName))
 
 
 @pytest.mark.slow

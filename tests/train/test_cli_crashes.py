@@ -1,4 +1,4 @@
-"""The entry point of the command, before its interface is imported."""
+"""A crash in native code, as the entry point of the command reports it."""
 
 from __future__ import annotations
 
