@@ -50,8 +50,8 @@ def run(
     """Measure a run: table, figures and report in analysis/<name>/ of the run. Without a
     configuration: everything.
 
-    Of what other programs wrote, in ./analysis/<source>/<name>/; out=DIR puts either into
-    DIR/analysis/<name>/. A configuration of pico-analyze 1.x is measured as it is, with --run RUN.
+    Models that other programs wrote are measured into ./analysis/<source>/<name>/; out=DIR puts
+    either into DIR/analysis/<name>/. A configuration of pico-analyze 1.x works with --run RUN.
     """
     from pico_analyze.commands.analyze import run_analysis
     from pico_analyze.config.analysis import check_trust, load
@@ -132,12 +132,11 @@ def compare(
         ),
     ] = "student",
 ) -> None:
-    """Differences between arms, from the tables that `run` wrote: paired by step, with intervals
-    over seeds.
+    """Compare arms by the tables that `run` wrote: paired by step, with intervals over seeds.
 
-    First comes what differs between the arms beyond what was meant, from config.yaml and run.json.
-    An interval needs at least two runs in either arm (three or more are better); with one, none is
-    claimed.
+    The notes come first: every difference between the arms beyond the intended one, from
+    config.yaml and run.json. An interval needs at least two runs in either arm (three or more are
+    better); with one, none is claimed.
     """
     from pico_analyze.commands.compare import compare_runs, parse_groups
 
@@ -165,10 +164,10 @@ def audit(
     """Check a run's integrity: damage, missing and duplicated steps, gaps in the log, jumps of the
     weights.
 
-    Every file is compared with a recorded hash or named as not covered. Of a series of models:
-    duplicated steps.
+    Every file is compared with a recorded hash or named as not covered. A series of models is
+    checked for duplicated steps.
 
-    Exit code 0 when nothing was found, 1 with findings, each a line that names the file at fault.
+    Exit code 0 if nothing was found, 1 with findings, each a line that names the file at fault.
     """
     from pico_analyze.commands.audit import audit_run
 
@@ -181,7 +180,7 @@ def audit(
 
 @app.command()
 def inspect(run: SourcePath) -> None:
-    """What a run holds: steps, kinds, splits and modules, and what is damaged."""
+    """List the steps, kinds, splits and modules of a run, and what is damaged."""
     from pico_analyze.commands.inspect import holdings
 
     for line in holdings(run):
@@ -190,7 +189,7 @@ def inspect(run: SourcePath) -> None:
 
 @app.command()
 def metrics() -> None:
-    """What can be computed: name, arity, kinds, unit, range and source of every metric."""
+    """List every metric that can be computed: name, arity, kinds, unit, range and source."""
     from pico_analyze.commands.inspect import known_metrics
 
     for line in known_metrics():
@@ -198,8 +197,10 @@ def metrics() -> None:
 
 
 def main() -> None:
-    """Parse and run: a user's mistake is one sentence on stderr and exit 2, a failure of the system
-    one and exit 1."""
+    """Parse and run the command line.
+
+    A user's mistake is one sentence on stderr and exit 2, a failure of the system one and exit 1.
+    """
     from pico_contract.directories import exit_code_of
     from pico_contract.errors import UserError, sentence_of
 
@@ -222,7 +223,7 @@ def _see_users_modules() -> None:
 
 
 def _say(line: object, err: bool = False) -> None:
-    """Print a line, in which names of others cannot control the terminal."""
+    """Print a line, with control characters in it made harmless for the terminal."""
     typer.echo(printable(str(line)), err=err)
 
 

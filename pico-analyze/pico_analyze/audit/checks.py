@@ -1,7 +1,6 @@
-"""Integrity of a run: what is damaged, missing, repeated or out of line, each finding with the file
-at fault.
+"""Integrity of a run: everything damaged, missing, repeated or out of line, with the file at fault.
 
-Rests on run.json, metrics.jsonl and the manifests, and on the files that these name. Every file of
+The audit reads run.json, metrics.jsonl, the manifests, and the files that these name. Every file of
 the run is either compared with a recorded sha256 or named as not covered.
 """
 
@@ -9,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import reduce
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pico_contract import codec
 from pico_contract.errors import DamagedError
@@ -47,11 +45,14 @@ from pico_analyze.audit.trajectory import walk
 from pico_analyze.audit.unlisted import check_inputs, check_rest
 
 Progress = Callable[[int, int], None]
+_OfRun = TypeVar("_OfRun", CheckpointManifest, SnapshotManifest)
+_Sealed = TypeVar("_Sealed", CheckpointManifest, SnapshotManifest, StateManifest)
 
 
 def audit(root: str | Path, hashes: bool = True, progress: Progress | None = None) -> Audit:
-    """Check the run at `root`; without `hashes` manifests and sizes alone, so that no tensor is
-    read.
+    """Check the run at `root`.
+
+    Without `hashes`, only manifests and sizes are checked, and no tensor is read.
 
     Raises:
         DamagedError: there is no run.json, or it does not parse.
@@ -62,16 +63,14 @@ def audit(root: str | Path, hashes: bool = True, progress: Progress | None = Non
     _check_digest(run, result, layout.manifest, run.manifest, run.manifest.heartbeat)
     _check_directories(run, result)
     _check_evaluations(run, result)
-    for finding in _missing(run):
-        result.add(finding.check, finding.path, finding.sentence)
+    _check_completeness(run, result)
     check_inputs(run, result)
     check_log(run, result)
     check_data(run, result)
-    for finding in _duplicate_files(run):
-        result.add(finding.check, finding.path, finding.sentence)
+    _check_duplicate_files(run, result)
     if hashes:
-        for finding in _trajectory(run, progress):
-            result.add(finding.check, finding.path, finding.sentence)
+        _check_trajectory(run, result, progress)
+    # The last, since it names all files that no check before it has accounted for.
     check_rest(run, result)
     return result
 
@@ -79,8 +78,7 @@ def audit(root: str | Path, hashes: bool = True, progress: Progress | None = Non
 def _check_digest(
     run: AuditedRun, result: Audit, path: Path, manifest: Manifest, written: str
 ) -> None:
-    """Compare the text of a manifest, which was `written` at that time, with the digest that it
-    states."""
+    """Compare the text of a manifest with the digest that it states; `written` is its time."""
     if not manifest.digest:
         if run.states_digest(written):
             result.add(
@@ -97,36 +95,46 @@ def _check_digest(
 
 
 def _check_directories(run: AuditedRun, result: Audit) -> None:
-    """Find damage of checkpoints, their state and snapshots; what is intact is added to `run`."""
-    kinds: tuple[tuple[Path, type[Any], dict[int, Any]], ...] = (
-        (run.layout.checkpoints, CheckpointManifest, run.checkpoints),
-        (run.layout.snapshots, SnapshotManifest, run.snapshots),
-    )
-    for parent, kind, intact in kinds:
-        for step in codec.listed_steps(parent):
-            directory = parent / step_name(step)
-            result.directories += 1
-            before = len(result.findings)
-            manifest = _check_sealed(run, result, directory, kind, step)
-            if manifest is not None and manifest.run != run.manifest.name:
-                result.add("damage", directory / MANIFEST, f'is of the run "{manifest.run}"')
-            if manifest is not None and len(result.findings) == before:
-                intact[step] = manifest
-            if kind is CheckpointManifest and run.layout.state(step).is_dir():
-                _check_sealed(run, result, run.layout.state(step), StateManifest, step)
+    """Find damage of checkpoints, their state and snapshots; add those that are intact to `run`."""
+    layout = run.layout
+    for step in codec.listed_steps(layout.checkpoints):
+        checkpoint = _check_step(run, result, layout.checkpoints, CheckpointManifest, step)
+        if checkpoint is not None:
+            run.checkpoints[step] = checkpoint
+        # A damaged state does not spoil the weights beside it: the checkpoint stays intact.
+        if layout.state(step).is_dir():
+            _check_sealed(run, result, layout.state(step), StateManifest, step)
+    for step in codec.listed_steps(layout.snapshots):
+        snapshot = _check_step(run, result, layout.snapshots, SnapshotManifest, step)
+        if snapshot is not None:
+            run.snapshots[step] = snapshot
+
+
+def _check_step(
+    run: AuditedRun, result: Audit, parent: Path, manifest_type: type[_OfRun], step: int
+) -> _OfRun | None:
+    """Find damage of a checkpoint or snapshot, and return its manifest if there is none."""
+    directory = parent / step_name(step)
+    result.directories += 1
+    before = len(result.findings)
+    manifest = _check_sealed(run, result, directory, manifest_type, step)
+    if manifest is None:
+        return None
+    if manifest.run != run.manifest.name:
+        result.add("damage", directory / MANIFEST, f'is of the run "{manifest.run}"')
+    return manifest if len(result.findings) == before else None
 
 
 def _check_sealed(
-    run: AuditedRun, result: Audit, directory: Path, kind: type[Any], step: int
-) -> Any:
-    """Compare a directory with its manifest, which is returned, or None where it is not
-    readable."""
+    run: AuditedRun, result: Audit, directory: Path, manifest_type: type[_Sealed], step: int
+) -> _Sealed | None:
+    """Compare a directory with its manifest, and return this, or None if it is not readable."""
     path = directory / MANIFEST
     if directory.is_symlink():
         result.add("damage", directory, LINKED_STEP)
         return None
     try:
-        manifest = codec.read_manifest(path, kind)
+        manifest = codec.read_manifest(path, manifest_type)
     except DamagedError as error:
         result.add("damage", path, without_path(str(error), path))
         return None
@@ -140,129 +148,128 @@ def _check_sealed(
 
 
 def _check_evaluations(run: AuditedRun, result: Audit) -> None:
-    """Find evaluations that do not parse or whose digest, step, run or settings are not those of
-    their place."""
-    steps = codec.listed_steps(run.layout.evaluations)
-    paths: list[tuple[int | None, Path]] = [
-        (step, path) for step in steps for path in _results_of(run, step)
-    ]
+    """Find evaluations that do not parse or do not belong to their step, run or file name."""
+    evaluations = run.layout.evaluations
+    for step in codec.listed_steps(evaluations):
+        for path in sorted((evaluations / step_name(step)).glob("*.json")):
+            result.evaluations += 1
+            manifest = _check_evaluation(run, result, path)
+            sentence = None if manifest is None else _misplaced(run, step, path, manifest)
+            if sentence is not None:
+                result.add("damage", path, sentence)
     if run.layout.reference.is_file():
-        paths.append((None, run.layout.reference))
-    for step, path in paths:
-        result.evaluations += step is not None
-        try:
-            found = codec.read_manifest(path, EvaluationManifest)
-        except DamagedError as error:
-            result.add("damage", path, without_path(str(error), path))
-            continue
-        _check_digest(run, result, path, found, found.created)
-        if step is not None and (sentence := _misplaced(run, step, path, found)):
-            result.add("damage", path, sentence)
+        _check_evaluation(run, result, run.layout.reference)
 
 
-def _results_of(run: AuditedRun, step: int) -> list[Path]:
-    return sorted((run.layout.evaluations / step_name(step)).glob("*.json"))
+def _check_evaluation(run: AuditedRun, result: Audit, path: Path) -> EvaluationManifest | None:
+    """Compare an evaluation with its digest, and return it, or None if it does not parse."""
+    try:
+        manifest = codec.read_manifest(path, EvaluationManifest)
+    except DamagedError as error:
+        result.add("damage", path, without_path(str(error), path))
+        return None
+    _check_digest(run, result, path, manifest, manifest.created)
+    return manifest
 
 
-def _misplaced(run: AuditedRun, step: int, path: Path, found: EvaluationManifest) -> str | None:
-    if (found.step, found.run) != (step, run.manifest.name):
-        return f'is of step {found.step} of the run "{found.run}"'
-    expected = run.layout.evaluation(step, found.task, found.settings)
+def _misplaced(run: AuditedRun, step: int, path: Path, manifest: EvaluationManifest) -> str | None:
+    """Say why an evaluation does not belong where it lies; None if it does."""
+    if (manifest.step, manifest.run) != (step, run.manifest.name):
+        return f'is of step {manifest.step} of the run "{manifest.run}"'
+    expected = run.layout.evaluation(step, manifest.task, manifest.settings)
     if path != expected:
         return f"its task and settings belong to {expected.name}: it was altered or renamed"
     return None
 
 
-def _missing(run: AuditedRun) -> Iterator[Finding]:
-    """Steps that run.json and the regular spacing of the others call for, and parts that a manifest
-    calls for."""
+def _check_completeness(run: AuditedRun, result: Audit) -> None:
+    """Find missing steps and parts: by run.json, by the manifests, and by the regular spacing."""
     layout, newest = run.layout, run.manifest.step
     if newest not in run.checkpoints and newest not in codec.listed_steps(layout.checkpoints):
-        yield Finding(
-            "missing", layout.checkpoint(newest), "run.json says that this step was saved"
-        )
+        sentence = "run.json says that this step was saved"
+        result.add("missing", layout.checkpoint(newest), sentence)
     for step, manifest in run.snapshots.items():
         if manifest.weights == "checkpoint" and step not in run.checkpoints:
-            yield Finding(
-                "missing",
-                layout.checkpoint(step),
-                "the snapshot of the step refers to it for its weights",
-            )
-    kinds = {
-        observation_name(one.split, one.kind)
-        for manifest in run.snapshots.values()
-        for one in manifest.observed
-    }
-    for step, manifest in run.snapshots.items():
-        present = {observation_name(one.split, one.kind) for one in manifest.observed} | set(
-            manifest.absent
-        )
-        for kind in sorted(kinds - present):
-            yield Finding(
-                "missing",
-                layout.snapshot(step) / MANIFEST,
-                f"names no {kind}, which other steps have",
-            )
+            sentence = "the snapshot of the step refers to it for its weights"
+            result.add("missing", layout.checkpoint(step), sentence)
+    _check_observations(run, result)
     listed = set(codec.listed_steps(layout.snapshots))
     for step in sorted(expected_steps(listed, newest, run.manifest.total_steps) - listed):
-        yield Finding(
-            "missing", layout.snapshot(step), "was not observed, though the steps around it were"
-        )
+        sentence = "was not observed, though the steps around it were"
+        result.add("missing", layout.snapshot(step), sentence)
+
+
+def _check_observations(run: AuditedRun, result: Audit) -> None:
+    """Find snapshots whose manifest does not mention an observation that others have."""
+    observations = {step: _observations(manifest) for step, manifest in run.snapshots.items()}
+    expected = set[str]().union(*observations.values())
+    for step, manifest in run.snapshots.items():
+        for name in sorted(expected - observations[step] - set(manifest.absent)):
+            path = run.layout.snapshot(step) / MANIFEST
+            result.add("missing", path, f"names no {name}, which other steps have")
+
+
+def _observations(manifest: SnapshotManifest) -> set[str]:
+    return {observation_name(entry.split, entry.kind) for entry in manifest.observed}
 
 
 def expected_steps(observed: set[int], newest: int, total: int) -> set[int]:
-    """Steps that a regular schedule with the `observed` ones has up to `newest`; only the ends
-    where there is none.
+    """Return the steps up to `newest` of the regular schedule that `observed` follows.
 
-    A schedule is step 0, the multiples of a stride, the last step, and, where 1 and 2 were
-    observed, powers of two below the stride. The stride is the greatest common divisor of the
-    observed steps that are none of the others; it is believed where it has two such steps, explains
-    all that was observed and lacks fewer steps than it explains.
+    A schedule consists of step 0, the multiples of a stride, the last step, and powers of two below
+    the stride if steps 1 and 2 were observed. The stride is the greatest common divisor of the
+    observed steps that are none of the others. It is believed if it has two such steps, explains
+    all observed steps and lacks fewer steps than it explains; otherwise only the ends are expected.
     """
-    early = {1, 2} <= observed
-    powers = {2**i for i in range(total.bit_length())} if early else set()
+    if not observed:
+        return set()
+    powers = _powers_of_two(total) if {1, 2} <= observed else set()
     regular = observed - {0, total} - powers
-    stride = reduce(math.gcd, regular, 0)
-    due = {0} | ({total} if newest >= total else set()) if observed else set()
-    if len(regular) < 2 or newest // stride > 2 * len(
-        observed
-    ):  # a schedule that lacks more than it explains
-        return due
-    due |= set(range(0, newest + 1, stride)) | {
-        power for power in powers if power < min(stride, newest)
-    }
-    return due if observed - {total} <= due and len(due - observed) < len(due & observed) else {0}
+    ends = {0, total} if newest >= total else {0}
+    stride = math.gcd(*regular)
+    # A stride far too small for what was observed is refused before its multiples are listed.
+    if len(regular) < 2 or newest // stride > 2 * len(observed):
+        return ends
+    multiples = set(range(0, newest + 1, stride))
+    early = {power for power in powers if power < min(stride, newest)}
+    due = ends | multiples | early
+    explains_all = observed - {total} <= due
+    lacks_few = len(due - observed) < len(due & observed)
+    return due if explains_all and lacks_few else {0}
 
 
-def _duplicate_files(run: AuditedRun) -> Iterator[Finding]:
-    """Observations of one file name that are bit-identical in two steps, by the sha256 of their
-    manifests."""
+def _powers_of_two(most: int) -> set[int]:
+    return {2**exponent for exponent in range(most.bit_length())}
+
+
+def _check_duplicate_files(run: AuditedRun, result: Audit) -> None:
+    """Find observations that are bit-identical in two steps, by the sha256 of their manifests."""
+    # Weights are compared tensor by tensor, and a batch of rows may recur.
+    passed_over = (SNAPSHOT_WEIGHTS, TRAIN_BATCH)
     seen: dict[tuple[str, str], list[int]] = defaultdict(list)
     for step, manifest in sorted(run.snapshots.items()):
         for file, entry in manifest.files.items():
-            if file not in (
-                SNAPSHOT_WEIGHTS,
-                TRAIN_BATCH,
-            ):  # weights are compared tensor by tensor, rows may recur
+            if file not in passed_over:
                 seen[file, entry.sha256].append(step)
-    for (file, _), steps in seen.items():
-        for step in steps[1:]:
-            yield Finding(
-                "duplicate",
-                run.layout.snapshot(step) / file,
-                f"is bit-identical to that of step {steps[0]}",
-            )
+    for (file, _), (first, *later) in seen.items():
+        for step in later:
+            path = run.layout.snapshot(step) / file
+            result.add("duplicate", path, f"is bit-identical to that of step {first}")
 
 
-def _trajectory(run: AuditedRun, progress: Progress | None) -> Iterator[Finding]:
-    steps = sorted({*run.checkpoints, *run.snapshots})
-    paths = {step: path for step in steps if (path := _weights(run, step)) is not None}
+def _check_trajectory(run: AuditedRun, result: Audit, progress: Progress | None) -> None:
+    """Find steps whose weights repeat those of others or are out of line with them."""
+    paths = {}
+    for step in sorted({*run.checkpoints, *run.snapshots}):
+        path = _weights(run, step)
+        if path is not None:
+            paths[step] = path
     for check, step, sentence in walk(paths, _still(run), progress):
-        yield Finding(check, paths[step], sentence)
+        result.add(check, paths[step], sentence)
 
 
 def _weights(run: AuditedRun, step: int) -> Path | None:
-    """The file that holds the weights of a step."""
+    """Return the file that holds the weights of a step."""
     if step in run.checkpoints:
         return run.layout.checkpoint(step) / MODEL_WEIGHTS
     if step in run.snapshots and run.snapshots[step].weights == "snapshot":
@@ -271,5 +278,5 @@ def _weights(run: AuditedRun, step: int) -> Path | None:
 
 
 def _still(run: AuditedRun) -> set[int]:
-    """Updates whose learning rate was 0, which leave the weights as they are."""
+    """Return the updates whose learning rate was 0, which leave the weights unchanged."""
     return {row["step"] for row in read_rows(run.layout.metrics) if row.get("lr") == 0}

@@ -12,8 +12,7 @@ from pico_contract.terminal import one_line
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be: which check found it, the file at fault, and a
-    sentence."""
+    """A fault of a run: the check that found it, the file at fault, and a sentence."""
 
     check: str  # damage | missing | duplicate | log | discontinuity
     path: Path
@@ -28,12 +27,12 @@ class Audit:
     """The result of an audit.
 
     Attributes:
-        findings: what is wrong.
-        directories: checkpoints and snapshots that were looked at.
-        evaluations: evaluations that were looked at.
-        compared: files whose every byte was compared with a recorded sha256, or, without hashes,
-            whose size was.
-        uncovered: file or directory -> why its content is compared with nothing.
+        findings: the faults, each once.
+        directories: number of checkpoints and snapshots that were checked.
+        evaluations: number of evaluations that were checked.
+        compared: files whose every byte was compared with a recorded sha256; without hashes, files
+            whose size was compared.
+        uncovered: file or directory -> why its content was not compared.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -51,8 +50,7 @@ class Audit:
 
 @dataclass
 class AuditedRun:
-    """A run while it is audited: its manifest and, by step, its intact checkpoints and
-    snapshots."""
+    """A run under audit: its manifest and, by step, its intact checkpoints and snapshots."""
 
     layout: RunLayout
     manifest: RunManifest
@@ -61,9 +59,8 @@ class AuditedRun:
     snapshots: dict[int, SnapshotManifest] = field(default_factory=dict)
 
     def states_digest(self, created: str) -> bool:
-        """Whether a manifest of that time must state a digest: the sessions since then did record
-        the code's state."""
-        since = [
-            str(session.get("started")) for session in self.manifest.sessions if "dirty" in session
-        ]
-        return bool(since) and created >= min(since)
+        """Whether a manifest created at that time must state a digest."""
+        # Sessions record the code's state ("dirty") since the version that writes digests.
+        sessions = [session for session in self.manifest.sessions if "dirty" in session]
+        starts = [str(session.get("started")) for session in sessions]
+        return bool(starts) and created >= min(starts)

@@ -1,5 +1,4 @@
-"""Audit of metrics.jsonl: its rows, the digests that checkpoints recorded of it, and the order that
-it states."""
+"""Audit of metrics.jsonl: its rows, its digests in the checkpoints, and the order that it states."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ from pico_analyze.audit.findings import Audit, AuditedRun
 
 
 def check_log(run: AuditedRun, result: Audit) -> None:
-    """Check the rows of metrics.jsonl, and its bytes against what the checkpoints recorded of
-    them."""
+    """Check the rows of metrics.jsonl, and its bytes against the digests in the checkpoints."""
     path = run.layout.metrics
     problem = irregularity(path)
     if problem == MISSING:
@@ -49,32 +47,37 @@ def check_log(run: AuditedRun, result: Audit) -> None:
 
 
 def _gaps(rows: Sequence[Row]) -> Iterator[str]:
-    """Steps that repeat, go back or are left out, at the beginning as well, and tokens that
-    fall."""
-    strides = [later["step"] - earlier["step"] for earlier, later in pairwise(rows)]
-    usual, first = _usual(strides), next((stride for stride in strides if stride > 0), None)
-    if first is not None and rows[0]["step"] > max(usual, first):
-        yield f"begins at step {rows[0]['step']}, though rows are {first} apart: its beginning is missing"
-    for (old, new), stride in zip(pairwise(rows), strides, strict=True):
-        before, step = old["step"], new["step"]
-        if stride <= 0:
+    """Name steps that repeat, go back or are left out, and tokens that fall."""
+    strides = _strides(rows)
+    usual = _usual(strides)
+    forward = [stride for stride in strides if stride > 0]
+    if forward and rows[0]["step"] > max(usual, forward[0]):
+        start = f"begins at step {rows[0]['step']}, though rows are {forward[0]} apart"
+        yield f"{start}: its beginning is missing"
+    for earlier, later in pairwise(rows):
+        before, step = earlier["step"], later["step"]
+        if step <= before:
             yield f"step {step} follows step {before}: rows repeat or go back"
             continue
-        if stride > usual:
+        if step - before > usual:
             yield f"nothing between step {before} and step {step}, with {usual} in between as usual"
-        earlier, later = old.get("tokens", 0), new.get("tokens", 0)
-        if later < earlier:
-            yield f"tokens fall from {earlier} at step {before} to {later} at {step}"
+        old_tokens, new_tokens = earlier.get("tokens", 0), later.get("tokens", 0)
+        if new_tokens < old_tokens:
+            yield f"tokens fall from {old_tokens} at step {before} to {new_tokens} at {step}"
+
+
+def _strides(rows: Sequence[Row]) -> list[int]:
+    return [later["step"] - earlier["step"] for earlier, later in pairwise(rows)]
 
 
 def _usual(strides: Sequence[int]) -> int:
-    """The most frequent distance between rows, the smallest of equally frequent ones; 1 where there
-    is none."""
+    """Return the most frequent forward stride, the smallest of several such; 1 without any."""
     counts = Counter(stride for stride in strides if stride > 0)
     return max(sorted(counts), key=lambda stride: counts[stride], default=1)
 
 
 def _values(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the steps whose loss is not finite."""
     for row in rows:
         loss = row.get("loss")
         if isinstance(loss, float) and not math.isfinite(loss):
@@ -82,13 +85,13 @@ def _values(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _ends(rows: Sequence[Row], newest: int, total: int) -> Iterator[str]:
+    """Say if the log ends before the run's newest step or goes on beyond its last."""
     if not rows:
         if newest > 0:
             yield f"holds no row, though the run is at step {newest}"
         return
     last = rows[-1]["step"]
-    usual = _usual([later["step"] - earlier["step"] for earlier, later in pairwise(rows)])
-    if last + max(usual, 1) <= newest:
+    if last + _usual(_strides(rows)) <= newest:
         yield f"ends at step {last}, though the run is at step {newest}"
     beyond = [row["step"] for row in rows if row["step"] > total]
     if beyond:
@@ -96,14 +99,13 @@ def _ends(rows: Sequence[Row], newest: int, total: int) -> Iterator[str]:
 
 
 def _check_bytes(run: AuditedRun, result: Audit, path: Path) -> None:
-    """Compare the file with what each checkpoint recorded of its beginning; the first difference is
-    a finding."""
+    """Compare the file with the digest of its beginning that each checkpoint recorded.
+
+    The first difference is the only finding: all later digests differ with it.
+    """
     text = read_regular(path)
-    entries = [
-        (step, one.metrics)
-        for step, one in sorted(run.checkpoints.items())
-        if one.metrics is not None
-    ]
+    recorded = [(step, manifest.metrics) for step, manifest in sorted(run.checkpoints.items())]
+    entries = [(step, entry) for step, entry in recorded if entry is not None]
     right = 0
     for step, entry in entries:
         if len(text) < entry.size:
@@ -140,9 +142,8 @@ def _check_bytes(run: AuditedRun, result: Audit, path: Path) -> None:
 def _check_order(run: AuditedRun, result: Audit, rows: Sequence[Row]) -> None:
     """Compute the chained hash of row ids anew, and compare every row that states one."""
     path = run.layout.metrics
-    stated = [
-        (row["step"], row["order_hash"]) for row in rows if isinstance(row.get("order_hash"), str)
-    ]
+    hashed = [row for row in rows if isinstance(row.get("order_hash"), str)]
+    stated = [(row["step"], row["order_hash"]) for row in hashed]
     if not stated:
         return
     order = row_order(run)
@@ -151,15 +152,15 @@ def _check_order(run: AuditedRun, result: Audit, rows: Sequence[Row]) -> None:
         return
     wrong = _first_wrong(order, stated)
     if wrong is not None:
-        what = "is not that of the rows that data, seed and batch size give"
-        result.add("log", path, f"the order_hash of step {wrong} {what}")
+        problem = "is not that of the rows that data, seed and batch size give"
+        result.add("log", path, f"the order_hash of step {wrong} {problem}")
 
 
 def _first_wrong(order: RowOrder, stated: Sequence[tuple[int, str]]) -> int | None:
-    """The first step whose hash no number of reads gives: a method may leave out rows, but never
-    reads them twice."""
+    """Return the first step whose hash no number of reads gives, or None."""
     reads, current = 0, ""
     for step, expected in stated:
+        # A method may leave out updates, but reads no rows twice: at most one read a step.
         while current != expected and reads < step:
             reads += 1
             current = chain_hash(current, order.rows(reads))

@@ -1,5 +1,4 @@
-"""Audit of a series of models that other programs wrote: its steps, compared by the content of
-their files."""
+"""Audit of a series of models that other programs wrote: its steps, compared by their content."""
 
 from __future__ import annotations
 
@@ -14,35 +13,36 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Identified(Protocol):
-    """A source that knows which of its steps are equal, if need be without downloading them."""
+    """A source that can identify the content of its steps, on the hub without downloading it."""
 
     def content_id(self, step: int) -> str:
-        """Equal for two steps if the bytes of their weights are; DamagedError where they cannot be
-        read."""
+        """Return a text that two steps share if the bytes of their weights are equal.
+
+        Raises:
+            DamagedError: the weights cannot be read.
+        """
 
 
 def audit_series(source: Source) -> list[str]:
-    """One line for each step that is damaged or a copy of an earlier one.
+    """List the steps that are damaged or copies of earlier ones, a line each.
 
     Raises:
-        UserError: the source knows of no content of its steps.
+        UserError: the source does not identify the content of its steps.
     """
     if not isinstance(source, Identified):
         raise UserError(
             f"{source.name} is not a run of pico-train: its files state no hashes that could be compared"
         )
-    lines = [
-        f"damage: step {step}: {sentence}"
-        for step, found in source.damaged.items()
-        for sentence in found
-    ]
-    steps: dict[str, list[int]] = defaultdict(list)
+    lines = []
+    for step, sentences in source.damaged.items():
+        lines += [f"damage: step {step}: {sentence}" for sentence in sentences]
+    equal_steps: dict[str, list[int]] = defaultdict(list)
     for step in source.steps:
         try:
-            steps[source.content_id(step)].append(step)
+            equal_steps[source.content_id(step)].append(step)
         except DamagedError as error:
             lines.append(f"damage: step {step}: {error}")
-    for first, *others in steps.values():
+    for first, *others in equal_steps.values():
         lines += [
             f"duplicate: step {step}: its files are bit-identical to those of step {first}"
             for step in others

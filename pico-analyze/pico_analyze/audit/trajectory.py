@@ -146,15 +146,18 @@ class Moves:
     def _aside(self) -> Iterator[tuple[int, str]]:
         """Yield (step, sentence) for each step that is far from two neighbours close together."""
         for index in range(1, len(self._steps) - 1):
-            before, step, after = self._steps[index - 1 : index + 2]
             apart = self._over[index - 1]
-            away = min(self._near[index - 1], self._near[index])
+            away = min(self._near[index - 1 : index + 1])
             size = self._size(index - 1, index, index + 1)
             if away > ASIDE * apart and away > LEAST * size:
-                away_share = self._share(away, index - 1)
-                apart_share = self._share(apart, index - 1)
-                place = f"{away_share} of its norm away from steps {before} and {after}"
-                yield step, f"is {place}, which are {apart_share} apart"
+                shares = self._share(away, index - 1), self._share(apart, index - 1)
+                yield self._steps[index], self._sentence_aside(index, *shares)
+
+    def _sentence_aside(self, index: int, away: str, apart: str) -> str:
+        before, after = self._steps[index - 1], self._steps[index + 1]
+        return (
+            f"is {away} of its norm away from steps {before} and {after}, which are {apart} apart"
+        )
 
     def _move(self, start: int, end: int) -> float:
         """Return the distance of two steps that are neighbours or have one step between them."""

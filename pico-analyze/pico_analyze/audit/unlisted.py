@@ -1,5 +1,4 @@
-"""Audit of the files that no directory's manifest lists: those that run.json records, and those
-that nothing does."""
+"""Audit of the files that no directory's manifest lists, whether run.json records them or not."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from pico_contract.verify import EDITED_SINCE_RECORDED
 from pico_analyze.audit.findings import Audit, AuditedRun
 
 _FEW = 3
-"""Files of one directory that are named one by one."""
+"""Largest number of files in one directory that are named one by one."""
 
 
 def check_inputs(run: AuditedRun, result: Audit) -> None:
@@ -25,7 +24,7 @@ def check_inputs(run: AuditedRun, result: Audit) -> None:
         digest = run.manifest.digests.get(path.name)
         problem = irregularity(path)
         if problem == MISSING and digest is None and path != layout.config:
-            continue  # of a run that has no probe
+            continue  # a run need not have a probe
         if problem is not None:
             result.add("missing" if problem == MISSING else "damage", path, problem)
         elif digest is None:
@@ -37,50 +36,60 @@ def check_inputs(run: AuditedRun, result: Audit) -> None:
 
 
 def check_rest(run: AuditedRun, result: Audit) -> None:
-    """Name every other file of the run as not covered, and report links, which no reader
-    follows."""
+    """Name every other file of the run as not covered, and report links.
+
+    Links are damage since no reader follows them.
+    """
+    layout = run.layout
     at_fault = {finding.path for finding in result.findings}
+    known = {*result.compared, *result.uncovered, *at_fault}
     rest: dict[Path, list[Path]] = defaultdict(list)
-    for path in _files(run.layout.root):
+    for path in _files(layout.root):
         if path.is_symlink():
             result.add("damage", path, LINKED)
-        elif path not in result.compared and path not in result.uncovered and path not in at_fault:
-            rest[_group(run.layout, path)].append(path)
+        elif path not in known:
+            rest[_group(layout, path)].append(path)
     for group, paths in rest.items():
-        if len(paths) <= _FEW and group not in (run.layout.logs, _analyses(run.layout)):
-            result.uncovered.update((path, _reason(run.layout, path)) for path in paths)
+        if len(paths) <= _FEW and group not in _bulk_directories(layout):
+            for path in paths:
+                result.uncovered[path] = _reason(layout, path)
         else:
             number = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
-            result.uncovered[group] = f"{number}, {_reason(run.layout, paths[0])}"
+            result.uncovered[group] = f"{number}, {_reason(layout, paths[0])}"
 
 
 def _files(root: Path) -> list[Path]:
-    """Every file and every link below `root`, where the directories of a run may be links
-    themselves."""
-    found = []
+    """List every file and every link below `root`; its directories may be links themselves."""
+    paths = []
+    # Each top directory is walked by its path, since os.walk does not enter linked directories.
     tops = [path for path in root.iterdir() if path.is_dir()]
     for top in [root, *tops]:
         for folder, directories, names in os.walk(top):
             if top == root:
                 directories.clear()
             linked = [name for name in directories if (Path(folder) / name).is_symlink()]
-            found += [Path(folder) / name for name in (*names, *linked)]
-    return sorted(found)
+            paths += [Path(folder) / name for name in (*names, *linked)]
+    return sorted(paths)
 
 
 def _analyses(layout: RunLayout) -> Path:
     return layout.analysis("any").root.parent
 
 
+def _bulk_directories(layout: RunLayout) -> tuple[Path, Path]:
+    """Return the directories of a run whose files are counted and never named."""
+    return layout.logs, _analyses(layout)
+
+
 def _group(layout: RunLayout, path: Path) -> Path:
-    """The directory under which a file is named: one of the run's own, or the one that it lies
-    in."""
+    """Return the directory under which a file is named: logs, analysis, or that of the file."""
     parts = path.relative_to(layout.root).parts
     top = layout.root / parts[0]
-    return top if top in (layout.logs, _analyses(layout)) else path.parent
+    return top if top in _bulk_directories(layout) else path.parent
 
 
 def _reason(layout: RunLayout, path: Path) -> str:
+    """Say why no digest covers a file."""
     if any(is_leftover(part) for part in (path, *path.parents)):
         return "left by an interrupted write"
     if path.is_relative_to(_analyses(layout)):

@@ -1,4 +1,4 @@
-"""One file a command, for a notebook as well: each takes plain values and gives back paths or
+"""The commands, one file each, for notebooks as well: they take plain values and return paths or
 lines."""
 
 from __future__ import annotations

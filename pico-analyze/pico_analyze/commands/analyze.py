@@ -1,11 +1,9 @@
-"""pico-analyze run and report: measure a source, and write the table, the figures and the
-report."""
+"""pico-analyze run and report: measure a source, and write table, figures and report."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +32,12 @@ if TYPE_CHECKING:
 
 
 def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
-    """Measure, and write table, configuration, figures and report into `analysis_location`; the paths of them.
+    """Measure, write table, configuration, figures and report, and return their paths.
 
-    `source` is where the configuration came from, for messages; `say` gets progress and warnings,
-    line by line.
+    Args:
+        config: the analysis; its files go to `analysis_location`.
+        source: name of the configuration's origin, for messages.
+        say: called with each line of progress, notes and warnings.
     """
     from pico_analyze import table
     from pico_analyze.commands.plot import draw
@@ -50,6 +50,7 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
         None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
     )
     try:
+        # Before anything is measured, so that a mistyped metric fails at once.
         for part in parts_of(config):
             resolve(part.metrics)
     except UserError as error:
@@ -63,9 +64,8 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
     table.write(frame, layout)
     write_text(layout.config, to_yaml(config))
     write_text(layout.code, json.dumps(code_record(config), indent=2) + "\n")
-    figures = draw(
-        frame, layout, _drawn(config, frame), config.figures.heads, config.figures.formats
-    )
+    metrics = _drawn_metrics(config, frame)
+    figures = draw(frame, layout, metrics, config.figures.heads, config.figures.formats)
     files = [layout.table, layout.table_csv, layout.config, layout.code]
     return [*files, *figures, _write_report(run, frame, layout, config)]
 
@@ -73,7 +73,7 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
 def _tables(
     run: Source, other: Source | None, config: AnalysisConfig, layout: AnalysisLayout, say: Say
 ) -> list[pd.DataFrame]:
-    """What is measured, part by part."""
+    """Measure each part of the analysis, and return its table."""
     from pico_analyze.components.omissions import omissions
     from pico_analyze.config.parts import measurable_parts, parts_of, steps_of
     from pico_analyze.engine.measure import measure
@@ -100,16 +100,16 @@ def _tables(
                     progress=progress,
                 )
             tables.append(frame)
-    for sentence in dict.fromkeys(
-        chain(*(omissions(run, part.components) for part in parts_of(config)))
-    ):
+    sentences: dict[str, None] = {}
+    for part in parts_of(config):
+        sentences |= dict.fromkeys(omissions(run, part.components))
+    for sentence in sentences:
         say(f"note: {sentence}")
     return tables
 
 
 def _reference(config: AnalysisConfig, part: Asked, other: Source | None) -> ReferenceChoice:
-    """Combine the keys `reference`, `reference_run` and `across` into the reference of
-    `measure`."""
+    """Combine `reference`, `reference_run` and `across` into the reference that `measure` takes."""
     if config.across is not None:
         if other is not None or part.reference is not None:
             raise UserError(
@@ -122,11 +122,10 @@ def _reference(config: AnalysisConfig, part: Asked, other: Source | None) -> Ref
 
 
 def report_run(path: Path, name: str, out: Path | None = None) -> Path:
-    """Write the report of an analysis that was measured before, with the figures that its
-    configuration names.
+    """Write the report of a measured analysis, with the figures that its configuration names.
 
     Raises:
-        UserError: no such run, no such analysis (with the nearest).
+        UserError: no such run, or no such analysis (with the nearest).
     """
     from pico_analyze import table
     from pico_analyze.sources.open import open_source
@@ -136,12 +135,15 @@ def report_run(path: Path, name: str, out: Path | None = None) -> Path:
     return _write_report(run, table.read(layout.table), layout, load(layout.config))
 
 
-def _drawn(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
-    """Of parts those that could be measured."""
+def _drawn_metrics(config: AnalysisConfig, frame: pd.DataFrame) -> list[str] | None:
+    """Choose the metrics to draw: those asked for, else those of parts that were measured."""
     if config.figures.metrics is not None:
         return config.figures.metrics
-    of_parts = dict.fromkeys(metric for part in config.parts or () for metric in part.metrics or ())
-    return [metric for metric in of_parts if (frame["metric"] == metric).any()] or config.metrics
+    metrics: dict[str, None] = {}
+    for part in config.parts or ():
+        metrics |= dict.fromkeys(part.metrics or ())
+    measured = set(frame["metric"])
+    return [metric for metric in metrics if metric in measured] or config.metrics
 
 
 def _write_report(
@@ -149,7 +151,6 @@ def _write_report(
 ) -> Path:
     from pico_analyze.report import run as report
 
-    write_text(
-        layout.report, report.render(run, frame, _drawn(config, frame), config.figures.heads)
-    )
+    metrics = _drawn_metrics(config, frame)
+    write_text(layout.report, report.render(run, frame, metrics, config.figures.heads))
     return layout.report

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
-    """A line for each finding of the audit, for what it did not cover and to sum up, and whether
-    the run is sound.
+    """Audit a run; return a line for each finding, and whether the run is sound.
+
+    Further lines name the files that were not covered, and the last one sums up.
 
     Raises:
         UserError: no such run.
@@ -32,33 +33,36 @@ def audit_run(path: Path, hashes: bool, say: Say) -> tuple[list[str], bool]:
             return _audit_of_series(source)
     with show_progress(say, "read") as progress:
         result = audit(check_run(path).root, hashes, progress)
-    lines = [
-        *map(str, result.findings),
-        *(one_line(f"not covered: {p}: {why}") for p, why in result.uncovered.items()),
-    ]
-    return [*lines, _sum_of(result, hashes)], not result.findings
+    return [*_lines(result), _summary(result, hashes)], not result.findings
+
+
+def _lines(result: Audit) -> list[str]:
+    lines = [str(finding) for finding in result.findings]
+    # Names in a run may contain line breaks, which would look like further findings.
+    lines += [one_line(f"not covered: {path}: {why}") for path, why in result.uncovered.items()]
+    return lines
 
 
 def _audit_of_series(source: Source) -> tuple[list[str], bool]:
     from pico_analyze.audit.series import audit_series
 
     lines = audit_series(source)
-    looked = f"{len(source.steps)} steps, compared with each other by the hashes of their files"
-    found = (
-        f"{len(lines)} finding{'s' if len(lines) > 1 else ''} in" if lines else "nothing found in"
-    )
-    return [*lines, f"{found} {looked}; no manifest says what they should be"], not lines
+    scope = f"{len(source.steps)} steps, compared with each other by the hashes of their files"
+    count = _count_of_findings(len(lines)) if lines else "nothing found"
+    return [*lines, f"{count} in {scope}; no manifest says what they should be"], not lines
 
 
-def _sum_of(result: Audit, hashes: bool) -> str:
-    compared = (
-        "every byte was compared with a recorded sha256"
-        if hashes
-        else "the size alone was compared"
-    )
-    looked = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
-    looked += f" {len(result.compared)} files {compared}"
+def _summary(result: Audit, hashes: bool) -> str:
+    compared = "every byte was compared with a recorded sha256"
+    if not hashes:
+        compared = "the size alone was compared"
+    scope = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
+    scope += f" {len(result.compared)} files {compared}"
     if result.uncovered:
-        looked += f"; not covered: {len(result.uncovered)} (named above)"
+        scope += f"; not covered: {len(result.uncovered)} (named above)"
     count = len(result.findings)
-    return f"{count} finding{'s' if count > 1 else ''} in {looked}" if count else f"sound: {looked}"
+    return f"{_count_of_findings(count)} in {scope}" if count else f"sound: {scope}"
+
+
+def _count_of_findings(count: int) -> str:
+    return f"{count} finding{'s' if count > 1 else ''}"

@@ -11,8 +11,7 @@ from pico_analyze.config.analysis import AnalysisConfig
 
 
 def code_record(config: AnalysisConfig) -> dict[str, Any]:
-    """The code that measures: versions, the commit and what differs from it, and the user's own
-    modules."""
+    """Record the code that measures: versions, the commit, changes to it, and the user's modules."""
     code = code_state("pico_analyze")
     return {
         "packages": {name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")},

@@ -1,5 +1,4 @@
-"""What `compare` does: arms from run directories and their tables, the differences, and what is
-written of them."""
+"""pico-analyze compare: read the arms, and write their differences as table, figures and report."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def parse_groups(groups: Sequence[str]) -> dict[str, list[Path]]:
-    """`NAME=RUN,RUN` as name -> paths, in the order given.
+    """Parse groups `NAME=RUN,RUN` into name -> paths, in the order given.
 
     Raises:
         UserError: no name, no runs, or a name twice.
@@ -38,11 +37,10 @@ def parse_groups(groups: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: str) -> list[Arm]:
-    """Each of `runs` as an arm of its own, then the groups; with the table of the analysis `name`
-    of each run.
+    """Open each of `runs` as an arm by itself, then the groups, with their tables of `name`.
 
     Raises:
-        UserError: a run that is not there, has no such analysis, or is named twice.
+        UserError: a run that does not exist, has no such analysis, or is named twice.
     """
     from pico_analyze import table
     from pico_analyze.compare.arms import Arm
@@ -55,17 +53,17 @@ def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: 
         sources = [open_source(path) for path in paths]
         layouts = [find_analysis(source, name) for source in sources]
         for path, layout in zip(paths, layouts, strict=True):
-            place = layout.table.resolve()
-            if place in seen:
+            # The same run may be named by two paths, by a link for instance.
+            table_path = layout.table.resolve()
+            if table_path in seen:
                 raise UserError(f"{path} is named twice: a run cannot be compared with itself")
-            seen.add(place)
+            seen.add(table_path)
         arms.append(Arm(label, sources, [table.read(layout.table) for layout in layouts]))
     return [*_short_names(arms[: len(alone)]), *arms[len(alone) :]]
 
 
 def _short_names(arms: list[Arm]) -> list[Arm]:
-    """Call arms of one run each as their runs, if no two of those names are equal; by their paths
-    otherwise."""
+    """Name arms of one run each after their runs; keep their paths if two names are equal."""
     from dataclasses import replace
 
     names = [arm.runs[0].name for arm in arms]
@@ -84,8 +82,7 @@ def compare_runs(
     seed: int = 0,
     interval: str = "student",
 ) -> tuple[list[Path], list[str]]:
-    """Compare, and write table, figures and report into `out`; the paths of them, and what to know
-    before believing."""
+    """Compare, write table, figures and report into `out`, and return their paths and the notes."""
     from pico_analyze import compare
     from pico_analyze.compare import notes as compare_notes
     from pico_analyze.plot import arms as plot_arms

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def holdings(path: Path) -> list[str]:
-    """What a source holds, as lines: status, geometry, steps, kinds by split with their modules,
-    what is damaged."""
+    """Describe a source in lines: status, geometry, steps, modules by kind and split, damage."""
     from pico_contract.kinds import KINDS
 
     from pico_analyze.components.omissions import coverage_lines
@@ -33,16 +32,13 @@ def holdings(path: Path) -> list[str]:
         lines += _lines_of_kind(run, kind)
     lines += [*coverage_lines(run), *_low_rank_lines(run)]
     lines += [f"note: {note}" for note in notes_of(run)]
-    lines += [
-        f"damaged at step {step}: {sentence}"
-        for step, found in run.damaged.items()
-        for sentence in found
-    ]
+    for step, sentences in run.damaged.items():
+        lines += [f"damaged at step {step}: {sentence}" for sentence in sentences]
     return lines
 
 
 def _progress_of(run: Source) -> str:
-    """How far training came, where the source is a run that records it."""
+    """Say how far training came, if the source is a run that records it."""
     manifest = getattr(run, "manifest", None)
     if manifest is None:
         return ""
@@ -59,41 +55,41 @@ def _lines_of_kind(run: Source, kind: str) -> list[str]:
             steps.setdefault(split, []).append(step)
             modules = run.modules(step, kind, split)
             prefixes = stack_prefixes(modules)
-            found = dict.fromkeys(component_of(name, prefixes) for name in modules)
-            components[split] = components.get(split, {}) | found
-    return [
-        f"{kind}{f' ({split})' if split else ''} at {len(at)} steps: {', '.join(components[split])}"
-        for split, at in steps.items()
-    ]
+            names = dict.fromkeys(component_of(name, prefixes) for name in modules)
+            components[split] = components.get(split, {}) | names
+    lines = []
+    for split, split_steps in steps.items():
+        label = f"{kind} ({split})" if split else kind
+        lines.append(f"{label} at {len(split_steps)} steps: {', '.join(components[split])}")
+    return lines
 
 
 def _low_rank_lines(run: Source) -> list[str]:
-    """At how many steps which components are low-rank, with the ranks at the last such step."""
+    """Count the steps with low-rank components, and name these with their ranks at the last."""
     from pico_analyze.components.select import matching_modules
 
-    factors = {
-        step: found
-        for step in run.steps
-        if run.splits(step, "weights")
-        and (found := matching_modules("lora_A", run.modules(step, "weights")))
-    }
-    if not factors:
+    factors: dict[int, list[str]] = {}
+    for step in run.steps:
+        if run.splits(step, "weights"):
+            factors[step] = matching_modules("lora_A", run.modules(step, "weights"))
+    low_rank_steps = [step for step, names in factors.items() if names]
+    if not low_rank_steps:
         return []
-    last = max(factors)
+    last = max(low_rank_steps)
     ranks: dict[str, set[int]] = {}
     for name in factors[last]:
-        ranks.setdefault(parse(name).component.removesuffix(".lora_A"), set()).add(
-            len(run.tensor(last, "weights", name))
-        )
-    of = ", ".join(
-        f"{name} ({' and '.join(map(str, sorted(found)))})" for name, found in ranks.items()
-    )
-    return [f"low-rank at {len(factors)} steps (rank at step {last}): {of}"]
+        component = parse(name).component.removesuffix(".lora_A")
+        rank = len(run.tensor(last, "weights", name))
+        ranks.setdefault(component, set()).add(rank)
+    components = []
+    for component, component_ranks in ranks.items():
+        components.append(f"{component} ({' and '.join(map(str, sorted(component_ranks)))})")
+    where = f"low-rank at {len(low_rank_steps)} steps (rank at step {last})"
+    return [f"{where}: {', '.join(components)}"]
 
 
 def known_metrics() -> list[str]:
-    """A line for each metric: name, arity, kinds, unit, range, source, and what it cannot be
-    compared with."""
+    """Describe each metric in a line: name, arity, kinds, unit, range, source and caution."""
     from pico_analyze.metrics.registry import METRICS
 
     width = max(map(len, METRICS))
@@ -101,11 +97,12 @@ def known_metrics() -> list[str]:
 
 
 def _line_of_metric(name: str, metric: Metric) -> str:
-    of = "one matrix" if metric.arity == 1 else "a pair"
-    line = f"{name}  {of} of {'|'.join(metric.kinds)}; {metric.unit}, {metric.range}; {source_of(metric)}"
+    operands = "one matrix" if metric.arity == 1 else "a pair"
+    kinds = "|".join(metric.kinds)
+    line = f"{name}  {operands} of {kinds}; {metric.unit}, {metric.range}; {source_of(metric)}"
     return f"{line}; {metric.caution}" if metric.caution else line
 
 
 def source_of(metric: Metric) -> str:
-    """The paper or book that the docstring of a metric's function names."""
+    """Return the paper or book that the docstring of a metric's function names."""
     return " ".join((metric.fn.__doc__ or "").partition("Source:")[2].split()).rstrip(".")

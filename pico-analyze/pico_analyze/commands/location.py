@@ -36,12 +36,15 @@ def analysis_location(source: Source, name: str, out: Path | None = None) -> Ana
     if out is None and isinstance(source, Run):
         return source.layout.analysis(name)
     first = usual_location(source, name, out)
-    own = AnalysisLayout(
-        first.root.with_name(f"{name}-{hashlib.sha256(origin(source).encode()).hexdigest()[:8]}")
-    )
-    if own.table.is_file() or owner(first) not in (None, origin(source)):
-        return own
+    second = AnalysisLayout(first.root.with_name(f"{name}-{_short_hash(origin(source))}"))
+    # A second place once used stays in use, even if the first has become free since.
+    if second.table.is_file() or owner(first) not in (None, origin(source)):
+        return second
     return first
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def usual_location(source: Source, name: str, out: Path | None = None) -> AnalysisLayout:
@@ -75,9 +78,8 @@ def _of_config(run: str | list[str]) -> str:
     """Return what an analysis that records no source was opened from, by its configuration."""
     if isinstance(run, str) and run.startswith(_HUB):
         return run
-    return " ".join(
-        sorted(str(Path(path).resolve()) for path in ([run] if isinstance(run, str) else run))
-    )
+    paths = [run] if isinstance(run, str) else run
+    return " ".join(sorted(str(Path(path).resolve()) for path in paths))
 
 
 def record_owner(layout: AnalysisLayout, source: Source) -> None:
@@ -115,8 +117,7 @@ def find_analysis(source: Source, name: str, out: Path | None = None) -> Analysi
 def note_on_location(
     source: Source, name: str, layout: AnalysisLayout, out: Path | None = None
 ) -> list[str]:
-    """A sentence if an analysis does not lie at its usual place, since that of another source
-    does."""
+    """Say that the usual place of an analysis is taken by another source, if it is."""
     first = usual_location(source, name, out)
     if layout.root.name == name:
         return []
@@ -124,5 +125,5 @@ def note_on_location(
 
 
 def notes_of(run: Source) -> list[str]:
-    """What a source says of what was left out of it."""
+    """Return the notes of a source on data that it leaves out."""
     return list(getattr(run, "notes", ()))

@@ -1,4 +1,4 @@
-"""Draw what was measured, and what is drawn from the tensors themselves."""
+"""pico-analyze plot: draw figures from the table of an analysis, and some from its tensors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def plot_run(
     spectra: bool = False,
     distributions: bool = False,
 ) -> list[Path]:
-    """Draw the figures of an analysis that was measured before; their paths.
+    """Draw the figures of a measured analysis, and return their paths.
 
-    With `spectra` also singular values over steps, with `distributions` those of entries: neither
-    is a part of the table, so that tensors are read.
+    `spectra` adds singular values over steps, and `distributions` adds those of entries. Neither is
+    part of the table, so that tensors are read.
 
     Raises:
-        UserError: no such run, no such analysis (with the nearest), a metric that the table does
-            not hold.
+        UserError: no such run, no such analysis (with the nearest), or a metric that the table does
+            not contain.
     """
     from pico_analyze import table
     from pico_analyze.sources.open import open_source
@@ -41,8 +41,11 @@ def plot_run(
     source = open_source(path)
     layout = find_analysis(source, name, out)
     figures = draw(table.read(layout.table), layout, metrics, heads, formats)
-    figures += _draw_spectra(source, layout, formats) if spectra else []
-    return figures + (_draw_distributions(source, layout, formats) if distributions else [])
+    if spectra:
+        figures += _draw_spectra(source, layout, formats)
+    if distributions:
+        figures += _draw_distributions(source, layout, formats)
+    return figures
 
 
 def _draw_spectra(source: Source, layout: AnalysisLayout, formats: Sequence[str]) -> list[Path]:
@@ -77,12 +80,12 @@ def draw(
     heads: bool,
     formats: Sequence[str],
 ) -> list[Path]:
-    """Figures of each of `metrics`, with `heads` also head by head; of a telling few by default."""
+    """Draw each of `metrics` (a telling few by default), with `heads` also head by head."""
     from pico_analyze.plot import panels
     from pico_analyze.plot.figures import draw_figures
 
     return [
-        panels.save(one.figure, layout.figures / f"{one.stem}.{ending}")
-        for one in draw_figures(frame, metrics, heads)
+        panels.save(drawn.figure, layout.figures / f"{drawn.stem}.{ending}")
+        for drawn in draw_figures(frame, metrics, heads)
         for ending in formats
     ]

@@ -11,7 +11,7 @@ Say = Callable[[str], None]
 
 @contextlib.contextmanager
 def warnings_as_lines(say: Say) -> Iterator[None]:
-    """Warnings as `warning: sentence`, without the line of code that raised them."""
+    """Say each warning once as `warning: sentence`, without the code that raised it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -23,19 +23,19 @@ def warnings_as_lines(say: Say) -> Iterator[None]:
 
 @contextlib.contextmanager
 def show_progress(say: Say, done_word: str = "measured") -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a line at each quarter elsewhere."""
+    """Show progress as a bar on a terminal, elsewhere as a line at each quarter."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     if not console.is_terminal:
 
-        def quarter(done: int, all_: int) -> None:
-            if 4 * done // all_ > 4 * (done - 1) // all_:
-                say(f"{done_word} {done} of {all_}")
+        def quarter(done: int, total: int) -> None:
+            if 4 * done // total > 4 * (done - 1) // total:
+                say(f"{done_word} {done} of {total}")
 
         yield quarter
         return
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(done_word, total=None)
-        yield lambda done, all_: bar.update(task, completed=done, total=all_)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

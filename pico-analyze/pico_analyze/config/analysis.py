@@ -1,5 +1,4 @@
-"""What an analysis computes: defaults < YAML file < dotted overrides, unknown keys refused by
-name."""
+"""The configuration of an analysis: defaults < YAML file < dotted overrides, without unknown keys."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ from pico_analyze.engine.steps import REFERENCES
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are fixed once read."""
+    """The base of every section: it refuses unknown keys, and its values are fixed once read."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -43,7 +42,7 @@ class Section(BaseModel):
 
 
 class StepRange(Section):
-    """Observed steps from `start` to `end`, both included, never beyond."""
+    """The observed steps from `start` to `end`, both included."""
 
     start: int = Field(0, ge=0)
     """First step."""
@@ -52,12 +51,12 @@ class StepRange(Section):
     step: int | None = Field(None, ge=1)
     """Stride from `start`; every observed step by default."""
     among: list[int] | None = Field(None, min_length=1)
-    """Only those of this list; unlike a list in place of the range, it may name steps that were not
-    observed."""
+    """Only the steps of this list; unlike a list in place of the range, it may name steps that were
+    not observed."""
 
 
 class FiguresConfig(Section):
-    """Which figures are drawn."""
+    """The choice of figures and their format."""
 
     metrics: list[str] | None = None
     """Metrics drawn by layer and as heat maps; those of `metrics`, or a telling few, by default. []
@@ -68,25 +67,25 @@ class FiguresConfig(Section):
     """File formats."""
 
 
+def _is_step(value: Any) -> bool:
+    # True and False are integers in Python, and no steps.
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _step_or_end(value: Any) -> Any:
-    if value in ("first", "last", "previous") or (
-        isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    ):
+    """Refuse a value of `window` that is neither a step nor a name of one."""
+    if value in ("first", "last", "previous") or _is_step(value):
         return value
     raise ValueError(f'should be "first", "last", "previous" or a step (it is {_shown(value)})')
 
 
 def _reference(value: Any) -> Any:
-    if (
-        value is None
-        or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-        or value in REFERENCES
-    ):
+    """Refuse a reference that is neither a step nor one of `REFERENCES`."""
+    if value is None or _is_step(value) or value in REFERENCES:
         return value
     near = "".join(f', did you mean "{name}"?' for name in nearest(str(value)[:100], REFERENCES))
-    raise ValueError(
-        f"should be one of {', '.join(REFERENCES)}, or a step (it is {_shown(value)}{near})"
-    )
+    names = ", ".join(REFERENCES)
+    raise ValueError(f"should be one of {names}, or a step (it is {_shown(value)}{near})")
 
 
 def _shown(value: Any) -> str:
@@ -94,6 +93,7 @@ def _shown(value: Any) -> str:
 
 
 def _shape_of_steps(value: Any) -> str:
+    """Choose between the two forms of `steps`, so that errors speak of the one that was meant."""
     return "range" if isinstance(value, dict | StepRange) else "list"
 
 
@@ -112,7 +112,7 @@ class Part(Section):
     """One of several measurements that make one table; its keys are those of an analysis."""
 
     metrics: list[str] | None = None
-    """As of an analysis, and so below."""
+    """The same as the key `metrics` of an analysis; so are the keys below."""
     components: list[str] | None = None
     kinds: Kinds | None = None
     splits: Splits | None = None
@@ -137,35 +137,35 @@ class AnalysisConfig(Section):
     """Names that `pico-analyze metrics` lists, or module:attribute of a function of your own; all
     by default."""
     components: list[str] | None = None
-    """Globs over module names, and circuits (ov_circuit, *.0.self_attn.ov_circuit;
+    """Globs over the names of modules and circuits (ov_circuit, *.0.self_attn.ov_circuit;
     docs/components.md); matrices of the layers, OV and low-rank updates by default."""
     steps: Steps | None = None
     """A list of steps, or start, end and step of a range; by default, for each kind, the steps that
     hold it."""
     kinds: Kinds | None = None
-    """What is measured; all but updates (differences of weights) by default."""
+    """Kinds of tensors to measure; all but updates (differences of weights) by default."""
     splits: Splits | None = None
-    """Of which data; both by default."""
+    """Splits of the data to measure; both by default."""
     reference: Reference = None
     """Step that similarities are taken to: first, last (the default), previous (each to the one
-    before it), a number, or all (each to every earlier one); of another run same (the default),
-    first, last or a number."""
+    before it), a number, or all (each to every earlier one); with `reference_run` same (the
+    default), first, last or a number."""
     reference_run: Path | None = None
-    """Another run, to whose steps similarities are taken."""
+    """Another run; similarities are taken to its steps."""
     across: Literal["layers"] | None = None
     """layers: similarities between the layers of each step instead of between steps."""
     null: Literal["permutation"] | None = None
-    """permutation: what each similarity of samples is where the reference's probe rows are in any
-    order."""
+    """permutation: also compute each similarity of samples with the reference's probe rows in
+    random orders."""
     null_draws: int = Field(99, ge=2)
-    """Orders of the rows; each similarity is computed as many times more."""
+    """Number of random orders; each similarity is computed as many times more."""
     window: Annotated[str | int, BeforeValidator(_step_or_end)] = "previous"
     """Step from which updates are taken: first, previous or a number."""
     figures: FiguresConfig = FiguresConfig()
-    """Which figures are drawn."""
+    """The choice of figures and their format."""
     dense_circuits: bool = False
-    """Whether entries of circuits are measured too (gini, hoyer, ...); their matrices, D x D a
-    head, are formed."""
+    """Whether entries of circuits are measured too (gini, hoyer, ...); this computes their
+    matrices, D x D a head."""
     parts: list[Part] | None = Field(None, min_length=1)
     """Several measurements in one table, in place of metrics, components, kinds, splits and
     reference."""
@@ -180,11 +180,10 @@ class AnalysisConfig(Section):
     def _in_place_of_the_rest(
         cls, parts: list[Part] | None, info: ValidationInfo
     ) -> list[Part] | None:
-        beside = [
-            key for key in Part.model_fields if info.data.get(key) != cls.model_fields[key].default
-        ]
-        if parts and beside:
-            raise ValueError(f'"{beside[0]}" belongs into each part and not beside them')
+        """Refuse a key beside `parts` that each part has itself."""
+        for key in Part.model_fields if parts else ():
+            if info.data.get(key) != cls.model_fields[key].default:
+                raise ValueError(f'"{key}" belongs into each part and not beside them')
         return parts
 
 
@@ -194,11 +193,10 @@ def load(
     run: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> AnalysisConfig:
-    """The configuration in the YAML file `source`, or the default one of the run or series that
-    `source` names.
+    """Read the YAML file `source`, or make the default configuration of the run that it names.
 
-    A file of pico-analyze 1.x is converted, and `say` gets a line for what is not quite what it
-    was. `run` takes the place of the file's.
+    A file of pico-analyze 1.x is converted, and `say` gets a line for each difference. `run`
+    replaces the run that the file names.
 
     Raises:
         UserError: no such file or run, not YAML, an unknown key, a wrong type; one sentence that
@@ -223,24 +221,27 @@ def load(
 
 
 def check_trust(source: Path, trust: bool) -> None:
-    """Refuse the configuration of an earlier analysis, which came with its run, if it names code
-    and `trust` is off.
+    """Refuse the stored configuration of an earlier analysis if it names code and `trust` is off.
+
+    Such a file came with its run, so that the user may never have read it.
 
     Raises:
         UserError: names the file and the code.
     """
-    is_stored = source.name == AnalysisLayout(source.parent).config.name and (
-        source.resolve().parent.parent.name == RunLayout(Path()).analysis("any").root.parent.name
-    )
+    analyses = RunLayout(Path()).analysis("any").root.parent
+    has_stored_name = source.name == AnalysisLayout(source.parent).config.name
+    is_stored = has_stored_name and source.resolve().parent.parent.name == analyses.name
     if is_stored and source.is_file() and not trust:
         require_trust(_read(source), source, trust)
 
 
 def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:
-    """Check `raw`; a UserError names `source`, or the override, and every key at fault.
+    """Check `raw` as JSON in strict mode; old names of keys are accepted.
 
-    Checked as JSON in strict mode: text is not a number, true is not a number, and 10.0 is not an
-    integer. Old names of keys are accepted.
+    Text is not a number, true is not a number, and 10.0 is not an integer.
+
+    Raises:
+        UserError: names `source`, or the override, and every key at fault.
     """
     raw = ANALYSIS.current(raw, source)
     text = json.dumps(read_booleans(AnalysisConfig, raw), default=str)
@@ -254,6 +255,7 @@ def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) 
 
 
 def _converted(raw: dict[str, Any], source: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Convert a file of pico-analyze 1.x; an error names the file and the keys that it has."""
     try:
         return pico_v1.converted(
             raw, str(source), source.stem, lambda sentence: say(f"note: {sentence}")
@@ -276,21 +278,25 @@ def _names_a_source(source: Path) -> bool:
     )
 
 
+_MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
+"""Endings of files that people name in place of the folder around them."""
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """Read a YAML file; an error names the nearest run or configuration."""
     if path.suffix in _MODEL_FILES:
         raise UserError(f"{path} is a file: name the folder that it lies in")
     if not path.exists():
-        near = (
-            [p.name for p in path.parent.iterdir() if _is_choice(p)] if path.parent.is_dir() else []
-        )
-        raise UserError(
-            f"there is neither a run nor a configuration file {path}{did_you_mean(path.name, near)}"
-        )
+        suggestion = did_you_mean(path.name, _choices(path.parent))
+        raise UserError(f"there is neither a run nor a configuration file {path}{suggestion}")
     return strict_yaml.read_mapping(path)
 
 
-_MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
-"""Endings of what people name in place of the folder around it."""
+def _choices(folder: Path) -> list[str]:
+    """List the names of runs and YAML files in `folder`."""
+    if not folder.is_dir():
+        return []
+    return [path.name for path in folder.iterdir() if _is_choice(path)]
 
 
 def _is_choice(path: Path) -> bool:

@@ -1,9 +1,8 @@
-"""Configurations of pico-analyze 1.x in our terms: recognised by their shape, measured as parts of
-one analysis.
+"""The conversion of configurations of pico-analyze 1.x, which become parts of one analysis.
 
-A file of 1.x lists metrics, each with components of its own: a kind of data, module suffixes and
-layers. What has no equivalent here is said key by key; what cannot be had at all is an error.
-docs/legacy_numbers.md says which numbers are those that 1.x printed.
+A file of 1.x lists metrics, each with its components: a kind of data, module suffixes and layers.
+Each key without an equivalent gives a note; a combination that cannot be measured is an error.
+docs/legacy_numbers.md says which numbers equal those that 1.x printed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class _Section(BaseModel):
 
 
 class LegacyComponent(_Section):
-    """What a metric of 1.x was computed of."""
+    """The modules or circuits that a metric of 1.x was computed from."""
 
     component_name: Literal["simple", "ov_circuit"]
     data_type: Literal["weights", "gradients", "activations"]
@@ -41,14 +40,14 @@ class LegacyMetric(_Section):
 
 
 class LegacyWandb(_Section):
-    """Where 1.x sent its results."""
+    """The Weights & Biases project to which 1.x sent its results."""
 
     entity: str | None = None
     project: str | None = None
 
 
 class LegacyMonitoring(_Section):
-    """Where 1.x wrote its results."""
+    """The directory and services to which 1.x wrote its results."""
 
     output_dir: str | None = None
     save_to_wandb: bool = False
@@ -56,7 +55,7 @@ class LegacyMonitoring(_Section):
 
 
 class LegacyConfig(_Section):
-    """A whole file; `steps` has our own form of a range, or is a list."""
+    """A whole file; `steps` is a range of the same form as here, or a list."""
 
     analysis_name: str | None = None
     metrics: list[LegacyMetric] = Field(min_length=1)
@@ -76,8 +75,8 @@ _SIGNS = ("analysis_name", "monitoring")
 _SIGNS_OF_METRIC = ("metric_name", "components", "data_split")
 
 
-class _Asked(NamedTuple):
-    """What several metrics can be measured of together."""
+class _Scope(NamedTuple):
+    """The components, kind, split and reference that several metrics can share in one part."""
 
     components: tuple[str, ...]
     kind: str
@@ -86,76 +85,91 @@ class _Asked(NamedTuple):
 
 
 def is_legacy(raw: Mapping[str, Any]) -> bool:
-    """Whether a YAML mapping is a file of 1.x: ours has neither these keys nor metrics that are
-    mappings."""
+    """Whether a YAML mapping is a file of 1.x, by keys that a file of today cannot have."""
+    if any(key in raw for key in _SIGNS):
+        return True
     metrics = raw.get("metrics")
-    of_metrics = (
-        [set(metric) for metric in metrics if isinstance(metric, dict)]
-        if isinstance(metrics, list)
-        else []
-    )
-    return any(key in raw for key in _SIGNS) or any(
-        not keys.isdisjoint(_SIGNS_OF_METRIC) for keys in of_metrics
-    )
+    if not isinstance(metrics, list):
+        return False
+    # Today metrics are names; in 1.x they were mappings.
+    mappings = [metric for metric in metrics if isinstance(metric, dict)]
+    return any(key in metric for metric in mappings for key in _SIGNS_OF_METRIC)
 
 
 def converted(
     raw: Mapping[str, Any], file: str, stem: str, note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The keys of our configuration, without `run`, which 1.x took from the command line.
+    """Convert to the keys of today, without `run`, which 1.x took from the command line.
 
     Args:
-        file: for messages.
-        stem: of the file, the name of an analysis that has none.
-        note: called with a sentence for each thing that is not quite what it was.
+        raw: the content of the file.
+        file: its path, for messages.
+        stem: its stem, the name of an analysis that states none.
+        note: called with a sentence for each difference to 1.x.
 
     Raises:
         ValidationError: an unknown key or a wrong type.
         UserError: a combination that cannot be measured.
     """
     legacy = LegacyConfig.model_validate(raw)
-    asked: dict[_Asked, dict[str, None]] = {}
-    for place, metric in enumerate(legacy.metrics):
-        for what in _asked(metric, f"{file}: metrics.{place}"):
-            asked.setdefault(what, {})[_name(metric, f"{file}: metrics.{place}")] = None
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", legacy.analysis_name or stem).strip(".-_") or "default"
-    for sentence in dict.fromkeys((*_of_metrics(legacy), *_of_file(legacy, name))):
+    # Metrics with the same scope are measured together, as one part.
+    metrics_of: dict[_Scope, dict[str, None]] = {}
+    for index, metric in enumerate(legacy.metrics):
+        where = f"{file}: metrics.{index}"
+        for scope in _scopes(metric, where):
+            metrics_of.setdefault(scope, {})[_name(metric, where)] = None
+    name = _analysis_name(legacy.analysis_name or stem)
+    for sentence in dict.fromkeys((*_notes_on_metrics(legacy), *_notes_on_file(legacy, name))):
         note(f"{file}: {sentence}")
+    steps = legacy.steps
     return {
         "name": name,
-        "steps": {"among": legacy.steps} if isinstance(legacy.steps, list) else legacy.steps,
+        "steps": {"among": steps} if isinstance(steps, list) else steps,
         "dense_circuits": True,
-        "parts": [_part(what, list(metrics)) for what, metrics in asked.items()],
+        "parts": [_part(scope, list(metrics)) for scope, metrics in metrics_of.items()],
     }
 
 
-def _part(what: _Asked, metrics: list[str]) -> dict[str, Any]:
+def _analysis_name(text: str) -> str:
+    """Replace the characters that the name of an analysis cannot have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_") or "default"
+
+
+def _part(scope: _Scope, metrics: list[str]) -> dict[str, Any]:
     part: dict[str, Any] = {
         "metrics": metrics,
-        "components": list(what.components),
-        "kinds": [what.kind],
+        "components": list(scope.components),
+        "kinds": [scope.kind],
     }
-    part |= {} if what.split is None else {"splits": [what.split]}
-    return part | ({} if what.reference is None else {"reference": what.reference})
+    if scope.split is not None:
+        part["splits"] = [scope.split]
+    if scope.reference is not None:
+        part["reference"] = scope.reference
+    return part
 
 
-def _asked(metric: LegacyMetric, where: str) -> Iterator[_Asked]:
-    """What one entry asks for, kind by kind; weights are of no split."""
+def _scopes(metric: LegacyMetric, where: str) -> Iterator[_Scope]:
+    """Yield a scope for each kind of one entry; weights have no split."""
     for kind in dict.fromkeys(component.data_type for component in metric.components):
-        chosen: list[str] = []
-        for place, component in enumerate(metric.components):
-            if metric.metric_name in _PAIRS and component.data_type != "activations":
-                what = f"{metric.metric_name} compares activations, not {component.data_type}"
-                raise UserError(f"{where}.components.{place}: {what}")
+        names_of_kind: dict[str, None] = {}
+        for index, component in enumerate(metric.components):
+            place = f"{where}.components.{index}"
+            _check_kind(metric, component, place)
             if component.data_type == kind:
-                chosen += _components(component, f"{where}.components.{place}")
+                names_of_kind |= dict.fromkeys(_components(component, place))
         split = None if kind == "weights" else metric.data_split
-        yield _Asked(tuple(dict.fromkeys(chosen)), kind, split, metric.target_checkpoint)
+        yield _Scope(tuple(names_of_kind), kind, split, metric.target_checkpoint)
+
+
+def _check_kind(metric: LegacyMetric, component: LegacyComponent, where: str) -> None:
+    """Refuse a similarity of anything but activations."""
+    if metric.metric_name in _PAIRS and component.data_type != "activations":
+        problem = f"{metric.metric_name} compares activations, not {component.data_type}"
+        raise UserError(f"{where}: {problem}")
 
 
 def _components(component: LegacyComponent, where: str) -> list[str]:
-    """Names of ours: of a module in each layer, or of the circuit by head and of all heads side by
-    side."""
+    """Name a module in each layer, or in each layer the circuit of each head and of all heads."""
     suffixes = component.layer_suffixes
     if component.component_name == "simple":
         if not isinstance(suffixes, str):
@@ -176,23 +190,30 @@ def _components(component: LegacyComponent, where: str) -> list[str]:
 
 
 def _name(metric: LegacyMetric, where: str) -> str:
-    """Our name of a metric; UserError where a parameter is missing, or is given to a metric that
-    has none."""
-    for key, of in (("norm_type", ("norm",)), ("target_checkpoint", _PAIRS)):
-        if (getattr(metric, key) is None) == (metric.metric_name in of):
-            what = f'needs the key "{key}"' if metric.metric_name in of else f'has no key "{key}"'
-            raise UserError(f"{where}: {metric.metric_name} {what}")
+    """Return the name of a metric today.
+
+    Raises:
+        UserError: a parameter is missing, or is given to a metric that has none.
+    """
+    for key, users in (("norm_type", ("norm",)), ("target_checkpoint", _PAIRS)):
+        is_needed = metric.metric_name in users
+        is_given = getattr(metric, key) is not None
+        if is_needed and not is_given:
+            raise UserError(f'{where}: {metric.metric_name} needs the key "{key}"')
+        if is_given and not is_needed:
+            raise UserError(f'{where}: {metric.metric_name} has no key "{key}"')
     return metric.metric_name if metric.norm_type is None else _NORMS[metric.norm_type]
 
 
-def _of_metrics(legacy: LegacyConfig) -> Iterator[str]:
-    """Where names or numbers in the table differ from those of 1.x."""
+def _notes_on_metrics(legacy: LegacyConfig) -> Iterator[str]:
+    """Say which names or numbers in the table differ from those of 1.x."""
     for metric in legacy.metrics:
         if metric.norm_type is not None:
             yield f"norm_type: the norm {metric.norm_type} is called {_NORMS[metric.norm_type]}"
         if metric.metric_name == "pwcca":
             yield "pwcca: the weights are those of Morcos et al. 2018; those of 1.x were others (up to 5% apart)"
-        kinds = {one.data_type for one in metric.components if one.component_name == "ov_circuit"}
+        circuits = [entry for entry in metric.components if entry.component_name == "ov_circuit"]
+        kinds = {circuit.data_type for circuit in circuits}
         if "weights" in kinds:
             yield "ov_circuit: of weights it is O V, which maps the residual stream to itself; 1.x took V O"
         if "gradients" in kinds:
@@ -203,8 +224,8 @@ def _of_metrics(legacy: LegacyConfig) -> Iterator[str]:
             yield "condition_number: circuits have a low rank and none, where 1.x divided by a rounding error"
 
 
-def _of_file(legacy: LegacyConfig, name: str) -> Iterator[str]:
-    """What of the rest has no equivalent, key by key."""
+def _notes_on_file(legacy: LegacyConfig, name: str) -> Iterator[str]:
+    """Say which other keys have no equivalent or another effect."""
     if name != legacy.analysis_name:
         yield f'analysis_name: the analysis is called "{name}"'
     if isinstance(legacy.steps, dict) and _overshoots(legacy.steps):
