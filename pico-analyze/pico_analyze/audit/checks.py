@@ -233,9 +233,14 @@ def expected_steps(observed: set[int], newest: int, total: int) -> set[int]:
     multiples = set(range(0, newest + 1, stride))
     early = {power for power in powers if power < min(stride, newest)}
     due = ends | multiples | early
+    return due if _is_believed(due, observed, total) else {0}
+
+
+def _is_believed(due: set[int], observed: set[int], total: int) -> bool:
+    """Whether a schedule explains all observed steps and lacks fewer steps than it explains."""
+    # The last step belongs to every schedule.
     explains_all = observed - {total} <= due
-    lacks_few = len(due - observed) < len(due & observed)
-    return due if explains_all and lacks_few else {0}
+    return explains_all and len(due - observed) < len(due & observed)
 
 
 def _powers_of_two(most: int) -> set[int]:

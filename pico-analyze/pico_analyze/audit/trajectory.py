@@ -83,6 +83,7 @@ def duplicates(digests: Digests, still: set[int]) -> Iterator[tuple[int, int]]:
     for (first, earlier), (step, later) in combinations(digests.items(), 2):
         if step in repeated or not _are_equal(earlier, later):
             continue
+        # Without an update between them, equal weights are correct.
         updates = range(first + 1, step + 1)
         if not still.issuperset(updates):
             repeated.add(step)
@@ -145,19 +146,18 @@ class Moves:
 
     def _aside(self) -> Iterator[tuple[int, str]]:
         """Yield (step, sentence) for each step that is far from two neighbours close together."""
-        for index in range(1, len(self._steps) - 1):
+        for index, step in enumerate(self._steps[1:-1], start=1):
             apart = self._over[index - 1]
-            away = min(self._near[index - 1 : index + 1])
+            away = min(self._near[index - 1], self._near[index])
             size = self._size(index - 1, index, index + 1)
             if away > ASIDE * apart and away > LEAST * size:
-                shares = self._share(away, index - 1), self._share(apart, index - 1)
-                yield self._steps[index], self._sentence_aside(index, *shares)
+                yield step, self._sentence_aside(index, away, apart)
 
-    def _sentence_aside(self, index: int, away: str, apart: str) -> str:
+    def _sentence_aside(self, index: int, away: float, apart: float) -> str:
         before, after = self._steps[index - 1], self._steps[index + 1]
-        return (
-            f"is {away} of its norm away from steps {before} and {after}, which are {apart} apart"
-        )
+        distance = f"{self._share(away, index - 1)} of its norm"
+        gap = self._share(apart, index - 1)
+        return f"is {distance} away from steps {before} and {after}, which are {gap} apart"
 
     def _move(self, start: int, end: int) -> float:
         """Return the distance of two steps that are neighbours or have one step between them."""

@@ -41,8 +41,8 @@ def check_rest(run: AuditedRun, result: Audit) -> None:
     Links are damage since no reader follows them.
     """
     layout = run.layout
-    at_fault = {finding.path for finding in result.findings}
-    known = {*result.compared, *result.uncovered, *at_fault}
+    known = {*result.compared, *result.uncovered}
+    known |= {finding.path for finding in result.findings}
     rest: dict[Path, list[Path]] = defaultdict(list)
     for path in _files(layout.root):
         if path.is_symlink():
@@ -54,7 +54,8 @@ def check_rest(run: AuditedRun, result: Audit) -> None:
             for path in paths:
                 result.uncovered[path] = _reason(layout, path)
         else:
-            number = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
+            # The reason of the first file stands for all of them.
+            number = "1 file" if len(paths) == 1 else f"{len(paths)} files"
             result.uncovered[group] = f"{number}, {_reason(layout, paths[0])}"
 
 
