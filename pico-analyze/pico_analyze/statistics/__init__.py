@@ -1,7 +1,7 @@
-"""Statistics over runs: intervals, pairing by seeds, multiple comparisons, power, counts.
+"""Statistics over runs: intervals, pairing by seeds, many numbers at once, power, counts.
 
-Pure functions of numpy arrays. A run (a seed) is the unit: arrays are (cells, runs), one row for
-each number compared, and cells are never counted as observations.
+All are pure functions of numpy arrays. Arrays are (cells, runs), with one row for each number
+compared. A run (a seed) is the unit: cells are never counted as observations.
 """
 
 from __future__ import annotations

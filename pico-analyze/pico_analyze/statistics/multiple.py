@@ -1,21 +1,20 @@
-"""Multiple comparisons: Holm's adjustment, and max-t for maps whose cells share their runs."""
+"""Tests of many numbers at once: Holm's adjustment, and max-t for cells that share their runs."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 MOST_ARRANGEMENTS = 20_000
-"""The most sign flips or permutations that are enumerated; of more, a sample is drawn."""
+"""Most sign flips or permutations to enumerate; of more, `SAMPLED_ARRANGEMENTS` are drawn."""
 SAMPLED_ARRANGEMENTS = 9_999
-_BLOCK = 1_000  # arrangements in memory at a time
-_TIE = 1e-9  # statistics this close count as equal, so that rounding does not decide
-_NO_SCATTER = 1e-12  # relative to the values of a cell
+_ARRANGEMENTS_AT_ONCE = 1_000
+_TIE = 1e-9  # statistics this close are equal: rounding must not decide
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class MaxT:
     """The max-t test of all cells of a map.
 
     Attributes:
-        p: (cells,), two-sided p-values, adjusted for all cells; NaN if a value is missing.
+        p: (cells,) two-sided p-values, adjusted for all cells; NaN where a value is missing.
         least: the least p-value that this number of runs can give.
     """
 
@@ -32,178 +31,177 @@ class MaxT:
 
 
 def holm(p: Sequence[float]) -> Any:
-    """Adjust p-values so that the chance of any false rejection is at most alpha.
+    """Adjust p-values so that the chance of any false rejection among them is at most alpha.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")
-    hypotheses_left = len(values) - np.arange(len(values))
+    count = len(values)
+    hypotheses_left = count - np.arange(count)
     scaled = values[order] * hypotheses_left
-    adjusted = np.empty(len(values))
-    # A larger p-value is never adjusted to a smaller one.
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    # A step-down test stops at its first failure, so no p-value may be below an earlier one.
+    monotone = np.maximum.accumulate(scaled)
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(monotone, 1)
     return adjusted
 
 
 def least_p(n: int, m: int, paired: bool) -> float:
-    """Compute the least p-value that max-t can give for n and m runs (n pairs if `paired`)."""
-    # The observed arrangement counts, so that p is never 0.
+    """Return the least p-value that max-t can give for n and m runs (for n pairs if `paired`)."""
     arrangements = _count(n, m, paired)
     if arrangements > MOST_ARRANGEMENTS:
-        return 1 / (SAMPLED_ARRANGEMENTS + 1)
-    if not paired and n == m:
-        return 2 / arrangements  # swapping the arms gives the same |t|
-    return 1 / arrangements
+        return 1 / (SAMPLED_ARRANGEMENTS + 1)  # the observed arrangement is one of the sample
+    mirrored = not paired and n == m  # swapping the arms gives the same |t|
+    return (2 if mirrored else 1) / arrangements
 
 
 def max_t(x: Any, y: Any, paired: bool, seed: int = 0) -> MaxT:
-    """Test every cell for a difference between arms, adjusted by the largest |t| of all cells.
+    """Test every cell for a difference between arms, adjusted for all cells by their largest |t|.
 
-    Whole pairs change sign, or whole runs change arm, which preserves the dependence between cells
-    of the same runs. Up to `MOST_ARRANGEMENTS` all arrangements are used, beyond that a random
-    sample.
+    All arrangements are used up to `MOST_ARRANGEMENTS`, a random sample beyond.
 
     Args:
-        x: (cells, n), with at least two runs.
-        y: (cells, m), with at least two runs; if `paired`, column i of both is one pair.
-        paired: whether to flip the signs of pairs (Student's t) instead of permuting runs (Welch's
-            t).
-        seed: the seed of the sample of arrangements.
+        x: (cells, n) and y: (cells, m), with at least two runs each; for `paired` column i of both
+            is one pair.
+        paired: flip the signs of pairs (Student's t) instead of permuting runs (Welch's t).
+        seed: seed of the sample of arrangements.
 
     Source: Westfall & Young 1993, "Resampling-based multiple testing", sections 2.3 and 2.5;
     Nichols & Holmes 2002.
     """
     x = np.asarray(x, dtype=float)
     y = np.asarray(y, dtype=float)
-    _, n = x.shape
-    _, m = y.shape
-    runs = np.hstack([x, y])
-    is_complete = ~np.isnan(runs).any(axis=1)
-    p = np.full(len(runs), np.nan)
-    least = least_p(n, m, paired)
-    if not is_complete.any():
-        return MaxT(p, least)
+    # Whole pairs change sign, or whole runs change arm: cells that come from the same runs keep
+    # their dependence, which makes max-t sharper than an adjustment for independent cells.
+    n, m = x.shape[1], y.shape[1]
+    all_runs = np.hstack([x, y])
+    statistic: Callable[[Any, Any], Any]
     if paired:
-        differences = (y - x)[is_complete]
-        flips = _sign_flips(n, seed)
-        adjusted = _adjusted(_flipped, _scaled(differences), flips)
+        values = y - x
+        statistic = _student_statistic
+        arrangements = _sign_flips(n, seed)
     else:
-        runs = runs[is_complete]
-        deviations = runs - runs.mean(axis=1, keepdims=True)
-        permutations = _permutations(n, m, seed)
-        adjusted = _adjusted(_permuted, _scaled(deviations, relative_to=runs), permutations)
-    p[is_complete] = adjusted
-    return MaxT(p, least)
+        values = all_runs
+        statistic = _welch_statistic
+        arrangements = _permutations(n, m, seed)
+    p = np.full(len(x), np.nan)
+    complete = ~np.isnan(all_runs).any(axis=1)
+    if complete.any():
+        scaled = _scale(values[complete], centred=not paired)
+        p[complete] = _adjusted_p(scaled, arrangements, statistic)
+    return MaxT(p, least_p(n, m, paired))
 
 
-def _adjusted(statistic: Callable[[Any, Any], Any], values: Any, blocks: Iterator[Any]) -> Any:
-    """Compute the share of arrangements whose largest statistic reaches that of each cell.
+def _adjusted_p(values: Any, arrangements: Iterator[Any], statistic: Callable[..., Any]) -> Any:
+    """Compute the share of arrangements whose largest statistic reaches that of each cell."""
+    reached = np.zeros(len(values))
+    count = 0
+    threshold = None
+    for block in arrangements:
+        by_cell = statistic(values, block)
+        if threshold is None:
+            observed = by_cell[:, 0]  # the first arrangement is the observed one
+            threshold = observed[:, None] * (1 - _TIE)
+        largest = by_cell.max(axis=0)
+        reached += (largest >= threshold).sum(axis=1)
+        count += block.shape[1]
+    return reached / count
 
-    Args:
-        statistic: a function of `values` and a block of arrangements; (cells, arrangements).
-        values: (cells, runs).
-        blocks: blocks of arrangements, (runs, arrangements); the first is the observed one.
+
+def _student_statistic(differences: Any, signs: Any) -> Any:
+    """Compute t^2 / (t^2 + n - 1) of the flipped differences.
+
+    It has the order of |t| and is finite without scatter.
     """
-    observed = None
-    reached, arrangements = np.zeros(len(values)), 0
-    for block in blocks:
-        t = statistic(values, block)
-        if observed is None:
-            observed = t[:, 0]
-        # The largest statistic of all cells makes the p-values hold for all of them together.
-        largest = t.max(axis=0)
-        bound = observed[:, None] * (1 - _TIE)
-        reached += (largest >= bound).sum(axis=1)
-        arrangements += block.shape[1]
-    return reached / arrangements
-
-
-def _flipped(differences: Any, signs: Any) -> Any:
-    """Compute t^2 / (t^2 + n - 1) of the differences with flipped signs.
-
-    It ranks as |t| does, and is finite without scatter.
-    """
-    means = (differences @ signs) / signs.shape[0]
-    mean_squares = (differences**2).mean(axis=1)  # not changed by the signs
+    mean = (differences @ signs) / signs.shape[0]
+    mean_square = (differences**2).mean(axis=1)[:, None]
     with np.errstate(invalid="ignore"):
-        return np.nan_to_num(means**2 / mean_squares[:, None])
+        return np.nan_to_num(mean**2 / mean_square)
 
 
-def _permuted(values: Any, in_x: Any) -> Any:
-    """Compute t^2 / (t^2 + 1) of Welch's t, which ranks as |t| does.
+def _welch_statistic(values: Any, in_x: Any) -> Any:
+    """Compute t^2 / (t^2 + 1) of Welch's t; `in_x` (runs, arrangements) marks the first arm.
 
-    `in_x` (runs, arrangements) says which runs form the first arm.
+    It has the order of |t| and is finite without scatter.
     """
-    mean_x, variance_x = _moments(values, in_x)
-    mean_y, variance_y = _moments(values, ~in_x)
-    difference = (mean_y - mean_x) ** 2
-    variance = variance_x + variance_y
-    variance = np.where(variance < _TIE**2, 0, variance)
+    mean_x, error_x = _mean_and_error(values, in_x)
+    mean_y, error_y = _mean_and_error(values, ~in_x)
+    squared_difference = (mean_y - mean_x) ** 2
+    error = error_x + error_y
+    # Values are scaled to 1, so an error below this is the rounding of an arm without scatter.
+    error = np.where(error < _TIE**2, 0, error)
     with np.errstate(invalid="ignore"):
-        return np.nan_to_num(difference / (difference + variance))
+        return np.nan_to_num(squared_difference / (squared_difference + error))
 
 
-def _moments(values: Any, is_in: Any) -> tuple[Any, Any]:
-    """Compute the mean of the chosen runs and the variance of that mean, for all arrangements."""
-    n = int(is_in[:, 0].sum())
-    weights = is_in.astype(float)
-    mean = values @ weights / n
-    variance = (values**2 @ weights / n - mean**2) / (n - 1)
-    return mean, np.maximum(variance, 0)  # cancellation can make it negative
+def _mean_and_error(values: Any, in_arm: Any) -> tuple[Any, Any]:
+    """Compute the mean of an arm and the square of its standard error: (cells, arrangements)."""
+    runs = int(in_arm[:, 0].sum())
+    weights = in_arm.astype(float)
+    mean = values @ weights / runs
+    # The difference of two large numbers may round below 0; a variance may not.
+    error = (values**2 @ weights / runs - mean**2) / (runs - 1)
+    return mean, np.maximum(error, 0)
 
 
-def _scaled(values: Any, relative_to: Any = None) -> Any:
-    """Scale each cell to a largest magnitude of 1.
+def _scale(values: Any, centred: bool) -> Any:
+    """Scale each cell to a largest value of 1, about its mean if `centred`.
 
-    A cell becomes 0 if its values are only rounding, compared with those of `relative_to`.
+    Neither changes t, and both keep squares accurate. A cell without scatter becomes 0.
     """
-    reference = values if relative_to is None else relative_to
-    size = np.abs(values).max(axis=1, keepdims=True)
-    is_rounding = size <= _NO_SCATTER * np.abs(reference).max(axis=1, keepdims=True)
-    return np.divide(values, size, out=np.zeros_like(values), where=~is_rounding)
+    shifted = values - values.mean(axis=1, keepdims=True) if centred else values
+    largest = np.abs(shifted).max(axis=1, keepdims=True)
+    rounding = 1e-12 * np.abs(values).max(axis=1, keepdims=True)
+    return np.divide(shifted, largest, out=np.zeros_like(shifted), where=largest > rounding)
 
 
 def _sign_flips(pairs: int, seed: int) -> Iterator[Any]:
     """Yield blocks (pairs, k) of signs, the observed ones first."""
-    count = _count(pairs, pairs, True)
-    if count <= MOST_ARRANGEMENTS:
-        # |t| is even, so that the first pair may keep its sign.
-        signs = [(1.0,)] + [(1.0, -1.0)] * (pairs - 1)
-        yield from _blocks(map(np.array, itertools.product(*signs)))
+    if _count(pairs, pairs, True) > MOST_ARRANGEMENTS:
+        yield np.ones((pairs, 1))
+        yield from _blocks(_drawn_flips(pairs, seed))
         return
-    yield np.ones((pairs, 1))
+    # The first pair keeps its sign: flipping all signs gives the same |t|.
+    flips = itertools.product((1.0,), *[(1.0, -1.0)] * (pairs - 1))
+    yield from _blocks(np.array(flip)[:, None] for flip in flips)
+
+
+def _drawn_flips(pairs: int, seed: int) -> Iterator[Any]:
     generator = np.random.default_rng(seed)
-    sampled = range(SAMPLED_ARRANGEMENTS)
-    yield from _blocks(generator.choice((-1.0, 1.0), size=pairs) for _ in sampled)
+    for _ in range(SAMPLED_ARRANGEMENTS):
+        yield generator.choice((-1.0, 1.0), size=(pairs, 1))
 
 
 def _permutations(n: int, m: int, seed: int) -> Iterator[Any]:
-    """Yield blocks (n + m, k) that say which runs form the first arm, the observed ones first."""
+    """Yield blocks (n + m, k) that mark the runs of the first arm, the observed ones first."""
     runs = n + m
-    count = _count(n, m, False)
-    if count <= MOST_ARRANGEMENTS:
-        first_arms = itertools.combinations(range(runs), n)
-        yield from _blocks(_mask(first_arm, runs) for first_arm in first_arms)
+    if _count(n, m, False) > MOST_ARRANGEMENTS:
+        yield _mark(range(n), runs)
+        yield from _blocks(_drawn_permutations(n, runs, seed))
         return
-    observed = _mask(range(n), runs)
-    yield observed[:, None]
+    first_arms = itertools.combinations(range(runs), n)
+    yield from _blocks(_mark(first_arm, runs) for first_arm in first_arms)
+
+
+def _drawn_permutations(n: int, runs: int, seed: int) -> Iterator[Any]:
     generator = np.random.default_rng(seed)
-    sampled = (generator.permutation(runs)[:n] for _ in range(SAMPLED_ARRANGEMENTS))
-    yield from _blocks(_mask(first_arm, runs) for first_arm in sampled)
+    for _ in range(SAMPLED_ARRANGEMENTS):
+        yield _mark(generator.permutation(runs)[:n], runs)
 
 
-def _mask(indices: Any, runs: int) -> Any:
-    is_chosen = np.zeros(runs, dtype=bool)
-    is_chosen[list(indices)] = True
-    return is_chosen
+def _mark(first_arm: Iterable[int], runs: int) -> Any:
+    marks = np.zeros((runs, 1), dtype=bool)
+    marks[list(first_arm)] = True
+    return marks
 
 
-def _blocks(arrangements: Iterator[Any]) -> Iterator[Any]:
-    while block := list(itertools.islice(arrangements, _BLOCK)):
-        yield np.column_stack(block)
+def _blocks(columns: Iterator[Any]) -> Iterator[Any]:
+    while block := list(itertools.islice(columns, _ARRANGEMENTS_AT_ONCE)):
+        yield np.hstack(block)
 
 
 def _count(n: int, m: int, paired: bool) -> int:
-    """Count the arrangements, those that differ only in the sign of all pairs once."""
-    return 2 ** (n - 1) if paired else math.comb(n + m, n)
+    if paired:
+        return 2 ** (n - 1)  # the first pair keeps its sign
+    return math.comb(n + m, n)

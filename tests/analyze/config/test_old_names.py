@@ -70,5 +70,5 @@ def test_both_names_and_mistakes_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["form_circuits", "dense_circuits"])
 def test_what_is_no_option_while_a_run_trains_is_none_under_its_old_name(tmp_path: Path, key: str) -> None:
     run = ObservedRun(RunLayout(tmp_path), "x", {}, (), (), False)
-    with pytest.raises(UserError, match=r'^"dense_circuits" is no option while a run trains'):
+    with pytest.raises(UserError, match=r'^"dense_circuits" is not an option while a run trains'):
         live.observer(run, {key: True})
