@@ -19,7 +19,7 @@ from pico_train.checkpoint.save import save_checkpoint
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.model.decoder import DecoderConfig
-from pico_train.observe.snapshot import Due
+from pico_train.observe.snapshot import ObservationDue
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
 from pico_train.trainer.train import train
@@ -72,7 +72,7 @@ def snapshot_cost(config: DecoderConfig, seq_len: int) -> dict[str, Any]:
             apply_update(state, done, 1.0)
 
         def snapshot() -> None:
-            observed = job.observer.begin(state, Due()).finish(done)
+            observed = job.observer.begin(state, ObservationDue()).finish(done)
             assert observed is not None
             assert observed.snapshot is not None
             observed.snapshot.write()

@@ -28,7 +28,7 @@ from pico_train.checkpoint.save import save_checkpoint
 from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.model.decoder import DecoderConfig
-from pico_train.observe.snapshot import Due
+from pico_train.observe.snapshot import ObservationDue
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
 from pico_train.trainer.update import apply_update, compute_gradients
@@ -111,7 +111,7 @@ class Bench:
     def snapshot(self) -> None:
         observer = self.job.observer
         with self.timed("probe pass"):
-            observing = observer.begin(self.state, Due(in_checkpoint=True))
+            observing = observer.begin(self.state, ObservationDue(in_checkpoint=True))
         update = compute_gradients(self.job, self.state, self.state.counters.step + 1)
         with self.timed("gradients copied"):
             observed = observing.finish(update)

@@ -27,7 +27,7 @@ from pico_train.config import validate
 from pico_train.data.prepare import PrepareConfig, prepare
 from pico_train.model.decoder import DecoderConfig
 from pico_train.model.loss import chunk_tokens
-from pico_train.observe.snapshot import Due
+from pico_train.observe.snapshot import ObservationDue
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.run import Job, RunConfig, build
 from pico_train.trainer.update import Update, apply_update, compute_gradients
@@ -91,7 +91,7 @@ class Ours:
 
     def snapshot(self) -> None:
         """Observe, copy the gradients that `gradients` has left, write and flush; weights are written as well."""
-        observed = self.job.observer.begin(self.state, Due()).finish(self.computed)
+        observed = self.job.observer.begin(self.state, ObservationDue()).finish(self.computed)
         assert observed is not None
         assert observed.snapshot is not None
         observed.snapshot.write()

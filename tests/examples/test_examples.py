@@ -46,6 +46,25 @@ def test_a_metric_of_ones_own_takes_fifteen_lines(trained: Path, tmp_path: Path)
     assert len(code) < 15
 
 
+def test_a_method_of_ones_own_trains_and_logs_its_scalar(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a coefficient of 0 the losses are those of plain training; otherwise the loss holds the penalty."""
+    from pico_contract.metrics_log import read_rows
+    from pico_train import train
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    rows = {"plain": read_rows(trained / "metrics.jsonl")}
+    told = [MODEL, "train={steps: 6, batch_size: 4, device: cpu}", "snapshot.every=0", "schedule.warmup_steps=2"]
+    for name, coefficient in {"none": 0.0, "some": 0.01}.items():
+        method = f'method={{name: "add_a_method:ZLoss", options: {{coefficient: {coefficient}}}}}'
+        train(trained.parent / "run.yaml", [*told, f"name={name}", method], quiet=True)
+        rows[name] = read_rows(trained.parent / name / "metrics.jsonl")
+    losses = {name: [row["loss"] for row in each] for name, each in rows.items()}
+    assert losses["none"] == pytest.approx(losses["plain"], rel=1e-5)
+    first = rows["some"][0]
+    assert first["z_loss"] == pytest.approx(first["loss"] - losses["plain"][0], rel=1e-3)
+    assert first["z_loss"] > 0.01
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(trained: Path) -> None:
     made = _executor().executed(trained)

@@ -28,11 +28,11 @@ from pico_analyze.plot.panels import (
     COLUMNS,
     HEIGHT,
     STEP_AXIS,
-    colours_of,
     draw_cells,
     draw_no_data,
     label_below,
     layer_bar,
+    layer_colours,
     new_figure,
     panels_of,
     scale_steps,
@@ -151,7 +151,7 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Styl
     values = by_layer(table)
     if draw_no_data(axes, table, values):
         return
-    colours = colours_of(len(layers))
+    colours = layer_colours(len(layers))
     steps = [int(step) for step in values.columns]
     look: Any = {"linestyle": style, "marker": "o", "markersize": 2.5, "linewidth": 1.2}
     for layer, line in zip(values.index.tolist(), values.to_numpy(), strict=True):

@@ -221,7 +221,7 @@ def pick_evenly(items: list[int], most: int) -> list[int]:
     return [items[round(i * last / max(most - 1, 1))] for i in range(most)]
 
 
-def colours_of(layers: int) -> Colormap:
+def layer_colours(layers: int) -> Colormap:
     """Return one colour for each layer, dark for the first."""
     return _dark_colours(LAYER_COLOURS, layers)
 
@@ -240,7 +240,7 @@ def layer_bar(figure: Figure, layers: list[int]) -> None:
     """Add a bar that says which colour is which layer."""
     if layers:
         names = [str(layer) for layer in layers]
-        _discrete_bar(figure, colours_of(len(layers)), "layer", names)
+        _discrete_bar(figure, layer_colours(len(layers)), "layer", names)
 
 
 def step_bar(figure: Figure, steps: list[int]) -> None:

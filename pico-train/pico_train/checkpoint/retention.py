@@ -35,21 +35,21 @@ class KeepConfig(Section):
     """Number of newest checkpoints that keep state/, about two thirds of the bytes; null is the
     same number as `last`."""
 
-    def models(self, steps: Sequence[int], last: int) -> list[int]:
-        """Choose from `steps` (ascending) those whose model stays, in a run of `last` updates."""
-        if self._newest is None:
+    def models(self, steps: Sequence[int], final_step: int) -> list[int]:
+        """Choose from `steps` (ascending) those whose model stays, in a run of `final_step` updates."""
+        if self._newest_count is None:
             return list(steps)
-        stay = {0, last, *steps[-self._newest :]}
+        stay = {0, final_step, *steps[-self._newest_count :]}
         interval = self.every or math.inf
         return [step for step in steps if step in stay or step % interval == 0]
 
     def states(self, steps: Sequence[int]) -> list[int]:
         """Choose from `steps` (ascending), whose models stay, those that keep state/."""
-        count = self.state or self._newest
+        count = self.state or self._newest_count
         return list(steps if count is None else steps[-count:])
 
     @property
-    def _newest(self) -> int | None:
+    def _newest_count(self) -> int | None:
         return self.last or (1 if self.every else None)
 
 

@@ -30,7 +30,8 @@ class Method:
     2. `load_state_dict`, only on resume or rebuild;
     3. `prepare`, once: it returns the parameters that train;
     4. for each update t: `begin_step(t)`, `loss` once per micro-batch, `after_step(t)`,
-       `rebuild_at(t)`. If `rebuild_at` is true, a new instance starts again at 1.
+       `rebuild_at(t)`. If `rebuild_at` is true, a new instance starts again at 1. To examine an
+       update that was not finite, `begin_step` and `loss` are called once more for the same t.
 
     A method keeps no random generator. It draws from `seeds.generator(seed, purpose, step)`, so
     that a resumed run draws the same numbers.
@@ -84,8 +85,8 @@ class Method:
 
         `batch` is one micro-batch of what `begin_step` asked for: language-model rows are int64
         token ids (rows, seq_len + 1). The loop divides by the number of terms in the global
-        batch, so the micro-batch size does not change gradients. Scalars are averaged over
-        micro-batches, weighted by their terms.
+        batch, so the micro-batch size does not change gradients. Each scalar is a mean over the
+        terms; the log averages them over micro-batches, weighted by their terms.
         """
         raise NotImplementedError
 

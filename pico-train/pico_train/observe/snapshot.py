@@ -62,7 +62,8 @@ class SnapshotConfig(Section):
     positions: PositionsConfig = PositionsConfig()
     """At which positions activations are kept."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """How tensors are stored."""
+    """Dtype of all stored tensors but the weights of a checkpoint, which stay float32. In float16,
+    numbers below 6e-8 become 0."""
 
     def due(self, step: int, last: int) -> bool:
         """Whether theta_step is observed in a run of `last` updates."""
@@ -114,7 +115,7 @@ def _weighted(model: Decoder) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Due:
+class ObservationDue:
     """The purposes of observing theta_t: a snapshot, a measurement by other packages, neither."""
 
     store: bool = True
@@ -167,7 +168,7 @@ class Observer:
     positions: list[int]
     micro_batch: int
 
-    def begin(self, state: TrainState, due: Due) -> Observing:
+    def begin(self, state: TrainState, due: ObservationDue) -> Observing:
         """Copy to CPU everything of theta_t that needs no training batch.
 
         Probe gradients are d(mean token loss over the probe) / d(effective weights), float32,
@@ -289,7 +290,7 @@ class _Recording(Observing):
 
     observer: Observer
     state: TrainState
-    due: Due
+    due: ObservationDue
     step: int
     tokens: int
     weights: Tensors

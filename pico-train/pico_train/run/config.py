@@ -95,9 +95,9 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     """Method."""
     snapshot: SnapshotConfig = SnapshotConfig()
-    """Observation."""
+    """What is observed and stored, and at which steps."""
     observe: Operation[tuple[ObserveConfig, ...]] = ()
-    """Observers that measure while the run trains; nothing is stored for them."""
+    """Observers that measure while the run trains. What is stored is in `snapshot`."""
     checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
     """Checkpoints."""
     disk: Operation[DiskConfig] = DiskConfig()

@@ -17,7 +17,7 @@ from pico_train.evaluate.tasks import (
     evaluate,
     in_one_line,
 )
-from pico_train.observe.snapshot import Due
+from pico_train.observe.snapshot import ObservationDue
 from pico_train.optim import clip_gradients, gradient_norm
 from pico_train.schedule import lr_factor
 from pico_train.trainer.nonfinite import (
@@ -77,7 +77,7 @@ def fit(session: Session) -> SessionResult:
             and not due.observing.anything
         )
         update = compute_gradients(session.job, state, step + 1, observing, defer=defer)
-        norm = _guarded(session, unread, update, defer=defer)
+        norm = _checked_norm(session, unread, update, defer=defer)
         session.record(observing.finish(update))
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
         factor = lr_factor(config.schedule, update.step, last)
@@ -92,33 +92,33 @@ def fit(session: Session) -> SessionResult:
 
 
 @dataclass(frozen=True)
-class _Due:
+class _RareEvents:
     """The rare events at a step, before the update."""
 
     stopping: bool
     saving: bool
     evaluating: bool
-    observing: Due
+    observing: ObservationDue
 
     @property
     def anything(self) -> bool:
         return self.stopping or self.saving or self.evaluating or self.observing.anything
 
 
-def _due(session: Session, step: int, stopping: bool) -> _Due:
+def _due(session: Session, step: int, stopping: bool) -> _RareEvents:
     job, config = session.job, session.job.config
     last = config.train.steps
     # Where a session resumes, the checkpoint exists; the observation may have been cut off.
     resumed = step == session.resumed_at
     regular = is_due(config.checkpoint.every, step)
     saving = not resumed and (step == last or stopping or regular)
-    observing = Due(
+    observing = ObservationDue(
         store=config.snapshot.due(step, last) and not (resumed and session.observed(step)),
         share=job.observers.due(step),
         in_checkpoint=saving or session.saved_at == step,
     )
     evaluating = config.evaluate.due(step, last)
-    return _Due(stopping, saving, evaluating, observing)
+    return _RareEvents(stopping, saving, evaluating, observing)
 
 
 def _evaluate(session: Session, step: int) -> None:
@@ -162,7 +162,7 @@ def _row(state: TrainState, update: Update, lr: float) -> dict[str, float | int 
     return row
 
 
-def _guarded(
+def _checked_norm(
     session: Session, unread: list[Update], update: Update, *, defer: bool
 ) -> torch.Tensor:
     """Return the gradient norm, on the device; after this a non-finite update is never stepped."""

@@ -21,7 +21,7 @@ from pico_train.log.metrics import MetricsFile
 from pico_train.log.trackers import Trackers
 from pico_train.model.cost import flops_per_token
 from pico_train.observe.observed import Observed
-from pico_train.observe.snapshot import Due, Observing
+from pico_train.observe.snapshot import ObservationDue, Observing
 from pico_train.run.job import Job
 from pico_train.trainer.signals import StopRequest
 
@@ -128,7 +128,7 @@ class Session:
             lambda: codec.verify_directory(snapshot, SnapshotManifest) is None
         )
 
-    def begin_observing(self, due: Due) -> Observing:
+    def begin_observing(self, due: ObservationDue) -> Observing:
         """Begin to observe the current step in the main process, which has the whole state.
 
         If the state is sharded, the other processes give it their shards.
