@@ -34,8 +34,8 @@ def _no_stage(stage: str, path: Path) -> None:
 
 on_stage: Callable[[str, Path], None] = _no_stage
 """Called at each stage of a directory's writing (`temporary_created`, `file_written`,
-`before_rename`, where there is an older one `old_set_aside`, `after_rename`) with the final path;
-crash tests replace it to end the process there."""
+`before_rename`, `old_set_aside` if an older one exists, `after_rename`) with the final path; crash
+tests replace it to end the process there."""
 
 
 def utc_now() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 Keys = tuple[str | int, ...]
-"""Where a value lies: keys of mappings and indices of lists."""
+"""The place of a value: keys of mappings and indices of lists."""
 
 _BOOLEANS = {"on": True, "yes": True, "off": False, "no": False}
 """Words that YAML 1.2 reads as text and YAML 1.1 as booleans."""

@@ -27,7 +27,7 @@ class CodeState:
     Attributes:
         commit: the commit that is checked out.
         dirty: whether a tracked file differs from it or an untracked Python file is there.
-        difference: sha256 of that difference, None where there is none.
+        difference: sha256 of that difference, None if there is none.
     """
 
     commit: str | None = None

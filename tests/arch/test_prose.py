@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-HEADLESS = {"pico_contract": 22, "pico_train": 83, "pico_analyze": 120, "examples": 0, "benchmarks": 0}
+HEADLESS = {"pico_contract": 0, "pico_train": 0, "pico_analyze": 0, "examples": 0, "benchmarks": 0}
 """Docstrings of modules, classes and functions that begin with a word of `FIRST`. These numbers may only fall."""
-HEADLESS_FIELDS = {"pico_contract": 6, "pico_train": 29, "pico_analyze": 11, "examples": 0, "benchmarks": 0}
+HEADLESS_FIELDS = {"pico_contract": 0, "pico_train": 0, "pico_analyze": 0, "examples": 0, "benchmarks": 0}
 """The same for docstrings below constants and fields."""
-DIALECT = {"pico_contract": 4, "pico_train": 37, "pico_analyze": 15, "examples": 0, "benchmarks": 0, "pages": 0}
+DIALECT = {"pico_contract": 0, "pico_train": 0, "pico_analyze": 0, "examples": 0, "benchmarks": 0, "pages": 0}
 """Uses of `WORDS` in docstrings, and in Markdown outside code. These numbers may only fall."""
 
 pytestmark = pytest.mark.filterwarnings("default:lower the numbers")

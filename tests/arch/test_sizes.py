@@ -13,7 +13,7 @@ Modules = list[Any]
 LONGEST_FILE = 400
 LONGER: dict[str, int] = {}
 """Source files over `LONGEST_FILE` lines and their lengths, which may only fall; nothing new enters."""
-LONGEST_FUNCTION = 76
+LONGEST_FUNCTION = 60
 METHODS_WITHOUT_DOCSTRING = 37
 """Public methods whose name says all: paths of the layout, forward passes, shapes."""
 

@@ -55,12 +55,12 @@ class SnapshotConfig(Section):
         "val.gradients",
         "val.activations",
     )
-    """What is kept beside the weights. Gradients of each micro-batch take as many times the room of
+    """Kinds stored beside the weights. Gradients of each micro-batch take as many times the space of
     one gradient."""
     probe_rows: int = Field(32, ge=1)
     """Validation rows of the probe, chosen by the data's fingerprint alone."""
     positions: PositionsConfig = PositionsConfig()
-    """At which positions activations are kept."""
+    """Positions of a row whose activations are stored."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Dtype of all stored tensors but the weights of a checkpoint, which stay float32. In float16,
     numbers below 6e-8 become 0."""

@@ -42,7 +42,7 @@ class DataConfig(Section):
     """A new permutation every epoch (of a stream: of the shards, and within each), or the rows as
     they were packed."""
     stream: Operation[StreamConfig] = StreamConfig()
-    """Where shards of the hub are kept."""
+    """Local cache of shards from the hub."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,7 +95,7 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     """Method."""
     snapshot: SnapshotConfig = SnapshotConfig()
-    """What is observed and stored, and at which steps."""
+    """Observation: the tensors that are stored, and the steps."""
     observe: Operation[tuple[ObserveConfig, ...]] = ()
     """Observers that measure while the run trains. What is stored is in `snapshot`."""
     checkpoint: Operation[CheckpointConfig] = CheckpointConfig()
