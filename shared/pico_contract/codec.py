@@ -197,6 +197,7 @@ def save_tensors(
     """
     ready = {}
     for name, tensor in tensors.items():
+        # safetensors refuses tensors that are not contiguous.
         ready[name] = tensor.detach().to("cpu").contiguous()
     header = {"format": "pt"} | dict(metadata or {})
     try:

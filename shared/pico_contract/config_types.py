@@ -64,6 +64,7 @@ def _fields(kind: Any) -> dict[str, Any]:
             for name, info in member.model_fields.items():
                 fields[name] = info.annotation
         elif isinstance(member, type) and dataclasses.is_dataclass(member):
+            # Postponed annotations are text in `field.type`; this resolves them.
             hints = typing.get_type_hints(member)
             for field in dataclasses.fields(member):
                 fields[field.name] = hints[field.name]

@@ -226,6 +226,7 @@ def _whole_digest(
     if digest.hexdigest() != entry.sha256:
         result.faults.append(f"{path} {ALTERED}")
         return None
+    # The stream's hash covers the dropped ids too, which earlier versions did not record.
     if info.tail is None and info.dropped_tokens:
         return None
     # The fingerprint is that of the whole stream: the rows, and the ids that filled no row.

@@ -57,6 +57,7 @@ def make_directory(path: Path) -> bool:
     for _ in range(_ATTEMPTS):
         check_directory(path)
         try:
+            # Without exist_ok, which would hide whether the directory was made here.
             path.mkdir(parents=True)
             return True
         except FileExistsError:

@@ -23,6 +23,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def _has_drive(name: str) -> bool:
+    # On Windows `C:name` leads to another drive without any separator.
     return len(name) > 1 and name[1] == ":" and name[0].isalpha()
 
 

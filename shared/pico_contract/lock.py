@@ -37,6 +37,7 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Host and process id do not identify a holder for ever, because ids are used again.
         self.token = uuid.uuid4().hex
         self.taken_over: str | None = None
         """The sentence to print when a stale lock was taken over, else None."""
@@ -197,6 +198,7 @@ def _alive(pid: Any) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # The process exists and belongs to another user.
     except PermissionError:
         return True
     return True

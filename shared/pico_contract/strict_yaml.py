@@ -218,6 +218,7 @@ class _Document:
         # gigabytes.
         self._count(event, anchored.size)
         self._require_depth(event, depth + anchored.height - 1)
+        # Each use gets a copy, because overrides change sections in place.
         return copy.deepcopy(anchored.value)
 
     def _scalar(self, event: Any) -> Any:
@@ -233,6 +234,7 @@ class _Document:
         if event.tag is None:
             is_plain = event.style is None
             return list(_CORE_SCHEMA) if is_plain else ["str"]
+        # A lone "!" asks YAML not to resolve the scalar, which leaves it as text.
         if event.tag == "!":
             return ["str"]
         kind = event.tag.removeprefix(_TAG)

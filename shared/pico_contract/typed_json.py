@@ -74,6 +74,7 @@ def _build_dataclass(kind: type, raw: Any, where: str) -> Any:
     values = {}
     for field in dataclasses.fields(kind):
         name = field.name
+        # Keys that are not fields are ignored: a newer minor version may add some.
         if name in raw:
             values[name] = build(hints[name], raw[name], f"{where}: {name}")
         elif not _has_default(field):

@@ -76,6 +76,7 @@ def resolved_source(source: str) -> str:
     if "@" not in source or step is None:
         return source
     run = directory.parent.parent
+    # A later checkpoint changes what "latest" means, so the record needs the step.
     return f"{run}@{step}"
 
 

@@ -72,6 +72,7 @@ def _read_scalars(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]
             f"{path} does not hold the counters of a checkpoint ({in_one_line(error)})"
         ) from None
     for field in fields(Counters):
+        # Annotations are postponed in state.py, so a field's type is its name as text.
         if str(field.type) != type(counters.get(field.name)).__name__:
             raise DamagedError(f"{path}: counters.{field.name} is missing or of a wrong type")
     if not isinstance(method, dict):

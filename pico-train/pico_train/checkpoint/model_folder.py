@@ -128,6 +128,7 @@ def _blamed(files: dict[str, codec.TensorFile], problem: str) -> Path | None:
 def _check_dtypes(files: dict[str, codec.TensorFile]) -> None:
     for name, file in files.items():
         dtype = file.dtype(name)
+        # safetensors calls its floating-point types F64, F32, F16, BF16 and F8_...
         if not dtype.startswith(("F", "BF")):
             raise DamagedError(f'{file.path}: the tensor "{name}" is {dtype}, not floating-point')
 

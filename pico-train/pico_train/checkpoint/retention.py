@@ -40,6 +40,7 @@ class KeepConfig(Section):
         if self._newest_count is None:
             return list(steps)
         stay = {0, final_step, *steps[-self._newest_count :]}
+        # step % inf is step itself, so that without `every` only step 0 is a multiple.
         interval = self.every or math.inf
         return [step for step in steps if step in stay or step % interval == 0]
 
@@ -81,6 +82,7 @@ def planned_removals(
     """
     if keep == KeepConfig():
         return []
+    # Only sizes are compared, because this runs after every save and hashing is slow.
     intact = codec.intact_steps(layout.checkpoints, CheckpointManifest)
     steps = [step for step in intact if step <= newest]
     models = {newest, *keep.models(steps, last)}

@@ -94,6 +94,7 @@ def _write_state(directory: Path, saved: SavedState, step: int) -> None:
         "stepped": stepped(saved.optimizer),
     }
     codec.write_text(directory / SCALARS, json.dumps(scalars, indent=2, allow_nan=False))
+    # A manifest of its own, because the keep policy may remove state/ and keep the model.
     codec.seal(directory, StateManifest(step=step))
 
 

@@ -184,6 +184,7 @@ class SavedState:
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Without `copy`, tensors that are on the CPU already would stay the live ones.
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
 

@@ -65,6 +65,7 @@ def is_model_folder(path: Path) -> bool:
 
 def run_of(path: Path) -> tuple[Path, int] | None:
     """Return (run directory, step) if `path` is a checkpoint inside a run, else None."""
+    # A relative path such as `.` shows neither the step nor the run above it.
     absolute = path.absolute()
     step, root = parse_step(absolute.name), absolute.parent.parent
     if step is None or not (path / MANIFEST).is_file():
@@ -150,6 +151,7 @@ def evaluate_folder(
             f"there is nothing to evaluate {folder} on: set data.path, evaluate.text_perplexity.sources,"
             " evaluate.paloma.path or evaluate.blimp.path"
         )
+    # A relative path such as `.` has no name to build the name of the results from.
     absolute = folder.absolute()
     out = config.out or absolute.with_name(f"{absolute.name}-evaluation")
     # A model directory has no steps: its results lie where those of step 0 of a run would.
@@ -167,6 +169,7 @@ def _open_rows(path: Path, stream: StreamConfig, vocabulary: Vocabulary) -> Pack
     """Open the rows to evaluate on, and refuse rows of another vocabulary than the model's."""
     data = PackedData.open(path, stream)
     data.verify_at_start()
+    # A smaller vocabulary is fine: embeddings are often padded to more rows than there are ids.
     if data.manifest.vocab_size > vocabulary.size:
         raise UserError(
             f"the rows of {data.path} have a vocabulary of {data.manifest.vocab_size}, larger than the"
@@ -174,6 +177,7 @@ def _open_rows(path: Path, stream: StreamConfig, vocabulary: Vocabulary) -> Pack
         )
     if data.tokenizer_path is None or vocabulary.tokenizer is None:
         return data
+    # Ids are compared rather than files: the layout of tokenizer.json does not change them.
     ids_of_rows = load_tokenizer(data.tokenizer_path).get_vocab()
     ids_of_model = load_tokenizer(vocabulary.tokenizer).get_vocab()
     if ids_of_rows != ids_of_model:

@@ -136,6 +136,7 @@ def _run_row(layout: RunLayout) -> tuple[Row, str | None]:
         status = _status(layout, manifest)
     except (UserError, OSError) as error:
         return (name, "damaged", "", "", disk), str(error)
+    # run.json names the newest step that is saved; the rows of the metrics may be ahead of it.
     step, loss = manifest.step, ""
     if rows:
         newest = rows[-1]
@@ -207,6 +208,7 @@ def evaluate_run(
         tasks = default_tasks(data, config.evaluation)
     decoder = decoder.to(Runtime(config.train.device).device)
     vocabulary = stored_vocabulary(layout.checkpoint(chosen), decoder)
+    # The data may be on another machine, so the row length comes from the run's own files.
     seq_len = config.train.seq_len or _probe_seq_len(layout)
     evaluated = EvaluatedModel(decoder, vocabulary, seq_len, data)
     location = ResultLocation(layout, config.name, chosen)

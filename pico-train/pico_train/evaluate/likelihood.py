@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from pico_train.errors import NonFiniteError
 from pico_train.evaluate.progress import Advance, ignore
 from pico_train.model.decoder import Decoder
 from pico_train.model.loss import IGNORE
-
-if TYPE_CHECKING:
-    pass
 
 StartToken = Literal["eos", "none"]
 """The token before a text.
@@ -58,6 +55,7 @@ class TextEncoder:
             start = "none; the first id of each text is context only"
         settings: dict[str, Any] = {"start_token": start, "tokenizer": None}
         if path is not None:
+            # By content and not by path, so that results are still found after a run has moved.
             settings["tokenizer"] = hashlib.sha256(path.read_bytes()).hexdigest()
             if self._text_bytes is None:
                 settings["bytes"] = "of the texts; not of ids"
@@ -105,6 +103,8 @@ class TextEncoder:
         """Count the bytes of a text up to the end of its first token, maybe within a character."""
         assert self._tokenizer is not None
         assert self._written_bytes is not None
+        # If the tokens' bytes add up to the text's, each token stands for exactly its own
+        # bytes, even one that ends within a character; offsets count whole characters only.
         if self._written_bytes[ids].sum() == total:
             return int(self._written_bytes[ids[0]])
         # The vocabulary's bytes are not those of the text, so the tokenizer's offsets must do.
@@ -132,6 +132,7 @@ def sequence_nll(
         ids, labels = _padded([sequences[i] for i in members])
         ids_on_device = torch.from_numpy(ids).to(device)
         labels_on_device = torch.from_numpy(labels).to(device)
+        # The result moves to the CPU before it is widened below, because MPS has no float64.
         nll = model.token_nll(ids_on_device, labels_on_device)  # (B, T)
         # Padding has loss 0, so the sum is over the sequence alone.
         totals[members] = nll.cpu().double().sum(1).numpy()
@@ -149,6 +150,7 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[np.ndarray]:
     Sequences that predict nothing are left out.
     """
     batch: list[int] = []
+    # A stable sort makes the batches, and with them the rounding, reproducible.
     for i in np.argsort(lengths, kind="stable"):
         # A single id predicts nothing.
         if lengths[i] < 2:
@@ -169,6 +171,7 @@ def _padded(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """
     inputs = [sequence[:-1] for sequence in sequences]
     labels = [sequence[1:] for sequence in sequences]
+    # Any valid id may pad the inputs, because no label asks for a prediction there.
     return _padded_rows(inputs, 0), _padded_rows(labels, IGNORE)
 
 

@@ -167,6 +167,7 @@ def sentence_nll(
 
 def pairs_settings(pairs: list[MinimalPair]) -> dict[str, Any]:
     """Return everything about the pairs and their comparison that decides a result."""
+    # JSON quotes each field, so pairs that differ only in where a text ends hash differently.
     lines = [json.dumps(astuple(pair)) + "\n" for pair in pairs]
     return {
         "pairs": hashlib.sha256("".join(lines).encode()).hexdigest(),

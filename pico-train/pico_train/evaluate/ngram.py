@@ -54,6 +54,8 @@ class Bigram:
 
     def _pair_codes(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return each pair (v, w) as one number, int64 (N,)."""
+        # Single numbers sort much faster than rows of two, and the square of any real
+        # vocabulary fits into int64.
         return first * self.vocab_size + second
 
     def _continuation(self, preceding: np.ndarray) -> np.ndarray:

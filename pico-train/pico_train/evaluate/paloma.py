@@ -65,6 +65,7 @@ class PalomaConfig(TextsConfig):
             for name, source in sources.items()
         }
         for name, files in files_by_source.items():
+            # A hidden directory, such as the .git of a clone, is not a source.
             if not files and not name.startswith("."):
                 raise UserError(
                     f"evaluate.paloma.path: {folder / name} holds no .jsonl or .jsonl.gz file, nor does its directory"

@@ -261,6 +261,7 @@ def evaluate(
             data are read.
     """
     for task in tasks:
+        # All are checked first: a typo must not cost the time of the tasks before it.
         if task not in TASKS:
             raise UserError(f'there is no task "{task}"{did_you_mean(task, TASKS)}')
     results = {}
@@ -304,7 +305,9 @@ def stored(
         oldest = "" if location.model_sha256 is not None else _checkpoint(location).created
     except DamagedError:
         return None
+    # The file's name holds only 32 bits of the hash of the settings, so they are compared too.
     is_same = result.settings == settings and result.step == location.step
+    # Times are whole seconds, so a result may be exactly as old as its checkpoint.
     return result.metrics if is_same and result.created >= oldest else None
 
 

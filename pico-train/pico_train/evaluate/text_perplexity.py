@@ -146,6 +146,7 @@ def _digest(texts: Iterator[Document]) -> dict[str, Any]:
     """Count and hash the texts."""
     digest, count = hashlib.sha256(), 0
     for text in texts:
+        # One width and byte order, so that the hash does not depend on how the ids were stored.
         content = text.encode() if isinstance(text, str) else text.astype("<i8").tobytes()
         # The length in front keeps apart texts that are equal only when joined.
         digest.update(f"{len(content)}\x1f".encode() + content)

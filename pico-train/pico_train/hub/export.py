@@ -109,6 +109,7 @@ def _write(layout: RunLayout, step: int, target: Path, dtype: str) -> None:
     for name in weights:
         # In place of the original, so that the model is in memory only once.
         weights[name] = weights[name].to(DTYPES[dtype])
+        # float16 ends at 65,504: a larger weight becomes infinite without an error.
         if not torch.isfinite(weights[name]).all():
             raise UserError(
                 f'{source / MODEL_WEIGHTS}: "{name}" has values that are not finite in {dtype}'

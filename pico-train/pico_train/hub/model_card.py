@@ -109,6 +109,7 @@ def _text(value: Any) -> str:
     if isinstance(value, _Code):
         return str(value)
     text = one_line(str(value))
+    # Markdown and HTML both read a character reference as text; a backslash is Markdown's.
     return "".join(f"&#{ord(char)};" if char in _MARKUP else char for char in text)
 
 
@@ -200,6 +201,7 @@ def _revisions(revisions: Mapping[int, str]) -> str:
 
 
 def _loading(source: str, revision: str | None = None) -> str:
+    # JSON quotes text as Python does, so a name with quotes cannot break the example.
     arguments = json.dumps(source)
     if revision is not None:
         arguments += f', revision="{revision}"'

@@ -144,6 +144,7 @@ class HubUploader:
         try:
             manifest = self._manifest(step)
         except DamagedError:
+            # A checkpoint that is damaged or gone cannot be compared with the hub's copy.
             return pushed is not None
         return pushed == manifest.files[MODEL_WEIGHTS].sha256
 
@@ -203,6 +204,7 @@ class Pusher:
                 self._wake.clear()
                 # Read before `deliver`: a checkpoint saved before the end is then never missed.
                 is_last_round = self._is_ending
+                # Training may outlast any outage; `finish` limits the wait at the end.
                 self._uploader.deliver(patience=float("inf"))
                 if is_last_round:
                     self._uploader.push_final_readme()

@@ -46,6 +46,8 @@ class HubConfig(Section):
     """Whether a repository that is created here is private."""
     every: int = Field(1, ge=1)
     """Push the checkpoints of multiples of this step, and the last one; 1 pushes all of them."""
+    # Below 15 minutes, because nothing renews the run's lock during this wait, and a lock
+    # without a heartbeat for that long is taken over.
     wait_minutes: float = Field(10.0, ge=0, le=14)
     """Minutes that a finished run waits for checkpoints that are still to be pushed."""
 
@@ -135,6 +137,7 @@ class Branch:
         self._commit({README: readme.encode()}, f"{self._run}: model card", "")
 
     def _create_tag(self, step: int, commit: str) -> None:
+        # The tag may exist already if the answer to an earlier attempt was lost.
         self._api.create_tag(self.repo, tag=self.tag(step), revision=commit, exist_ok=True)
 
     def _commit(self, files: Mapping[str, str | bytes], title: str, description: str) -> str:
@@ -158,6 +161,7 @@ class Branch:
 
 def _model_files(directory: Path, manifest: CheckpointManifest) -> dict[str, str | bytes]:
     """Map the names of a checkpoint's model files to their paths."""
+    # The manifest is not in its own list of files, and readers of the hub need it.
     return {name: str(directory / name) for name in [*manifest.files, MANIFEST]}
 
 

@@ -139,6 +139,7 @@ def _same(old: OldConfig) -> Iterator[Piece]:
 
 def _run(old: OldConfig) -> Iterator[Piece]:
     name = old["checkpointing.run_name"] or old.path.stem
+    # A run's name here begins with a letter or digit, so leading punctuation has to go.
     allowed = re.sub(r"[^A-Za-z0-9._-]+", "-", str(name)).lstrip("._-") or "converted"
     yield "name", allowed
     if allowed != name:
@@ -193,6 +194,7 @@ def _preparation(old: OldConfig, settings: Mapping[str, Any]) -> str:
         **_held_out(old, observed=settings["snapshot.every"] > 0),
     }
     rows = settings["train.steps"] * settings["train.batch_size"]
+    # A bound spares preparing rows that the run never reads; Dolma needs none if all are read.
     if name != DOLMA or rows < DOLMA_ROWS:
         wanted["max_tokens"] = rows * length
     overrides = [f"{key}={value}" for key, value in wanted.items()]
@@ -377,4 +379,5 @@ def _evaluate(old: OldConfig) -> Iterator[Piece]:
     if "blimp" in metrics:
         yield NOTE, f"{key}: blimp has no equivalent in a run's file"
     if old["evaluation.paloma.max_length"] != PICO["evaluation.paloma.max_length"]:
+        # max_length counts the ids of a text; seq_len counts the predicted ones, one fewer.
         yield "evaluate.perplexity.seq_len", old["evaluation.paloma.max_length"] - 1

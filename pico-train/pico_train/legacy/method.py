@@ -36,6 +36,7 @@ def method_pieces(old: OldConfig) -> Iterator[Piece]:
     """Convert the method to `method.name` and `method.options`; nothing if it was plain."""
     if old.relora:
         name, options = "relora", _relora(old)
+    # At a ratio of 0 no episode is ever drawn, so the run is a plain one.
     elif old.maml and old["smlmt.enabled"] and old["smlmt.hybrid_ratio"] > 0:
         name, options = "maml", _maml(old)
     else:

@@ -72,6 +72,7 @@ def read_old(path: Path) -> OldConfig:
     sections = _sections(known)
     given = {}
     for key, value in leaves(raw):
+        # `section:` with nothing below it is null in YAML, and no unknown key.
         is_empty_section = key in sections and key not in known and value in (None, {})
         if not is_empty_section:
             given[key] = value

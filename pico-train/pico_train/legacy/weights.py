@@ -50,6 +50,7 @@ def convert_weights(source: Path, out: Path) -> list[str]:
         DamagedError: a file does not parse, or a tensor is missing, unknown, or of another shape
             than config.json says.
     """
+    # `publish` would refuse as well, but only after all weights have been read and converted.
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out")
     raw, config_path = _read_config(source)
@@ -58,6 +59,7 @@ def convert_weights(source: Path, out: Path) -> list[str]:
     decoder = _without_head(tensors)
     has_head = len(decoder) < len(tensors)
     effective = _merge_factors(decoder, raw, path)
+    # Before the heads are reordered, which relies on the shapes.
     _check(effective, config, path)
     weights = _reorder_heads(effective, config)
     metadata = _metadata(source, out.name, config)

@@ -79,6 +79,7 @@ def _sample(
     """Draw token ids (B, 1) from logits (B, V), on CPU: a seed means the same on every device."""
     if temperature < 1e-6:  # greedy; below, the division would overflow
         return logits.argmax(-1, keepdim=True)
+    # A stable sort leaves equal logits in the order of their ids on every device.
     ordered, ids = (logits / temperature).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, top_k:] = -torch.inf

@@ -91,7 +91,9 @@ def tokenizer_config(
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_position_embeddings,
+        # If the key is missing, transformers 4 may remove spaces before punctuation.
         "clean_up_tokenization_spaces": False,
+        # The default of the class includes token_type_ids, which Llama does not accept.
         "model_input_names": ["input_ids", "attention_mask"],
         **{key: word for key, word in named.items() if word is not None},
     }
@@ -145,6 +147,7 @@ def config_from_hf(raw: Any) -> DecoderConfig:
             intermediate_size=raw["intermediate_size"],
             num_hidden_layers=raw["num_hidden_layers"],
             num_attention_heads=raw["num_attention_heads"],
+            # Files from before grouped queries lack the key.
             num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
             max_position_embeddings=raw["max_position_embeddings"],
             rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),

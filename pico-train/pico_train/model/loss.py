@@ -75,6 +75,7 @@ class _FusedLossSum(torch.autograd.Function):
         for rows in chunks:
             states, chunk = hidden[rows], labels[rows]
             kept = (chunk != IGNORE)[:, None]  # (C, 1)
+            # -100 is no index; `kept` removes the loss and gradient of such a token.
             target = chunk.clamp(min=0)[:, None]  # (C, 1)
             logits = torch.mm(states, compute.T, out=buffer[: len(chunk)]).to(wide)
             target_logits = logits.gather(1, target)
@@ -140,6 +141,7 @@ def _accumulate(total: torch.Tensor, block: torch.Tensor, hidden: torch.Tensor) 
     if total.dtype == block.dtype:
         total.addmm_(block.T, hidden)
     else:
+        # addmm_ needs a single dtype, but here the product is bfloat16 and the sum float32.
         total += block.T @ hidden
 
 

@@ -215,6 +215,7 @@ def _departure_of_logits(config: DecoderConfig) -> str | None:
 
     One has the same heads on a few tokens; the other has a single head on many.
     """
+    # Width 4 for a head: the only rotary frequency of width 2 is 1 for any rope_theta.
     same_heads = dataclasses.replace(
         config, hidden_size=4 * config.num_attention_heads, intermediate_size=16, vocab_size=32
     )
@@ -225,6 +226,7 @@ def _departure_of_logits(config: DecoderConfig) -> str | None:
     trials = ((same_heads, min(positions, 16)), (one_head, min(positions, _LONGEST)))
     for narrow, length in trials:
         largest = _largest_difference(narrow, length)
+        # Not written with >, because logits that are NaN must count as a departure.
         if not largest <= _TOLERANCE:
             return f"logits on {length} tokens differ by {largest:.1e} of the largest from those of {STOCK_CLASS}"
     return None

@@ -51,6 +51,7 @@ def capture(
         return lambda module, inputs, output: activations.add(name, pick(output))
 
     def keep_logits(name: str) -> Callable[..., None]:
+        # The weight may require a gradient; logits that are kept must carry no graph.
         weight = decoder.lm_head.weight.detach()
         return lambda module, inputs, output: activations.add(name, pick(output) @ weight.T)
 

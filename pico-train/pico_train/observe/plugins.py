@@ -78,6 +78,8 @@ class Observers:
     @contextmanager
     def _apart(self, name: str, step: int, say: Say) -> Iterator[None]:
         """Keep an observer's errors, and what it does to torch's global state, from training."""
+        # The number of threads is global to the process: if an observer changed it, later
+        # updates would round their sums in another order.
         threads = torch.get_num_threads()
         try:
             # CPU's generator alone: an observer sees CPU tensors only.
@@ -104,6 +106,7 @@ class Observers:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+        # A log that cannot be written must not end training either.
         except OSError as second:
             say(f"could not record it in {path}: {second}")
 

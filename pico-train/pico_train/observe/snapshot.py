@@ -91,6 +91,7 @@ def observed_modules(model: Decoder, patterns: Sequence[str]) -> list[str]:
     """
     candidates = _weighted(model)
     chosen = set(names.match(patterns, candidates))
+    # By identity, because named_parameters lists a tied weight only under its first name.
     weights = {id(model.get_parameter(f"{name}.weight")) for name in chosen}
     chosen |= {
         name.removesuffix(".weight") for name, p in model.named_parameters() if id(p) in weights
@@ -223,6 +224,7 @@ class Observer:
         return MicroBatchGradients(self._trained(parameters), DTYPES[self.config.dtype])
 
     def _trained(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        # By prefix, because a method may train other tensors of a module than its weight.
         prefixes = tuple(f"{name}." for name in self.modules)
         return {name: p for name, p in parameters.items() if name.startswith(prefixes)}
 
@@ -268,6 +270,7 @@ class Observer:
         return {
             name: t.detach().to("cpu", dtype, copy=True)
             for name, t in tensors.items()
+            # In a sharded run only the main process gets data; the others hold meta tensors.
             if not t.is_meta
         }
 
@@ -281,6 +284,7 @@ class _Contributing(Observing):
 
     def finish(self, update: Computed | None) -> None:
         if update is not None:
+            # The result is not used: shards are gathered only if every process takes part.
             self.observer.train_gradients(self.state.parameters)
 
 

@@ -52,6 +52,7 @@ def fit(session: Session) -> SessionResult:
     while True:
         state = session.state
         step = state.counters.step
+        # After the last update the run is finished, whoever asked it to stop.
         stopping = session.asked_to_stop() if step < last else None
         due = _due(session, step, stopping is not None)
 
@@ -63,6 +64,7 @@ def fit(session: Session) -> SessionResult:
         if stopping:
             message = f"{stopping}; stopped at step {step}: run the same command to continue"
             return session.end("stopped", message)
+        # After the save, because a snapshot may leave its weights to that checkpoint.
         observing = session.begin_observing(due.observing)
         if due.evaluating:
             _evaluate(session, step)
@@ -78,6 +80,7 @@ def fit(session: Session) -> SessionResult:
         )
         update = compute_gradients(session.job, state, step + 1, observing, defer=defer)
         norm = _checked_norm(session, unread, update, defer=defer)
+        # Before clipping, which scales the gradients in place.
         session.record(observing.finish(update))
         clip_gradients(state.parameters, config.optimizer.grad_clip, norm)
         factor = lr_factor(config.schedule, update.step, last)
@@ -123,6 +126,7 @@ def _due(session: Session, step: int, stopping: bool) -> _RareEvents:
 
 def _evaluate(session: Session, step: int) -> None:
     job, reporter = session.job, session.reporter
+    # Outside of `on_main`, because all processes have to put sharded weights together.
     model = session.state.plain_decoder()
 
     def on_main() -> None:
@@ -177,6 +181,7 @@ def _checked_norm(
 
 def _read_back(session: Session, unread: list[Update]) -> None:
     """Read losses and norms from the device; NonFiniteError names the first that is not finite."""
+    # NaN marks an unread loss; one that really is NaN is read twice, which is harmless.
     read_losses([update for update in unread if math.isnan(update.loss)], session.job.runtime)
     for update in unread:
         assert update.norm_on_device is not None

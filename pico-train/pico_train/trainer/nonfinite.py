@@ -111,6 +111,7 @@ def _first_bad_output(decoder: Decoder, tokens: torch.Tensor) -> str | None:
     leaves = [name for name, module in decoder.named_modules() if not list(module.children())]
     handles = [watch(name) for name in leaves]
     device = next(decoder.parameters()).device
+    # Row by row, because the rows of all processes may not fit into memory together.
     for row in tokens.to(device).split(1):
         decoder.hidden_states(row[:, :-1])
         if bad:

@@ -94,6 +94,7 @@ def _deadline(job: Job) -> float:
     hours, margin = job.config.train.max_hours, job.config.train.stop_margin_minutes
     if hours is None:
         return math.inf
+    # A correction of the wall clock must not move the deadline.
     return time.monotonic() + hours * 3600 - margin * 60
 
 
@@ -153,6 +154,7 @@ def _computing_with(threads: int | None) -> Iterator[None]:
     try:
         yield
     finally:
+        # The number is global to the process, which may go on to other work.
         torch.set_num_threads(before)
 
 

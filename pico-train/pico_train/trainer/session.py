@@ -92,6 +92,7 @@ class Session:
             saved = self.state.capture()
 
             def on_main() -> None:
+                # Waiting before copying limits the copies in memory to the writes in the queue.
                 self.writer.wait_for_slot()
                 copied = saved.copied()
                 # A resume cuts metrics.jsonl back to the rows that this checkpoint has seen.
@@ -102,6 +103,7 @@ class Session:
             self.saved_at = self.state.counters.step
 
     def _publish(self, saved: SavedState, rows: FileEntry | None) -> None:
+        # The rows first: a checkpoint promises that metrics.jsonl holds every row up to it.
         self._sync_metrics()
         save_checkpoint(self.job.layout, saved, self.job.metadata, rows)
         self.published = int(saved.counters["step"])
@@ -212,6 +214,7 @@ class Session:
         message = in_one_line(error)
         lost_lock = isinstance(error, LockHeldError)
         second = self.writer.close(drop=lost_lock)
+        # A full disk is raised as a new error, with the writer's own as its cause.
         if second is not None and second not in (error, error.__cause__):
             note = f"while that was to be recorded, writing failed as well: {in_one_line(second)}"
             error.add_note(note)

@@ -58,6 +58,7 @@ def read_losses(updates: Sequence[Update], runtime: Runtime) -> None:
     """Wait for the device, and set the mean loss over all processes in each of `updates`."""
     if not updates:
         return
+    # fsum rounds only once, however many micro-batches there are.
     sums = [math.fsum(update.losses.tolist()) for update in updates if update.losses is not None]
     for update, total in zip(updates, runtime.sums(sums), strict=True):
         update.loss = total * update.scale
@@ -90,11 +91,13 @@ def compute_gradients(
         with compile_errors_as_user_errors():
             with job.runtime.autocast(job.precision):
                 loss_sum, n_tokens, scalars = state.method.loss(state.model, on_device, step)
+            # Outside of autocast, as torch advises: backward uses the dtypes of forward.
             loss_sum.backward()
         observing.take_pass(n_tokens, len(parts))
         losses.append(loss_sum.detach())
         own_tokens += n_tokens
         for name, value in scalars.items():
+            # Weighted by terms, so that the division below gives the mean over the whole batch.
             sums[name] = sums.get(name, 0.0) + value * n_tokens
     observing.end_passes()
     job.runtime.sum_gradients(state.parameters)
