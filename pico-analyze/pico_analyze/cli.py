@@ -21,7 +21,8 @@ _SOURCES = (
 SourcePath = Annotated[Path, typer.Argument(metavar="RUN", help=_SOURCES)]
 Name = Annotated[str, typer.Option(help="of the analysis: analysis/NAME in the run")]
 Out = Annotated[
-    Path | None, typer.Option(help="directory that holds analysis/NAME, where it is not the run")
+    Path | None,
+    typer.Option(help="directory that holds analysis/NAME, where it is not the run"),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="dotted overrides")
@@ -37,7 +38,9 @@ def run(
     overrides: Overrides = None,
     of: Annotated[
         Path | None,
-        typer.Option("--run", metavar="RUN", help="the run, in place of the one that CONFIG names"),
+        typer.Option(
+            "--run", metavar="RUN", help="the run, in place of the one that CONFIG names"
+        ),
     ] = None,
     trust: Annotated[
         bool,

@@ -71,7 +71,9 @@ def observer(run: ObservedRun, options: Mapping[str, Any]) -> LiveAnalysis:
         check_components(components, possible)
     measured = []
     for kind, split in _asked_for(run, config):
-        if metrics_for_kind(kind, metrics) and plan_units(components, kind, possible, run.model):
+        if metrics_for_kind(kind, metrics) and plan_units(
+            components, kind, possible, run.model
+        ):
             measured.append((kind, split))
     if not measured:
         raise UserError("nothing to measure: no such metric of such kinds and components")

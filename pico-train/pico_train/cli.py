@@ -31,7 +31,8 @@ Overrides = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="run directory")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="import and run the code that the run's configuration names")
+    bool,
+    typer.Option("--trust", help="import and run the code that the run's configuration names"),
 ]
 ModelPath = Annotated[
     Path, typer.Argument(metavar="RUN|MODEL", help="run, or Hugging Face model directory")
@@ -51,7 +52,8 @@ def run(config: Config, overrides: Overrides = None, trust: Trust = False) -> No
         session = train(_load(config, overrides, trust), source=str(config))
     except KeyboardInterrupt:  # the second Ctrl-C
         _fail(
-            "interrupted; what was saved before stays: run the same command again to continue", 130
+            "interrupted; what was saved before stays: run the same command again to continue",
+            130,
         )
     finally:
         leave()
@@ -139,7 +141,8 @@ def generate(
         int | None, typer.Option(min=1, help="most likely tokens kept; all by default")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="probability mass kept; all by default")
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="probability mass kept; all by default"),
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
 ) -> None:
@@ -233,7 +236,8 @@ def prepare(
 @data_app.command()
 def fetch(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG|REPO|DIR", help="YAML file, hub data set or directory")
+        str,
+        typer.Argument(metavar="CONFIG|REPO|DIR", help="YAML file, hub data set or directory"),
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -259,7 +263,8 @@ def show(
     config: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG|RUN|DATA", help="YAML file of a run, a run directory, a data directory"
+            metavar="CONFIG|RUN|DATA",
+            help="YAML file of a run, a run directory, a data directory",
         ),
     ],
     overrides: Overrides = None,
@@ -282,7 +287,9 @@ def show(
 
 
 @data_app.command()
-def verify(data: Annotated[Path, typer.Argument(metavar="DATA", help="data directory")]) -> None:
+def verify(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="data directory")],
+) -> None:
     """Compare every byte of a data directory, and of its shards, with what data.json says."""
     from pico_train.commands.data import verify_all
 

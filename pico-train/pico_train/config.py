@@ -94,7 +94,9 @@ def validate(
     accepted.
     """
     raw = kind.renames.current(raw, source)
-    infinite = [_infinite(keys, value) for keys, value in _leaves(raw, ()) if _is_infinite(value)]
+    infinite = [
+        _infinite(keys, value) for keys, value in _leaves(raw, ()) if _is_infinite(value)
+    ]
     errors: list[Mapping[str, Any]] = list(infinite)
     try:
         text = json.dumps(read_booleans(kind, kind.completed(raw)), default=str)
@@ -163,7 +165,9 @@ def _collect_identity(section: Any, prefix: str, values: dict[str, Any]) -> None
             values[f"{prefix}{name}"] = TypeAdapter(Any).dump_python(value, mode="json")
 
 
-def _leaves(raw: Any, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _leaves(
+    raw: Any, keys: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """Yield (keys, value) of everything in `raw` that is neither mapping nor list."""
     if isinstance(raw, Mapping | list | tuple):
         for name, value in raw.items() if isinstance(raw, Mapping) else enumerate(raw):

@@ -65,7 +65,9 @@ class Runtime:
         self.rank: int = self.accelerator.process_index
         # Flags and messages travel over the CPU, so that they do not make an accelerator wait.
         self._control = (
-            dist.new_group(backend="gloo", timeout=self._timeout) if self.processes > 1 else None
+            dist.new_group(backend="gloo", timeout=self._timeout)
+            if self.processes > 1
+            else None
         )
 
     def close(self) -> None:
@@ -155,7 +157,9 @@ class Runtime:
         with _together():
             dist.broadcast(torch.tensor([len(payload)]), src=0, group=self._control)
             dist.broadcast(
-                torch.frombuffer(bytearray(payload), dtype=torch.uint8), src=0, group=self._control
+                torch.frombuffer(bytearray(payload), dtype=torch.uint8),
+                src=0,
+                group=self._control,
             )
 
     def _receive(self) -> dict:
@@ -168,7 +172,9 @@ class Runtime:
 
     def autocast(self, precision: str) -> torch.autocast:
         """Return a context that autocasts to bfloat16 for "bf16" and does nothing for "fp32"."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+        )
 
     def precision(self, wanted: str) -> str:
         """Return `wanted`, with "auto" resolved: bf16 on CUDA, fp32 elsewhere."""

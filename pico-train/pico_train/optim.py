@@ -159,10 +159,14 @@ def _adamw(
     # On CUDA the fused kernel can also skip a step that is not finite (`trainer.nonfinite`).
     fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     groups = _groups(config, parameters, config.lr)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+    )
 
 
-def _muon(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+def _muon(
+    config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]
+) -> torch.optim.Optimizer:
     muon = config.muon
     lr = muon.lr or config.lr
     return torch.optim.Muon(
@@ -197,7 +201,9 @@ def _groups(
 def _is_projection(name: str, parameter: nn.Parameter) -> bool:
     """Tell the matrices of a layer from parameters that a method puts beside or inside them."""
     module = names.parse(_module(name))
-    return module.layer is not None and module.component in _PROJECTIONS and parameter.dim() == 2
+    return (
+        module.layer is not None and module.component in _PROJECTIONS and parameter.dim() == 2
+    )
 
 
 def _module(name: str) -> str:
@@ -242,7 +248,9 @@ def load_optimizer_tensors(
         if name in parameters and _fits(entry, value, parameters[name]):
             continue
         if not drop_unknown:
-            raise DamagedError(f'the saved optimizer state "{key}" fits no parameter of this model')
+            raise DamagedError(
+                f'the saved optimizer state "{key}" fits no parameter of this model'
+            )
         unknown.add(name)
     # With half of the entries of a parameter, the next step would fail.
     for name in sorted(entries.keys() - unknown):

@@ -89,7 +89,8 @@ def full_tensors(
 ) -> dict[str, torch.Tensor]:
     """Put each of `tensors` together on CPU, one at a time; see `full_tensor`."""
     return {
-        name: full_tensor(tensor, "cpu", everywhere=everywhere) for name, tensor in tensors.items()
+        name: full_tensor(tensor, "cpu", everywhere=everywhere)
+        for name, tensor in tensors.items()
     }
 
 

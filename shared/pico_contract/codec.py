@@ -283,7 +283,9 @@ def _checked_header(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(f"{path} is not a safetensors file: its header does not parse") from None
+        raise DamagedError(
+            f"{path} is not a safetensors file: its header does not parse"
+        ) from None
     if actual != expected:
         raise DamagedError(f"{path} has {actual} bytes where its header says {expected}")
     return header

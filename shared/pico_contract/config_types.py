@@ -33,7 +33,9 @@ def read_booleans(kind: Any, value: Any) -> Any:
 def _is_boolean(kind: Any) -> bool:
     """Whether a field may be a boolean and may not be text."""
     members = list(_members(kind))
-    may_be_text = str in members or any(typing.get_origin(member) is Literal for member in members)
+    may_be_text = str in members or any(
+        typing.get_origin(member) is Literal for member in members
+    )
     return bool in members and not may_be_text
 
 

@@ -89,7 +89,9 @@ class DataVerification:
         """The amount that was compared, as a phrase for a message."""
         if self.is_whole:
             caution = (
-                "" if self.is_fingerprint_checked else " (its fingerprint cannot be computed anew)"
+                ""
+                if self.is_fingerprint_checked
+                else " (its fingerprint cannot be computed anew)"
             )
             return f"every byte{caution}"
         return f"{self.bytes_checked / 2**20:,.0f} of {self.bytes_total / 2**20:,.0f} MiB"
@@ -127,7 +129,10 @@ def verify_data(directory: Path, limit: int | None = None) -> DataVerification:
 
 
 def _check_fingerprint(
-    layout: DataLayout, manifest: DataManifest, digests: Mapping[str, str], result: DataVerification
+    layout: DataLayout,
+    manifest: DataManifest,
+    digests: Mapping[str, str],
+    result: DataVerification,
 ) -> None:
     result.is_fingerprint_checked = True
     if data_fingerprint(manifest.seq_len, digests) != manifest.fingerprint:
@@ -189,20 +194,24 @@ def _wrong_counts(
     row_length = manifest.seq_len + 1
     ids = info.rows * row_length
     if entry.size != ids * DTYPES[dtype].itemsize:
-        return (
-            f"{path} does not hold the {info.rows} rows of {row_length} ids that data.json states"
-        )
+        return f"{path} does not hold the {info.rows} rows of {row_length} ids that data.json states"
     tokens = info.tokens
     dropped = info.dropped_tokens
     if tokens != ids + dropped:
-        return f"{path} holds {ids} ids, but data.json states {tokens} tokens and {dropped} left"
+        return (
+            f"{path} holds {ids} ids, but data.json states {tokens} tokens and {dropped} left"
+        )
     if info.tail is not None and not _HEX.fullmatch(info.tail):
         return f"data.json of {path.parent} states a tail that is not written in hex digits"
     return None
 
 
 def _whole_digest(
-    path: Path, manifest: DataManifest, info: SplitInfo, entry: FileEntry, result: DataVerification
+    path: Path,
+    manifest: DataManifest,
+    info: SplitInfo,
+    entry: FileEntry,
+    result: DataVerification,
 ) -> str | None:
     """Hash a file of rows, and check its ids; return the sha256 of the stream if the ids of its
     tail are known."""

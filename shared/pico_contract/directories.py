@@ -68,7 +68,9 @@ def make_directory(path: Path) -> bool:
         except OSError as error:
             if error.errno not in MISTAKES:
                 raise
-            raise UserError(f"{shorten(str(path), 300)} cannot be made: {error.strerror}") from None
+            raise UserError(
+                f"{shorten(str(path), 300)} cannot be made: {error.strerror}"
+            ) from None
     raise UserError(f"{shorten(str(path), 300)} cannot be made: choose another directory")
 
 

@@ -31,7 +31,9 @@ _EARLIER = (
     (re.compile(r"^output_norm\b"), "model.norm"),
     (re.compile(r"^layers\."), "model.layers."),
 )
-_LAYER = re.compile(r"^((?:[^.]+\.)*?(?:\w*layers?|\w*blocks?|\w*layer_groups|h))\.(\d+)\.(.+)$")
+_LAYER = re.compile(
+    r"^((?:[^.]+\.)*?(?:\w*layers?|\w*blocks?|\w*layer_groups|h))\.(\d+)\.(.+)$"
+)
 """The name before the number of a layer, the number, and the name within the layer."""
 _KINDS = {
     "self_attn": "attention",

@@ -50,5 +50,7 @@ def origin(source: str, key: str, overrides: Sequence[str]) -> str:
     if not key:
         return f"{source} with the overrides of the command line" if overrides else source
     names = [override.partition("=")[0] for override in overrides]
-    related = any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in names)
+    related = any(
+        f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in names
+    )
     return "the command line" if related else source

@@ -54,7 +54,9 @@ def _difference(top: Path) -> str | None:
     """Hash the difference from the commit, untracked Python files included; None if there is
     none."""
     # The user's git configuration must not change the bytes that are hashed.
-    changed = _git(top, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
+    changed = _git(
+        top, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color"
+    )
     listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py")
     # File names are bytes and need not be UTF-8.
     names = listed.decode(errors="surrogateescape").split("\0")
@@ -69,7 +71,9 @@ def _difference(top: Path) -> str | None:
 
 def _git(directory: Path, *arguments: str) -> bytes:
     # Variables such as GIT_DIR, which a hook sets, would speak of another repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }
     # Otherwise git may refresh its index, and block another git command of the user meanwhile.
     command = ["git", "--no-optional-locks", *arguments]
     done = subprocess.run(

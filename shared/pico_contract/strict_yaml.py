@@ -69,7 +69,9 @@ def parse(text: str, name: str) -> Any:
         UserError: not YAML 1.2, or beyond a bound of this module; names line and column.
     """
     if len(text) > MAX_BYTES:
-        raise UserError(f"{name} is longer than a configuration may be ({MAX_BYTES:,} characters)")
+        raise UserError(
+            f"{name} is longer than a configuration may be ({MAX_BYTES:,} characters)"
+        )
     try:
         return _Document(text, name).value()
     except yaml.reader.ReaderError as error:
@@ -140,7 +142,9 @@ class _Document:
         else:
             value = self._collection(event, depth)
         if event.anchor is not None:
-            self._anchors[event.anchor] = _Anchored(value, self._values - before, _height(value))
+            self._anchors[event.anchor] = _Anchored(
+                value, self._values - before, _height(value)
+            )
         return value
 
     def _collection(self, event: Any, depth: int) -> Any:
@@ -165,7 +169,8 @@ class _Document:
             key = self._key(event)
             if key in lines:
                 self._refuse(
-                    event, f'the key "{shorten(key)}" is given twice (first in line {lines[key]})'
+                    event,
+                    f'the key "{shorten(key)}" is given twice (first in line {lines[key]})',
                 )
             lines[key] = event.start_mark.line + 1
             value_event = next(self._events)
@@ -194,7 +199,8 @@ class _Document:
         parts = value if isinstance(value, list) else [value]
         if not parts or not all(isinstance(part, dict) for part in parts):
             self._refuse(
-                event, f"{_MERGE} merges a mapping, or a list of mappings, and not another value"
+                event,
+                f"{_MERGE} merges a mapping, or a list of mappings, and not another value",
             )
         merged: dict[str, Any] = {}
         for part in parts:
@@ -276,7 +282,9 @@ class _Document:
     def _count(self, event: Any, values: int) -> None:
         self._values += values
         if self._values > MAX_VALUES:
-            self._refuse(event, f"holds more than {MAX_VALUES:,} values, with its aliases expanded")
+            self._refuse(
+                event, f"holds more than {MAX_VALUES:,} values, with its aliases expanded"
+            )
 
     def _refuse_tag(self, event: Any) -> NoReturn:
         tag = event.tag.replace(_TAG, "!!")

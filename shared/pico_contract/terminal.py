@@ -13,7 +13,9 @@ _REORDERING = {
 def printable(text: str, keep: str = "\n\t") -> str:
     """Escape control characters except those in `keep`, marks that reorder text, and halves of
     surrogate pairs."""
-    return "".join(character if character in keep else _escaped(character) for character in text)
+    return "".join(
+        character if character in keep else _escaped(character) for character in text
+    )
 
 
 def one_line(text: str) -> str:

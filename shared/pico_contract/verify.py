@@ -41,7 +41,11 @@ def read_manifest(path: Path, kind: type[M], *, digest: bool = False) -> M:
 
 
 def verify_directory(
-    directory: Path, kind: type[DirectoryManifest], *, hashes: bool = False, name: str = MANIFEST
+    directory: Path,
+    kind: type[DirectoryManifest],
+    *,
+    hashes: bool = False,
+    name: str = MANIFEST,
 ) -> str | None:
     """Return None if `directory` is intact, else one sentence naming the file that is not and how.
 
@@ -98,7 +102,9 @@ def without_path(sentence: str, path: Path) -> str:
     return sentence.removeprefix(str(path)).lstrip(" ,:")
 
 
-def intact_steps(parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False) -> list[int]:
+def intact_steps(
+    parent: Path, kind: type[DirectoryManifest], *, hashes: bool = False
+) -> list[int]:
     """List the steps below `parent` (a run's checkpoints or snapshots) whose directories are
     intact, ascending."""
     return [

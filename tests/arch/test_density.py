@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PACKED = {"pico_contract": 14, "pico_train": 48, "pico_analyze": 85}
+PACKED = {"pico_contract": 3, "pico_train": 8, "pico_analyze": 28}
 """Functions of at least `FROM_LINES` lines with more than `NODES_A_LINE` syntax nodes a line. May only fall."""
 NODES_A_LINE, FROM_LINES = 14, 8
 

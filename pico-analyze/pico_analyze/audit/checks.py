@@ -172,7 +172,9 @@ def _check_evaluation(run: AuditedRun, result: Audit, path: Path) -> EvaluationM
     return manifest
 
 
-def _misplaced(run: AuditedRun, step: int, path: Path, manifest: EvaluationManifest) -> str | None:
+def _misplaced(
+    run: AuditedRun, step: int, path: Path, manifest: EvaluationManifest
+) -> str | None:
     """Say why an evaluation does not belong where it lies; None if it does."""
     if (manifest.step, manifest.run) != (step, run.manifest.name):
         return f'is of step {manifest.step} of the run "{manifest.run}"'

@@ -68,7 +68,9 @@ def row_order(run: AuditedRun) -> RowOrder | str:
     batch_size = data["batch_size"] if "batch_size" in data else _configured_batch_size(run)
     n_rows, blocks = _rows_of(run)
     if not _is_count(batch_size, _MOST_ROWS_OF_UPDATE) or not _is_count(n_rows, _MOST_ROWS):
-        return f"{_UNKNOWN}: neither run.json nor the data directory say how many rows there are"
+        return (
+            f"{_UNKNOWN}: neither run.json nor the data directory say how many rows there are"
+        )
     order = data.get("order")
     if seed is None or order not in ("shuffled", "shipped", "sequential"):
         return f"{_UNKNOWN}: run.json states no seed or no order of the data"

@@ -23,7 +23,9 @@ def check_log(run: AuditedRun, result: Audit) -> None:
     problem = irregularity(path)
     if problem == MISSING:
         if run.manifest.step > 0:
-            result.add("log", path, f"is missing, though the run is at step {run.manifest.step}")
+            result.add(
+                "log", path, f"is missing, though the run is at step {run.manifest.step}"
+            )
         return
     if problem is not None:
         result.add("damage", path, problem)
@@ -40,7 +42,9 @@ def check_log(run: AuditedRun, result: Audit) -> None:
     ]:
         result.add("log", path, sentence)
     if not run.hashes:
-        result.uncovered[path] = "its rows were read, and without hashes compared with no digest"
+        result.uncovered[path] = (
+            "its rows were read, and without hashes compared with no digest"
+        )
         return
     _check_bytes(run, result, path)
     _check_order(run, result, rows)

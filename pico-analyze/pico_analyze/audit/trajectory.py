@@ -33,7 +33,9 @@ Digests = dict[int, dict[str, bytes]]
 
 
 def walk(
-    paths: Mapping[int, Path], still: set[int], progress: Callable[[int, int], None] | None = None
+    paths: Mapping[int, Path],
+    still: set[int],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Fault]:
     """Yield (check, step, sentence) for each fault of the weights in `paths` (step -> file).
 
@@ -162,7 +164,9 @@ class Moves:
     def _move(self, start: int, end: int) -> float:
         """Return the distance of two steps that are neighbours or have one step between them."""
         if end - start > 2:
-            return math.nan  # several steps in a row lie aside: the move across them is not judged
+            return (
+                math.nan
+            )  # several steps in a row lie aside: the move across them is not judged
         return self._near[start] if end - start == 1 else self._over[start]
 
     def _size(self, *indices: int) -> float:

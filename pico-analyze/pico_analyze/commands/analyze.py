@@ -47,7 +47,9 @@ def run_analysis(config: AnalysisConfig, source: str, say: Say) -> list[Path]:
 
     run = open_source(config.run, config.disk_gib)
     other = (
-        None if config.reference_run is None else open_source(config.reference_run, config.disk_gib)
+        None
+        if config.reference_run is None
+        else open_source(config.reference_run, config.disk_gib)
     )
     try:
         # Before anything is measured, so that a mistyped metric fails at once.

@@ -56,7 +56,9 @@ def _summary(result: Audit, hashes: bool) -> str:
     compared = "every byte was compared with a recorded sha256"
     if not hashes:
         compared = "the size alone was compared"
-    scope = f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
+    scope = (
+        f"{result.directories} checkpoints and snapshots, {result.evaluations} evaluations; of"
+    )
     scope += f" {len(result.compared)} files {compared}"
     if result.uncovered:
         scope += f"; not covered: {len(result.uncovered)} (named above)"

@@ -14,7 +14,9 @@ def code_record(config: AnalysisConfig) -> dict[str, Any]:
     """Record the code that measures: versions, the commit, changes to it, and the user's modules."""
     code = code_state("pico_analyze")
     return {
-        "packages": {name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")},
+        "packages": {
+            name: version(name) for name in ("pico-analyze", "torch", "numpy", "pandas")
+        },
         "commit": code.commit,
         "dirty": code.dirty,
         "difference": code.difference,

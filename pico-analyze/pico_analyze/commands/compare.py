@@ -36,7 +36,9 @@ def parse_groups(groups: Sequence[str]) -> dict[str, list[Path]]:
     return found
 
 
-def open_arms(runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: str) -> list[Arm]:
+def open_arms(
+    runs: Sequence[Path], groups: Mapping[str, Sequence[Path]], name: str
+) -> list[Arm]:
     """Open each of `runs` as an arm by itself, then the groups, with their tables of `name`.
 
     Raises:

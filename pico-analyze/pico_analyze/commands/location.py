@@ -88,7 +88,8 @@ def record_owner(layout: AnalysisLayout, source: Source) -> None:
     if run is not None and run.root in layout.root.parents:
         return
     write_text(
-        layout.source, json.dumps({"name": source.name, "origin": origin(source)}, indent=2) + "\n"
+        layout.source,
+        json.dumps({"name": source.name, "origin": origin(source)}, indent=2) + "\n",
     )
 
 
@@ -108,7 +109,9 @@ def find_analysis(source: Source, name: str, out: Path | None = None) -> Analysi
             f"{first.root} is the analysis of {owner(first)} and not of {origin(source)}: run pico-analyze run first"
         )
     known = [
-        path.name for path in layout.root.parent.glob("*") if AnalysisLayout(path).table.is_file()
+        path.name
+        for path in layout.root.parent.glob("*")
+        if AnalysisLayout(path).table.is_file()
     ]
     near = did_you_mean(name, known) or ": run pico-analyze run first"
     raise UserError(f'{layout.root.parent} has no analysis "{name}"{near}')
@@ -121,7 +124,9 @@ def note_on_location(
     first = usual_location(source, name, out)
     if layout.root.name == name:
         return []
-    return [f"{first.root} is the analysis of {owner(first)}: this one is written to {layout.root}"]
+    return [
+        f"{first.root} is the analysis of {owner(first)}: this one is written to {layout.root}"
+    ]
 
 
 def notes_of(run: Source) -> list[str]:

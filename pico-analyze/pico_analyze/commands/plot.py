@@ -54,7 +54,9 @@ def _draw_spectra(source: Source, layout: AnalysisLayout, formats: Sequence[str]
     from pico_analyze.plot import spectra as plot_spectra
 
     figure = plot_spectra.spectra(spectra(source))
-    return [panels.save(figure, layout.figures / f"weights_spectra.{ending}") for ending in formats]
+    return [
+        panels.save(figure, layout.figures / f"weights_spectra.{ending}") for ending in formats
+    ]
 
 
 def _draw_distributions(
@@ -67,9 +69,13 @@ def _draw_distributions(
     paths = []
     for kind, split in (("weights", None), ("gradients", "val")):
         if any(split in source.splits(step, kind) for step in source.steps):
-            drawn = plot_distributions.distributions(distributions(source, kind=kind, split=split))
+            drawn = plot_distributions.distributions(
+                distributions(source, kind=kind, split=split)
+            )
             stem = "_".join(filter(None, (kind, split, "distributions")))
-            paths += [panels.save(drawn, layout.figures / f"{stem}.{ending}") for ending in formats]
+            paths += [
+                panels.save(drawn, layout.figures / f"{stem}.{ending}") for ending in formats
+            ]
     return paths
 
 

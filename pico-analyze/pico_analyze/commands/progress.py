@@ -22,7 +22,9 @@ def warnings_as_lines(say: Say) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def show_progress(say: Say, done_word: str = "measured") -> Iterator[Callable[[int, int], None]]:
+def show_progress(
+    say: Say, done_word: str = "measured"
+) -> Iterator[Callable[[int, int], None]]:
     """Show progress as a bar on a terminal, elsewhere as a line at each quarter."""
     from rich.console import Console
     from rich.progress import Progress

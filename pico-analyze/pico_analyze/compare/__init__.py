@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pico_analyze.compare.differences import COLUMNS, INTERVALS, compare, compared, curves, write
+from pico_analyze.compare.differences import (
+    COLUMNS,
+    INTERVALS,
+    compare,
+    compared,
+    curves,
+    write,
+)
 
 __all__ = [
     "COLUMNS",

@@ -85,7 +85,9 @@ def _unfinished(arms: Sequence[Arm]) -> Iterator[str]:
     for arm in arms:
         stopped = [run for run in arm.facts if run.status not in _DONE]
         if stopped:
-            names = _listing([f"{run.name} ({run.status} at step {run.step})" for run in stopped])
+            names = _listing(
+                [f"{run.name} ({run.status} at step {run.step})" for run in stopped]
+            )
             yield (
                 f'{len(stopped)} of {len(arm.runs)} runs of "{arm.name}" did not finish: {names}. What they '
                 "share with the others is compared; that they stopped is an outcome too."
@@ -147,7 +149,9 @@ def _surroundings(baseline: Arm, arm: Arm) -> Iterator[str]:
 
 def _uncommitted(arms: Sequence[Arm]) -> Iterator[str]:
     facts = [run for arm in arms for run in arm.facts]
-    changed = [run.name for run in facts if run.value("dirty") not in (None, False, "", UNKNOWN)]
+    changed = [
+        run.name for run in facts if run.value("dirty") not in (None, False, "", UNKNOWN)
+    ]
     if changed:
         yield f"The code of {_listing(changed)} is in no commit: its working tree had changes."
 

@@ -117,7 +117,9 @@ def _shared_cells(baseline: ArmValues, arm: ArmValues) -> pd.DataFrame:
     Raises:
         UserError: they share none.
     """
-    both = pd.concat([baseline.cells, arm.cells], axis=1, join="inner", keys=["baseline", "arm"])
+    both = pd.concat(
+        [baseline.cells, arm.cells], axis=1, join="inner", keys=["baseline", "arm"]
+    )
     if both.empty:
         names = f'"{baseline.arm.name}" and "{arm.arm.name}"'
         raise UserError(f"{names} have no number of the same step in common")

@@ -108,9 +108,13 @@ def read_facts(run: Source) -> RunFacts:
     data = {f"data.{key}": value for key, value in stated.items() if key != "path"}
     # Later ones win: what config.yaml resolved to, if it is readable.
     recorded = {**geometry, "method.name": manifest.method, **data, **dict(_leaves(written))}
-    compared = {key: value for key, value in recorded.items() if not _is_below(key, NOT_COMPARED)}
+    compared = {
+        key: value for key, value in recorded.items() if not _is_below(key, NOT_COMPARED)
+    }
     sessions = _sessions(getattr(manifest, "sessions", []))
-    used = {key: value for key, value in sessions.items() if _is_below(key, _IDENTITY_OF_SESSION)}
+    used = {
+        key: value for key, value in sessions.items() if _is_below(key, _IDENTITY_OF_SESSION)
+    }
     return RunFacts(
         name=run.name,
         sections=frozenset(map(str, written)),

@@ -48,7 +48,9 @@ def _mlp(up: str, down: str, half: int | None = None) -> Layout:
 
 ATTENTIONS = (
     _separate("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, OLMo, ...
-    _separate("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-J, GPT-Neo, BART, Whisper, CLIP
+    _separate(
+        "q_proj", "k_proj", "v_proj", "out_proj"
+    ),  # OPT, GPT-J, GPT-Neo, BART, Whisper, CLIP
     _separate("q_proj", "k_proj", "v_proj", "dense"),  # Phi
     _separate("self.query", "self.key", "self.value", "output.dense"),  # BERT, RoBERTa
     _separate("attention.query", "attention.key", "attention.value", "output.dense"),  # ViT
@@ -106,14 +108,18 @@ _BY_NAME = {
 }
 """Divisions by the name of the fused matrix, where no family uses the name otherwise."""
 _BY_MODEL_TYPE = {
-    **dict.fromkeys(("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "qwen"), _STACKED),
+    **dict.fromkeys(
+        ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "qwen"), _STACKED
+    ),
     **dict.fromkeys(("phi3", "phi3small", "phi4mm", "openelm", "chatglm"), _STACKED),
     **dict.fromkeys(
         ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "gpt_bigcode", "internlm2"),
         _BY_GROUP,
     ),
     **dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel"), _BY_GROUP),
-    "codegen": Division(4, ("query", "value", "key")),  # four blocks, from training on four devices
+    "codegen": Division(
+        4, ("query", "value", "key")
+    ),  # four blocks, from training on four devices
 }
 _BY_PATH = {"gpt_neox": _BY_GROUP}
 """Divisions by a part of the module's name, for models whose configuration names no family."""
@@ -165,7 +171,9 @@ def layouts(
                     owners.setdefault(owner, layout)
                     taken.add(module)
     return {
-        owner: layout for module in names for owner, layout in _owner_of(module, owners, roles[0])
+        owner: layout
+        for module in names
+        for owner, layout in _owner_of(module, owners, roles[0])
     }
 
 

@@ -52,7 +52,9 @@ class Circuit:
         """
         if not self.known:
             ending = ".lora_B"
-            return {name.removesuffix(ending): None for name in modules if name.endswith(ending)}
+            return {
+                name.removesuffix(ending): None for name in modules if name.endswith(ending)
+            }
         # Activations of the first role are enough: weights provide the rest.
         roles = self.roles[:1] if kind == "activations" else self.roles
         return dict(layouts(modules, self.known, roles))
@@ -175,7 +177,9 @@ def qk_circuit(
     return circuits
 
 
-def mlp_path(source: Source, module: str, step: int, kind: str, split: str | None) -> list[Matrix]:
+def mlp_path(
+    source: Source, module: str, step: int, kind: str, split: str | None
+) -> list[Matrix]:
     """Compute down @ up, (D, D): the MLP's map of the residual stream if every gate passes 1.
 
     The MLP itself is x -> down (silu(gate x) * up x), so this is its path with the nonlinearity

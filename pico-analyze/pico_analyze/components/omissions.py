@@ -42,7 +42,10 @@ class OmittedWarning(UserWarning):
 
 
 def report_omissions(
-    run: Source, components: Sequence[str] | None, modules: Mapping[str, Sequence[str]], empty: bool
+    run: Source,
+    components: Sequence[str] | None,
+    modules: Mapping[str, Sequence[str]],
+    empty: bool,
 ) -> None:
     """Warn of circuits that `components` name and that the model lacks.
 
@@ -114,13 +117,17 @@ def _outside(modules: Sequence[str]) -> list[str]:
 
 
 def _is_offered(module: str) -> bool:
-    return not module.endswith("norm") and parse(module).kind != "norm" and ".lora_" not in module
+    return (
+        not module.endswith("norm") and parse(module).kind != "norm" and ".lora_" not in module
+    )
 
 
 def _not_matrices(tensors: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Name the tensors of layers with more than two dimensions, such as those of all experts."""
     stacks = {
-        parse(name).component: shape for name, shape in tensors.items() if _is_stack(name, shape)
+        parse(name).component: shape
+        for name, shape in tensors.items()
+        if _is_stack(name, shape)
     }
     if not stacks:
         return []

@@ -87,7 +87,9 @@ def attention_at(source: Source, module: str, step: int, roles: Sequence[Role]) 
     return Attention(source, module, step, layout, heads)
 
 
-def mlp_at(source: Source, module: str, step: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def mlp_at(
+    source: Source, module: str, step: int, kind: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Read up (I, D) and down (D, I) of an MLP.
 
     Of a matrix that fuses up and gate, up is the half to which no nonlinearity is applied.
@@ -121,4 +123,6 @@ def _layout(
 def _is_transposed(source: Source, module: str, name: str, step: int) -> bool:
     if name not in TRANSPOSED:
         return False
-    return is_transposed(source.model, module, source.tensor(step, "weights", f"{module}.{name}"))
+    return is_transposed(
+        source.model, module, source.tensor(step, "weights", f"{module}.{name}")
+    )

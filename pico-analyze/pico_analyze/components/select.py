@@ -104,7 +104,10 @@ class MeasuredUnit:
 
 
 def plan_units(
-    components: Sequence[str] | None, kind: str, modules: Iterable[str], model: Mapping[str, Any]
+    components: Sequence[str] | None,
+    kind: str,
+    modules: Iterable[str],
+    model: Mapping[str, Any],
 ) -> list[MeasuredUnit]:
     """Choose units of `kind` by their components, in the order of the model.
 

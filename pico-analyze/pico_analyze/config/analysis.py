@@ -83,7 +83,9 @@ def _reference(value: Any) -> Any:
     """Refuse a reference that is neither a step nor one of `REFERENCES`."""
     if value is None or _is_step(value) or value in REFERENCES:
         return value
-    near = "".join(f', did you mean "{name}"?' for name in nearest(str(value)[:100], REFERENCES))
+    near = "".join(
+        f', did you mean "{name}"?' for name in nearest(str(value)[:100], REFERENCES)
+    )
     names = ", ".join(REFERENCES)
     raise ValueError(f"should be one of {names}, or a step (it is {_shown(value)}{near})")
 
@@ -235,7 +237,9 @@ def check_trust(source: Path, trust: bool) -> None:
         require_trust(_read(source), source, trust)
 
 
-def checked(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> AnalysisConfig:
+def checked(
+    raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()
+) -> AnalysisConfig:
     """Check `raw` as JSON in strict mode; old names of keys are accepted.
 
     Text is not a number, true is not a number, and 10.0 is not an integer.
@@ -278,7 +282,17 @@ def _names_a_source(source: Path) -> bool:
     )
 
 
-_MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
+_MODEL_FILES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".onnx",
+    ".h5",
+    ".msgpack",
+)
 """Endings of files that people name in place of the folder around them."""
 
 

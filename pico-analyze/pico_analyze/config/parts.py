@@ -29,7 +29,10 @@ def measurable_parts(
     all parts are returned, since `measure` explains best why it finds nothing.
     """
     stored = {
-        (kind, split) for step in run.steps for kind in KINDS for split in run.splits(step, kind)
+        (kind, split)
+        for step in run.steps
+        for kind in KINDS
+        for split in run.splits(step, kind)
     }
     measurable, lines = [], []
     for part in parts:

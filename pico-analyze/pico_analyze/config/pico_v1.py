@@ -173,7 +173,9 @@ def _components(component: LegacyComponent, where: str) -> list[str]:
     suffixes = component.layer_suffixes
     if component.component_name == "simple":
         if not isinstance(suffixes, str):
-            raise UserError(f'{where}: layer_suffixes of "simple" should be the name of one module')
+            raise UserError(
+                f'{where}: layer_suffixes of "simple" should be the name of one module'
+            )
         return [names.canonical(f"layers.{layer}.{suffixes}") for layer in component.layers]
     given = (
         {key: names.canonical(str(suffix)) for key, suffix in suffixes.items()}
@@ -212,7 +214,9 @@ def _notes_on_metrics(legacy: LegacyConfig) -> Iterator[str]:
             yield f"norm_type: the norm {metric.norm_type} is called {_NORMS[metric.norm_type]}"
         if metric.metric_name == "pwcca":
             yield "pwcca: the weights are those of Morcos et al. 2018; those of 1.x were others (up to 5% apart)"
-        circuits = [entry for entry in metric.components if entry.component_name == "ov_circuit"]
+        circuits = [
+            entry for entry in metric.components if entry.component_name == "ov_circuit"
+        ]
         kinds = {circuit.data_type for circuit in circuits}
         if "weights" in kinds:
             yield "ov_circuit: of weights it is O V, which maps the residual stream to itself; 1.x took V O"
@@ -238,5 +242,7 @@ def _notes_on_file(legacy: LegacyConfig, name: str) -> Iterator[str]:
 
 def _overshoots(steps: Mapping[str, Any]) -> bool:
     start, end, step = (steps.get(key) for key in ("start", "end", "step"))
-    whole = isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step > 0
+    whole = (
+        isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step > 0
+    )
     return whole and (end - start) % step != 0  # type: ignore[operator]

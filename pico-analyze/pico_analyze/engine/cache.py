@@ -222,14 +222,22 @@ def _file_name(text: str) -> str:
 
 def _header(lines: str) -> dict[str, Any]:
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
-    return {"format": FORMAT, "format_version": FORMAT_VERSION, "code": _code(), "sha256": sha256}
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "code": _code(),
+        "sha256": sha256,
+    }
 
 
-def _fingerprint(source: Source, kinds: Sequence[str], split: str | None, step: int) -> str | None:
+def _fingerprint(
+    source: Source, kinds: Sequence[str], split: str | None, step: int
+) -> str | None:
     assert isinstance(source, Fingerprinted)
     try:
         fingerprints = [
-            source.fingerprint(step, kind, None if kind == "weights" else split) for kind in kinds
+            source.fingerprint(step, kind, None if kind == "weights" else split)
+            for kind in kinds
         ]
     except UserError:
         return None

@@ -86,7 +86,9 @@ def _unit_frames(
         )
 
 
-def _entries(source: Source, module: str, step: int, kind: str, split: str | None) -> np.ndarray:
+def _entries(
+    source: Source, module: str, step: int, kind: str, split: str | None
+) -> np.ndarray:
     """Read the entries of a module, flat and in float64; empty if they cannot be read."""
     try:
         return linalg.entries(source.tensor(step, kind, module, split)).flatten().numpy()

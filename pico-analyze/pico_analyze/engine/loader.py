@@ -84,7 +84,9 @@ class Loader:
         work = self.work
         modules = work.unit.effective_weights(work.kind)
         with self._noting(steps[-1]):
-            return [dtype for step in steps for dtype in base_dtypes(work.source, modules, step)]
+            return [
+                dtype for step in steps for dtype in base_dtypes(work.source, modules, step)
+            ]
         return []
 
     def _stored_at(self, step: int) -> list[MetricInputs]:
@@ -93,14 +95,17 @@ class Loader:
         # Effective weights carry the rounding of their merge beside that of their own storage.
         if merged:
             return [
-                MetricInputs(m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged))
+                MetricInputs(
+                    m, linalg.coarser(m.dtype, *merged), self._storage_error(m, merged)
+                )
                 for m in matrices
             ]
         with self._noting(step):
             n_tokens, positions = self._n_tokens(step), self._positions(step)
             _check_rows(matrices, positions)
             return [
-                MetricInputs(m, m.dtype, n_tokens=n_tokens, positions=positions) for m in matrices
+                MetricInputs(m, m.dtype, n_tokens=n_tokens, positions=positions)
+                for m in matrices
             ]
         return []
 

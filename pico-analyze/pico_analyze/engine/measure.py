@@ -69,7 +69,7 @@ def measure(
         null_draws: the draws of a permutation null for each similarity of samples; 0 for none.
         dense_circuits: also measure entries of circuits, which needs their D x D matrices.
         cache: a directory of results that are reused while code and files stay the same.
-        executor: of concurrent.futures or with its interface; its workers open the files of `run`.
+        executor: of concurrent.futures or like it; its workers open the files of `run`.
         progress: called with the number of work items done and of all.
 
     Raises:
@@ -78,7 +78,8 @@ def measure(
     Warns:
         DamagedWarning, OmittedWarning: once for each unreadable part or lacking circuit.
     """
-    _refuse_empty(metrics=metrics, components=components, steps=steps, kinds=kinds, splits=splits)
+    choices = {"metrics": metrics, "components": components, "steps": steps}
+    _refuse_empty(choices | {"kinds": kinds, "splits": splits})
     chosen = resolve(metrics)
     request = Request(
         run=run,
@@ -101,7 +102,7 @@ def measure(
     return _table(run.name, items, chosen, numbers, damage)
 
 
-def _refuse_empty(**arguments: Sequence[Any] | Mapping[str, int] | None) -> None:
+def _refuse_empty(arguments: Mapping[str, Sequence[Any] | Mapping[str, int] | None]) -> None:
     for name, argument in arguments.items():
         if argument is not None and len(argument) == 0:
             raise UserError(f"{name} is empty: name some, or leave it out for the default")

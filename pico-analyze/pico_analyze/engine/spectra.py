@@ -9,7 +9,12 @@ from pico_contract.errors import DamagedError, UserError
 from pico_contract.names import parse
 
 from pico_analyze import linalg
-from pico_analyze.components.select import ComponentKey, MeasuredUnit, check_components, plan_units
+from pico_analyze.components.select import (
+    ComponentKey,
+    MeasuredUnit,
+    check_components,
+    plan_units,
+)
 from pico_analyze.sources.base import Source
 
 MOST_STEPS = 6

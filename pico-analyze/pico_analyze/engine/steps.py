@@ -76,7 +76,9 @@ def choose_base(
             raise UserError(f"the {what} step {base} is not in the run; the nearest is {near}")
         return dict.fromkeys(steps, base)
     if base not in ("first", "last", "previous"):
-        raise UserError(f'{what} should be "first", "last", "previous" or a step but is "{base}"')
+        raise UserError(
+            f'{what} should be "first", "last", "previous" or a step but is "{base}"'
+        )
     if not available:
         return {}  # nothing to compare with, which is no mistake of the request
     if base == "first":

@@ -218,8 +218,12 @@ def _spectrum(matrix: Matrix, values: torch.Tensor, exponent: int) -> Spectrum:
     if exponent and abs(magnitude) < _SAFE_FOR_NORMS:
         # Usually the values fit into float64 without the exponent, and readers need not know of it.
         values, exponent = times_powers(values, exponent), 0
-    rounding = storage_error(matrix, unit=exponent) if isinstance(matrix, FactoredMatrix) else None
-    return Spectrum(values, (matrix.shape[0], matrix.shape[1]), matrix.dtype, rounding, exponent)
+    rounding = (
+        storage_error(matrix, unit=exponent) if isinstance(matrix, FactoredMatrix) else None
+    )
+    return Spectrum(
+        values, (matrix.shape[0], matrix.shape[1]), matrix.dtype, rounding, exponent
+    )
 
 
 def _cores(matrices: Sequence[Matrix]) -> torch.Tensor:
@@ -288,7 +292,9 @@ def _factor_error(factor: torch.Tensor, merged: Sequence[torch.dtype]) -> _Facto
     # The smaller Gram matrix gives both norms: its trace is ||.||_F^2, its largest eigenvalue
     # ||.||_2^2.
     squares = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0)
-    error = _entry_error(math.sqrt(squares.sum()), factor.shape, (factor.dtype, *merged), exponent)
+    error = _entry_error(
+        math.sqrt(squares.sum()), factor.shape, (factor.dtype, *merged), exponent
+    )
     return _FactorError(error, math.sqrt(squares[-1]), exponent)
 
 
@@ -368,7 +374,9 @@ def is_finite(matrix: Matrix) -> bool:
     """Return whether no entry, of either factor for a product, is NaN or infinite."""
     parts = (matrix.left, matrix.right) if isinstance(matrix, FactoredMatrix) else (matrix,)
     # torch sums no float8
-    return all(_all_finite(part.to(REAL) if part.dtype.itemsize == 1 else part) for part in parts)
+    return all(
+        _all_finite(part.to(REAL) if part.dtype.itemsize == 1 else part) for part in parts
+    )
 
 
 def _all_finite(x: torch.Tensor) -> bool:

@@ -45,7 +45,9 @@ def fit(logs: torch.Tensor) -> PowerLaw | None:
     if len(ends) == 0:
         return None
     laws = [_best_of(block, logs, counts, excess) for block in ends.split(_BLOCK)]
-    return min(laws, key=lambda law: law.distance)  # the first, so the shortest tail, of equal ones
+    return min(
+        laws, key=lambda law: law.distance
+    )  # the first, so the shortest tail, of equal ones
 
 
 def _tail_ends(logs: torch.Tensor, counts: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:

@@ -58,21 +58,39 @@ _TWO_SIDED = "two-sided distance: not comparable with the packages powerlaw and 
 METRICS: dict[str, Metric] = {
     # Spectrum of one matrix
     "per": Metric(single.per, 1, _ALL, "spectrum", "fraction of full rank", "[0, 1]"),
-    "effective_rank": Metric(single.effective_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
-    "condition_number": Metric(single.condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"),
+    "effective_rank": Metric(
+        single.effective_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"
+    ),
+    "condition_number": Metric(
+        single.condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"
+    ),
     "effective_condition_number": Metric(
         single.effective_condition_number, 1, _ALL, "spectrum", "ratio", "[1, inf)"
     ),
     "numerical_rank": Metric(
-        single.numerical_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]", caution=_OF_ONE_SHAPE
+        single.numerical_rank,
+        1,
+        _ALL,
+        "spectrum",
+        "dimensions",
+        "[0, k]",
+        caution=_OF_ONE_SHAPE,
     ),
     "stable_rank": Metric(single.stable_rank, 1, _ALL, "spectrum", "dimensions", "[0, k]"),
     "participation_ratio": Metric(
         single.participation_ratio, 1, _ALL, "spectrum", "dimensions", "[0, k]"
     ),
-    "spectral_entropy": Metric(single.spectral_entropy, 1, _ALL, "spectrum", "nats", "[0, ln k]"),
+    "spectral_entropy": Metric(
+        single.spectral_entropy, 1, _ALL, "spectrum", "nats", "[0, ln k]"
+    ),
     "heavy_tail_exponent": Metric(
-        single.heavy_tail_exponent, 1, _ALL, "spectrum", "exponent", "(1, inf)", caution=_TWO_SIDED
+        single.heavy_tail_exponent,
+        1,
+        _ALL,
+        "spectrum",
+        "exponent",
+        "(1, inf)",
+        caution=_TWO_SIDED,
     ),
     "heavy_tail_ks": Metric(
         single.heavy_tail_ks, 1, _ALL, "spectrum", "distance", "[0, 1]", caution=_TWO_SIDED
@@ -89,14 +107,22 @@ METRICS: dict[str, Metric] = {
     "hoyer": Metric(single.hoyer, 1, _ALL, "entries", "index", "[0, 1]"),
     "kurtosis": Metric(single.kurtosis, 1, _ALL, "entries", "ratio", "[-2, inf)"),
     "near_zero_share": Metric(
-        single.near_zero_share, 1, _ALL, "entries", "share of entries", "[0, 1]", {"fraction": 0.01}
+        single.near_zero_share,
+        1,
+        _ALL,
+        "entries",
+        "share of entries",
+        "[0, 1]",
+        {"fraction": 0.01},
     ),
     # One sample of activations
     "anisotropy": Metric(single.anisotropy, 1, _SAMPLES, "sample", "similarity", "[-1, 1]"),
     "intrinsic_dimension": Metric(
         single.intrinsic_dimension, 1, _SAMPLES, "sample", "dimensions", "[0, k]"
     ),
-    "dead_units": Metric(single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"),
+    "dead_units": Metric(
+        single.dead_units, 1, _SAMPLES, "sample", "share of columns", "[0, 1]"
+    ),
     # One update
     "update_to_weight_ratio": Metric(
         single.update_to_weight_ratio, 1, _UPDATES, "update", "ratio", "[0, inf)"
@@ -122,13 +148,17 @@ METRICS: dict[str, Metric] = {
     "cka_rbf": Metric(
         pair.cka_rbf, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"bandwidth": 0.8}
     ),
-    "svcca": Metric(pair.svcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"variance": 0.99}),
+    "svcca": Metric(
+        pair.svcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"variance": 0.99}
+    ),
     "pwcca": Metric(pair.pwcca, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "procrustes": Metric(pair.procrustes, 2, _SAMPLES, "sample", "similarity", "[0, 1]"),
     "subspace_overlap": Metric(
         pair.subspace_overlap, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}
     ),
-    "mutual_knn": Metric(pair.mutual_knn, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}),
+    "mutual_knn": Metric(
+        pair.mutual_knn, 2, _SAMPLES, "sample", "similarity", "[0, 1]", {"k": 10}
+    ),
     # Two matrices or vectors
     "cosine": Metric(pair.cosine, 2, _ALL, "matrix", "similarity", "[-1, 1]"),
     "relative_distance": Metric(pair.relative_distance, 2, _ALL, "matrix", "ratio", "[0, inf)"),

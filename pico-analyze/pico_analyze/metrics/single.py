@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 import torch
 
-from pico_analyze.linalg.matrix import Spectrum, WeightUpdate, norm, norm_ratio, sorted_magnitudes
+from pico_analyze.linalg.matrix import (
+    Spectrum,
+    WeightUpdate,
+    norm,
+    norm_ratio,
+    sorted_magnitudes,
+)
 from pico_analyze.linalg.power_law import PowerLaw
 from pico_analyze.linalg.sample import Sample
 from pico_analyze.linalg.scaling import normalized_entries

@@ -15,9 +15,19 @@ OUTSIDE = -1
 """Stands for the layer of a module outside the layers."""
 _WIDE = 50.0  # values that differ by more than this factor get a logarithmic axis or colours
 # Values in these units lie within [0, 1]: their axes are always linear.
-_BOUNDED = ("similarity", "fraction of full rank", "index", "share of entries", "share of columns")
+_BOUNDED = (
+    "similarity",
+    "fraction of full rank",
+    "index",
+    "share of entries",
+    "share of columns",
+)
 
-OVERVIEW = (("weights", "per"), ("activations", "cka_debiased"), ("gradients", "frobenius_norm"))
+OVERVIEW = (
+    ("weights", "per"),
+    ("activations", "cka_debiased"),
+    ("gradients", "frobenius_norm"),
+)
 """(kind, metric) of the figures that are drawn if no metrics are named."""
 # Metrics whose display name is not their name with spaces.
 _NAMES = {
@@ -103,7 +113,9 @@ def _other_runs(pairs: pd.DataFrame) -> str:
     return "".join(f" of run {name}" for name in names if name != run)
 
 
-def plot_data(frame: pd.DataFrame, metric: str, kind: str, split: str | None = None) -> PlotData:
+def plot_data(
+    frame: pd.DataFrame, metric: str, kind: str, split: str | None = None
+) -> PlotData:
     """Select the rows of one metric of one kind and split.
 
     `split` may be left out if the table holds one only.

@@ -145,7 +145,9 @@ def _draw_by_depth(axes: Axes, table: pd.DataFrame, steps: list[int]) -> None:
     layers = [int(layer) for layer in values.index]
     for index, step in enumerate(steps):
         means = values[step].to_numpy()
-        axes.plot(layers, means, color=colours(index), marker="o", markersize=2.5, linewidth=1.2)
+        axes.plot(
+            layers, means, color=colours(index), marker="o", markersize=2.5, linewidth=1.2
+        )
     last_step = table[table["step"] == steps[-1]]
     _dot_heads(axes, last_step, colours(len(steps) - 1))
     _label_depth(axes, layers)

@@ -147,7 +147,9 @@ def _stack(component: str, module: str) -> str | None:
     return None
 
 
-def _draw_lines(axes: Axes, table: pd.DataFrame, layers: list[int], style: _Style = "-") -> None:
+def _draw_lines(
+    axes: Axes, table: pd.DataFrame, layers: list[int], style: _Style = "-"
+) -> None:
     values = by_layer(table)
     if draw_no_data(axes, table, values):
         return

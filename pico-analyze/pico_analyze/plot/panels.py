@@ -143,7 +143,9 @@ def _broken(title: str) -> str:
 def label_below(figure: Figure, axis: str, rows: pd.DataFrame) -> None:
     """Name the horizontal axis, and count the rows without a value by their status."""
     absent = rows.loc[rows["value"].isna(), "status"].value_counts().sort_index()
-    reasons = ", ".join(f"{status}\N{NO-BREAK SPACE}{count}" for status, count in absent.items())
+    reasons = ", ".join(
+        f"{status}\N{NO-BREAK SPACE}{count}" for status, count in absent.items()
+    )
     note = ""
     if reasons:
         note = f"gaps: {absent.sum()} of {len(rows)} numbers have no value ({reasons})"
@@ -155,7 +157,9 @@ def wrap_text(figure: Figure, text: str) -> str:
     most = int(LETTERS * figure.get_figwidth())
     lines = len(textwrap.wrap(text, most))
     # The narrowest width that needs no more lines makes them about equally long.
-    even = next(width for width in range(1, most + 1) if len(textwrap.wrap(text, width)) <= lines)
+    even = next(
+        width for width in range(1, most + 1) if len(textwrap.wrap(text, width)) <= lines
+    )
     return textwrap.fill(text, even)
 
 
@@ -165,7 +169,12 @@ def draw_no_data(axes: Axes, table: pd.DataFrame, values: pd.DataFrame) -> bool:
         return False
     why = ", ".join(sorted(table.loc[table["value"].isna(), "status"].unique()))
     axes.text(
-        0.5, 0.5, f"no value to draw:\n{why}", transform=axes.transAxes, ha="center", va="center"
+        0.5,
+        0.5,
+        f"no value to draw:\n{why}",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
     )
     axes.set_xticks([])
     axes.set_yticks([])
@@ -322,7 +331,12 @@ def draw_cells(
     _hatch(axes)
     axes.grid(visible=False)
     axes.imshow(
-        values.to_numpy(), aspect="auto", origin="lower", interpolation="none", norm=norm, cmap=cmap
+        values.to_numpy(),
+        aspect="auto",
+        origin="lower",
+        interpolation="none",
+        norm=norm,
+        cmap=cmap,
     )
     columns = thin_ticks(range(values.shape[1]))
     axes.set_xticks(columns, [short(int(values.columns[i])) for i in columns])

@@ -83,7 +83,10 @@ class Grid:
 
 
 def render(
-    source: Source, frame: pd.DataFrame, metrics: Sequence[str] | None = None, heads: bool = False
+    source: Source,
+    frame: pd.DataFrame,
+    metrics: Sequence[str] | None = None,
+    heads: bool = False,
 ) -> str:
     """Render the report of a measurement `frame` of `source` as HTML.
 
@@ -158,7 +161,9 @@ def sessions(source: Source) -> list[dict[str, str]]:
     manifest = getattr(source, "manifest", None)
     if not manifest:
         return []
-    return [{key: _plain(value) for key, value in session.items()} for session in manifest.sessions]
+    return [
+        {key: _plain(value) for key, value in session.items()} for session in manifest.sessions
+    ]
 
 
 def warnings_of(source: Source) -> list[str]:
@@ -312,7 +317,9 @@ def _parts(metrics: Sequence[str]) -> list[Sequence[str]]:
     return [metrics[start:end] for start, end in pairwise(bounds)]
 
 
-def pictures(frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool) -> Iterator[Picture]:
+def pictures(
+    frame: pd.DataFrame, metrics: Sequence[str] | None, heads: bool
+) -> Iterator[Picture]:
     """Yield the figures, one at a time, each with its title and caption."""
     for drawn in draw_figures(frame, metrics, heads, COLUMNS):
         metric = drawn.subject.metric if drawn.subject else None

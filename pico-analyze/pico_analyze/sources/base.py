@@ -60,7 +60,9 @@ class Source(Protocol):
     def modules(self, step: int, kind: str, split: str | None = None) -> list[str]:
         """List the names of the modules that have a tensor of `kind` at `step`."""
 
-    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+    def tensor(
+        self, step: int, kind: str, module: str, split: str | None = None
+    ) -> torch.Tensor:
         """Read a tensor in its stored dtype, to the CPU."""
 
 
@@ -115,4 +117,6 @@ def no_step(
 
 def no_module(place: object, kind: str, module: str, known: Iterable[str]) -> UserError:
     """Return an error that says that `place` has no `kind` of `module`, with the nearest one."""
-    return UserError(f'{place} has no {kind} of the module "{module}"{did_you_mean(module, known)}')
+    return UserError(
+        f'{place} has no {kind} of the module "{module}"{did_you_mean(module, known)}'
+    )

@@ -167,4 +167,6 @@ def is_pointer(first: bytes) -> bool:
 
 def pointer_sentence(path: object) -> str:
     """Say in one sentence that a file is a pointer of Git LFS, and how to fetch the file."""
-    return f"{path} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`"
+    return (
+        f"{path} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`"
+    )

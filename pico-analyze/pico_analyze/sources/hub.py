@@ -62,7 +62,10 @@ class Address:
 
 
 def open_hub(
-    name: str, disk_gib: float = DISK_GIB, cache: Path | None = None, endpoint: str | None = None
+    name: str,
+    disk_gib: float = DISK_GIB,
+    cache: Path | None = None,
+    endpoint: str | None = None,
 ) -> HubSeries:
     """Open the steps of a model on the hub as a series.
 
@@ -104,7 +107,9 @@ def open_hub(
     return series
 
 
-def _one_branch(address: Address, chosen: Sequence[str], with_step: Sequence[str]) -> str | None:
+def _one_branch(
+    address: Address, chosen: Sequence[str], with_step: Sequence[str]
+) -> str | None:
     """Return the only branch that the address names, or `main` if it names none.
 
     Without a name, revisions that say a step come before `main`, unless a folder is given.
@@ -116,7 +121,9 @@ def _one_branch(address: Address, chosen: Sequence[str], with_step: Sequence[str
     return "main" if "main" in chosen else None
 
 
-def _steps_of_branch(store: Store, address: Address, branch: str, commit: str) -> HubSeries | None:
+def _steps_of_branch(
+    store: Store, address: Address, branch: str, commit: str
+) -> HubSeries | None:
     """Open the steps that lie within one branch, as commits or in folders; None without any."""
     if not address.folder:
         saved = saved_commits(store.commits(branch))

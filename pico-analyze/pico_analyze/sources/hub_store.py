@@ -73,7 +73,9 @@ class Store:
         # Reentrant, since `read` calls `tree`
         self._lock = threading.RLock()
         self._hub = _library()
-        root = Path(self._hub.constants.HF_HOME) / "pico-analyze" if cache is None else Path(cache)
+        root = (
+            Path(self._hub.constants.HF_HOME) / "pico-analyze" if cache is None else Path(cache)
+        )
         self.root = root / repo.replace("/", "--")
         files = [path for path in self.root.rglob("*") if path.suffix in _BUDGETED]
         files.sort(key=lambda path: path.stat().st_mtime)
@@ -183,7 +185,11 @@ class Store:
         return self._intact.get(path) == sha256
 
     def _download(self, commit: str, file: str) -> Path:
-        options = {"revision": commit, "local_dir": self.root / commit, "endpoint": self._endpoint}
+        options = {
+            "revision": commit,
+            "local_dir": self.root / commit,
+            "endpoint": self._endpoint,
+        }
         return Path(self._hub.hf_hub_download(self.repo, file, **options))
 
     def _free_disk_space(self, size: int, file: Path) -> None:
@@ -224,7 +230,9 @@ class Store:
                 f"{what} is gated: ask for access on the hub, then log in with `hf auth login`"
             ) from None
         except errors.RepositoryNotFoundError:
-            raise DamagedError(f"there is no model {what} on the hub, or it is private") from None
+            raise DamagedError(
+                f"there is no model {what} on the hub, or it is private"
+            ) from None
         except (errors.HTTPError, errors.HFValidationError, OSError) as error:
             raise DamagedError(
                 f"{what} cannot be had from the hub ({' '.join(str(error).split())})"

@@ -36,7 +36,9 @@ class ObservedStep:
         """List the modules of which a tensor of `kind` was observed; errors as for `tensor`."""
         return modules_of(self._stored(step, kind, split), is_tied(self.model, kind))
 
-    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+    def tensor(
+        self, step: int, kind: str, module: str, split: str | None = None
+    ) -> torch.Tensor:
         """Return the observed tensor, which must not be changed; UserError if there is none."""
         stored = self._stored(step, kind, split)
         name = stored_name(module, stored, is_tied(self.model, kind))

@@ -23,7 +23,13 @@ _NAMES = {
         "mlp_hidden_size",
         "hidden_dim",
     ),
-    "num_hidden_layers": ("n_layers", "n_layer", "num_layers", "num_transformer_layers", "depth"),
+    "num_hidden_layers": (
+        "n_layers",
+        "n_layer",
+        "num_layers",
+        "num_transformer_layers",
+        "depth",
+    ),
     "num_attention_heads": (
         "attention_n_heads",
         "n_head",

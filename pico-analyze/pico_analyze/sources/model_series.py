@@ -99,7 +99,9 @@ def open_one(folder: Path, notes: Sequence[str] = ()) -> Series:
     return _opened({0: only}, folder.resolve().name, _origin([folder]), [*notes, note])
 
 
-def _opened(steps: Mapping[int, StepName], name: str, origin: str, notes: Sequence[str]) -> Series:
+def _opened(
+    steps: Mapping[int, StepName], name: str, origin: str, notes: Sequence[str]
+) -> Series:
     # One pool for all steps bounds the number of open files.
     opened = OpenFiles()
     models: dict[int, Model] = {}
@@ -175,7 +177,9 @@ class Series:
 
     def tensors(self, step: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of every stored tensor of `step`, modules or not."""
-        return {names.canonical(stored.name): stored.shape for stored in self.models[step].stored()}
+        return {
+            names.canonical(stored.name): stored.shape for stored in self.models[step].stored()
+        }
 
     def check(self) -> None:
         """Read the headers of every step now.
@@ -218,7 +222,9 @@ class Series:
             modules.append(_HEAD)
         return modules
 
-    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+    def tensor(
+        self, step: int, kind: str, module: str, split: str | None = None
+    ) -> torch.Tensor:
         """Read the weight matrix of a module as it is stored, (out, in) for linear layers.
 
         Raises:
@@ -262,7 +268,9 @@ class Series:
         if step not in self.steps:
             raise no_step(self.name, step, self.steps, self.damaged)
         if kind != "weights":
-            raise UserError(f"{self.models[step].place} has no {kind}: a model holds weights alone")
+            raise UserError(
+                f"{self.models[step].place} has no {kind}: a model holds weights alone"
+            )
 
     def _modules(self, step: int) -> Mapping[str, StoredMatrix]:
         return self.models[step].modules

@@ -49,7 +49,9 @@ def _load(path: Path) -> dict[Any, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError:
         raise DamagedError(f"{path} does not exist") from None
-    except Exception as error:  # bytes that are not a pickle fail in many ways, even by KeyError
+    except (
+        Exception
+    ) as error:  # bytes that are not a pickle fail in many ways, even by KeyError
         raise DamagedError(_explain(path, str(error))) from None
     if not isinstance(loaded, dict):
         raise DamagedError(

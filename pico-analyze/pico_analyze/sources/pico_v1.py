@@ -64,7 +64,9 @@ class LegacyRun:
         self.damaged: dict[int, list[str]] = {}
         self._file = lru_cache(_OPEN_FILES)(pickled.tensors)
         self._checked = CheckedReads()
-        self._stored: dict[tuple[int, str, str], list[str]] = {}  # (step, kind, split) -> modules
+        self._stored: dict[
+            tuple[int, str, str], list[str]
+        ] = {}  # (step, kind, split) -> modules
         for step in self._listed_steps():
             self._read_modules(step)
         self.steps = sorted({step for step, _, _ in self._stored})
@@ -89,7 +91,9 @@ class LegacyRun:
         """List the modules with a tensor of `kind`, by Hugging Face name; raises as `tensor`."""
         return self._stored[step, kind, self._split(step, kind, split)]
 
-    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+    def tensor(
+        self, step: int, kind: str, module: str, split: str | None = None
+    ) -> torch.Tensor:
         """Read one tensor in its stored dtype, to the CPU.
 
         Weights and gradients are (out, in), activations (rows, out).

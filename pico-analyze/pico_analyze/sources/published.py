@@ -171,7 +171,12 @@ class PublishedRun(HubSeries):
     """
 
     def __init__(
-        self, name: str, store: Store, models: Mapping[int, Model], dynamics: Dynamics, origin: str
+        self,
+        name: str,
+        store: Store,
+        models: Mapping[int, Model],
+        dynamics: Dynamics,
+        origin: str,
     ) -> None:
         # No tokens are recorded, but before the first update they are 0.
         super().__init__(name, store, models, {0: 0}, origin)
@@ -200,7 +205,9 @@ class PublishedRun(HubSeries):
             self._observed[key] = file.modules()
         return list(self._observed[key])
 
-    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+    def tensor(
+        self, step: int, kind: str, module: str, split: str | None = None
+    ) -> torch.Tensor:
         """Read one tensor in its stored dtype, to the CPU.
 
         Weights and gradients are (out, in), activations (rows, out).

@@ -113,7 +113,9 @@ class Run:
             stored.update(dict.fromkeys(names))
         return modules_of(stored, is_tied(self.model, kind))
 
-    def tensor(self, step: int, kind: str, module: str, split: str | None = None) -> torch.Tensor:
+    def tensor(
+        self, step: int, kind: str, module: str, split: str | None = None
+    ) -> torch.Tensor:
         """Read one tensor in its stored dtype, to the CPU.
 
         Args:
@@ -251,7 +253,9 @@ class Run:
             files.append(self.layout.snapshot(step) / SNAPSHOT_WEIGHTS)
         return files
 
-    def _stored(self, step: int, kind: str, split: str | None) -> Iterator[tuple[Path, list[str]]]:
+    def _stored(
+        self, step: int, kind: str, split: str | None
+    ) -> Iterator[tuple[Path, list[str]]]:
         """Yield each file with `kind` of `step`, at least one, and the names of its tensors."""
         check_kind(kind)
         if step not in self.steps:

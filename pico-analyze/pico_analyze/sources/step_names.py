@@ -40,7 +40,9 @@ _WORDS = {  # unit -> patterns of a word and its number, in order of precedence
 _FLAGS = re.IGNORECASE | re.ASCII
 _FIELDS = {unit: [re.compile(word, _FLAGS) for word in words] for unit, words in _WORDS.items()}
 _TIME = r"(?:[t_ -]\d\d[-:.]?\d\d(?:[-:.]?\d\d)?)?"
-_DATE = re.compile(rf"(?<!\d)(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])[-_.][0-3]\d{_TIME}(?!\d)", _FLAGS)
+_DATE = re.compile(
+    rf"(?<!\d)(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])[-_.][0-3]\d{_TIME}(?!\d)", _FLAGS
+)
 _DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 _PADDED = re.compile(r"(?<=[-_])(0\d{3,})$")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

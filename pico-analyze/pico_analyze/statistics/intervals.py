@@ -115,7 +115,9 @@ def bootstrap(x: Any, y: Any, paired: bool, seed: int = 0, level: float = LEVEL)
     return Interval("bootstrap", low, high, error, df=missing, p=missing)
 
 
-def _resampled_differences(x: Any, y: Any, paired: bool, seed: int) -> Iterator[tuple[slice, Any]]:
+def _resampled_differences(
+    x: Any, y: Any, paired: bool, seed: int
+) -> Iterator[tuple[slice, Any]]:
     """Yield blocks of cells, each with its differences: (cells, BOOTSTRAP_DRAWS)."""
     generator = np.random.default_rng(seed)
     # All cells share the same resamples, because they come from the same runs.

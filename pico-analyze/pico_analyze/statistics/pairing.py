@@ -27,7 +27,9 @@ class Pairing:
     unpaired: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def choose_pairs(first: Sequence[Hashable | None], second: Sequence[Hashable | None]) -> Pairing:
+def choose_pairs(
+    first: Sequence[Hashable | None], second: Sequence[Hashable | None]
+) -> Pairing:
     """Pair the runs of two arms that have the same key (their seeds), if enough have a partner.
 
     Otherwise `pairs` is empty. An unknown key (None) has no partner, and neither has a key that

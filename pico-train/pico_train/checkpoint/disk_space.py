@@ -59,7 +59,9 @@ def explain_disk_full(root: Path, needed: Callable[[], int]) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free, rest = in_units(free_bytes(root)), in_units(needed())
-        sentence = f"{error.strerror} ({free} free, where the rest of the run takes up to {rest})"
+        sentence = (
+            f"{error.strerror} ({free} free, where the rest of the run takes up to {rest})"
+        )
         raise OSError(error.errno, sentence, error.filename or str(root)) from error
 
 

@@ -97,7 +97,9 @@ def _named_directory(source: str) -> Path:
     if separator and not Path(source).is_dir():
         return _checkpoint_directory(source, run, step)
     if RunLayout(Path(source)).manifest.is_file():
-        raise UserError(f'init_from "{source}" is a run: name a step, or write "{source}@latest"')
+        raise UserError(
+            f'init_from "{source}" is a run: name a step, or write "{source}@latest"'
+        )
     return Path(source)
 
 

@@ -97,7 +97,9 @@ def newest_intact(layout: RunLayout) -> tuple[int | None, list[str]]:
         # A model only: its state was removed to save space.
         if not layout.state(step).exists():
             continue
-        problem = codec.verify_directory(layout.checkpoint(step), CheckpointManifest, hashes=True)
+        problem = codec.verify_directory(
+            layout.checkpoint(step), CheckpointManifest, hashes=True
+        )
         if problem is None:
             problem = codec.verify_directory(layout.state(step), StateManifest, hashes=True)
         if problem is None:

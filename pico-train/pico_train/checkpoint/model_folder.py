@@ -130,7 +130,9 @@ def _check_dtypes(files: dict[str, codec.TensorFile]) -> None:
         dtype = file.dtype(name)
         # safetensors calls its floating-point types F64, F32, F16, BF16 and F8_...
         if not dtype.startswith(("F", "BF")):
-            raise DamagedError(f'{file.path}: the tensor "{name}" is {dtype}, not floating-point')
+            raise DamagedError(
+                f'{file.path}: the tensor "{name}" is {dtype}, not floating-point'
+            )
 
 
 def _tensors_by_file(paths: list[Path]) -> dict[str, codec.TensorFile]:
@@ -152,7 +154,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         tensors.update(codec.read_tensors(file))
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_BUFFER)}
+    return {
+        name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_BUFFER)
+    }
 
 
 def weight_files(folder: Path) -> list[Path]:

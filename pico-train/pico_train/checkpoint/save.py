@@ -59,7 +59,10 @@ class ModelMetadata:
 
 
 def save_checkpoint(
-    layout: RunLayout, saved: SavedState, metadata: ModelMetadata, metrics: FileEntry | None = None
+    layout: RunLayout,
+    saved: SavedState,
+    metadata: ModelMetadata,
+    metrics: FileEntry | None = None,
 ) -> Path:
     """Write the checkpoint of the step in `saved`; readers see it once this returns.
 
@@ -117,7 +120,9 @@ def write_model(
         )
     codec.save_tensors(directory / MODEL_WEIGHTS, weights)
     texts = {
-        MODEL_CONFIG: hf_config(metadata.config, metadata.special_tokens, metadata.architecture),
+        MODEL_CONFIG: hf_config(
+            metadata.config, metadata.special_tokens, metadata.architecture
+        ),
         GENERATION_CONFIG: generation_config(metadata.special_tokens),
     }
     if metadata.tokenizer is not None:

@@ -156,7 +156,9 @@ class SavedState:
         if self.directory is None:
             return
         tensors, _ = method.state_dict()
-        problem = difference(shapes_of(self.method_tensors), shapes_of(tensors), "this method's")
+        problem = difference(
+            shapes_of(self.method_tensors), shapes_of(tensors), "this method's"
+        )
         if problem is not None:
             raise DamagedError(f"{self.directory / METHOD_TENSORS}: {problem}")
 
@@ -168,7 +170,9 @@ class SavedState:
                 parameter that the optimizer had stepped.
         """
         file = (
-            "the optimizer's state" if self.directory is None else str(self.directory / OPTIMIZER)
+            "the optimizer's state"
+            if self.directory is None
+            else str(self.directory / OPTIMIZER)
         )
         try:
             load_optimizer_tensors(

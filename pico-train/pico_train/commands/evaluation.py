@@ -49,4 +49,6 @@ def evaluate_in_one_line(
     line = in_one_line(results)
     if not known:
         return line
-    return f"{line} (measured before under the same settings: {', '.join(known)}; --again repeats)"
+    return (
+        f"{line} (measured before under the same settings: {', '.join(known)}; --again repeats)"
+    )

@@ -158,7 +158,9 @@ def evaluate_folder(
     location = ResultLocation(
         RunLayout(out), absolute.name, step=0, model_sha256=_model_sha256(folder)
     )
-    evaluated = EvaluatedModel(decoder, vocabulary, decoder.config.max_position_embeddings, data)
+    evaluated = EvaluatedModel(
+        decoder, vocabulary, decoder.config.max_position_embeddings, data
+    )
     results = evaluate_in_one_line(
         evaluated, config.evaluate, location, wanted, again=again, progress=progress
     )

@@ -106,7 +106,9 @@ def _list_repository(config: FetchConfig, say: Callable[[str], None]) -> Listing
     return Listing(repo.repo, repo.commit, None, config.column, length, shards)
 
 
-def _measure_remote(repo: HubRepo, column: str, entry: tuple[str, int, str]) -> tuple[Shard, int]:
+def _measure_remote(
+    repo: HubRepo, column: str, entry: tuple[str, int, str]
+) -> tuple[Shard, int]:
     """Return the shard of a file on the hub and the length of its rows, from its footer."""
     file, size, sha256 = entry
     rows, length = _shape(repo.footer(file, size), column, file)
@@ -145,7 +147,9 @@ def _measure_local(root: Path, column: str, file: str) -> tuple[Shard, int]:
     try:
         rows, length = _shape(pq.read_metadata(path), column, str(path))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a Parquet file ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"{path} is not a Parquet file ({' '.join(str(error).split())})"
+        ) from None
     return Shard(file, path.stat().st_size, codec.sha256_file(path), rows), length
 
 
@@ -193,7 +197,9 @@ def _write(config: FetchConfig, listing: Listing, layout: DataLayout) -> DataMan
     codec.write_text(layout.shards("train"), listing.to_json())
     n_rows, row_length = listing.rows, listing.row_length
     tokens = n_rows * row_length
-    splits = {"train": SplitInfo(rows=n_rows, tokens=tokens, documents=n_rows, dropped_tokens=0)}
+    splits = {
+        "train": SplitInfo(rows=n_rows, tokens=tokens, documents=n_rows, dropped_tokens=0)
+    }
     # Rows are not read here, so the listing's digest stands for their content.
     digests = {"train": listing.digest}
     if config.validation is not None:
@@ -247,8 +253,12 @@ def _write_validation(
 def _require_ids(document: Document, vocab_size: int, path: str) -> np.ndarray:
     """Return a document of ids; refuse text and ids outside the vocabulary."""
     if isinstance(document, str):
-        raise UserError(f'validation: "{path}" holds text, where tokenised documents are expected')
+        raise UserError(
+            f'validation: "{path}" holds text, where tokenised documents are expected'
+        )
     outside = document[(document < 0) | (document >= vocab_size)]
     if outside.size:
-        raise UserError(f'"{path}" holds the id {outside[0]}, outside a vocabulary of {vocab_size}')
+        raise UserError(
+            f'"{path}" holds the id {outside[0]}, outside a vocabulary of {vocab_size}'
+        )
     return document

@@ -81,7 +81,9 @@ class HubRepo:
         files = self._files()
         names = sorted(fnmatch.filter(files, pattern))
         if not names:
-            raise UserError(f'{self.repo} has no file "{pattern}"{did_you_mean(pattern, files)}')
+            raise UserError(
+                f'{self.repo} has no file "{pattern}"{did_you_mean(pattern, files)}'
+            )
         shards = []
         for name in names:
             file = files[name]
@@ -133,7 +135,9 @@ class HubFiles:
     it. The files are the only state: their modification times say when they were last used.
     """
 
-    def __init__(self, repo: str, commit: str, cache: Path, cache_gib: float, largest: int) -> None:
+    def __init__(
+        self, repo: str, commit: str, cache: Path, cache_gib: float, largest: int
+    ) -> None:
         self._repo, self._commit = repo, commit
         self._root = cache / repo.replace("/", "--") / commit
         self._budget = int(cache_gib * 2**30)
@@ -170,11 +174,15 @@ class HubFiles:
         """Return the download of a shard, begun now unless it runs or has succeeded."""
         with self._lock:
             request = self._requested.get(shard.file)
-            has_failed = request is not None and request.done() and request.exception() is not None
+            has_failed = (
+                request is not None and request.done() and request.exception() is not None
+            )
             if request is None or has_failed:
                 request = self._requested[shard.file] = Future()
                 # A daemon thread, because the end of the process must not wait for a download.
-                threading.Thread(target=self._fulfil, args=(request, shard), daemon=True).start()
+                threading.Thread(
+                    target=self._fulfil, args=(request, shard), daemon=True
+                ).start()
             return request
 
     def _fulfil(self, request: Future[Path], shard: Shard) -> None:
@@ -259,7 +267,11 @@ class HubFiles:
                 size += len(block)
         if size != shard.size:
             return f"with {size:,} bytes, not {shard.size:,}"
-        return None if digest.hexdigest() == shard.sha256 else "with another sha256 than was listed"
+        return (
+            None
+            if digest.hexdigest() == shard.sha256
+            else "with another sha256 than was listed"
+        )
 
 
 @contextlib.contextmanager
@@ -275,7 +287,9 @@ def _sentences(name: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in _BUSY:
-            raise ConnectionError(f"{name} cannot be had from the hub (HTTP {status})") from None
+            raise ConnectionError(
+                f"{name} cannot be had from the hub (HTTP {status})"
+            ) from None
         remedy = _REMEDIES.get(status, "")
         raise UserError(f"the hub refuses {name} (HTTP {status}){remedy}") from None
     except errors.OfflineModeIsEnabled:

@@ -179,12 +179,16 @@ class PackedData:
         """Return the place that the shards of a listing are read from."""
         if listing.repo is None:
             return DirectoryFiles(Path(str(listing.directory)))
-        from pico_train.data.hub_files import HubFiles  # only streamed data need the hub's client
+        from pico_train.data.hub_files import (
+            HubFiles,
+        )  # only streamed data need the hub's client
 
         cache = self.stream.cache or DataLayout(self.path).cache
         # The cache must have space for several of the largest shard.
         largest = max(shard.size for shard in listing.shards)
-        return HubFiles(listing.repo, str(listing.revision), cache, self.stream.cache_gib, largest)
+        return HubFiles(
+            listing.repo, str(listing.revision), cache, self.stream.cache_gib, largest
+        )
 
 
 class PackedWriter:

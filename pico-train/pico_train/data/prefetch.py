@@ -61,7 +61,10 @@ class Reader:
         self._number, self._batch = number, Future()
         # A daemon thread, because the end of the process must not wait for a read.
         self._thread = threading.Thread(
-            target=self._fulfil, args=(self._batch, number), daemon=True, name="pico-train-reader"
+            target=self._fulfil,
+            args=(self._batch, number),
+            daemon=True,
+            name="pico-train-reader",
         )
         self._thread.start()
 

@@ -24,7 +24,13 @@ from pico_train.config import Section
 from pico_train.data.encoding import DocumentEncoder
 from pico_train.data.packed import PackedData, PackedWriter, smallest_dtype
 from pico_train.data.publish import is_made, publish_data, source_records
-from pico_train.data.sources import Document, SourceConfig, documents, local_files, source_remarks
+from pico_train.data.sources import (
+    Document,
+    SourceConfig,
+    documents,
+    local_files,
+    source_remarks,
+)
 from pico_train.data.tokenizer import (
     load_tokenizer,
     special_tokens,
@@ -160,7 +166,9 @@ def _source(config: PrepareConfig) -> Iterator[tuple[str, Document]]:
         )
 
 
-def _write(config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayout) -> DataManifest:
+def _write(
+    config: PrepareConfig, tokenizer: Tokenizer | None, layout: DataLayout
+) -> DataManifest:
     """Write tokenizer and rows, and return the manifest that describes them."""
     vocab_size = config.tokenizer.vocab_size
     special: dict[str, int] = {}
@@ -207,7 +215,9 @@ def _write_rows(
     return splits, digests
 
 
-def _encoded(config: PrepareConfig, encoder: DocumentEncoder) -> Iterator[tuple[str, np.ndarray]]:
+def _encoded(
+    config: PrepareConfig, encoder: DocumentEncoder
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (split, token ids) of every document of all sources."""
     encoded = encoder(_source(config), config.source.path)
     yield from _limited(encoded, config.max_tokens)

@@ -87,7 +87,10 @@ def source_records(files: Sequence[Path]) -> list[SourceFile]:
 def _record(path: Path) -> SourceFile:
     stat = path.stat()
     return SourceFile(
-        path=str(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=session_sha256(path)
+        path=str(path),
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        sha256=session_sha256(path),
     )
 
 
@@ -154,7 +157,9 @@ def _is_draft_of(out: Path, path: Path) -> bool:
     """Return whether `path` has the name of an unfinished `out`."""
     # codec.publish names its drafts NAME-TAG with eight hex digits.
     tag = path.name.rpartition("-")[2]
-    return path.name == temporary(out, tag).name and re.fullmatch("[0-9a-f]{8}", tag) is not None
+    return (
+        path.name == temporary(out, tag).name and re.fullmatch("[0-9a-f]{8}", tag) is not None
+    )
 
 
 def _remove_unless_locked(out: Path, path: Path, say: Say) -> None:

@@ -94,7 +94,9 @@ def _reader(config: SourceConfig) -> Callable[[SourceConfig], Iterator[Document]
         return _BUILT_IN[config.path]
     path = Path(config.path)
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else _BUILT_IN
+        siblings = (
+            [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else _BUILT_IN
+        )
         raise UserError(f"there is no source {path}{did_you_mean(path.name, siblings)}")
     if path.is_dir():
         return _directory
@@ -179,7 +181,9 @@ def _parquet(config: SourceConfig) -> Iterator[Document]:
 def hub_documents(config: SourceConfig, *, keep: bool = False) -> Iterator[Document]:
     """Read the documents of a hub data set as `hub_records` does, without blank ones."""
     records = hub_records(config, keep=keep)
-    yield from _without_blank(_document(record, config.field, where) for where, record in records)
+    yield from _without_blank(
+        _document(record, config.field, where) for where, record in records
+    )
 
 
 def hub_records(config: SourceConfig, *, keep: bool = False) -> Iterator[Record]:
@@ -227,7 +231,9 @@ def _opening(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, LookupError) as error:
-        raise UserError(f'the hub data set "{name}" cannot be opened: {_one_line(error)}') from None
+        raise UserError(
+            f'the hub data set "{name}" cannot be opened: {_one_line(error)}'
+        ) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -93,7 +93,9 @@ class TextEncoder:
         bytes of a document of ids are None unless ids alone determine them.
         """
         if not isinstance(document, str):
-            return int(self._text_bytes[ids[1:]].sum()) if self._text_bytes is not None else None
+            return (
+                int(self._text_bytes[ids[1:]].sum()) if self._text_bytes is not None else None
+            )
         total = len(document.encode())
         if self._start or not ids.size:
             return total
@@ -108,7 +110,9 @@ class TextEncoder:
         if self._written_bytes[ids].sum() == total:
             return int(self._written_bytes[ids[0]])
         # The vocabulary's bytes are not those of the text, so the tokenizer's offsets must do.
-        encoded = self._tokenizer.encode(pieces(self._tokenizer, text)[0], add_special_tokens=False)
+        encoded = self._tokenizer.encode(
+            pieces(self._tokenizer, text)[0], add_special_tokens=False
+        )
         return len(text[: encoded.offsets[0][1]].encode())
 
 

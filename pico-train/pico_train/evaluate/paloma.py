@@ -43,7 +43,9 @@ class PalomaConfig(TextsConfig):
             )
         if self.path.startswith(HUB):
             subsets = sorted(hub_subsets(self.path.removeprefix(HUB)))
-            return {name: partial(hub_documents, self._subset(name), keep=True) for name in subsets}
+            return {
+                name: partial(hub_documents, self._subset(name), keep=True) for name in subsets
+            }
         files_by_source = self._files(Path(self.path))
         return {name: partial(_documents, files) for name, files in files_by_source.items()}
 
@@ -54,7 +56,9 @@ class PalomaConfig(TextsConfig):
     def _files(self, folder: Path) -> dict[str, list[Path]]:
         """Return the files of each source below `folder`."""
         if not folder.is_dir():
-            siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            siblings = (
+                [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            )
             raise UserError(
                 f"evaluate.paloma.path: there is no directory {folder}{did_you_mean(folder.name, siblings)}"
             )

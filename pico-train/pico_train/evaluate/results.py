@@ -33,7 +33,9 @@ def newest_evaluations(layout: RunLayout) -> list[EvaluationManifest]:
 def task_scalars(task: str, metrics: Mapping[str, Measurement]) -> dict[str, float]:
     """Return `task/metric` -> value, without metrics of parts (`accuracy/paradigm/X`)."""
     return {
-        f"{task}/{name}": measured.value for name, measured in metrics.items() if "/" not in name
+        f"{task}/{name}": measured.value
+        for name, measured in metrics.items()
+        if "/" not in name
     }
 
 

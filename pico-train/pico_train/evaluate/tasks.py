@@ -116,7 +116,9 @@ def _perplexity(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
     return Prepared(
         {**settings, "data": data.manifest.fingerprint},
         Amount(n_rows, rows.n_rows, "validation rows"),
-        lambda advance: perplexity(model, rows, n_rows, seq_len, batch_size, byte_lengths, advance),
+        lambda advance: perplexity(
+            model, rows, n_rows, seq_len, batch_size, byte_lengths, advance
+        ),
     )
 
 
@@ -143,7 +145,9 @@ def _on_texts(evaluated: EvaluatedModel, sources: Sources, config: TextsConfig) 
     return Prepared(
         settings,
         Amount(n_texts, n_texts, "texts"),
-        lambda advance: text_perplexity(evaluated.model, sources, config, encoder, window, advance),
+        lambda advance: text_perplexity(
+            evaluated.model, sources, config, encoder, window, advance
+        ),
     )
 
 
@@ -159,7 +163,9 @@ def _blimp(evaluated: EvaluatedModel, config: EvaluateConfig) -> Prepared:
     return Prepared(
         pairs_settings(pairs) | encoder.settings(),
         Amount(n_sentences, n_sentences, "sentences"),
-        lambda advance: minimal_pairs(evaluated.model, pairs, encoder, blimp.batch_tokens, advance),
+        lambda advance: minimal_pairs(
+            evaluated.model, pairs, encoder, blimp.batch_tokens, advance
+        ),
     )
 
 
@@ -275,7 +281,9 @@ def evaluate(
         except (UserError, OSError) as error:
             if failed is None:
                 raise
-            failed(f"step {location.step}: {task} is left out, for it cannot be measured: {error}")
+            failed(
+                f"step {location.step}: {task} is left out, for it cannot be measured: {error}"
+            )
             continue
         # Outside of the try: a result that cannot be written is never a task to skip.
         if known is None:
@@ -318,7 +326,10 @@ def _checkpoint(location: ResultLocation) -> CheckpointManifest:
 
 
 def _write(
-    location: ResultLocation, task: str, settings: dict[str, Any], metrics: dict[str, Measurement]
+    location: ResultLocation,
+    task: str,
+    settings: dict[str, Any],
+    metrics: dict[str, Measurement],
 ) -> None:
     result = EvaluationManifest(
         created=codec.utc_now(),
@@ -328,7 +339,9 @@ def _write(
         settings=settings,
         metrics=metrics,
     )
-    codec.write_text(location.layout.evaluation(location.step, task, settings), result.to_json())
+    codec.write_text(
+        location.layout.evaluation(location.step, task, settings), result.to_json()
+    )
 
 
 def in_one_line(results: dict[str, dict[str, Measurement]]) -> str:

@@ -158,14 +158,20 @@ _Encoded = tuple[np.ndarray, int | None]
 """(ids, bytes of text that all ids but the first stand for, None if unknown)."""
 
 
-def _encoded(encoder: TextEncoder, texts: Iterator[Document], source: str) -> Iterator[_Encoded]:
+def _encoded(
+    encoder: TextEncoder, texts: Iterator[Document], source: str
+) -> Iterator[_Encoded]:
     for number, text in enumerate(texts, start=1):
         ids = encoder(text, f'text {number} of the source "{source}"')
         yield ids, encoder.predicted_bytes(text, ids)
 
 
 def _losses(
-    model: Decoder, sequences: Iterator[_Encoded], batch_tokens: int, window: int, advance: Advance
+    model: Decoder,
+    sequences: Iterator[_Encoded],
+    batch_tokens: int,
+    window: int,
+    advance: Advance,
 ) -> Losses:
     nll: list[float] = []
     n_tokens: list[int] = []

@@ -35,7 +35,9 @@ def model_readme(layout: RunLayout, repo: str, revisions: Mapping[int, str]) -> 
     use = f"Each revision is a Hugging Face model; {_loading(repo, newest)}"
     use += f'\nHow its weights developed, over all revisions: `pico-analyze run "hub:{repo}@{prefix}-step*"`\n'
     ending = [("Checkpoints", _revisions(revisions)), ("Use", use)]
-    return _readme(layout, "with its checkpoints as revisions", newest_evaluations(layout), ending)
+    return _readme(
+        layout, "with its checkpoints as revisions", newest_evaluations(layout), ending
+    )
 
 
 def exported_readme(layout: RunLayout, step: int, name: str, dtype: str) -> str:
@@ -122,7 +124,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 
 def _geometry(manifest: RunManifest) -> Rows:
-    counts = [(f"parameters, {name}", f"{count:,}") for name, count in manifest.parameters.items()]
+    counts = [
+        (f"parameters, {name}", f"{count:,}") for name, count in manifest.parameters.items()
+    ]
     return [*manifest.model.items(), *counts]
 
 
@@ -133,7 +137,9 @@ def _data(manifest: RunManifest, config: Mapping[str, Any]) -> Rows:
         ("order", manifest.data["order"]),
     ]
     try:
-        data = codec.read_manifest(DataLayout(Path(config["data"]["path"])).manifest, DataManifest)
+        data = codec.read_manifest(
+            DataLayout(Path(config["data"]["path"])).manifest, DataManifest
+        )
     except (DamagedError, OSError):
         return rows
     # Another data set may have been prepared at the same path since.
@@ -141,7 +147,12 @@ def _data(manifest: RunManifest, config: Mapping[str, Any]) -> Rows:
         return rows
     # A local path tells about the machine; its last part does not.
     source = data.source if data.source.startswith("hub:") else Path(data.source).name
-    return [("source", source), ("licence", data.licence), *rows, ("vocabulary", data.vocab_size)]
+    return [
+        ("source", source),
+        ("licence", data.licence),
+        *rows,
+        ("vocabulary", data.vocab_size),
+    ]
 
 
 def _recipe(manifest: RunManifest, config: Mapping[str, Any]) -> Rows:

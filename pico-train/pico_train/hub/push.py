@@ -64,7 +64,9 @@ class HubUploader:
 
     def missing(self) -> list[int]:
         """List the steps to push that the hub lacks, by the last look at the branch, ascending."""
-        return [step for step in sorted(self._seen - self._skipped) if not self._is_pushed(step)]
+        return [
+            step for step in sorted(self._seen - self._skipped) if not self._is_pushed(step)
+        ]
 
     def deliver(self, patience: float) -> None:
         """Push every missing checkpoint, and retry with growing pauses.
@@ -251,7 +253,9 @@ def push_run(run: Path, config: HubConfig, say: Say) -> list[int]:
     return uploader.delivered
 
 
-def _uploader(layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say) -> HubUploader:
+def _uploader(
+    layout: RunLayout, config: HubConfig, manifest: RunManifest, say: Say
+) -> HubUploader:
     assert config.repo is not None
     name = config.branch or manifest.name
     branch = Branch(config.repo, name, config.private, manifest.name, manifest.created)

@@ -125,7 +125,8 @@ def _same(old: OldConfig) -> Iterator[Piece]:
     types = ("pico_decoder", "pico_relora_decoder") if old.relora else ("pico_decoder",)
     if old["model.model_type"] not in types:
         raise old.refuse(
-            "model.model_type", f'is "{old["model.model_type"]}"; only "pico_decoder" was trained'
+            "model.model_type",
+            f'is "{old["model.model_type"]}"; only "pico_decoder" was trained',
         )
     if old["training.optimization.optimizer"] != "adamw":
         raise old.refuse("training.optimization.optimizer", 'only "adamw" was trained')
@@ -207,7 +208,10 @@ def _held_out(old: OldConfig, *, observed: bool) -> dict[str, Any]:
     if observed and probe:
         return {"validation_source.path": f"hub:{probe}", "validation_source.split": "val"}
     if old["evaluation.metrics"]:
-        name, split = old["evaluation.paloma.dataset_name"], old["evaluation.paloma.dataset_split"]
+        name, split = (
+            old["evaluation.paloma.dataset_name"],
+            old["evaluation.paloma.dataset_split"],
+        )
         return {"validation_source.path": f"hub:{name}", "validation_source.split": split}
     return {"validation_fraction": 0.0001 if observed else 0}
 
@@ -234,7 +238,10 @@ def _batch(old: OldConfig) -> Iterator[Piece]:
             f"data.dataset.name: of a data set other than {DOLMA}, all {devices} devices read the same rows",
         )
     if batch != asked:
-        yield NOTE, f"data.dataloader.batch_size: an update had {batch} different rows, not {asked}"
+        yield (
+            NOTE,
+            f"data.dataloader.batch_size: an update had {batch} different rows, not {asked}",
+        )
     if devices > 1:
         yield (
             NOTE,
@@ -266,7 +273,9 @@ def _schedule(old: OldConfig) -> Iterator[Piece]:
     if old[f"{section}.lr_scheduler"] == JAGGED:
         yield from _jagged(old)
     elif old[f"{section}.lr_scheduler"] != "linear_with_warmup":
-        raise old.refuse(f"{section}.lr_scheduler", f"choose from: linear_with_warmup, {JAGGED}")
+        raise old.refuse(
+            f"{section}.lr_scheduler", f"choose from: linear_with_warmup, {JAGGED}"
+        )
     else:
         for key in (f"{section}.restart_warmup_steps", f"{section}.min_lr_ratio"):
             if key in old.given:
@@ -289,7 +298,9 @@ def _jagged(old: OldConfig) -> Iterator[Piece]:
     section = "training.optimization"
     ratio, restart = old[f"{section}.min_lr_ratio"], old[f"{section}.restart_warmup_steps"]
     if not old.relora:
-        raise old.refuse(f"{section}.lr_scheduler", f'"{JAGGED}" needs the section model.relora')
+        raise old.refuse(
+            f"{section}.lr_scheduler", f'"{JAGGED}" needs the section model.relora'
+        )
     if not 0 < ratio <= 1:
         raise old.refuse(
             f"{section}.min_lr_ratio", f'"{JAGGED}" needs one above 0, up to 1 (it is {ratio})'

@@ -101,7 +101,8 @@ def _targets(old: OldConfig) -> Iterator[Piece]:
         )
     if not patterns:
         raise old.refuse(
-            "model.relora.target_modules", f"fits no linear layer of the decoder (it is {targets})"
+            "model.relora.target_modules",
+            f"fits no linear layer of the decoder (it is {targets})",
         )
     if patterns != every:
         yield "modules", patterns

@@ -36,7 +36,9 @@ def linear_modules(layers: int) -> list[str]:
     return [*modules, "de_embedding_proj"]
 
 
-def chosen_patterns(fits: Callable[[str], bool], modules: Iterable[str], layers: int) -> list[str]:
+def chosen_patterns(
+    fits: Callable[[str], bool], modules: Iterable[str], layers: int
+) -> list[str]:
     """Write patterns that choose exactly the `modules` (earlier names) that `fits` accepts.
 
     A component that is chosen in every layer becomes one pattern (`self_attn.v_proj`); other

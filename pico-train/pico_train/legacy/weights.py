@@ -181,7 +181,9 @@ def _merge_factors(tensors: Tensors, raw: Mapping[str, Any], path: Path) -> Tens
                 f'{path}: of "{module}" the weight or one of its two low-rank factors is missing'
             )
         if not _fit(base, up, down):
-            raise DamagedError(f'{path}: the low-rank factors of "{module}" do not fit its weight')
+            raise DamagedError(
+                f'{path}: the low-rank factors of "{module}" do not fit its weight'
+            )
         scale = _scale(tensors.get(f"{module}{SCALE}"), raw, path)
         merged[name] = _add_product(base, scale, up, down)
     return merged
@@ -254,7 +256,9 @@ def _pairs_to_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return pairs.transpose(1, 2).flatten(0, 2)  # (heads * d, D)
 
 
-def _remarks(path: Path, raw: Mapping[str, Any], has_head: bool, no_tokenizer: bool) -> list[str]:
+def _remarks(
+    path: Path, raw: Mapping[str, Any], has_head: bool, no_tokenizer: bool
+) -> list[str]:
     remarks = [
         f"note: weights from {path}; rows of the query and key projections are in Llama's order"
     ]
@@ -267,5 +271,7 @@ def _remarks(path: Path, raw: Mapping[str, Any], has_head: bool, no_tokenizer: b
             f"{HEAD}*: the head of the meta-learning episodes is no part of a language model; left out"
         )
     if no_tokenizer:
-        remarks.append(f"{TOKENIZER}: not found beside the weights; the result has no tokenizer")
+        remarks.append(
+            f"{TOKENIZER}: not found beside the weights; the result has no tokenizer"
+        )
     return remarks

@@ -97,7 +97,9 @@ class TrackedRun:
     def history(self) -> list[tuple[int, Values]]:
         """List (step, values) up to `start`, the evaluations of a step after its row."""
         rows = [(row["step"], _numbers(row)) for row in self.rows]
-        steps = [step for step in codec.listed_steps(self.layout.evaluations) if step <= self.start]
+        steps = [
+            step for step in codec.listed_steps(self.layout.evaluations) if step <= self.start
+        ]
         evaluations = [(step, scalars(self.layout, step)) for step in steps]
         # The sort is stable, so the row of a step stays before its evaluations.
         return sorted([*rows, *evaluations], key=itemgetter(0))

@@ -58,7 +58,9 @@ class DecoderConfig:
         width, heads = self.hidden_size, self.num_attention_heads
         kv_heads = self.num_key_value_heads
         if width % heads:
-            raise ValueError(f"num_attention_heads ({heads}) does not divide hidden_size ({width})")
+            raise ValueError(
+                f"num_attention_heads ({heads}) does not divide hidden_size ({width})"
+            )
         if heads % kv_heads:
             raise ValueError(
                 f"num_key_value_heads ({kv_heads}) does not divide num_attention_heads ({heads})"
@@ -258,7 +260,11 @@ class Layer(nn.Module):
 
 
 def layer_forward(
-    layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None
+    layer: nn.Module,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: KVCache | None,
 ) -> torch.Tensor:
     """Run `layer` by its own definition; model/execution.py has other ways to the same numbers."""
     return layer(x, cos, sin, cache)

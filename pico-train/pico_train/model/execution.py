@@ -17,7 +17,9 @@ from pico_train.model.decoder import Decoder, KVCache, RMSNorm, SwiGLU, layer_fo
 from pico_train.model.recompute import address, recompute_in_backward
 
 
-def apply_compile_and_checkpointing(model: Decoder, *, compiled: bool, checkpointing: bool) -> None:
+def apply_compile_and_checkpointing(
+    model: Decoder, *, compiled: bool, checkpointing: bool
+) -> None:
     """Set how `model` runs its layers from now on.
 
     `compiled` compiles one layer, which serves all of them: a twelfth of the time that twelve take,

@@ -49,7 +49,9 @@ def generate(
     return input_ids
 
 
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
+def _check_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int
+) -> None:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more")
     if top_k is not None and top_k < 1:

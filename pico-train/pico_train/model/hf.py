@@ -229,7 +229,11 @@ def _refuse_other_rope(key: str, rope: Any) -> None:
         )
 
 
-_JSON_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
 """Type of a field -> types that JSON may give for it. A bool is not an int here."""
 
 

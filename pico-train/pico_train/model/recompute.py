@@ -56,7 +56,9 @@ class _Output:
         """Return the output to one place of the backward pass, recomputed if it is the first."""
         output = self._recomputed
         if output is None:
-            with torch.enable_grad():  # as in the forward pass: without, other kernels may serve
+            with (
+                torch.enable_grad()
+            ):  # as in the forward pass: without, other kernels may serve
                 output = self._forward(*self._inputs).detach()
             self._recomputed, self._uses_left = output, self._uses
         self._uses_left -= 1

@@ -84,7 +84,11 @@ def architecture_of(config: DecoderConfig) -> Architecture:
 
 def stock_tensors(config: Mapping[str, Any]) -> Shapes:
     """Map name to shape for every tensor of the LlamaForCausalLM of `config` (a config.json)."""
-    width, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    width, inner, vocab = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["vocab_size"],
+    )
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or width // heads
     queries, keys = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
@@ -99,9 +103,14 @@ def stock_tensors(config: Mapping[str, Any]) -> Shapes:
         "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }
-    shapes: Shapes = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (vocab, width),
+        "model.norm.weight": (width,),
+    }
     for i in range(config["num_hidden_layers"]):
-        shapes |= {f"model.layers.{i}.{module}.weight": shape for module, shape in layer.items()}
+        shapes |= {
+            f"model.layers.{i}.{module}.weight": shape for module, shape in layer.items()
+        }
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocab, width)
     return shapes
@@ -196,7 +205,9 @@ def _attention(
     scores = query @ key.mT / head_dim**0.5  # (B, H, T, T)
     future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ value
-    return mixed.transpose(1, 2).reshape(batch, tokens, width) @ layer["self_attn.o_proj.weight"].T
+    return (
+        mixed.transpose(1, 2).reshape(batch, tokens, width) @ layer["self_attn.o_proj.weight"].T
+    )
 
 
 def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

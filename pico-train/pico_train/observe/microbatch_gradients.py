@@ -35,10 +35,14 @@ class MicroBatchGradients:
                 continue
             if name not in self.stacks:
                 # Zeros, because a pass may give this parameter no gradient.
-                self.stacks[name] = torch.zeros(micro_batches, *gradient.shape, dtype=self.dtype)
+                self.stacks[name] = torch.zeros(
+                    micro_batches, *gradient.shape, dtype=self.dtype
+                )
             # A micro-batch may consist of ignored tokens alone, which are no terms.
             self.stacks[name][index] = gradient / max(terms, 1)
-            self._sums[name] = self._sums[name].add_(gradient) if name in self._sums else gradient
+            self._sums[name] = (
+                self._sums[name].add_(gradient) if name in self._sums else gradient
+            )
             parameter.grad = None
 
     def put_back(self) -> None:

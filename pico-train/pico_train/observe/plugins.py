@@ -142,7 +142,9 @@ def _factory(name: str, key: str) -> Factory:
         choices = 'none is; pico-analyze brings "analyze"'
         if installed:
             choices = f"installed: {', '.join(sorted(installed))}"
-        raise UserError(f'{key}.name is "{name}", which is not an installed observer ({choices})')
+        raise UserError(
+            f'{key}.name is "{name}", which is not an installed observer ({choices})'
+        )
     try:
         return installed[name].load()
     except (ImportError, AttributeError, SyntaxError) as error:

@@ -49,7 +49,9 @@ def positions(config: PositionsConfig, seq_len: int, fingerprint: str) -> list[i
         # Counting from the end keeps the last position, whose context is the longest.
         return sorted(range(seq_len - 1, -1, -config.k))
     # The seed is fixed: runs with different seeds must keep the same positions to be compared.
-    drawn = torch.randperm(seq_len, generator=generator(0, "positions", fingerprint))[: config.k]
+    drawn = torch.randperm(seq_len, generator=generator(0, "positions", fingerprint))[
+        : config.k
+    ]
     return sorted(drawn.tolist())
 
 

@@ -204,7 +204,9 @@ class Observer:
     def _weights(self, decoder: Decoder) -> dict[str, nn.Parameter]:
         """The observed modules' weights; tied ones come once, under the embedding's name."""
         chosen = {f"{name}.weight" for name in self.modules}
-        return {name: parameter for name, parameter in decoder.named_parameters() if name in chosen}
+        return {
+            name: parameter for name, parameter in decoder.named_parameters() if name in chosen
+        }
 
     def train_gradients(self, parameters: dict[str, nn.Parameter]) -> Tensors:
         """Copy the gradients of the observed modules' parameters as training has computed them.
@@ -261,7 +263,9 @@ class Observer:
     def _pick(self, output: torch.Tensor) -> torch.Tensor:
         """(rows, T, width) -> (rows * positions, width), row by row; "mean" is the mean over T."""
         output = output.detach().float()
-        picked = output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
+        picked = (
+            output[:, self.positions] if self.positions else output.mean(dim=1, keepdim=True)
+        )
         return picked.flatten(0, 1)
 
     def _copied(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:

@@ -140,7 +140,9 @@ class Storage:
         states = keep.states([step for step in models if step not in stateless])
         return StoredSteps(models, states, saved, observed)
 
-    def peak(self, saved: list[int], observed: list[int], stateless: Collection[int] = ()) -> int:
+    def peak(
+        self, saved: list[int], observed: list[int], stateless: Collection[int] = ()
+    ) -> int:
         """Return the largest number of bytes on disk at any time.
 
         Usage only grows, since each save adds more than the policy then removes for it. The peak

@@ -90,9 +90,7 @@ def _time(job: Job) -> str:
     tokens = job.seq_len * train.batch_size * train.steps
     hours = token_flops * tokens / (RATE * 3600)
     rate = f"{RATE / 1e12:.0f} TFLOP/s"
-    return (
-        f"time         {hours:,.1f} device-hours at {rate}, for {token_flops:,} operations a token"
-    )
+    return f"time         {hours:,.1f} device-hours at {rate}, for {token_flops:,} operations a token"
 
 
 def _reads(job: Job) -> str:

@@ -73,7 +73,9 @@ class Job:
             observer=replace(self.observer, micro_batch=rows),
         )
 
-    def build_state(self, saved: SavedState | None, *, drop_unknown: bool = False) -> TrainState:
+    def build_state(
+        self, saved: SavedState | None, *, drop_unknown: bool = False
+    ) -> TrainState:
         """Build the state at step 0, or the one in `saved`.
 
         A rebuild passes `drop_unknown`: see `Method.rebuild_at`.

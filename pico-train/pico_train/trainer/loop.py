@@ -204,7 +204,9 @@ def _failure(session: Session, update: Update) -> NonFiniteError:
     examined = examine(state)
 
     def on_main() -> str:
-        return write_failure(directory, examined, update.step, update.loss, tokens, update.row_ids)
+        return write_failure(
+            directory, examined, update.step, update.loss, tokens, update.row_ids
+        )
 
     culprit = session.job.runtime.on_main(on_main)
     return NonFiniteError(

@@ -239,7 +239,8 @@ def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [
-        f"{name} changed: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names
+        f"{name} changed: {_short(before.get(name))} -> {_short(now.get(name))}"
+        for name in names
     ]
 
 

@@ -140,7 +140,10 @@ def can_defer_check(state: TrainState, device: torch.device, step: int) -> bool:
     fused = getattr(state.optimizer, "_step_supports_amp_scaling", False)
     whole = not any(is_sharded(parameter) for parameter in state.parameters.values())
     return (
-        device.type in _DEVICES_THAT_SKIP and fused and whole and not state.method.acts_after(step)
+        device.type in _DEVICES_THAT_SKIP
+        and fused
+        and whole
+        and not state.method.acts_after(step)
     )
 
 

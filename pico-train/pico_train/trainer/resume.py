@@ -144,7 +144,9 @@ def _prepare_disk(job: Job, newest: int | None) -> list[str]:
 
 
 def _thin(job: Job, newest: int) -> list[str]:
-    return prune_checkpoints(job.layout, job.config.checkpoint.keep, newest, job.config.train.steps)
+    return prune_checkpoints(
+        job.layout, job.config.checkpoint.keep, newest, job.config.train.steps
+    )
 
 
 @contextmanager
@@ -160,7 +162,13 @@ def _computing_with(threads: int | None) -> Iterator[None]:
 
 def _manifest(job: Job) -> RunManifest:
     layout = job.layout
-    parents = [layout.root, layout.checkpoints, layout.snapshots, layout.evaluations, layout.logs]
+    parents = [
+        layout.root,
+        layout.checkpoints,
+        layout.snapshots,
+        layout.evaluations,
+        layout.logs,
+    ]
     evaluated = codec.listed_steps(layout.evaluations)
     parents += [layout.evaluations / step_name(step) for step in evaluated]
     for parent in parents:
@@ -196,8 +204,12 @@ def _start_session(
     manifest.sessions.append(session_record(job, start))
     manifest.status, manifest.step, manifest.message = "running", start, ""
     counters, quiet = state.counters, quiet or not job.runtime.is_main
-    reporter = Reporter(job.config.log, manifest.total_steps, counters.step, counters.tokens, quiet)
-    session = Session(job, lock, manifest, state, None, reporter, Trackers(reporter.say), newest)
+    reporter = Reporter(
+        job.config.log, manifest.total_steps, counters.step, counters.tokens, quiet
+    )
+    session = Session(
+        job, lock, manifest, state, None, reporter, Trackers(reporter.say), newest
+    )
     if notice is not None:
         reporter.say(notice)
     job.runtime.on_main(lambda: _open_files(session, start))
@@ -295,5 +307,7 @@ def _resume_notices(job: Job, manifest: RunManifest, newest: int | None) -> list
     notices += changed_code(before, now)
     changed = ", ".join(changed_conditions(before, now))
     if changed:
-        notices.append(f"not bit-identical to an uninterrupted run, for these differ: {changed}")
+        notices.append(
+            f"not bit-identical to an uninterrupted run, for these differ: {changed}"
+        )
     return notices

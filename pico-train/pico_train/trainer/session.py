@@ -152,7 +152,9 @@ class Session:
 
     def rebuild(self) -> None:
         """Build model, method and optimizer anew from the state, as resuming from it would."""
-        self.state = self.job.build_state(self.state.capture(everywhere=True), drop_unknown=True)
+        self.state = self.job.build_state(
+            self.state.capture(everywhere=True), drop_unknown=True
+        )
 
     def beat(self) -> None:
         """Renew the heartbeat of the lock, and run.json after each save.
@@ -216,7 +218,9 @@ class Session:
         second = self.writer.close(drop=lost_lock)
         # A full disk is raised as a new error, with the writer's own as its cause.
         if second is not None and second not in (error, error.__cause__):
-            note = f"while that was to be recorded, writing failed as well: {in_one_line(second)}"
+            note = (
+                f"while that was to be recorded, writing failed as well: {in_one_line(second)}"
+            )
             error.add_note(note)
             self.reporter.say(note)
             message = f"{message}; {note}"

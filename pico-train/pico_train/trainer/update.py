@@ -59,7 +59,9 @@ def read_losses(updates: Sequence[Update], runtime: Runtime) -> None:
     if not updates:
         return
     # fsum rounds only once, however many micro-batches there are.
-    sums = [math.fsum(update.losses.tolist()) for update in updates if update.losses is not None]
+    sums = [
+        math.fsum(update.losses.tolist()) for update in updates if update.losses is not None
+    ]
     for update, total in zip(updates, runtime.sums(sums), strict=True):
         update.loss = total * update.scale
 
@@ -103,7 +105,9 @@ def compute_gradients(
     job.runtime.sum_gradients(state.parameters)
     all_tokens, *totals = job.runtime.sums([own_tokens, *sums.values()])
     scale = 1.0 / max(all_tokens, 1)  # a batch may consist of ignored tokens alone
-    torch._foreach_mul_([p.grad for p in state.parameters.values() if p.grad is not None], scale)
+    torch._foreach_mul_(
+        [p.grad for p in state.parameters.values() if p.grad is not None], scale
+    )
     update.losses, update.scale = torch.stack(losses), scale
     # Where several processes computed the same, each term is in the sum that many times.
     update.n_tokens = round(all_tokens) // replicas

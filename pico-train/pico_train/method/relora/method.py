@@ -70,7 +70,9 @@ class ReLoRA(Method):
         """Whether every operation of a restart works on sharded parameters."""
         options = self.config
         is_plain_restart = options.reset == "all" and options.adaptive is None
-        return is_plain_restart and not options.trainable_scale and options.base_dtype == "float32"
+        return (
+            is_plain_restart and not options.trainable_scale and options.base_dtype == "float32"
+        )
 
     def check(self, schedule: ScheduleConfig, steps: int) -> None:
         """Check that the learning rate restarts only with the factors and low-rank updates happen.
@@ -149,7 +151,14 @@ class ReLoRA(Method):
         self.since = step
         for name, layer in self.layers.items():
             self._restart(name, layer)
-        reset(options.reset, options.pruning_ratio, optimizer, self._all_factors(), self.seed, step)
+        reset(
+            options.reset,
+            options.pruning_ratio,
+            optimizer,
+            self._all_factors(),
+            self.seed,
+            step,
+        )
         if options.adaptive is not None:
             self._adapt(options.adaptive)
 
